@@ -1,0 +1,95 @@
+"""What goes in and what comes out: requests, sampling parameters, audio chunks and the result."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import InvalidOption
+
+__all__ = ["AudioChunk", "Reference", "SamplingParams", "Speech", "SpeechRequest"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are drawn. `None` means: whatever the engine does by default.
+
+    temperature: softmax temperature, 0 is greedy. top_p: nucleus mass in (0, 1]. top_k: candidates kept, at least 1.
+    repetition_penalty: divisor of the logits of recent tokens, at least 1. seed: 0 .. 2**63-1. max_new_tokens: frames at most.
+    Raises InvalidOption for values out of range.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_range("temperature", self.temperature, 0.0, 2.0)
+        _check_range("top_p", self.top_p, 0.0, 1.0, low_open=True)
+        _check_range("repetition_penalty", self.repetition_penalty, 1.0, 10.0)
+        _check_int("top_k", self.top_k, 1)
+        _check_int("seed", self.seed, 0)
+        _check_int("max_new_tokens", self.max_new_tokens, 1)
+
+    def over(self, defaults: SamplingParams) -> SamplingParams:
+        """These parameters, with `defaults` where this one says None."""
+        given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return replace(defaults, **given)
+
+
+def _check_range(name: str, value: Any, low: float, high: float, *, low_open: bool = False) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise InvalidOption(f"{name} must be a number, not {type(value).__name__}")
+    if not math.isfinite(value) or value < low or value > high or (low_open and value == low):
+        raise InvalidOption(f"{name} must be in {'(' if low_open else '['}{low:g}, {high:g}], not {value!r}")
+
+
+def _check_int(name: str, value: Any, low: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise InvalidOption(f"{name} must be an integer, not {type(value).__name__}")
+    if value < low or value >= 2**63:
+        raise InvalidOption(f"{name} must be at least {low}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A voice to imitate: float32 mono `audio` [n] at `sample_rate` Hz, and what it says."""
+
+    audio: np.ndarray
+    sample_rate: int
+    text: str
+    digest: str  # sha256 of the samples and the rate; names the voice in caches
+
+
+@dataclass(frozen=True)
+class SpeechRequest:
+    """One thing to say, already checked: see `text.check_text` and `audio.load_reference`."""
+
+    text: str
+    reference: Reference | None = None
+    sampling: SamplingParams = SamplingParams()  # noqa: RUF009 - frozen
+
+
+class AudioChunk(NamedTuple):
+    """A piece of speech in order: float32 mono [n] in [-1, 1] at `sample_rate` Hz."""
+
+    audio: np.ndarray
+    sample_rate: int
+
+
+class Speech(NamedTuple):
+    """The result: float32 mono [n] in [-1, 1], Hz, and the metrics that `docs/operations.md` lists."""
+
+    audio: np.ndarray
+    sample_rate: int
+    metrics: dict[str, Any]
