@@ -1,0 +1,241 @@
+"""Logits to tokens in numpy: top-k, nucleus, temperature, repetition penalty and repetition-aware sampling.
+
+This is the inner loop of decoding, called once per codebook and frame: it sorts as few candidates as the rule allows.
+Nucleus: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration". Repetition-aware sampling (RAS):
+Chen et al. 2024, "VALL-E 2". Drawing: argmax(p / e) with e ~ Exponential(1), taken in logarithms, where it is the
+Gumbel-max trick.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from .errors import BadOutput
+from .speech import SamplingParams
+
+__all__ = ["RULES", "Sampler", "SamplingRule", "TokenLayout", "draw", "nucleus", "penalise"]
+
+MIN_TEMPERATURE = 1e-5  # the engines clip here
+FIRST_LOOK = 64  # candidates sorted before looking whether the nucleus is larger; trained models rarely need more
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingRule:
+    """How one engine layout keeps speech from looping, over a window of the frames after the prefill's.
+
+    ras: redraw the main token at `ras_temperature`, `ras_top_p` when it is semantic and its `window` holds it.
+    penalty: shrink the logits of recent values. code_rows: leading logits of a codebook that may be drawn (None: all).
+    """
+
+    repetition: Literal["ras", "penalty"]
+    window: int
+    ras_temperature: float = 1.0
+    ras_top_p: float = 0.9
+    code_rows: int | None = None
+
+
+RULES: Mapping[str, SamplingRule] = {
+    "head": SamplingRule(repetition="ras", window=10),
+    "s1": SamplingRule(repetition="penalty", window=16, code_rows=1024),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLayout:
+    """Where speech lives in the vocabulary: semantic ids `semantic_begin` .. `semantic_end` (inclusive) and `end_id`.
+
+    The exported output head has the semantic rows in order, then the end token's: see `rows`. A frame is
+    `1 + n_codebooks` numbers: the main token, its own code, and the codes of the residual codebooks.
+    """
+
+    semantic_begin: int
+    semantic_end: int
+    end_id: int
+    n_codebooks: int
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.semantic_begin <= self.semantic_end
+        assert min(self.end_id, self.n_codebooks - 1) >= 0
+        assert not self.semantic_begin <= self.end_id <= self.semantic_end, "the end token is not a semantic one"
+
+    @property
+    def n_semantic(self) -> int:
+        return self.semantic_end - self.semantic_begin + 1
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Row of the exported head -> vocabulary id, int64 [n_semantic + 1]."""
+        return np.append(np.arange(self.semantic_begin, self.semantic_end + 1), self.end_id)
+
+    def token(self, row: int) -> int:
+        """The vocabulary id of a row."""
+        return self.semantic_begin + row if row < self.n_semantic else self.end_id
+
+    def rows_of(self, ids: np.ndarray) -> np.ndarray:
+        """Vocabulary ids [n] -> the rows of those which are exported [<= n]."""
+        rows = np.where(ids == self.end_id, self.n_semantic, ids - self.semantic_begin)
+        return rows[(rows >= 0) & (rows < self.n_semantic) | (ids == self.end_id)]
+
+    def first_code(self, token: int) -> int:
+        """The code of the first codebook that a main token stands for, clamped into it (the end token has none)."""
+        return min(max(token - self.semantic_begin, 0), self.n_semantic - 1)
+
+
+def nucleus(logits: np.ndarray, *, top_p: float, top_k: int | None = None) -> np.ndarray:
+    """The logits which may be drawn, descending: float32 [n] -> float32 [k], 1 <= k <= n.
+
+    Rank r stays while r < top_k and the softmax over *all* logits, untempered, summed up to and including r is at most
+    top_p; rank 0 always stays. Raises BadOutput when the largest logit is not finite (nothing to draw, inf or NaN).
+    """
+    n = logits.size
+    peak = logits.max() if n else np.float32(np.nan)  # NaN wins a maximum
+    if not math.isfinite(peak):
+        raise _unusable(logits)
+    limit = n if top_k is None else min(top_k, n)
+    bound = top_p * float(np.exp(logits - peak).sum()) if top_p < 1.0 else math.inf  # rounding must not cut top_p = 1
+    size = limit if bound == math.inf else min(limit, FIRST_LOOK)
+    while True:
+        # Only values are sorted: numpy sorts float32 with SIMD, but has no such argsort. `_locate` finds the index.
+        ranked = np.sort(logits if size == n else np.partition(logits, n - size)[n - size :])[::-1]
+        if bound == math.inf:
+            return ranked
+        mass = np.exp(ranked - peak).cumsum(dtype=np.float64)
+        if size == limit or mass[-1] > bound:
+            return ranked[: max(1, int(mass.searchsorted(bound, side="right")))]
+        size = limit
+
+
+def draw(
+    logits: np.ndarray, rng: np.random.Generator, *, temperature: float, top_p: float, top_k: int | None = None
+) -> int:
+    """One index of `logits` (float32 [n]) from the softmax over its nucleus at `temperature`; 0 is greedy.
+
+    Equal logits are told apart by index, the first one ranking highest. Raises BadOutput like `nucleus`.
+    """
+    if temperature == 0.0:
+        best = int(logits.argmax()) if logits.size else 0
+        if not logits.size or not math.isfinite(logits[best]):
+            raise _unusable(logits)
+        return best
+    ranked = nucleus(logits, top_p=top_p, top_k=top_k)
+    rank = 0
+    if ranked.size > 1:
+        # argmax(p / e) = argmax(log p + Gumbel): no second softmax, and nothing to divide by
+        scores = np.divide(ranked, max(temperature, MIN_TEMPERATURE), dtype=np.float64)  # float32 may overflow here
+        rank = int((scores + rng.gumbel(size=ranked.size)).argmax())
+    return _locate(logits, ranked, rank)
+
+
+def penalise(logits: np.ndarray, rows: np.ndarray, penalty: float) -> np.ndarray:
+    """A copy of `logits` [n] with each distinct index in `rows` made less likely, once.
+
+    A negative logit is multiplied by `penalty`, any other divided.
+    Source: Keskar et al. 2019, "CTRL", in the signed form which engines use.
+    """
+    logits = logits.copy()
+    scores = logits[rows]
+    logits[rows] = np.where(scores < 0, scores * penalty, scores / penalty)  # a repeated index writes one value twice
+    return logits
+
+
+class Sampler:
+    """Draws the tokens of one sequence: `main`, then `code(k)` for k = 1 .. n_codebooks - 1, then `push` the frame.
+
+    `params` must be resolved (temperature and top_p given). The random numbers of a frame depend on the seed and the
+    frame's number alone (Philox, Salmon et al. 2011), so `resume` continues exactly as the original would have.
+    Not for sharing between threads: one per sequence. Memory does not grow.
+    """
+
+    def __init__(self, rule: SamplingRule, params: SamplingParams, layout: TokenLayout) -> None:
+        if params.temperature is None or params.top_p is None:
+            raise ValueError("a sampler needs a temperature and a top_p: resolve its params with SamplingParams.over")
+        self.rule, self.params, self.layout = rule, params, layout
+        self.seed = secrets.randbits(63) if params.seed is None else int(params.seed)
+        self.frames = 0  # pushed so far, the prefill's included
+        self._history = np.zeros((1 + layout.n_codebooks, rule.window), np.int64)  # without the prefill's frame
+        self._temperature, self._top_p, self._top_k = float(params.temperature), float(params.top_p), params.top_k
+        self._penalty = float(params.repetition_penalty or 1.0) if rule.repetition == "penalty" else 1.0
+        self._seek()
+
+    def main(self, logits: np.ndarray) -> int:
+        """The main token as a vocabulary id, from the exported rows' logits, float32 [n_semantic + 1].
+
+        Raises BadOutput for a wrong length, and like `nucleus`.
+        """
+        logits = _flat(logits)
+        if logits.size != self.layout.n_semantic + 1:
+            raise BadOutput(
+                f"the main head answered {logits.size} logits instead of {self.layout.n_semantic + 1}; "
+                "the export does not belong to this model"
+            )
+        if self._penalty != 1.0 and self.frames:
+            # The engine takes the window's oldest *frame* here, codes and all, where it means the recent main tokens.
+            logits = penalise(logits, self.layout.rows_of(self._history[:, 0]), self._penalty)
+        row = self._draw(logits)
+        token = self.layout.token(row)
+        # The engine draws the second sample always; drawn when needed, it has the same distribution.
+        if self.rule.repetition == "ras" and self.frames and row < self.layout.n_semantic and token in self._history[0]:
+            rule = self.rule
+            row = draw(logits, self._rng, temperature=rule.ras_temperature, top_p=rule.ras_top_p, top_k=self._top_k)
+            token = self.layout.token(row)
+        return token
+
+    def code(self, k: int, logits: np.ndarray) -> int:
+        """The code of residual codebook k, 1 .. n_codebooks - 1, from logits [n], float32; raises like `nucleus`."""
+        assert 1 <= k < self.layout.n_codebooks
+        logits = _flat(logits)[: self.rule.code_rows]
+        if self._penalty != 1.0 and self.frames:
+            window = self._history[k + 1]
+            logits = penalise(logits, window[window < logits.size], self._penalty)
+        return self._draw(logits)
+
+    def push(self, frame: Sequence[int] | np.ndarray) -> None:
+        """Record a frame: main token, its code, residual codes [1 + n_codebooks]. The first is the prefill's."""
+        self._remember(frame)
+        self._seek()
+
+    def resume(self, frames: Iterable[Sequence[int] | np.ndarray]) -> Sampler:
+        """A new sampler that stands after `frames`, all since the prefill's, with this one's seed and options."""
+        other = Sampler(self.rule, self.params, self.layout)
+        other.seed = self.seed
+        for frame in frames:
+            other._remember(frame)
+        other._seek()
+        return other
+
+    def _draw(self, logits: np.ndarray) -> int:
+        return draw(logits, self._rng, temperature=self._temperature, top_p=self._top_p, top_k=self._top_k)
+
+    def _remember(self, frame: Sequence[int] | np.ndarray) -> None:
+        # Filled from the left, then rolled, so that column 0 is always the oldest frame there is.
+        slot = self.frames - 1  # the prefill's frame is in no window
+        if slot >= self.rule.window:
+            self._history[:, :-1] = self._history[:, 1:]
+            slot = self.rule.window - 1
+        if slot >= 0:
+            self._history[:, slot] = frame
+        self.frames += 1
+
+    def _seek(self) -> None:
+        self._rng = np.random.Generator(np.random.Philox(key=self.seed, counter=self.frames << 128))
+
+
+def _flat(logits: np.ndarray) -> np.ndarray:
+    return np.asarray(logits, np.float32).reshape(-1)
+
+
+def _locate(logits: np.ndarray, ranked: np.ndarray, rank: int) -> int:
+    """The index in `logits` of a rank, equal values in order of index."""
+    same = np.flatnonzero(logits == ranked[rank])
+    return int(same[0] if same.size == 1 else same[rank - np.count_nonzero(ranked[:rank] != ranked[rank])])
+
+
+def _unusable(logits: np.ndarray) -> BadOutput:
+    nan, inf = int(np.isnan(logits).sum()), int(np.isposinf(logits).sum())
+    return BadOutput(f"no token can be drawn from {logits.size} logits: {nan} are NaN, {inf} are +inf, or all are -inf")
