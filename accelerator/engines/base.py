@@ -1,0 +1,115 @@
+"""What an adapter is: the parts of an engine that can be replaced, and the seam where they are.
+
+    Part      one stage with two implementations: PyTorch's own, and the one made from exported components
+    Adapter   an engine's parts, and a copy of the engine that calls whatever it is given instead of them
+    Bound     that copy: the engine's own interface, and a uniform stream of audio
+
+The parts every engine uses, in the order of a request, with the stages they count to:
+
+    encoder         reference     reference audio -> codes
+    text2semantic   text2semantic prompt -> frames of codes, one by one (a generator part)
+    decoder         decoder       codes -> audio
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from ..export import Component
+from ..session import SessionOptions
+from ..speech import AudioChunk, SpeechRequest
+
+__all__ = ["Adapter", "Bound", "Part", "tensors_digest"]
+
+Call = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One replaceable stage of an engine.
+
+    torch: the engine's own implementation; it must not depend on anything the routed copy changes, and answers with what
+    `loaded` answers with. load(directories by component name, options): the ONNX Runtime twin with the same signature.
+    A generator part's two implementations take `resume`, a list of items already produced, and go on behind it.
+    check(result): raises BadOutput if an answer cannot be right (for a generator, it sees every item).
+    probe(call): runs a small typical piece of work on either implementation; the optimizer times it. It returns the number of
+    units done (frames, seconds of audio), so that both arms are compared per unit.
+    """
+
+    name: str
+    stage: str
+    components: tuple[Component, ...]
+    torch: Call
+    load: Callable[[Mapping[str, Path], SessionOptions], Call]
+    probe: Callable[[Call], float]
+    check: Callable[[Any], None] = lambda _: None
+    generator: bool = False
+
+
+@runtime_checkable
+class Bound(Protocol):
+    """A copy of the engine with its parts replaced. `engine` offers everything the original offers."""
+
+    engine: Any
+
+    def stream(self, request: SpeechRequest) -> Iterator[AudioChunk]:
+        """Speech in order, as it becomes ready. Raises what the engine raises."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """Everything the optimizer knows of an engine. `sample_rate` is in Hz."""
+
+    name: str
+    sample_rate: int
+
+    def parts(self) -> Sequence[Part]:
+        """The replaceable stages; an empty sequence means that the engine is only passed through."""
+        ...
+
+    def bind(self, calls: Mapping[str, Call]) -> Bound:
+        """A copy of the engine whose parts are `calls`, by part name. The user's engine itself is never changed."""
+        ...
+
+    def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
+        """Speech from the untouched engine."""
+        ...
+
+    def release(self) -> None:
+        """Drop the PyTorch weights; the parts' `torch` loads them again if it is ever called."""
+        ...
+
+
+def tensors_digest(tensors: Iterable[tuple[str, Any]]) -> str:
+    """sha256 over names, types, shapes and contents of torch tensors, independent of their order."""
+
+    def one(item: tuple[str, Any]) -> str:
+        name, tensor = item
+        data = tensor.detach().cpu().contiguous()
+        digest = hashlib.sha256(f"{name}|{data.dtype}|{tuple(data.shape)}|".encode())
+        if data.numel():
+            import torch
+
+            digest.update(memoryview(data.reshape(-1).view(torch.uint8).numpy()))
+        return digest.hexdigest()
+
+    with ThreadPoolExecutor(max_workers=2) as pool:  # hashlib releases the interpreter lock
+        return hashlib.sha256("\n".join(sorted(pool.map(one, tensors))).encode()).hexdigest()
+
+
+def check_codes(codes: np.ndarray) -> None:
+    """Raises BadOutput if codes [C, n] are negative."""
+    from ..errors import BadOutput
+
+    if codes.size and int(codes.min()) < 0:
+        raise BadOutput("negative codes")

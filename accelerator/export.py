@@ -1,0 +1,190 @@
+"""Component: key -> cache -> build -> prove -> publish.
+
+A component is one exportable part of an engine. Its export is published in the cache only when the proof says that ONNX
+Runtime answers as PyTorch does; a rejected precision is remembered with its figures, so that it is not built again.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .cache import ContentCache, Entry, make_key
+from .errors import ExportError, ProofFailed
+from .graph.graph import OPSET
+
+__all__ = ["PRECISIONS", "Component", "Export", "Progress", "ProgressEvent", "export_best", "export_component"]
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("int4", "int8", "fp32")  # each one's successor is the next better
+Proof = Literal["strict", "warn"]
+_FORMAT = 1  # bump when the files of an entry change their meaning
+_VERSIONED = ("onnxruntime", "torch", "onnx", "onnxscript")
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """What the exporter is doing: `stage` is hash, build, prove, load, probe or ready; done of total, in steps."""
+
+    component: str
+    stage: str
+    done: int = 0
+    total: int = 0
+    precision: str = ""
+
+
+Progress = Callable[[ProgressEvent], None]
+
+
+def ignore_progress(_: ProgressEvent) -> None:
+    """The default: nobody is told."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One exportable part of an engine, and PyTorch's answer to compare with.
+
+    identity: sha256 of the weights. config: JSON-able; everything beside the weights that shapes the graph. precisions: those
+    the component can be built in. build(directory, precision, progress) writes the files. prove(directory, precision) returns
+    figures, with "passed" (bool) and "bar" among them. sources: Python files whose text takes part in the key.
+    """
+
+    name: str
+    identity: Callable[[], str]
+    config: Mapping[str, Any]
+    precisions: tuple[str, ...]
+    build: Callable[[Path, str, Progress], None]
+    prove: Callable[[Path, str], dict[str, Any]]
+    sources: tuple[str, ...] = ()
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # precision -> what defines it
+
+
+@dataclass(frozen=True)
+class Export:
+    """A usable export: where it lies, how precise it is, and what was rejected on the way."""
+
+    entry: Entry
+    precision: str
+    proof: Mapping[str, Any]
+    rejected: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def path(self) -> Path:
+        return self.entry.path
+
+
+def key_fields(component: Component, precision: str) -> dict[str, Any]:
+    """Everything an export depends on. Weights, graph, configuration, recipe, operator set and the tools' versions."""
+    return {
+        "format": _FORMAT,
+        "component": component.name,
+        "weights": component.identity(),
+        "config": dict(component.config),
+        "precision": precision,
+        "recipe": dict(component.recipes.get(precision, {})),
+        "opset": OPSET,
+        "sources": _source_digest(component.sources),
+        "versions": _versions(),
+    }
+
+
+def export_component(
+    component: Component,
+    precision: str,
+    cache: ContentCache,
+    *,
+    proof: Proof = "strict",
+    progress: Progress = ignore_progress,
+) -> Export:
+    """The component's export in exactly this precision, from the cache or built, proven and published now.
+
+    Raises ProofFailed (with its report) when the proof rejects it and `proof` is "strict", ExportError for any other failure of
+    the exporter, CacheError when there is no place at all to put it.
+    """
+    progress(ProgressEvent(component.name, "hash", precision=precision))
+    fields = key_fields(component, precision)
+    key = make_key(**fields)
+    if (entry := cache.get(key)) is not None:
+        if entry.meta["proof"]["passed"] or proof == "warn":
+            return Export(entry, precision, entry.meta["proof"])
+    elif proof == "strict" and (report := cache.read_note(key, "rejected")):
+        raise ProofFailed(_rejection(component, precision, report), report)
+
+    def build(directory: Path) -> dict[str, Any]:
+        try:
+            component.build(directory, precision, progress)
+            progress(ProgressEvent(component.name, "prove", precision=precision))
+            report = component.prove(directory, precision)
+        except (ExportError, MemoryError):
+            raise
+        except Exception as error:  # whatever the exporter's many layers raise
+            raise ExportError(f"{component.name} could not be exported as {precision}: {error}") from error
+        if not report["passed"]:
+            message = _rejection(component, precision, report)
+            if proof == "strict":
+                cache.write_note(key, "rejected", report)
+                raise ProofFailed(message, report)
+            warnings.warn(f"{message}; published all the same because of proof='warn'", RuntimeWarning, stacklevel=2)
+        return {"proof": report, "precision": precision}
+
+    if entry is not None:  # published under proof="warn", not good enough for "strict"
+        raise ProofFailed(_rejection(component, precision, entry.meta["proof"]), entry.meta["proof"])
+    entry = cache.get_or_create(key, build, name=component.name, fields=fields)
+    return Export(entry, precision, entry.meta["proof"])
+
+
+def export_best(
+    component: Component,
+    precision: str,
+    cache: ContentCache,
+    *,
+    proof: Proof = "strict",
+    progress: Progress = ignore_progress,
+) -> Export:
+    """The export in `precision`, or in the next better one that passes its proof.
+
+    Raises ExportError when none does; ProofFailed if it was the last one's proof.
+    """
+    rejected: list[Mapping[str, Any]] = []
+    for candidate in _from(precision, component.precisions):
+        try:
+            export = export_component(component, candidate, cache, proof=proof, progress=progress)
+        except ProofFailed as error:
+            rejected.append({"precision": candidate, **error.report})
+            logger.warning("%s", error)
+            failure = error
+            continue
+        return Export(export.entry, candidate, export.proof, tuple(rejected))
+    raise failure
+
+
+def _from(precision: str, offered: Sequence[str]) -> list[str]:
+    """The offered precisions from `precision` upwards; the best one offered if none is as good."""
+    wanted = [p for p in PRECISIONS[PRECISIONS.index(precision) :] if p in offered]
+    return wanted or [p for p in PRECISIONS if p in offered][-1:]
+
+
+def _rejection(component: Component, precision: str, report: Mapping[str, Any]) -> str:
+    figures = ", ".join(f"{k} {v:.3g}" for k, v in report.items() if isinstance(v, float))
+    return f"{component.name} as {precision} is not faithful to PyTorch ({figures}; bar {report.get('bar')})"
+
+
+@functools.cache
+def _source_digest(sources: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(Path(source).read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _VERSIONED}

@@ -1,0 +1,203 @@
+"""The dual autoregressive language model as two ONNX graphs: `slow` over frames, `fast` over a frame's codebooks.
+
+The architecture is Fish-Speech's (Liao et al. 2024, arXiv:2411.01156) on Llama blocks (Touvron et al. 2023). Both graphs
+serve prefill and decode: KV caches are buffers [B, kv_heads, capacity, head_dim] that are input and output at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .graph import Graph
+from .quantize import Recipe, linear
+
+__all__ = ["DualARSpec", "TransformerSpec", "Weights", "build_fast", "build_slow", "rope_tables"]
+
+Weights = Callable[[str], np.ndarray]
+"""name -> float32 array, loaded when asked for. The names are those used below; linear weights are [out, in]."""
+
+
+@dataclass(frozen=True)
+class TransformerSpec:
+    """Dimensions of one stack of Llama blocks."""
+
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    eps: float
+    rope_base: float
+    positions: int  # longest sequence
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    rope_bf16: bool = False  # the engine rounds its table of cosines to bfloat16
+
+
+@dataclass(frozen=True)
+class DualARSpec:
+    """A dual autoregressive model: what the graphs and the decode loop must know of it."""
+
+    slow: TransformerSpec
+    fast: TransformerSpec
+    codebooks: int
+    codebook_size: int
+    semantic_begin: int  # first vocabulary id that stands for a semantic code
+    semantic_end: int  # last such id, inclusive
+    end_id: int
+    fast_codes: int  # how many of the fast head's rows the engine samples from
+    fast_input: Literal["pre_norm", "post_norm"]
+    scale_codebook_embeddings: bool
+    fast_projection: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> DualARSpec:
+        return cls(**{**data, "slow": TransformerSpec(**data["slow"]), "fast": TransformerSpec(**data["fast"])})
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Vocabulary ids that can be sampled, in the order of the exported head: the semantic ids, then the end id."""
+        return np.append(np.arange(self.semantic_begin, self.semantic_end + 1), self.end_id)
+
+
+def build_slow(directory: Path, spec: DualARSpec, weights: Weights, recipe: Recipe) -> None:
+    """Write slow.onnx: embedded frames in, logits of the next main token and the fast model's input out."""
+    stack = spec.slow
+    with Graph(directory, "slow") as graph:
+        x = graph.input("x", np.float32, ["batch", "length", stack.dim])
+        last = graph.input("last", np.int64, ["batch", 1])  # each row's last real position
+        x, skip = _transformer(graph, stack, "slow", x, weights, recipe)
+        x = graph.op("Add", x, skip)
+        x = graph.op("GatherND", x, last, batch_dims=1)  # [B, D]
+        normed = _norm(graph, x, "slow.norm", weights, stack.eps)
+        logits = linear(graph, recipe.head(), normed, "slow.head", weights("slow.head"))
+        hidden = x if spec.fast_input == "pre_norm" else normed
+        if spec.fast_projection:
+            hidden = linear(graph, recipe, hidden, "fast_in", weights("fast_in"), weights("fast_in.bias"))
+        graph.output(logits, "logits", np.float32, ["batch", len(spec.rows)])
+        graph.output(hidden, "hidden", np.float32, ["batch", spec.fast.dim])
+
+
+def build_fast(directory: Path, spec: DualARSpec, weights: Weights, recipe: Recipe) -> None:
+    """Write fast.onnx: embedded codes in, logits of the next codebook out (last position only)."""
+    stack = spec.fast
+    with Graph(directory, "fast") as graph:
+        x = graph.input("x", np.float32, ["batch", "length", stack.dim])
+        x, skip = _transformer(graph, stack, "fast", x, weights, recipe)
+        x = graph.op("Add", x, skip)
+        x = graph.op("Gather", x, graph.constant(-1), axis=1)  # [B, D]
+        x = _norm(graph, x, "fast.norm", weights, stack.eps)
+        logits = linear(graph, recipe.head(), x, "fast.head", weights("fast.head")[: spec.fast_codes])
+        graph.output(logits, "logits", np.float32, ["batch", spec.fast_codes])
+
+
+def rope_tables(spec: TransformerSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines, float32 [positions, head_dim/2], of rotary embeddings (Su et al. 2021, arXiv:2104.09864)."""
+    frequencies = 1.0 / np.float32(spec.rope_base) ** (
+        np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
+    )
+    angles = np.outer(np.arange(spec.positions, dtype=np.float32), frequencies.astype(np.float32))
+    cos, sin = np.cos(angles), np.sin(angles)
+    return (_round_to_bfloat16(cos), _round_to_bfloat16(sin)) if spec.rope_bf16 else (cos, sin)
+
+
+def _round_to_bfloat16(x: np.ndarray) -> np.ndarray:
+    bits = x.astype(np.float32).view(np.uint32)
+    rounded = bits + (((bits >> 16) & 1) + 0x7FFF)  # round to nearest, ties to even
+    return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def _transformer(
+    graph: Graph, spec: TransformerSpec, prefix: str, x: str, weights: Weights, recipe: Recipe
+) -> tuple[str, str]:
+    """Llama blocks; returns the last feed-forward's output and the residual it is still to be added to."""
+    cos, sin = rope_tables(spec)
+    shared = {
+        "seqlens_k": graph.input("seqlens_k", np.int32, ["batch"]),  # each row's last position, after this run
+        "total": graph.input("total_sequence_length", np.int32, []),  # the longest row, after this run
+        "cos": graph.weight("cos", cos),
+        "sin": graph.weight("sin", sin),
+    }
+    norm = _norm(graph, x, f"{prefix}.0.attention_norm", weights, spec.eps)
+    skip = x
+    for i in range(spec.layers):
+        name = f"{prefix}.{i}"
+        attended = _attention(graph, spec, name, i, norm, weights, recipe, shared)
+        norm, skip = _skip_norm(graph, attended, skip, f"{name}.ffn_norm", weights, spec.eps)
+        x = _feed_forward(graph, name, norm, weights, recipe)
+        if i + 1 < spec.layers:
+            norm, skip = _skip_norm(graph, x, skip, f"{prefix}.{i + 1}.attention_norm", weights, spec.eps)
+    return x, skip
+
+
+def _attention(
+    graph: Graph,
+    spec: TransformerSpec,
+    name: str,
+    index: int,
+    x: str,
+    weights: Weights,
+    recipe: Recipe,
+    shared: dict[str, str],
+) -> str:
+    bias = weights(f"{name}.qkv.bias") if spec.qkv_bias else None
+    qkv = linear(graph, recipe, x, f"{name}.qkv", weights(f"{name}.qkv"), bias)  # [B, S, (H + 2 Hkv) Dh]
+    query, key, value = qkv, "", ""
+    if spec.qk_norm:
+        sizes = graph.constant([spec.heads * spec.head_dim, *[spec.kv_heads * spec.head_dim] * 2])
+        query, key, value = graph.node("Split", [qkv, sizes], 3, "", {"axis": -1})
+        query = _head_norm(graph, spec, query, f"{name}.q_norm", weights)
+        key = _head_norm(graph, spec, key, f"{name}.k_norm", weights)
+    cache = ["batch", spec.kv_heads, "capacity", spec.head_dim]
+    past = [graph.input(f"past_{kind}.{index}", np.float32, cache) for kind in ("key", "value")]
+    present = [f"present_{kind}.{index}" for kind in ("key", "value")]
+    attended = f"{name}.attended"
+    graph.node(
+        "GroupQueryAttention",
+        [query, key, value, *past, shared["seqlens_k"], shared["total"], shared["cos"], shared["sin"]],
+        [attended, *present],
+        "com.microsoft",
+        {"num_heads": spec.heads, "kv_num_heads": spec.kv_heads, "do_rotary": 1, "rotary_interleaved": 1},
+    )
+    for value_name in present:
+        graph.output(value_name, value_name, np.float32, cache)
+    bias = weights(f"{name}.out.bias") if spec.out_bias else None
+    return linear(graph, recipe, attended, f"{name}.out", weights(f"{name}.out"), bias)
+
+
+def _feed_forward(graph: Graph, name: str, x: str, weights: Weights, recipe: Recipe) -> str:
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+    gate = linear(graph, recipe, x, f"{name}.gate", weights(f"{name}.gate"))
+    up = linear(graph, recipe, x, f"{name}.up", weights(f"{name}.up"))
+    silu = graph.fused("QuickGelu", gate, alpha=1.0)  # x * sigmoid(x)
+    return linear(graph, recipe, graph.op("Mul", silu, up), f"{name}.down", weights(f"{name}.down"))
+
+
+def _norm(graph: Graph, x: str, name: str, weights: Weights, eps: float) -> str:
+    """RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    scale = graph.weight(name, weights(name))
+    return graph.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=eps, stash_type=1)
+
+
+def _skip_norm(graph: Graph, x: str, skip: str, name: str, weights: Weights, eps: float) -> tuple[str, str]:
+    """RMSNorm of x + skip, and that sum."""
+    outputs = [f"{name}.out", "", "", f"{name}.sum"]
+    inputs = [x, skip, graph.weight(name, weights(name))]
+    graph.node("SkipSimplifiedLayerNormalization", inputs, outputs, "com.microsoft", {"epsilon": eps})
+    return outputs[0], outputs[3]
+
+
+def _head_norm(graph: Graph, spec: TransformerSpec, x: str, name: str, weights: Weights) -> str:
+    """RMSNorm over each head's dimensions. The CPU's GroupQueryAttention takes no norm weights, so it comes before."""
+    heads = graph.op("Reshape", x, graph.constant([0, 0, -1, spec.head_dim]))  # [B, S, H, Dh]
+    return graph.op("Reshape", _norm(graph, heads, name, weights, spec.eps), graph.constant([0, 0, -1]))

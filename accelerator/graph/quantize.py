@@ -1,0 +1,116 @@
+"""Block-wise weight quantization for ONNX Runtime's MatMulNBits, and the `Linear` recipes built on it.
+
+Every row of a weight [N, K] is cut into blocks along K; a block of `block` weights shares one float32 scale (and, if
+asymmetric, one zero point). MatMulNBits then multiplies with activations quantized to int8 on the fly (accuracy level 4,
+VNNI/dot-product kernels). The layout is that of the operator's documentation (onnxruntime, ContribOperators.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .graph import Graph
+
+__all__ = ["RECIPES", "Recipe", "dequantize_blocks", "linear", "quantize_blocks"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the linear layers of a graph are stored. `bits` 32 is plain float32."""
+
+    bits: int = 32
+    block: int = 32
+    symmetric: bool = True
+    head_bits: int = 32  # output heads decide the argmax, so a recipe may keep them wider
+    head_block: int = 32
+
+    def head(self) -> Recipe:
+        """The same recipe for an output head."""
+        return Recipe(self.head_bits, self.head_block, self.symmetric, self.head_bits, self.head_block)
+
+
+RECIPES = {
+    "fp32": Recipe(),
+    "int8": Recipe(bits=8, block=128, head_bits=8, head_block=128),
+    "int4": Recipe(bits=4, block=32, head_bits=8, head_block=32),
+}
+
+
+def quantize_blocks(
+    weight: np.ndarray, bits: int, block: int, *, symmetric: bool = True
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Quantize float32 `weight` [N, K] to `bits` (4 or 8) in blocks along K.
+
+    Returns packed values uint8 [N, ceil(K/block), block*bits/8], scales float32 [N, ceil(K/block)] and, if not symmetric,
+    zero points uint8 [N, ceil(ceil(K/block)*bits/8)]. Symmetric blocks map their largest magnitude, with its sign, to the
+    most negative level, which uses all 2**bits levels (as llama.cpp's Q4_0 does).
+    """
+    if bits not in (4, 8):
+        raise ValueError(f"bits must be 4 or 8, not {bits}")
+    rows, columns = weight.shape
+    blocks = -(-columns // block)
+    if blocks * block != columns:
+        weight = np.pad(weight, ((0, 0), (0, blocks * block - columns)))
+    values = weight.reshape(rows, blocks, block)
+    levels, middle = 2**bits - 1, 2 ** (bits - 1)
+    high, low = values.max(axis=2), values.min(axis=2)
+    if symmetric:
+        extreme = np.where(high > -low, high, low)
+        scales = extreme / -middle
+        zero = np.full_like(scales, middle)
+    else:
+        high, low = np.maximum(high, 0), np.minimum(low, 0)
+        scales = (high - low) / levels
+        zero = np.rint(np.divide(-low, scales, out=np.zeros_like(scales), where=scales != 0))
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
+    scaled = values * inverse[:, :, None]
+    scaled += zero[:, :, None] + 0.5  # +0.5 and truncation is rounding, far faster than rint on float32
+    quantized = np.clip(scaled, 0, levels, out=scaled).astype(np.uint8)
+    packed = _pack_nibbles(quantized) if bits == 4 else quantized
+    if symmetric:
+        return packed, scales.astype(np.float32), None
+    points = zero.astype(np.uint8)
+    if bits == 4:
+        points = _pack_nibbles(np.pad(points, ((0, 0), (0, blocks % 2)), constant_values=middle))
+    return packed, scales.astype(np.float32), points
+
+
+def dequantize_blocks(
+    packed: np.ndarray, scales: np.ndarray, points: np.ndarray | None, bits: int, columns: int
+) -> np.ndarray:
+    """The float32 [N, `columns`] that `quantize_blocks`' result stands for."""
+    rows, blocks = scales.shape
+    values = (_unpack_nibbles(packed) if bits == 4 else packed).reshape(rows, blocks, -1)
+    if points is None:
+        zero = np.full((rows, blocks), 2 ** (bits - 1), np.float32)
+    else:
+        zero = (_unpack_nibbles(points) if bits == 4 else points)[:, :blocks].astype(np.float32)
+    weight = (values.astype(np.float32) - zero[:, :, None]) * scales[:, :, None]
+    return weight.reshape(rows, -1)[:, :columns]
+
+
+def _pack_nibbles(values: np.ndarray) -> np.ndarray:
+    return values[..., 0::2] | (values[..., 1::2] << 4)  # low nibble first
+
+
+def _unpack_nibbles(packed: np.ndarray) -> np.ndarray:
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+
+
+def linear(graph: Graph, recipe: Recipe, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None = None) -> str:
+    """y = x W^T + b for a float32 `weight` [N, K], stored as `recipe` says. x [..., K] -> y [..., N]."""
+    rows, columns = weight.shape
+    if recipe.bits == 32:
+        y = graph.op("MatMul", x, graph.weight(name, weight.T))
+        return y if bias is None else graph.op("Add", y, graph.weight(f"{name}.bias", bias))
+    packed, scales, points = quantize_blocks(weight, recipe.bits, recipe.block, symmetric=recipe.symmetric)
+    inputs = [x, graph.weight(f"{name}.q{recipe.bits}", packed), graph.weight(f"{name}.scales", scales.reshape(-1))]
+    if points is not None or bias is not None:
+        inputs.append("" if points is None else graph.weight(f"{name}.zero_points", points.reshape(-1)))
+    if bias is not None:
+        inputs += ["", graph.weight(f"{name}.bias", bias)]
+    attributes: dict[str, Any] = {"K": columns, "N": rows, "bits": recipe.bits, "block_size": recipe.block}
+    return graph.fused("MatMulNBits", *inputs, **attributes, accuracy_level=4)

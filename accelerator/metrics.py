@@ -1,0 +1,121 @@
+"""What a request measures about itself. Definitions are in `docs/operations.md`; each figure is defined once, here.
+
+    rtf      elapsed_s / audio_s: below 1 is faster than real time (rtfx is its inverse)
+    ttfa_s   from the call to the first chunk with a sample that is not silence
+    stages   seconds in text, reference, text2semantic, decoder, post; what is left of elapsed_s is waiting
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Meter", "current_meter", "measuring", "peak_rss_bytes"]
+
+STAGES = ("text", "reference", "text2semantic", "decoder", "post")
+SILENCE = 1e-3  # -60 dBFS
+
+_current: contextvars.ContextVar[Meter | None] = contextvars.ContextVar("accelerator_meter", default=None)
+
+
+class Meter:
+    """Collects one request's figures; safe to feed from several threads."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._start = clock()
+        self._stages = dict.fromkeys(STAGES, 0.0)
+        self._samples, self._sample_rate = 0, 0
+        self._ttfa: float | None = None
+        self._backends: dict[str, str] = {}
+        self.frames = 0
+        self.fallback: list[dict[str, str]] = []
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the block's duration to a stage."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self.add(name, self._clock() - start)
+
+    def add(self, stage: str, seconds: float) -> None:
+        with self._lock:
+            self._stages[stage] = self._stages.get(stage, 0.0) + seconds
+
+    def used(self, part: str, backend: str) -> None:
+        """Note which backend answered; a part answered by both within one request is "hybrid"."""
+        with self._lock:
+            before = self._backends.get(part, backend)
+            self._backends[part] = backend if before == backend else "hybrid"
+
+    def fell_back(self, part: str, error: BaseException) -> None:
+        with self._lock:
+            self.fallback.append({"part": part, "reason": type(error).__name__, "message": str(error)})
+
+    def add_frames(self, count: int) -> None:
+        with self._lock:
+            self.frames += count
+
+    def chunk(self, audio: np.ndarray, sample_rate: int) -> None:
+        """Note a piece of speech that is about to be handed out."""
+        self._samples += len(audio)
+        self._sample_rate = sample_rate
+        if self._ttfa is None and len(audio) and float(np.abs(audio).max()) > SILENCE:
+            self._ttfa = self._clock() - self._start
+
+    def result(self) -> dict[str, Any]:
+        """The figures so far."""
+        elapsed = self._clock() - self._start
+        audio_s = self._samples / self._sample_rate if self._sample_rate else 0.0
+        spoken = self._stages["text2semantic"]
+        backends = set(self._backends.values())
+        return {
+            "rtf": elapsed / audio_s if audio_s else float("inf"),
+            "rtfx": audio_s / elapsed if elapsed else float("inf"),
+            "audio_s": audio_s,
+            "elapsed_s": elapsed,
+            "ttfa_s": self._ttfa,
+            "stages": dict(self._stages),
+            "frames": self.frames,
+            "frames_per_s": self.frames / spoken if spoken else 0.0,
+            "backend": backends.pop() if len(backends) == 1 else "hybrid" if backends else "pytorch",
+            "backends": dict(self._backends),
+            "fallback": [dict(f) for f in self.fallback],
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+
+
+def current_meter() -> Meter:
+    """The meter of the request that this context serves; a throw-away one outside any request."""
+    return _current.get() or Meter()
+
+
+@contextlib.contextmanager
+def measuring(meter: Meter) -> Iterator[Meter]:
+    """Make `meter` the current one within the block. Threads see it if they run in a copy of this context."""
+    token = _current.set(meter)
+    try:
+        yield meter
+    finally:
+        _current.reset(token)
+
+
+def peak_rss_bytes() -> int:
+    """The largest resident set this process has had, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

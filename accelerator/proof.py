@@ -1,0 +1,143 @@
+"""What an export must show before it is published: the figures, and the bars they are held against.
+
+Language models are compared on a trace: frames that PyTorch generated, with its logits at every step. ONNX Runtime is fed the
+same frames (teacher forcing), so a difference at one step does not excuse the next. Figures, over all steps:
+
+    kl               mean Kullback-Leibler divergence D(PyTorch || ONNX), in nats, of the softmaxed logits
+    relative_error   ||a - b|| / ||a||, of logits less their mean (softmax does not see the mean), over all steps
+    max_error        largest absolute difference of a logit
+    agreement        share of steps with equal argmax; reported only: near-ties make it meaningless on random weights
+    mismatches       steps whose argmax differs although PyTorch's two best logits are further apart than a tie
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["BARS", "Bar", "Trace", "compare_arrays", "compare_codes", "compare_logits"]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The worst figures that still pass; None means: not asked."""
+
+    kl: float | None = None
+    relative_error: float | None = None
+    max_error: float | None = None
+    mismatches: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if v is not None}
+
+    def passes(self, figures: Mapping[str, Any]) -> bool:
+        """Whether every figure is finite and at or below its bar."""
+        return all(np.isfinite(figures[name]) and figures[name] <= limit for name, limit in self.to_dict().items())
+
+
+BARS = {
+    # float32 in float32: rounding only, and greedy decoding token for token
+    "fp32": Bar(max_error=1e-3, mismatches=0),
+    # float32 against an engine that itself computes in bfloat16: the engine's own rounding
+    "fp32/bf16": Bar(kl=0.01, relative_error=0.08),
+    "int8": Bar(kl=0.01, relative_error=0.08),
+    "int4": Bar(kl=0.15, relative_error=0.35),
+}
+TIE = 1e-3  # logits closer than this may swap their order through rounding alone
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What PyTorch did: prompt int64 [1+C, T], frames int64 [n, 1+C], logits [n, rows] and [n, C-1, codes]."""
+
+    prompt: np.ndarray
+    frames: np.ndarray
+    main_logits: np.ndarray
+    code_logits: np.ndarray
+
+
+class Recorder:
+    """A sampler that repeats a trace's frames and keeps the logits it is shown."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace, self._step = trace, 0
+        self.main_logits = np.zeros_like(trace.main_logits)
+        self.code_logits = np.zeros_like(trace.code_logits)
+
+    def main(self, logits: np.ndarray) -> int:
+        self.main_logits[self._step] = logits
+        return int(self._trace.frames[self._step, 0])
+
+    def code(self, codebook: int, logits: np.ndarray) -> int:
+        self.code_logits[self._step, codebook - 1] = logits
+        return int(self._trace.frames[self._step, 1 + codebook])
+
+    def push(self, frame: np.ndarray) -> None:
+        self._step += 1
+
+
+def replay(generate: Callable[[np.ndarray, Recorder, int], Any], trace: Trace) -> Recorder:
+    """Run a generator over the trace's frames and return what it answered at each."""
+    recorder = Recorder(trace)
+    for _ in generate(trace.prompt, recorder, len(trace.frames)):
+        pass
+    return recorder
+
+
+def compare_logits(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], bar: Bar) -> dict[str, Any]:
+    """Figures for each named pair (PyTorch, ONNX) of logits [..., n]; passes only if every pair does."""
+    report: dict[str, Any] = {"bar": bar.to_dict(), "passed": True}
+    for name, (expected, actual) in pairs.items():
+        figures = _logit_figures(expected.reshape(-1, expected.shape[-1]), actual.reshape(-1, actual.shape[-1]))
+        report[name] = figures
+        report["passed"] = report["passed"] and bar.passes(figures)
+        for figure in bar.to_dict():
+            report[figure] = max(report.get(figure, figures[figure]), figures[figure])
+    return report
+
+
+def _logit_figures(expected: np.ndarray, actual: np.ndarray) -> dict[str, Any]:
+    expected, actual = expected.astype(np.float64), actual.astype(np.float64)
+    log_p, log_q = _log_softmax(expected), _log_softmax(actual)
+    centred = expected - expected.mean(axis=1, keepdims=True)
+    difference = centred - (actual - actual.mean(axis=1, keepdims=True))
+    best_two = np.partition(expected, -2, axis=1)[:, -2:]
+    differs = expected.argmax(axis=1) != actual.argmax(axis=1)
+    return {
+        "steps": len(expected),
+        "kl": float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()),
+        "relative_error": float(np.linalg.norm(difference) / max(np.linalg.norm(centred), 1e-30)),
+        "max_error": float(np.abs(expected - actual).max()),
+        "agreement": float(1 - differs.mean()),
+        "mismatches": int((differs & (best_two[:, 1] - best_two[:, 0] > TIE)).sum()),
+    }
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(axis=1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+
+
+def compare_arrays(pairs: Sequence[tuple[np.ndarray, np.ndarray]], tolerance: float) -> dict[str, Any]:
+    """Largest absolute difference over pairs (PyTorch, ONNX) of arrays, relative to the largest magnitude if that exceeds 1."""
+    worst = 0.0
+    for expected, actual in pairs:
+        if expected.shape != actual.shape:
+            return {"passed": False, "bar": {"max_error": tolerance}, "shapes": [list(expected.shape), list(actual.shape)]}
+        scale = max(1.0, float(np.abs(expected).max(initial=0)))
+        error = float(np.abs(expected.astype(np.float64) - actual).max(initial=0)) / scale
+        worst = max(worst, error if np.isfinite(error) else np.inf)
+    lengths = [int(expected.shape[-1]) for expected, _ in pairs]
+    return {"passed": worst <= tolerance, "bar": {"max_error": tolerance}, "max_error": worst, "lengths": lengths}
+
+
+def compare_codes(pairs: Sequence[tuple[np.ndarray, np.ndarray]], at_least: float) -> dict[str, Any]:
+    """Share of equal codes over pairs (PyTorch, ONNX); shapes must be equal."""
+    if any(expected.shape != actual.shape for expected, actual in pairs):
+        return {"passed": False, "bar": {"equal": at_least}, "equal": 0.0}
+    total = sum(expected.size for expected, _ in pairs)
+    equal = sum(int((expected == actual).sum()) for expected, actual in pairs) / max(total, 1)
+    return {"passed": equal >= at_least, "bar": {"equal": at_least}, "equal": equal}

@@ -1,0 +1,177 @@
+"""Tuned ONNX Runtime sessions, runs bound to fixed buffers, and key-value caches that live in them.
+
+onnxruntime is imported here only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import SessionError
+
+__all__ = ["Binding", "KVCache", "Session", "SessionOptions", "available_providers", "runtime_version"]
+
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+}
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a session runs. The defaults suit a shared machine; the probe picks `threads`.
+
+    spinning: ONNX Runtime's idle threads may burn their core while they wait. Off: they halve the speed of everything
+    else in the process and collapse when another process needs the core. arena: keep freed memory for the next run;
+    off for graphs whose lengths vary a lot, since arenas never shrink.
+    """
+
+    threads: int = 1
+    spinning: bool = False
+    arena: bool = True
+    optimize: bool = True
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "providers": list(self.providers)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SessionOptions:
+        return cls(**{**data, "providers": tuple(data["providers"])})
+
+
+def runtime_version() -> str:
+    """ONNX Runtime's version."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+def available_providers() -> list[str]:
+    """The execution providers this build of ONNX Runtime has."""
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())
+
+
+class Session:
+    """One loaded graph. Safe to run from several threads at once; a `Binding` belongs to one thread at a time."""
+
+    def __init__(self, path: Path, options: SessionOptions = SessionOptions()) -> None:  # noqa: B008 - frozen
+        """Load `path`. Raises SessionError."""
+        import onnxruntime as ort
+
+        self.path, self.options = Path(path), options
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = max(1, options.threads)
+        settings.inter_op_num_threads = 1
+        settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        settings.enable_cpu_mem_arena = options.arena
+        settings.enable_mem_pattern = False  # lengths vary from run to run: a pattern would be planned for each
+        settings.log_severity_level = 3
+        if not options.optimize:
+            settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        spin = "1" if options.spinning else "0"
+        settings.add_session_config_entry("session.intra_op.allow_spinning", spin)
+        settings.add_session_config_entry("session.inter_op.allow_spinning", spin)
+        settings.add_session_config_entry("session.set_denormal_as_zero", "1")
+        try:
+            self._ort = ort.InferenceSession(str(self.path), settings, providers=list(options.providers))
+        except Exception as error:  # onnxruntime raises its own types and plain RuntimeErrors
+            raise SessionError(f"ONNX Runtime cannot load {self.path.name}: {error}") from error
+        self.inputs = {i.name: (_DTYPES.get(i.type), i.shape) for i in self._ort.get_inputs()}
+        self.outputs = [o.name for o in self._ort.get_outputs()]
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[np.ndarray]:
+        """Run once on arrays; returns the named outputs in order (all by default). Raises SessionError."""
+        try:
+            return list(self._ort.run(outputs, dict(inputs)))
+        except Exception as error:
+            raise SessionError(f"ONNX Runtime failed in {self.path.name}: {error}") from error
+
+    def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> Binding:
+        """A run that reads and writes the given arrays in place, as often as `Binding.run` is called."""
+        return Binding(self, inputs, outputs)
+
+
+class Binding:
+    """A graph bound to fixed arrays: nothing is allocated or copied per run. The arrays are kept alive."""
+
+    def __init__(self, session: Session, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+        from onnxruntime import OrtValue
+
+        self._session, self._arrays = session, [*inputs.values(), *outputs.values()]
+        self._binding = session._ort.io_binding()
+        self._values = []
+        for name, array in inputs.items():
+            value = OrtValue.ortvalue_from_numpy(array)
+            self._binding.bind_ortvalue_input(name, value)
+            self._values.append(value)
+        for name, array in outputs.items():
+            value = OrtValue.ortvalue_from_numpy(array)
+            self._binding.bind_ortvalue_output(name, value)
+            self._values.append(value)
+        self._run = session._ort.run_with_iobinding
+
+    def run(self) -> None:
+        """Run once. Raises SessionError."""
+        try:
+            self._run(self._binding)
+        except Exception as error:
+            raise SessionError(f"ONNX Runtime failed in {self._session.path.name}: {error}") from error
+
+
+class KVCache:
+    """Keys and values of all layers, float32 [B, kv_heads, capacity, head_dim] each; grows in blocks, keeps its content."""
+
+    def __init__(self, layers: int, batch: int, kv_heads: int, head_dim: int, capacity: int) -> None:
+        self._shape = (batch, kv_heads, capacity, head_dim)
+        self.arrays = {f"{kind}.{i}": np.zeros(self._shape, np.float32) for i in range(layers) for kind in ("key", "value")}
+
+    @property
+    def capacity(self) -> int:
+        return self._shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays.values())
+
+    def grow(self, capacity: int) -> None:
+        """Make room for `capacity` positions; what is stored stays."""
+        old, self._shape = self.capacity, (*self._shape[:2], capacity, self._shape[3])
+        for name, array in self.arrays.items():
+            larger = np.zeros(self._shape, np.float32)
+            larger[:, :, :old] = array
+            self.arrays[name] = larger
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        return {f"past_{name}": array for name, array in self.arrays.items()}
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        return {f"present_{name}": array for name, array in self.arrays.items()}
+
+
+class SessionPool:
+    """Loads each graph once per options and shares it between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sessions: dict[tuple[Path, SessionOptions], Session] = {}
+
+    def get(self, path: Path, options: SessionOptions) -> Session:
+        """The session for `path`, loaded on first use. Raises SessionError."""
+        with self._lock:
+            key = (Path(path), options)
+            if key not in self._sessions:
+                self._sessions[key] = Session(path, options)
+            return self._sessions[key]

@@ -1,0 +1,75 @@
+"""Convolutional parts: traced by `torch.onnx.export`, dynamic in batch and length, always float32."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ExportError
+from .graph.graph import OPSET
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["trace"]
+
+_lock = threading.Lock()  # torch's exporter is not thread-safe
+
+
+def trace(
+    module: torch.nn.Module,
+    examples: Sequence[Any],
+    path: Path,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    dynamic: Mapping[str, Mapping[int, str]],
+) -> None:
+    """Write `module` as ONNX to `path`, its weights beside it in `<path>.data`.
+
+    dynamic: input name -> axis -> the axis' name; equal names mean equal sizes. Raises ExportError, also when the exporter
+    silently fixed an axis that should be dynamic.
+    """
+    import onnx
+    import torch
+
+    dims: dict[str, Any] = {name: torch.export.Dim.DYNAMIC for axes in dynamic.values() for name in axes.values()}
+    shapes = tuple({axis: dims[n] for axis, n in dynamic.get(name, {}).items()} for name in inputs)
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    with _lock, warnings.catch_warnings(), quiet, torch.no_grad():
+        warnings.simplefilter("ignore")
+        exporter_log.setLevel(logging.ERROR)
+        was_training = module.training
+        module.eval()
+        try:
+            program = torch.onnx.export(
+                module,
+                tuple(examples),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=[f"out_{name}" for name in outputs],  # an output's name must not meet an inner value's
+                dynamic_shapes=shapes,
+                optimize=True,
+                verbose=False,
+            )
+            assert program is not None
+            program.save(str(path), external_data=True)
+        except Exception as error:  # the exporter raises dozens of types
+            raise ExportError(f"torch.onnx.export failed for {path.stem}: {error}") from error
+        finally:
+            module.train(was_training)
+            exporter_log.setLevel(level)
+    model = onnx.load(str(path), load_external_data=False)
+    for value in model.graph.input:
+        for axis in dynamic.get(value.name, {}):
+            if not value.type.tensor_type.shape.dim[axis].dim_param:
+                raise ExportError(f"{path.stem}: axis {axis} of {value.name} came out fixed; the module must be rewritten")
