@@ -1,0 +1,138 @@
+"""The few file operations that publishing and removing need, each safe beside other processes."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["is_full", "is_stale", "make_scratch", "remove", "replace_file", "scratch_name", "sync", "sync_directory"]
+
+STALE_S = 86400.0
+
+_SCRATCH = re.compile(r"(?:.*-)?([0-9a-f]{12})-([0-9]{1,10})-[0-9a-f]{16}")
+_NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR}
+
+
+@functools.lru_cache(maxsize=1)
+def _machine() -> str:
+    # A process id means something only within one boot and one PID namespace; containers may share cache and host name.
+    parts = [socket.gethostname()]
+    for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        try:
+            parts.append(os.readlink(source) if source.endswith("pid") else Path(source).read_text("ascii"))
+        except OSError:
+            parts.append("")
+    return hashlib.sha256("|".join(parts).encode("utf-8", "replace")).hexdigest()[:12]
+
+
+def scratch_name(prefix: str = "") -> str:
+    """A name nobody else uses, which tells `is_stale` whose it is."""
+    return f"{prefix}{_machine()}-{os.getpid()}-{secrets.token_hex(8)}"
+
+
+def make_scratch(parent: Path, prefix: str = "") -> Path:
+    """A new directory below `parent`, with the permissions of the umask (mkdtemp's would shut out other users)."""
+    parent.mkdir(parents=True, exist_ok=True)
+    path = parent / scratch_name(prefix)
+    path.mkdir()
+    return path
+
+
+def is_stale(path: Path, now: float) -> bool:
+    """Whether a scratch file or directory is abandoned: its process is dead, or nothing in it changed for a day."""
+    match = _SCRATCH.fullmatch(path.name)
+    if match is None:
+        return False
+    if match[1] == _machine() and sys.platform != "win32":  # there, signal 0 would end the process
+        try:
+            os.kill(int(match[2]), 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):
+            return False
+        if int(match[2]) == os.getpid():
+            return False
+    return now - _newest(path) > STALE_S
+
+
+def _newest(path: Path) -> float:
+    newest = 0.0
+    for item in [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]:
+        try:
+            newest = max(newest, os.lstat(item).st_mtime)
+        except OSError:
+            continue
+    return newest
+
+
+def is_full(error: BaseException | None, handled: BaseException | None = None) -> bool:
+    """Whether an error, or what led to it, is a full disk or quota. Native libraries only say so in their text.
+
+    `handled` is where the chain of causes left our part of the program: an error that was being handled before.
+    """
+    seen: list[BaseException] = []
+    while error is not None and error is not handled and error not in seen:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error):
+            return True
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def sync(path: Path) -> None:
+    """Forces a file's contents to the disk. Raises OSError where they may be lost (full disk, broken disk)."""
+    descriptor = os.open(path, (os.O_RDWR if os.name == "nt" else os.O_RDONLY) | getattr(os, "O_BINARY", 0))
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Forces a directory's names to the disk, where the system can (Windows cannot). Raises OSError like `sync`."""
+    if os.name != "nt":
+        sync(path)
+
+
+def replace_file(scratch: Path, path: Path, data: bytes) -> None:
+    """Writes `path` in one step: readers see the old bytes or the new ones. Raises OSError and leaves nothing behind.
+
+    `scratch` is a directory on the same file system for the unfinished file.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = scratch / scratch_name()
+    try:
+        with open(unfinished, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Removes files and trees; what cannot be removed now (an open file on Windows) stays for the next sweep."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:
+                continue

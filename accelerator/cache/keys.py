@@ -1,0 +1,61 @@
+"""What a cached thing is called, and where the cache lies."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from accelerator.cache import strict_json
+from accelerator.errors import InvalidOption
+
+__all__ = ["default_root", "make_key"]
+
+DISTRIBUTION = "tts-accelerator"
+
+
+def make_key(**fields: Any) -> str:
+    """The cache key of everything that determines a result: sha256 over the canonical JSON of the named fields.
+
+    64 lower-case hexadecimal digits; the order of the fields, and of keys in mappings, does not matter. Lists and
+    tuples are alike; 1, 1.0 and True are three values. Raises InvalidOption for NaN, bytes, and whatever else JSON
+    cannot say.
+    """
+    if not fields:
+        raise InvalidOption("A key needs at least one field: name everything the result depends on.")
+    try:
+        text = strict_json.canonical(fields)
+    except (TypeError, ValueError) as error:
+        raise InvalidOption(f"A key field cannot be hashed: {error}. Digest it first, or pass its parts.") from error
+    return hashlib.sha256(text).hexdigest()
+
+
+def default_root() -> Path:
+    """The cache directory used when none is given; it need not exist yet.
+
+    `ACCELERATOR_CACHE` first, then `onnx_cache/` of the source checkout this package runs from, then the user's cache
+    directory.
+    """
+    chosen = os.environ.get("ACCELERATOR_CACHE", "").strip()
+    if chosen:
+        return Path(os.path.abspath(os.path.expanduser(chosen)))
+    return _checkout_cache(Path(__file__).resolve().parents[2]) or _user_cache()
+
+
+def _checkout_cache(directory: Path) -> Path | None:
+    # An installed package lies in site-packages, beside which no pyproject.toml of ours is found.
+    cache = directory / "onnx_cache"
+    try:
+        project = (directory / "pyproject.toml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    ours = re.search(rf'^name\s*=\s*["\']{DISTRIBUTION}["\']', project, re.MULTILINE)
+    return cache if ours and cache.is_dir() and os.access(cache, os.W_OK) else None
+
+
+def _user_cache() -> Path:
+    import platformdirs  # imported on use: an explicit root needs neither it nor its 30 ms
+
+    return Path(platformdirs.user_cache_path(DISTRIBUTION, appauthor=False))
