@@ -1,0 +1,129 @@
+"""Weights: random ones made fast, and one safetensors file with the configuration inside.
+
+Modules are built on the meta device (no memory, no default initialisation) and each parameter is then filled once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .codec import Codec
+from .config import EngineConfig, ISTFTDecoderConfig, from_json, to_json
+from .errors import ReferenceEngineError
+from .language_model import LanguageModel
+from .transformer import Block
+
+__all__ = ["build", "load_weights", "random_weights", "save_weights"]
+
+_FORMAT = "accelerator-reference-1"
+
+
+def build(config: EngineConfig) -> tuple[LanguageModel, Codec]:
+    """Both modules on the meta device: names and shapes without memory."""
+    with torch.device("meta"):
+        return LanguageModel(config.language_model).eval(), Codec(config.codec).eval()
+
+
+def random_weights(config: EngineConfig, seed: int) -> tuple[LanguageModel, Codec]:
+    """Both modules with seeded random float32 weights that keep signals in range; the same seed, the same weights."""
+    language_model, codec = build(config)
+    generator = torch.Generator().manual_seed(seed)
+    for module in (language_model, codec):
+        module.to_empty(device="cpu").requires_grad_(False)
+        for owner in module.modules():
+            for name, parameter in owner.named_parameters(recurse=False):
+                _fill(owner, name, parameter, generator)
+    _shape_language_model(language_model)
+    _shape_codec(codec)
+    return language_model, codec
+
+
+def _fill(owner: nn.Module, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+    if isinstance(owner, nn.Embedding):
+        parameter.normal_(0.0, 1.0, generator=generator)
+    elif parameter.ndim > 1 and name == "weight":  # variance is kept: one over the inputs that meet in an output
+        fan_in = parameter[0].numel()
+        if isinstance(owner, nn.ConvTranspose1d):
+            fan_in = parameter.shape[0] * parameter.shape[2] // owner.stride[0]
+        parameter.normal_(0.0, fan_in**-0.5, generator=generator)
+    else:  # norms, snakes and scales around one, biases around zero: noisy, so that a lost one is noticed
+        parameter.normal_(0.0 if name == "bias" else 1.0, 0.05, generator=generator)
+
+
+def _shape_language_model(model: LanguageModel) -> None:
+    for layers in (model.layers, model.fast_layers):
+        for layer in cast(Iterable[Block], layers):
+            for projection in (layer.attention.out, layer.ffn.down):
+                projection.weight.mul_((2 * len(layers)) ** -0.5)  # the residual stream does not grow with depth
+    model.output_weight.mul_(2.0)  # clear preferences, as a trained model has
+    model.fast_output.weight.mul_(2.0)
+    model.output_weight[model.config.im_end].mul_(0.01)  # a middling logit: random speech goes on to its bound
+
+
+def _shape_codec(codec: Codec) -> None:
+    for module in codec.modules():
+        if hasattr(module, "dilation") and hasattr(module, "block"):
+            module.block[-1].conv.weight.mul_(0.3)  # type: ignore[index, union-attr]
+    config = codec.config.decoder
+    if isinstance(config, ISTFTDecoderConfig):
+        head = codec.decoder.head
+        head.weight[: config.n_fft // 2 + 1].mul_(0.5)  # type: ignore[index, union-attr]
+        head.bias[: config.n_fft // 2 + 1].add_(math.log(0.1 * config.n_fft**0.5))  # type: ignore[index, union-attr]
+    else:
+        codec.decoder.last[-1].conv.weight.mul_(0.1)  # type: ignore[index, union-attr]
+
+
+def save_weights(
+    path: str | os.PathLike[str], config: EngineConfig, language_model: LanguageModel, codec: Codec
+) -> None:
+    """Write everything to one safetensors file, atomically."""
+    tensors = {
+        f"{part}.{name}": tensor.contiguous()
+        for part, module in (("language_model", language_model), ("codec", codec))
+        for name, tensor in module.state_dict().items()
+    }
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata={"format": _FORMAT, "config": to_json(config)})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_weights(path: str | os.PathLike[str]) -> tuple[EngineConfig, LanguageModel, Codec]:
+    """Read `save_weights`' file. Raises ReferenceEngineError if it is missing, damaged or misfits its configuration."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise ReferenceEngineError(f"{path} is not a file of this engine's save()")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise ReferenceEngineError(f"cannot read the weights {path}: {error}") from error
+    config = from_json(metadata["config"])
+    language_model, codec = build(config)
+    for part, module in (("language_model", language_model), ("codec", codec)):
+        own = {name[len(part) + 1 :]: tensor.float() for name, tensor in tensors.items() if name.startswith(f"{part}.")}
+        try:
+            module.load_state_dict(own, assign=True)
+        except RuntimeError as error:
+            raise ReferenceEngineError(
+                f"{path} does not hold the weights its configuration asks for: {error}"
+            ) from error
+        module.requires_grad_(False)
+    return config, language_model, codec
