@@ -63,6 +63,12 @@ def near_a_cut(logits: np.ndarray, top_p: float) -> bool:
     return bool(np.any(np.abs(np.cumsum(full / full.sum()) - top_p) < 1e-5))
 
 
+def fits(observed: np.ndarray, expected: np.ndarray) -> bool:
+    """Pearson's chi-square test, at four standard deviations of its statistic."""
+    freedom = len(observed) - 1
+    return bool(((observed - expected) ** 2 / expected).sum() < freedom + 4 * math.sqrt(2 * freedom))
+
+
 @pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 1024, 4097])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 6.0])
 @pytest.mark.parametrize(
@@ -112,8 +118,6 @@ def test_probabilities_property(logits: list[float], temperature: float, top_p: 
 
 @pytest.mark.parametrize(("top_p", "top_k", "temperature"), [(0.9, 30, 0.8), (0.8, None, 1.3), (1.0, 3, 0.5)])
 def test_distribution_of_draws(top_p: float, top_k: int | None, temperature: float) -> None:
-    from scipy.stats import chisquare
-
     logits = random_logits(200, seed=5, scale=1.5)
     logits[7] = logits[90] = logits.max()  # a tie for the first rank
     source, draws = rng(1), 50_000
@@ -123,9 +127,9 @@ def test_distribution_of_draws(top_p: float, top_k: int | None, temperature: flo
     expected = reference_probs(logits, temperature, top_p, top_k) * draws
     assert counts[expected == 0].sum() == 0
     often = expected >= 5
-    observed = np.append(counts[often], counts[~often].sum() + 1e-9)
-    wanted = np.append(expected[often], expected[~often].sum() + 1e-9)
-    assert chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-3
+    observed = np.append(counts[often], counts[~often].sum())
+    wanted = np.append(expected[often], max(expected[~often].sum(), 1.0))
+    assert fits(observed, wanted)
 
 
 def test_the_token_which_crosses_top_p_is_dropped_unless_it_is_first() -> None:
@@ -385,8 +389,6 @@ def test_seeds() -> None:
 
 def test_frames_draw_independently() -> None:
     """The first random numbers of consecutive frames are a fair sequence too, not only those within one."""
-    from scipy.stats import chisquare
-
     sampler = Sampler(HEAD, SamplingParams(temperature=1.0, top_p=1.0, seed=0), LAYOUT)
     flat = np.zeros(8, np.float32)
     pairs = np.zeros((8, 8))
@@ -396,7 +398,7 @@ def test_frames_draw_independently() -> None:
         pairs[last, token] += 1
         last = token
         sampler.push(frame(101))
-    assert chisquare(pairs.ravel()).pvalue > 1e-3
+    assert fits(pairs.ravel(), np.full(64, 100.0))
 
 
 def test_threads_equal_serial() -> None:

@@ -1,0 +1,250 @@
+"""Audio at the edges: reference recordings in, WAV files out, and the check on what an engine answered."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+import uuid
+import wave
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .errors import BadOutput, InvalidInput, InvalidReference
+from .speech import Reference
+from .text import check_characters
+
+__all__ = ["check_audio", "load_reference", "write_wav"]
+
+SILENT_PEAK = 1e-4  # -80 dB of full scale: below the noise of any recording
+MAX_PEAK = 2.0  # lossy decoders overshoot 1 by some per cent; integers stored as floats exceed it by thousands
+MAX_CHANNELS = 8
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
+BLOCK = 16_384  # frames decoded at a time, so that a lying header cannot ask for memory
+_NUMBER = (int, float, np.integer, np.floating)
+
+
+def load_reference(
+    audio: Any, text: str | None = None, *, sample_rate: int, min_s: float = 0.2, max_s: float = 300.0
+) -> Reference:
+    """A voice to imitate, as float32 mono at `sample_rate` Hz, from a recording and what it says (None: unknown).
+
+    audio: a path; the bytes of an audio file, or a binary file object with them (WAV, FLAC, OGG, MP3, AIFF ...); or
+    (samples, rate) in either order, samples being an array or tensor [n], [n, channels] or [channels, n], of floats in
+    [-1, 1] or of 8-, 16- or 32-bit integers. Channels are averaged. Samples are neither scaled nor clipped.
+    Raises InvalidReference for what cannot be read, is not `min_s` .. `max_s` seconds long, not finite, silent or far
+    outside [-1, 1].
+    """
+    said = check_characters("" if text is None else text, what="the reference text", error=InvalidReference)
+    samples, rate = _samples(audio, max_s)
+    _check_length(len(samples), rate, min_s, max_s)
+    _check_level(samples)
+    if rate != sample_rate:
+        import soxr
+
+        samples = soxr.resample(samples, rate, sample_rate, quality="HQ")
+    samples = np.ascontiguousarray(samples, np.float32)
+    digest = hashlib.sha256(struct.pack("<q", sample_rate) + samples.astype("<f4", copy=False).tobytes()).hexdigest()
+    return Reference(audio=samples, sample_rate=sample_rate, text=said, digest=digest)
+
+
+def check_audio(audio: np.ndarray, sample_rate: int, *, silent_s: float = 1.0, max_clipped: float = 0.01) -> np.ndarray:
+    """An engine's answer as float32 mono [n], when it can be speech; axes of length 1 are dropped.
+
+    Raises BadOutput for audio that is empty, has more than one channel or a sample that is not finite, is silent
+    throughout and longer than `silent_s` seconds (a shorter piece may be a pause), or has more than the share
+    `max_clipped` of its samples at or beyond full scale.
+    """
+    shape = np.shape(audio)
+    samples = _float32(audio).reshape(-1)
+    if samples.size == 0:
+        raise BadOutput("the engine answered with no audio: 0 samples")
+    if samples.size != max(shape, default=1):
+        raise BadOutput(f"the engine answered with audio of shape {shape} instead of one channel")
+    finite = int(np.isfinite(samples).sum())
+    if finite < samples.size:
+        raise BadOutput(f"{samples.size - finite:,} of {samples.size:,} audio samples are NaN or infinite")
+    level = np.abs(samples)
+    peak, seconds = float(level.max()), samples.size / sample_rate
+    if peak < SILENT_PEAK and seconds > silent_s:
+        raise BadOutput(f"{seconds:.2f} s of audio are silent: peak {peak:.1e}, below {SILENT_PEAK:.0e}")
+    clipped = np.count_nonzero(level >= 1.0) / samples.size
+    if clipped > max_clipped:
+        raise BadOutput(f"{clipped:.1%} of the audio is clipped (peak {peak:.2f}), more than {max_clipped:.1%}")
+    return samples
+
+
+def write_wav(target: str | os.PathLike[str] | BinaryIO, audio: np.ndarray, sample_rate: int) -> None:
+    """Write mono audio [n] as a 16-bit PCM WAV file, samples clipped to [-1, 1].
+
+    A path gets the whole file or keeps what it had: a temporary file beside it is renamed. A file object is written to
+    and left open. Raises InvalidInput for audio that is not one channel of finite numbers, OSError for the path.
+    """
+    samples = _float32(audio)
+    if samples.size != max(samples.shape, default=1):
+        raise InvalidInput(f"a mono WAV file needs audio of shape [n], not {samples.shape}")
+    if not np.isfinite(samples).all():
+        raise InvalidInput("the audio has NaN or infinite samples, which a WAV file cannot hold")
+    # 1 / 32768 is one step, as in the readers, so that 16-bit audio comes back exactly.
+    steps = np.clip(np.rint(samples.reshape(-1) * 32768.0), -32768, 32767).astype("<i2")
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(steps.tobytes())
+    if isinstance(target, (str, os.PathLike)):
+        _publish(Path(target), buffer.getbuffer())
+    else:
+        target.write(buffer.getvalue())
+
+
+def _publish(path: Path, data: memoryview) -> None:
+    path = path.resolve()  # a link stays one, its target is replaced
+    if path.exists() and not path.is_file():  # a pipe or a device cannot be replaced (a directory is refused here)
+        path.write_bytes(data)
+        return
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _samples(audio: Any, max_s: float) -> tuple[np.ndarray, int]:
+    """Any kind of reference -> float32 mono [n], Hz. Decodes little more than `max_s` seconds of a file."""
+    if isinstance(audio, (str, os.PathLike)):
+        try:
+            if not os.path.isfile(audio):
+                what = "is not a file" if os.path.exists(audio) else "does not exist"
+                raise InvalidReference(f"the reference audio {os.fspath(audio)!r} {what}")
+            with open(audio, "rb") as file:
+                return _decode(file, repr(os.fspath(audio)), max_s)
+        except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
+            if isinstance(exc, InvalidReference):
+                raise
+            raise InvalidReference(f"the reference audio {os.fspath(audio)!r} cannot be opened: {exc}") from exc
+    if isinstance(audio, (bytes, bytearray, memoryview)):
+        return _decode(io.BytesIO(audio), "data", max_s)
+    if hasattr(audio, "read"):
+        data = audio.read()
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise InvalidReference("the reference audio's file object yields text: open it in binary mode, 'rb'")
+        return _decode(io.BytesIO(data), "file", max_s)
+    if isinstance(audio, (tuple, list)) and len(audio) == 2:
+        samples, rate = reversed(audio) if isinstance(audio[0], _NUMBER) else audio
+        rate = _rate(rate)
+        return _mono(_array(samples)), rate
+    raise InvalidReference(
+        f"the reference audio cannot be a {type(audio).__name__}: give a path, the bytes of an audio file, "
+        "a binary file object, or (samples, sample_rate)"
+    )
+
+
+def _decode(file: BinaryIO, name: str, max_s: float) -> tuple[np.ndarray, int]:
+    import soundfile
+
+    if not file.read(1):
+        raise InvalidReference(f"the reference audio {name} is empty")
+    file.seek(0)
+    blocks: list[np.ndarray] = []
+    try:
+        with soundfile.SoundFile(file) as source:
+            rate, left = _rate(source.samplerate), int(max_s * source.samplerate) + 1
+            while left > 0 and len(block := source.read(min(left, BLOCK), dtype="float32", always_2d=True)):
+                blocks.append(block.mean(axis=1))
+                left -= len(block)
+    except (soundfile.SoundFileError, TypeError) as exc:  # TypeError: a name that ends in .raw
+        raise InvalidReference(
+            f"the reference audio {name} cannot be read as audio ({exc}): convert it to WAV, FLAC, OGG or MP3"
+        ) from exc
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate
+
+
+def _array(samples: Any) -> np.ndarray:
+    """Samples as an array, from a tensor on any device too."""
+    if hasattr(samples, "detach"):
+        samples = samples.detach().cpu()
+        samples = samples.float() if samples.is_floating_point() else samples  # numpy has no bfloat16
+    try:
+        return np.asarray(samples.numpy() if hasattr(samples, "numpy") else samples)
+    except ValueError as exc:  # a ragged list
+        raise InvalidReference(f"the reference samples are not an array: {exc}") from exc
+
+
+def _mono(samples: np.ndarray) -> np.ndarray:
+    """[n], [n, channels] or [channels, n], of any dtype that says its scale -> float32 [n]."""
+    if samples.dtype.kind == "f":
+        scaled = _float32(samples)
+    elif samples.dtype in (np.int8, np.int16, np.int32):
+        scaled = _float32(samples / -float(np.iinfo(samples.dtype).min))
+    elif samples.dtype == np.uint8:
+        scaled = (_float32(samples) - 128) / 128
+    else:
+        raise InvalidReference(
+            f"reference samples of type {samples.dtype} have no known scale: "
+            "convert them to float32 in [-1, 1] or to int16"
+        )
+    if scaled.ndim > 2:
+        scaled = scaled.squeeze()
+    if scaled.ndim == 2 and 0 < min(scaled.shape) <= MAX_CHANNELS:
+        scaled = scaled.mean(axis=int(scaled.shape[0] >= scaled.shape[1]))  # the shorter axis is the channels
+    if scaled.ndim != 1:
+        raise InvalidReference(
+            f"reference samples of shape {samples.shape} are not [n], [n, channels] or [channels, n] "
+            f"of at most {MAX_CHANNELS} channels"
+        )
+    return scaled
+
+
+def _float32(samples: Any) -> np.ndarray:
+    with np.errstate(over="ignore"):  # becomes infinite, which is reported
+        return np.asarray(samples, np.float32)
+
+
+def _rate(rate: Any) -> int:
+    if not isinstance(rate, _NUMBER) or isinstance(rate, bool):
+        raise InvalidReference(f"the reference's sample rate must be a number of Hz, not a {type(rate).__name__}")
+    if not MIN_RATE <= rate <= MAX_RATE or rate != int(rate):
+        raise InvalidReference(f"the reference's sample rate must be {MIN_RATE} .. {MAX_RATE} Hz, not {rate}")
+    return int(rate)
+
+
+def _check_length(n: int, rate: int, min_s: float, max_s: float) -> None:
+    if n == 0:
+        raise InvalidReference("the reference audio is empty: record some seconds of the voice")
+    if n < min_s * rate:
+        raise InvalidReference(
+            f"the reference audio lasts {n / rate:.3g} s, less than {min_s:g} s: "
+            "5 to 15 seconds of clear speech are best"
+        )
+    if n > max_s * rate:
+        raise InvalidReference(
+            f"the reference audio is longer than {max_s:g} s: "
+            "cut out 5 to 15 seconds of clear speech, with their transcript"
+        )
+
+
+def _check_level(samples: np.ndarray) -> None:
+    finite = int(np.isfinite(samples).sum())
+    if finite < samples.size:
+        raise InvalidReference(
+            f"{samples.size - finite:,} of {samples.size:,} reference samples are NaN or infinite: "
+            "record or decode it again"
+        )
+    low, high = float(samples.min()), float(samples.max())
+    if max(high, -low) > MAX_PEAK:
+        raise InvalidReference(
+            f"the reference's floats reach {max(high, -low):g}, far outside [-1, 1]: "
+            "divide by full scale (32768 for 16-bit samples)"
+        )
+    if high - low < 2 * SILENT_PEAK:  # about its mean, so that a constant is silent too
+        raise InvalidReference("the reference audio is silent: record it again at a higher level")
