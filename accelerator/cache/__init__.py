@@ -7,8 +7,8 @@
 `disk` writes and removes, `build` seals what was built; `entry` is what a caller holds, and `store` ties them together.
 """
 
-from accelerator.cache.entry import Entry, EntryInfo, Problem
-from accelerator.cache.keys import default_root, make_key
-from accelerator.cache.store import ContentCache
+from .entry import Entry, EntryInfo, Problem
+from .keys import default_root, make_key
+from .store import ContentCache
 
 __all__ = ["ContentCache", "Entry", "EntryInfo", "Problem", "default_root", "make_key"]

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerator.cache import disk, layout, strict_json
-from accelerator.cache import manifest as manifests
-from accelerator.cache.entry import Entry
-from accelerator.cache.manifest import FileRecord, Manifest
-from accelerator.errors import CacheError, CorruptEntry, InvalidOption
+from ..errors import CacheError, CorruptEntry, InvalidOption
+from . import disk, layout, strict_json
+from . import manifest as manifests
+from .entry import Entry
+from .manifest import FileRecord, Manifest
 
 __all__ = ["Unfinished", "as_json", "remove_at_exit", "seal"]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
-__all__ = ["Identity", "identity", "is_settled", "lookup", "open_regular", "remember", "sha256_file"]
+__all__ = ["Identity", "identity", "is_settled", "is_sha256", "lookup", "open_regular", "remember", "sha256_file"]
 
 BLOCK_BYTES = 1 << 20
 SETTLED_S = 2.0  # the coarsest timestamp in use (FAT); a change within one tick leaves no trace in `stat`
@@ -43,6 +44,11 @@ def is_settled(state: Identity) -> bool:
     """
     changed_ns = max(state.mtime_ns, state.ctime_ns) if os.name == "nt" else state.ctime_ns
     return time.time() - changed_ns / 1e9 > SETTLED_S
+
+
+def is_sha256(value: object) -> TypeGuard[str]:
+    """Whether `value` is spelled as this module spells digests."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def lookup(path: str | Path, status: os.stat_result) -> str | None:

@@ -58,15 +58,19 @@ def is_stale(path: Path, now: float) -> bool:
         except ProcessLookupError:
             return True
         except (OSError, OverflowError):
-            return False
+            pass  # someone else's process, perhaps with a number used again
         if int(match[2]) == os.getpid():
             return False
     return now - _newest(path) > STALE_S
 
 
+def _is_tree(path: Path) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)  # unlike Path.is_dir, never raises
+
+
 def _newest(path: Path) -> float:
     newest = 0.0
-    for item in [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]:
+    for item in [path, *path.rglob("*")] if _is_tree(path) else [path]:
         try:
             newest = max(newest, os.lstat(item).st_mtime)
         except OSError:
@@ -129,7 +133,7 @@ def replace_file(scratch: Path, path: Path, data: bytes) -> None:
 def remove(paths: Iterable[Path]) -> None:
     """Removes files and trees; what cannot be removed now (an open file on Windows) stays for the next sweep."""
     for path in paths:
-        if path.is_dir() and not path.is_symlink():
+        if _is_tree(path):
             shutil.rmtree(path, ignore_errors=True)
         else:
             try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerator.errors import CacheError
+from ..errors import CacheError
 
 __all__ = ["Entry", "EntryInfo", "Layer", "Problem"]
 

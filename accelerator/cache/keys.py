@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from accelerator.cache import strict_json
-from accelerator.errors import InvalidOption
+from ..errors import InvalidOption
+from . import strict_json
 
 __all__ = ["default_root", "make_key"]
 
@@ -52,7 +52,7 @@ def _checkout_cache(directory: Path) -> Path | None:
     except (OSError, UnicodeDecodeError):
         return None
     ours = re.search(rf'^name\s*=\s*["\']{DISTRIBUTION}["\']', project, re.MULTILINE)
-    return cache if ours and cache.is_dir() and os.access(cache, os.W_OK) else None
+    return cache if ours and os.path.isdir(cache) and os.access(cache, os.W_OK) else None
 
 
 def _user_cache() -> Path:

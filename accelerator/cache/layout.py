@@ -15,19 +15,19 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from accelerator.errors import InvalidOption
+from ..errors import InvalidOption
+from . import digest
 
 __all__ = ["changed", "check_key", "children", "entry_path", "note_path", "scan", "tree_bytes"]
 
 VERSION = "v1"
 
-_KEY = re.compile(r"[0-9a-f]{64}")
 _NOTE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def check_key(key: str) -> None:
     """Raises InvalidOption for what `make_key` cannot have returned."""
-    if not isinstance(key, str) or not _KEY.fullmatch(key):
+    if not digest.is_sha256(key):
         raise InvalidOption(f"{key!r} is no cache key; make one with make_key(...).")
 
 
@@ -56,7 +56,7 @@ def scan(root: Path) -> Iterator[tuple[str, Path]]:
     """Key and directory of every entry, valid or not."""
     for shard in children(root / VERSION):
         for path in children(shard):
-            if _KEY.fullmatch(path.name) and path.name[:2] == shard.name:
+            if digest.is_sha256(path.name) and path.name[:2] == shard.name:
                 yield path.name, path
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerator.cache import digest, strict_json
-from accelerator.errors import CacheError, CorruptEntry
+from ..errors import CacheError, CorruptEntry
+from . import digest, strict_json
 
 __all__ = ["FILE_NAME", "FileRecord", "Manifest", "check_digests", "check_files", "hash_files", "load", "walk"]
 
@@ -25,7 +25,6 @@ MAX_PARTS = 8
 HASH_THREADS = 4
 THREADS_PAY_BYTES = 8 << 20
 
-_HEX64 = re.compile(r"[0-9a-f]{64}")
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|]')
 _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _REPARSE_POINT = 0x400  # FILE_ATTRIBUTE_REPARSE_POINT: a junction, which lstat shows as a directory
@@ -84,7 +83,7 @@ class Manifest:
         _require(isinstance(raw, dict) and set(raw) == expected, "the manifest has other keys than expected")
         _require(raw["schema"] == SCHEMA and type(raw["schema"]) is int, f"its schema is not {SCHEMA}")
         _require(raw["key"] == key, "it belongs to another key")
-        _require(isinstance(raw["name"], str), "its name is not text")
+        _require(isinstance(raw["name"], str) and raw["name"] != "", "it has no name")
         _require(
             isinstance(raw["fields"], dict) and isinstance(raw["meta"], dict), "its fields or meta are no mappings"
         )
@@ -122,7 +121,7 @@ def _parse_files(raw: Any) -> tuple[FileRecord, ...]:
         _require(path.casefold() not in seen, f"{path!r} occurs twice")  # also on case-insensitive file systems
         seen.add(path.casefold())
         _require(type(size) is int and 0 <= size < 1 << 62, f"the size of {path!r} is no size")
-        _require(isinstance(sha256, str) and _HEX64.fullmatch(sha256) is not None, f"the sha256 of {path!r} is none")
+        _require(digest.is_sha256(sha256), f"the sha256 of {path!r} is none")
         records.append(FileRecord(path, size, sha256))
     return tuple(records)
 

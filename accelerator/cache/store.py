@@ -11,7 +11,6 @@ import errno
 import hashlib
 import logging
 import os
-import re
 import tempfile
 import threading
 import time
@@ -21,13 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerator.cache import digest, disk, layout, strict_json
-from accelerator.cache import manifest as manifests
-from accelerator.cache.build import Unfinished, as_json, remove_at_exit, seal
-from accelerator.cache.entry import Entry, EntryInfo, Layer, Problem
-from accelerator.cache.keys import default_root
-from accelerator.cache.manifest import FileRecord
-from accelerator.errors import CacheError, CorruptEntry, InvalidOption
+from ..errors import CacheError, CorruptEntry, InvalidOption
+from . import digest, disk, layout, strict_json
+from . import manifest as manifests
+from .build import Unfinished, as_json, remove_at_exit, seal
+from .entry import Entry, EntryInfo, Layer, Problem
+from .keys import default_root
+from .manifest import FileRecord
 
 __all__ = ["Build", "ContentCache", "Verify"]
 
@@ -178,15 +177,14 @@ class ContentCache:
         try:
             to.mkdir(parents=True, exist_ok=True)
             os.rename(path, target)
+            moved = os.lstat(target)
         except OSError:
             return None
-        if seen is not None:
-            moved = os.lstat(target)
-            if (moved.st_dev, moved.st_ino) != (seen.st_dev, seen.st_ino):
-                # Another process has replaced the corrupt entry meanwhile; give its work back.
-                with contextlib.suppress(OSError):
-                    os.rename(target, path)
-                return None
+        if seen is not None and (moved.st_dev, moved.st_ino) != (seen.st_dev, seen.st_ino):
+            # Another process has replaced the corrupt entry meanwhile; give its work back.
+            with contextlib.suppress(OSError):
+                os.rename(target, path)
+            return None
         return target
 
     def _touch(self, key: str) -> None:
@@ -297,11 +295,14 @@ class ContentCache:
     @contextlib.contextmanager
     def _single_flight(self, key: str, layer: Layer) -> Iterator[None]:
         """Lets others with the same key wait, a bounded time; whatever goes wrong with locking is ignored."""
+        deadline = time.monotonic() + self._lock_timeout
         with self._guard:
             flight = self._flights.setdefault(key, threading.Lock())
         taken = flight.acquire(timeout=self._lock_timeout)
-        lock = self._file_lock(key) if layer == "primary" else None
+        lock = None
         try:
+            if layer == "primary":
+                lock = self._file_lock(key, max(0.0, deadline - time.monotonic()))
             yield
         finally:
             if lock is not None:
@@ -310,14 +311,14 @@ class ContentCache:
             if taken:
                 flight.release()
 
-    def _file_lock(self, key: str) -> Any:
+    def _file_lock(self, key: str, timeout: float) -> Any:
         import filelock  # imported on use: a hit needs no lock
 
         path = self._root / "locks" / f"{key}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(path)
-            lock.acquire(timeout=self._lock_timeout)
+            lock.acquire(timeout=timeout)
         except (OSError, RuntimeError) as error:  # Timeout is an OSError, NotImplementedError a RuntimeError
             logger.debug("Building without the lock %s: %s", path, error)
             return None
@@ -328,7 +329,7 @@ class ContentCache:
     def read_note(self, key: str, note: str) -> dict[str, Any] | None:
         """The JSON that `write_note` stored beside the entry, here or in a parent; None if there is none to be read."""
         for root in (self._root, *self._parents):
-            data = _load_json(layout.note_path(root, key, note))
+            data = strict_json.read(layout.note_path(root, key, note))
             if data is not None:
                 return data
         return None
@@ -361,13 +362,9 @@ class ContentCache:
         if known := digest.lookup(real, status):
             return known
         memo = self._root / "digests" / f"{hashlib.sha256(os.fsencode(real)).hexdigest()}.json"
-        stored = _load_json(memo) or {}
+        stored = strict_json.read(memo) or {}
         sha256 = stored.pop("sha256", None)
-        if (
-            isinstance(sha256, str)
-            and re.fullmatch("[0-9a-f]{64}", sha256)
-            and stored == digest.identity(status)._asdict()
-        ):
+        if digest.is_sha256(sha256) and stored == digest.identity(status)._asdict():
             digest.remember(real, status, sha256)
             return sha256
         sha256, status = digest.sha256_file(real)
@@ -472,12 +469,3 @@ class ContentCache:
         disk.remove(layout.children(self._root / "trash"))
         quarantined = sorted(layout.children(self._root / "quarantine"), key=layout.changed)
         disk.remove(quarantined[:-KEEP_QUARANTINED])
-
-
-def _load_json(path: Path) -> dict[str, Any] | None:
-    try:
-        with open(digest.open_regular(path), "rb", buffering=0) as file:
-            data = strict_json.parse(file.read(strict_json.MAX_BYTES + 1) or b"")
-    except (OSError, ValueError):
-        return None
-    return data if isinstance(data, dict) else None

@@ -6,9 +6,12 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "canonical", "parse", "plain"]
+from . import digest
+
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "canonical", "parse", "plain", "read"]
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -60,6 +63,16 @@ def parse(data: bytes) -> Any:
     return json.loads(
         data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
     )
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a small file, or None for whatever else is there."""
+    try:
+        with open(digest.open_regular(path), "rb", buffering=0) as file:
+            data = parse(file.read(MAX_BYTES + 1) or b"")
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
 
 
 def _bound_depth(data: bytes) -> None:
