@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from .config import CodecConfig, DACDecoderConfig, EncoderConfig, ISTFTDecoderConfig, QuantizerConfig
 from .convolution import CausalConv, CausalConvTranspose, ConvNeXtBlock, ResidualUnit, Snake
-from .transformer import WindowedTransformer
+from .transformer import WindowedTransformer, empty_embedding
 
-__all__ = ["Codec", "CodecDecode", "CodecEncode", "inverse_stft_basis"]
+__all__ = ["Codec", "CodecDecode", "CodecEncode", "DACDecoder", "ISTFTDecoder", "inverse_stft_basis"]
 
 
 class _Layer(Protocol):
@@ -59,7 +59,7 @@ class VectorQuantizer(nn.Module):
 
     def __init__(self, size: int, codebook_dim: int, latent_dim: int) -> None:
         super().__init__()
-        self.codebook = nn.Embedding(size, codebook_dim)
+        self.codebook = empty_embedding(size, codebook_dim)
         self.project_in = nn.Conv1d(latent_dim, codebook_dim, 1)
         self.project_out = nn.Conv1d(codebook_dim, latent_dim, 1)
 
@@ -172,6 +172,8 @@ class ISTFTDecoder(nn.Module):
         self.blocks = nn.ModuleList(ConvNeXtBlock(config.dim, config.ffn_dim) for _ in range(config.layers))
         self.last_norm = nn.LayerNorm(config.dim, eps=1e-6)
         self.head = nn.Linear(config.dim, config.n_fft + 2)
+        self.basis: Tensor
+        self.register_buffer("basis", inverse_stft_basis(config.n_fft), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.first(x).transpose(1, 2)).transpose(1, 2)
@@ -180,7 +182,7 @@ class ISTFTDecoder(nn.Module):
         log_magnitude, phase = self.head(self.last_norm(x.transpose(1, 2))).chunk(2, dim=-1)  # [B, T, bins] each
         magnitude = log_magnitude.exp().clamp(max=100.0)
         spectrum = torch.cat((magnitude * phase.cos(), magnitude * phase.sin()), dim=-1)  # [B, T, n_fft + 2]
-        return self._overlap_add(spectrum @ inverse_stft_basis(self.config.n_fft)).clamp(-1.0, 1.0)
+        return self._overlap_add(spectrum @ self.basis).clamp(-1.0, 1.0)
 
     def _overlap_add(self, windows: Tensor) -> Tensor:
         """[B, T, 4 hop] -> [B, 1, T * hop]: quarter i of a window falls i steps later."""

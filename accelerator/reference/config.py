@@ -248,16 +248,17 @@ _TINY = EngineConfig(
     max_new_tokens=64,
 )
 
+# Under 8 million parameters, so that half-precision weights fit 16 MB.
 _SMALL = EngineConfig(
     name="small",
     language_model=LanguageModelConfig(
         slow=TransformerConfig(
-            dim=256, layers=4, heads=4, kv_heads=2, head_dim=64, ffn_dim=704, qk_norm=True, rope_base=1e5
+            dim=256, layers=4, heads=4, kv_heads=2, head_dim=64, ffn_dim=640, qk_norm=True, rope_base=1e5
         ),
-        fast=TransformerConfig(dim=256, layers=1, heads=4, kv_heads=2, head_dim=64, ffn_dim=704, rope_base=1e5),
-        vocab_size=776,
+        fast=TransformerConfig(dim=256, layers=1, heads=4, kv_heads=2, head_dim=64, ffn_dim=640, rope_base=1e5),
+        vocab_size=520,
         codebooks=6,
-        codebook_size=512,
+        codebook_size=256,
         im_start=256,
         im_end=257,
         voice=258,
@@ -269,12 +270,12 @@ _SMALL = EngineConfig(
         latent_dim=160,
         encoder=EncoderConfig(dim=12, rates=(2, 4, 4, 8)),
         quantizer=QuantizerConfig(
-            codebook_sizes=(512, 256, 256, 256, 256, 256),
+            codebook_sizes=(256, 256, 256, 256, 256, 256),
             codebook_dim=8,
             downsample=(2, 2),
-            transformer=TransformerConfig(dim=160, layers=1, heads=4, kv_heads=4, head_dim=40, ffn_dim=448, window=16),
+            transformer=TransformerConfig(dim=160, layers=1, heads=4, kv_heads=4, head_dim=40, ffn_dim=320, window=16),
         ),
-        decoder=ISTFTDecoderConfig(dim=192, layers=5, ffn_dim=576, hop=256, n_fft=1024),
+        decoder=ISTFTDecoderConfig(dim=192, layers=5, ffn_dim=512, hop=256, n_fft=1024),
     ),
     max_new_tokens=512,
 )

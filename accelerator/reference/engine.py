@@ -185,11 +185,16 @@ class ReferenceEngine:
         penalty = lm.repetition_penalty if repetition_penalty is None else repetition_penalty
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=penalty)
         generator = torch.Generator()
-        generator.manual_seed(seed) if seed is not None else generator.seed()
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
         columns = self._check_prompt(prompt)
-        past = [] if codes_so_far is None else self._check_codes(codes_so_far)[0].tolist()  # candidate indices
+        past: list[int] = []  # first codes, which are also the indices of main tokens among the candidates
         if codes_so_far is not None:
-            columns = np.concatenate((columns, frame_columns(self._check_codes(codes_so_far), lm)), axis=1)
+            codes = self._check_codes(codes_so_far)
+            past = codes[0].tolist()
+            columns = np.concatenate((columns, frame_columns(codes, lm)), axis=1)
         start = columns.shape[1]
         wanted = self.config.max_new_tokens if max_new_tokens is None else max_new_tokens
         if wanted < 1 or start >= lm.max_seq_len:
@@ -213,7 +218,7 @@ class ReferenceEngine:
 
     @torch.inference_mode()
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Codes int64 [C, m] -> float32 [m * hop] in [-1, 1]."""
+        """Codes int64 [C, m] -> float32 [m * hop] in [-1, 1]. A code beyond its own codebook counts as the last one."""
         codes = self._check_codes(codes)
         if codes.shape[1] == 0:
             return np.zeros(0, dtype=np.float32)
@@ -272,7 +277,7 @@ class ReferenceEngine:
 
     def _check_codes(self, codes: np.ndarray) -> np.ndarray:
         lm = self.config.language_model
-        array = np.ascontiguousarray(codes, dtype=np.int64)
+        array = _integers(codes)
         if array.ndim != 2 or array.shape[0] != lm.codebooks:
             raise ReferenceEngineError(f"codes must have the shape [{lm.codebooks}, frames], not {list(array.shape)}")
         if array.size and (array.min() < 0 or array.max() >= lm.codebook_size):
@@ -281,13 +286,20 @@ class ReferenceEngine:
 
     def _check_prompt(self, prompt: np.ndarray) -> np.ndarray:
         lm = self.config.language_model
-        array = np.ascontiguousarray(prompt, dtype=np.int64)
+        array = _integers(prompt)
         if array.ndim != 2 or array.shape[0] != 1 + lm.codebooks or array.shape[1] == 0:
             raise ReferenceEngineError(f"a prompt must have the shape [{1 + lm.codebooks}, T], not {list(array.shape)}")
         if array[0].min() < 0 or array[0].max() >= lm.vocab_size:
             raise ReferenceEngineError(f"a prompt's tokens must lie in 0..{lm.vocab_size - 1}")
         self._check_codes(array[1:])
         return array
+
+
+def _integers(values: np.ndarray) -> np.ndarray:
+    array = np.asarray(values)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ReferenceEngineError(f"tokens and codes must be integers, not {array.dtype}")
+    return np.ascontiguousarray(array, dtype=np.int64)
 
 
 def _codes_of(frames: list[np.ndarray], codebooks: int) -> np.ndarray:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import LanguageModelConfig
-from .transformer import Block, KVCache, RMSNorm, run_blocks
+from .transformer import Block, KVCache, RMSNorm, empty_embedding, run_blocks
 
 __all__ = ["LanguageModel"]
 
@@ -34,12 +34,12 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         slow, fast = config.slow, config.fast
-        self.embeddings = nn.Embedding(config.vocab_size, slow.dim)
-        self.codebook_embeddings = nn.Embedding(config.codebooks * config.codebook_size, slow.dim)
+        self.embeddings = empty_embedding(config.vocab_size, slow.dim)
+        self.codebook_embeddings = empty_embedding(config.codebooks * config.codebook_size, slow.dim)
         self.layers = nn.ModuleList(Block(slow) for _ in range(slow.layers))
         self.norm = RMSNorm(slow.dim, slow.norm_eps)
         self.output = None if config.tie_output else nn.Linear(slow.dim, config.vocab_size, bias=False)
-        self.fast_embeddings = nn.Embedding(config.codebook_size, fast.dim)
+        self.fast_embeddings = empty_embedding(config.codebook_size, fast.dim)
         self.fast_layers = nn.ModuleList(Block(fast) for _ in range(fast.layers))
         self.fast_norm = RMSNorm(fast.dim, fast.norm_eps)
         self.fast_output = nn.Linear(fast.dim, config.codebook_size, bias=False)

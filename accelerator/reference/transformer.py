@@ -14,7 +14,21 @@ from torch import Tensor, nn
 
 from .config import TransformerConfig
 
-__all__ = ["Block", "KVCache", "RMSNorm", "WindowedTransformer", "rope_table", "rotate", "run_blocks"]
+__all__ = [
+    "Block",
+    "KVCache",
+    "RMSNorm",
+    "WindowedTransformer",
+    "empty_embedding",
+    "rope_table",
+    "rotate",
+    "run_blocks",
+]
+
+
+def empty_embedding(rows: int, dim: int) -> nn.Embedding:
+    """An embedding [rows, dim] not initialised: on the meta device that alone would import all of torch._dynamo."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, dim), freeze=False)
 
 
 def rope_table(length: int, config: TransformerConfig) -> Tensor:
@@ -81,7 +95,14 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, rope: Tensor, slots: tuple[Tensor, Tensor] | None, start: int, mask: Tensor | None
+        self,
+        x: Tensor,
+        rope: Tensor,
+        *,
+        slots: tuple[Tensor, Tensor] | None,
+        start: int,
+        mask: Tensor | None,
+        causal: bool,
     ) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).split((self.heads, self.kv_heads, self.kv_heads), 2)
         q = rotate(self.q_norm(q), rope).transpose(1, 2)  # [B, H, T, E]
@@ -89,7 +110,7 @@ class Attention(nn.Module):
         v = v.transpose(1, 2)
         if slots is not None:
             k, v = _append(slots, k, v, start)  # [B, G, S, E]
-        return self.out(_attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        return self.out(_attend(q, k, v, mask, causal).transpose(1, 2).flatten(2))
 
 
 def _append(slots: tuple[Tensor, Tensor], k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
@@ -100,15 +121,18 @@ def _append(slots: tuple[Tensor, Tensor], k: Tensor, v: Tensor, start: int) -> t
     return slots[0][:, :, :end], slots[1][:, :, :end]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention of q [B, H, T, E] over k, v [B, G, S, E] -> [B, H, T, E]; no mask: everything is seen."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Softmax attention of q [B, H, T, E] over k, v [B, G, S, E] -> [B, H, T, E].
+
+    Seen is where the mask [T, S] is true; without one, everything, or with `causal` (T = S) everything up to the query.
+    """
     heads, kv_heads = q.shape[1], k.shape[1]
     if heads == kv_heads:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     if q.shape[2] == 1:  # the heads of a group are so many queries of one kv head: nothing is repeated in memory
         grouped = q.reshape(q.shape[0], kv_heads, heads // kv_heads, q.shape[3])
         return F.scaled_dot_product_attention(grouped, k, v).reshape(q.shape)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
 
 
 class SwiGLU(nn.Module):
@@ -142,17 +166,19 @@ class Block(nn.Module):
         slots: tuple[Tensor, Tensor] | None = None,
         start: int = 0,
         mask: Tensor | None = None,
+        causal: bool = False,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope, slots, start, mask)
+        x = x + self.attention(self.attention_norm(x), rope, slots=slots, start=start, mask=mask, causal=causal)
         return x + self.ffn(self.ffn_norm(x))
 
 
 def run_blocks(blocks: nn.ModuleList, x: Tensor, cache: KVCache, start: int) -> Tensor:
     """x [B, T, D] at positions start .. start+T-1 -> [B, T, D]; fills the cache's slots of these positions."""
-    end = start + x.shape[1]
-    mask = None if x.shape[1] == 1 else torch.ones(x.shape[1], end, dtype=torch.bool).tril(start)  # [T, S]
+    length, end = x.shape[1], start + x.shape[1]
+    causal = length > 1 and start == 0
+    mask = torch.ones(length, end, dtype=torch.bool).tril(start) if length > 1 and start > 0 else None  # [T, S]
     for block, keys, values in zip(blocks, cache.keys, cache.values, strict=True):
-        x = block(x, cache.rope[start:end], slots=(keys, values), start=start, mask=mask)
+        x = block(x, cache.rope[start:end], slots=(keys, values), start=start, mask=mask, causal=causal)
     return x
 
 

@@ -17,11 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .codec import Codec
-from .config import EngineConfig, ISTFTDecoderConfig, from_json, to_json
+from .codec import Codec, DACDecoder, ISTFTDecoder, inverse_stft_basis
+from .config import EngineConfig, from_json, to_json
+from .convolution import CausalConv, ResidualUnit
 from .errors import ReferenceEngineError
 from .language_model import LanguageModel
-from .transformer import Block
+from .transformer import Block, WindowedTransformer
 
 __all__ = ["build", "load_weights", "random_weights", "save_weights"]
 
@@ -29,7 +30,7 @@ _FORMAT = "accelerator-reference-1"
 
 
 def build(config: EngineConfig) -> tuple[LanguageModel, Codec]:
-    """Both modules on the meta device: names and shapes without memory."""
+    """Both modules on the meta device: names and shapes without memory. `_restore_constants` follows the weights."""
     with torch.device("meta"):
         return LanguageModel(config.language_model).eval(), Codec(config.codec).eval()
 
@@ -45,7 +46,14 @@ def random_weights(config: EngineConfig, seed: int) -> tuple[LanguageModel, Code
                 _fill(owner, name, parameter, generator)
     _shape_language_model(language_model)
     _shape_codec(codec)
+    _restore_constants(codec)
     return language_model, codec
+
+
+def _restore_constants(codec: Codec) -> None:
+    """What is computed rather than stored, and was lost on the meta device."""
+    if isinstance(codec.decoder, ISTFTDecoder):
+        codec.decoder.basis = inverse_stft_basis(codec.decoder.config.n_fft)
 
 
 def _fill(owner: nn.Module, name: str, parameter: Tensor, generator: torch.Generator) -> None:
@@ -65,22 +73,26 @@ def _shape_language_model(model: LanguageModel) -> None:
         for layer in cast(Iterable[Block], layers):
             for projection in (layer.attention.out, layer.ffn.down):
                 projection.weight.mul_((2 * len(layers)) ** -0.5)  # the residual stream does not grow with depth
-    model.output_weight.mul_(2.0)  # clear preferences, as a trained model has
+    # clear preferences, as a trained model has; a tied head's rows are as long as embeddings
+    model.output_weight.mul_(2.0 if model.output is not None else 2.0 * model.config.slow.dim**-0.5)
     model.fast_output.weight.mul_(2.0)
     model.output_weight[model.config.im_end].mul_(0.01)  # a middling logit: random speech goes on to its bound
 
 
 def _shape_codec(codec: Codec) -> None:
     for module in codec.modules():
-        if hasattr(module, "dilation") and hasattr(module, "block"):
-            module.block[-1].conv.weight.mul_(0.3)  # type: ignore[index, union-attr]
-    config = codec.config.decoder
-    if isinstance(config, ISTFTDecoderConfig):
-        head = codec.decoder.head
-        head.weight[: config.n_fft // 2 + 1].mul_(0.5)  # type: ignore[index, union-attr]
-        head.bias[: config.n_fft // 2 + 1].add_(math.log(0.1 * config.n_fft**0.5))  # type: ignore[index, union-attr]
-    else:
-        codec.decoder.last[-1].conv.weight.mul_(0.1)  # type: ignore[index, union-attr]
+        if isinstance(module, ResidualUnit):
+            cast(CausalConv, module.block[-1]).conv.weight.mul_(0.3)
+        elif isinstance(module, WindowedTransformer):  # a gentle refinement, as under a trained layer scale
+            for layer in cast(Iterable[Block], module.layers):
+                layer.attention.out.weight.mul_(0.05)
+                layer.ffn.down.weight.mul_(0.05)
+    if isinstance(codec.decoder, DACDecoder):
+        cast(CausalConv, codec.decoder.last[-1]).conv.weight.mul_(0.05)
+    else:  # magnitudes of white noise at a tenth of full scale
+        n_fft = codec.decoder.config.n_fft
+        codec.decoder.head.weight[: n_fft // 2 + 1].mul_(0.5)
+        codec.decoder.head.bias[: n_fft // 2 + 1].add_(math.log(0.1 * n_fft**0.5))
 
 
 def save_weights(
@@ -126,4 +138,5 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[EngineConfig, LanguageMo
                 f"{path} does not hold the weights its configuration asks for: {error}"
             ) from error
         module.requires_grad_(False)
+    _restore_constants(codec)
     return config, language_model, codec
