@@ -1,0 +1,58 @@
+"""Makes text-to-speech engines fast on CPUs: wrap the engine you have.
+
+    from accelerator import UniversalOptimizer
+
+    engine = UniversalOptimizer(engine)
+    audio, sample_rate, metrics = engine.synthesize("Hello there.")
+
+Importing this loads neither torch nor onnxruntime.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import AcceleratorError
+
+if TYPE_CHECKING:
+    from .cache import ContentCache
+    from .engines import Adapter
+    from .export import ProgressEvent
+    from .optimizer import UniversalOptimizer
+    from .speech import AudioChunk, SamplingParams, Speech, SpeechRequest
+
+__version__ = "0.1.0"
+__all__ = [
+    "AcceleratorError",
+    "Adapter",
+    "AudioChunk",
+    "ContentCache",
+    "ProgressEvent",
+    "SamplingParams",
+    "Speech",
+    "SpeechRequest",
+    "UniversalOptimizer",
+]
+
+_HOMES = {
+    "Adapter": "engines",
+    "AudioChunk": "speech",
+    "ContentCache": "cache",
+    "ProgressEvent": "export",
+    "SamplingParams": "speech",
+    "Speech": "speech",
+    "SpeechRequest": "speech",
+    "UniversalOptimizer": "optimizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,6 +17,7 @@ from .tables import Table
 
 __all__ = ["DualARDecoder", "Embeddings", "FrameSampler", "StepTimes", "Transformer"]
 
+Rows = Table | np.ndarray
 BLOCK = 256  # positions by which a key-value cache grows
 
 
@@ -39,7 +40,9 @@ class StepTimes:
 class Transformer:
     """One graph of Llama blocks with its key-value cache: the state of one sequence batch."""
 
-    def __init__(self, session: Session, spec: TransformerSpec, outputs: dict[str, int], batch: int, capacity: int) -> None:
+    def __init__(
+        self, session: Session, spec: TransformerSpec, outputs: dict[str, int], batch: int, capacity: int
+    ) -> None:
         """`outputs`: name -> width of the graph's outputs [B, width]."""
         self._session, self._spec, self._batch = session, spec, batch
         self._needs_last = "last" in session.inputs
@@ -95,10 +98,11 @@ class Embeddings:
     """The model's embedding tables, memory-mapped from a directory written at export."""
 
     def __init__(self, directory: Path, spec: DualARSpec) -> None:
-        self._spec = spec
-        self._tokens = Table(directory / "embeddings.npy")
-        self._codes = Table(directory / "codebook_embeddings.npy")
-        self._fast = Table(directory / "fast_embeddings.npy")
+        names = ("embeddings", "codebook_embeddings", "fast_embeddings")
+        self._prepare(spec, *(Table(directory / f"{name}.npy") for name in names))
+
+    def _prepare(self, spec: DualARSpec, tokens: Rows, codes: Rows, fast: Rows) -> None:
+        self._spec, self._tokens, self._codes, self._fast = spec, tokens, codes, fast
         self._offsets = np.arange(spec.codebooks) * spec.codebook_size
         self._scale = np.float32(1.0 / np.sqrt(spec.codebooks + 1)) if spec.scale_codebook_embeddings else np.float32(1)
 
@@ -111,7 +115,9 @@ class Embeddings:
         semantic = (main >= self._spec.semantic_begin) & (main <= self._spec.semantic_end)
         if semantic.any():
             codes = tokens[1:, semantic].T + self._offsets  # [n, C]
-            x[semantic] = (x[semantic] + self._codes[codes.reshape(-1)].reshape(*codes.shape, -1).sum(axis=1)) * self._scale
+            x[semantic] = (
+                x[semantic] + self._codes[codes.reshape(-1)].reshape(*codes.shape, -1).sum(axis=1)
+            ) * self._scale
         return x
 
     def frame(self, frame: np.ndarray, out: np.ndarray) -> None:
@@ -147,8 +153,8 @@ class DualARDecoder:
         """Yield frames int64 [1 + C] (main token, codes) until the end token is drawn or `max_frames` are out.
 
         prompt: int [1 + C, T]. frames: what was generated already; generation goes on behind it. end_may_come_first:
-        some engines do not look for the end token in the prefill's answer. The end token's frame is yielded too, its codes
-        zero, so that the caller can tell an end from a limit.
+        some engines do not look for the end token in the prefill's answer. The end token's frame is yielded too, its
+        codes zero, so that the caller can tell an end from a limit.
         Raises GenerationError when the model's positions are exceeded, BadOutput for non-finite logits.
         """
         spec, times = self.spec, times or StepTimes()

@@ -52,8 +52,10 @@ def ignore_progress(_: ProgressEvent) -> None:
 class Component:
     """One exportable part of an engine, and PyTorch's answer to compare with.
 
-    identity: sha256 of the weights. config: JSON-able; everything beside the weights that shapes the graph. precisions: those
-    the component can be built in. build(directory, precision, progress) writes the files. prove(directory, precision) returns
+    identity: sha256 of the weights. config: JSON-able; everything beside the weights that shapes the graph.
+    precisions: those
+    the component can be built in. build(directory, precision, progress) writes the files. prove(directory, precision)
+    returns
     figures, with "passed" (bool) and "bar" among them. sources: Python files whose text takes part in the key.
     """
 
@@ -106,8 +108,8 @@ def export_component(
 ) -> Export:
     """The component's export in exactly this precision, from the cache or built, proven and published now.
 
-    Raises ProofFailed (with its report) when the proof rejects it and `proof` is "strict", ExportError for any other failure of
-    the exporter, CacheError when there is no place at all to put it.
+    Raises ProofFailed (with its report) when the proof rejects it and `proof` is "strict", ExportError for any other
+    failure of the exporter, CacheError when there is no place at all to put it.
     """
     progress(ProgressEvent(component.name, "hash", precision=precision))
     fields = key_fields(component, precision)

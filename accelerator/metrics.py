@@ -1,8 +1,8 @@
 """What a request measures about itself. Definitions are in `docs/operations.md`; each figure is defined once, here.
 
-    rtf      elapsed_s / audio_s: below 1 is faster than real time (rtfx is its inverse)
-    ttfa_s   from the call to the first chunk with a sample that is not silence
-    stages   seconds in text, reference, text2semantic, decoder, post; what is left of elapsed_s is waiting
+rtf      elapsed_s / audio_s: below 1 is faster than real time (rtfx is its inverse)
+ttfa_s   from the call to the first chunk with a sample that is not silence
+stages   seconds in text, reference, text2semantic, decoder, post; what is left of elapsed_s is waiting
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What an export must show before it is published: the figures, and the bars they are held against.
 
-Language models are compared on a trace: frames that PyTorch generated, with its logits at every step. ONNX Runtime is fed the
-same frames (teacher forcing), so a difference at one step does not excuse the next. Figures, over all steps:
+Language models are compared on a trace: frames that PyTorch generated, with its logits at every step. ONNX Runtime is
+fed the same frames (teacher forcing), so a difference at one step does not excuse the next. Figures, over all steps:
 
     kl               mean Kullback-Leibler divergence D(PyTorch || ONNX), in nats, of the softmaxed logits
     relative_error   ||a - b|| / ||a||, of logits less their mean (softmax does not see the mean), over all steps
@@ -109,7 +109,7 @@ def _logit_figures(expected: np.ndarray, actual: np.ndarray) -> dict[str, Any]:
     return {
         "steps": len(expected),
         "kl": float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()),
-        "relative_error": float(np.linalg.norm(difference) / max(np.linalg.norm(centred), 1e-30)),
+        "relative_error": float(np.linalg.norm(difference)) / max(float(np.linalg.norm(centred)), 1e-30),
         "max_error": float(np.abs(expected - actual).max()),
         "agreement": float(1 - differs.mean()),
         "mismatches": int((differs & (best_two[:, 1] - best_two[:, 0] > TIE)).sum()),
@@ -122,11 +122,15 @@ def _log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 def compare_arrays(pairs: Sequence[tuple[np.ndarray, np.ndarray]], tolerance: float) -> dict[str, Any]:
-    """Largest absolute difference over pairs (PyTorch, ONNX) of arrays, relative to the largest magnitude if that exceeds 1."""
+    """Largest absolute difference over pairs (PyTorch, ONNX) of arrays, relative to magnitudes beyond 1."""
     worst = 0.0
     for expected, actual in pairs:
         if expected.shape != actual.shape:
-            return {"passed": False, "bar": {"max_error": tolerance}, "shapes": [list(expected.shape), list(actual.shape)]}
+            return {
+                "passed": False,
+                "bar": {"max_error": tolerance},
+                "shapes": [list(expected.shape), list(actual.shape)],
+            }
         scale = max(1.0, float(np.abs(expected).max(initial=0)))
         error = float(np.abs(expected.astype(np.float64) - actual).max(initial=0)) / scale
         worst = max(worst, error if np.isfinite(error) else np.inf)

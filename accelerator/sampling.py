@@ -30,11 +30,15 @@ class SamplingRule:
     """How one engine layout keeps speech from looping, over a window of the frames after the prefill's.
 
     ras: redraw the main token at `ras_temperature`, `ras_top_p` when it is semantic and its `window` holds it.
-    penalty: shrink the logits of recent values. code_rows: leading logits of a codebook that may be drawn (None: all).
+    penalty: shrink the logits of recent values: the main token's by `penalised`, a codebook's by its own row of the
+    window; with "main_tokens" codebooks are left alone. prefill_counts: the prefill's frame is in the window too.
+    code_rows: leading logits of a codebook that may be drawn (None: all).
     """
 
-    repetition: Literal["ras", "penalty"]
+    repetition: Literal["ras", "penalty", "both"]
     window: int
+    penalised: Literal["oldest_frame", "main_tokens"] = "oldest_frame"
+    prefill_counts: bool = False
     ras_temperature: float = 1.0
     ras_top_p: float = 0.9
     code_rows: int | None = None
@@ -160,7 +164,7 @@ class Sampler:
         self.frames = 0  # pushed so far, the prefill's included
         self._history = np.zeros((1 + layout.n_codebooks, rule.window), np.int64)  # without the prefill's frame
         self._temperature, self._top_p, self._top_k = float(params.temperature), float(params.top_p), params.top_k
-        self._penalty = float(params.repetition_penalty or 1.0) if rule.repetition == "penalty" else 1.0
+        self._penalty = float(params.repetition_penalty or 1.0) if rule.repetition != "ras" else 1.0
         self._seek()
 
     def main(self, logits: np.ndarray) -> int:
@@ -175,12 +179,19 @@ class Sampler:
                 "the export does not belong to this model"
             )
         if self._penalty != 1.0 and self.frames:
-            # The engine takes the window's oldest *frame* here, codes and all, where it means the recent main tokens.
-            logits = penalise(logits, self.layout.rows_of(self._history[:, 0]), self._penalty)
+            # fish-speech takes the window's oldest *frame* here, codes and all, where it means the recent main tokens.
+            recent = self._history[:, 0] if self.rule.penalised == "oldest_frame" else self._history[0]
+            logits = penalise(logits, self.layout.rows_of(recent), self._penalty)
         row = self._draw(logits)
         token = self.layout.token(row)
         # The engine draws the second sample always; drawn when needed, it has the same distribution.
-        if self.rule.repetition == "ras" and self.frames and row < self.layout.n_semantic and token in self._history[0]:
+        if (
+            self.rule.repetition != "penalty"
+            and self._temperature > 0.0  # greedy stays greedy
+            and self.frames
+            and row < self.layout.n_semantic
+            and token in self._history[0]
+        ):
             rule = self.rule
             row = draw(logits, self._rng, temperature=rule.ras_temperature, top_p=rule.ras_top_p, top_k=self._top_k)
             token = self.layout.token(row)
@@ -190,7 +201,7 @@ class Sampler:
         """The code of residual codebook k, 1 .. n_codebooks - 1, from logits [n], float32; raises like `nucleus`."""
         assert 1 <= k < self.layout.n_codebooks
         logits = _flat(logits)[: self.rule.code_rows]
-        if self._penalty != 1.0 and self.frames:
+        if self._penalty != 1.0 and self.frames and self.rule.penalised == "oldest_frame":
             window = self._history[k + 1]
             logits = penalise(logits, window[window < logits.size], self._penalty)
         return self._draw(logits)
@@ -214,7 +225,7 @@ class Sampler:
 
     def _remember(self, frame: Sequence[int] | np.ndarray) -> None:
         # Filled from the left, then rolled, so that column 0 is always the oldest frame there is.
-        slot = self.frames - 1  # the prefill's frame is in no window
+        slot = self.frames - (0 if self.rule.prefill_counts else 1)
         if slot >= self.rule.window:
             self._history[:, :-1] = self._history[:, 1:]
             slot = self.rule.window - 1

@@ -67,7 +67,7 @@ def available_providers() -> list[str]:
 class Session:
     """One loaded graph. Safe to run from several threads at once; a `Binding` belongs to one thread at a time."""
 
-    def __init__(self, path: Path, options: SessionOptions = SessionOptions()) -> None:  # noqa: B008 - frozen
+    def __init__(self, path: Path, options: SessionOptions = SessionOptions()) -> None:
         """Load `path`. Raises SessionError."""
         import onnxruntime as ort
 
@@ -132,11 +132,13 @@ class Binding:
 
 
 class KVCache:
-    """Keys and values of all layers, float32 [B, kv_heads, capacity, head_dim] each; grows in blocks, keeps its content."""
+    """Keys and values of all layers, float32 [B, kv_heads, capacity, head_dim] each; can grow."""
 
     def __init__(self, layers: int, batch: int, kv_heads: int, head_dim: int, capacity: int) -> None:
         self._shape = (batch, kv_heads, capacity, head_dim)
-        self.arrays = {f"{kind}.{i}": np.zeros(self._shape, np.float32) for i in range(layers) for kind in ("key", "value")}
+        self.arrays = {
+            f"{kind}.{i}": np.zeros(self._shape, np.float32) for i in range(layers) for kind in ("key", "value")
+        }
 
     @property
     def capacity(self) -> int:

@@ -18,8 +18,8 @@ class SamplingParams:
     """How tokens are drawn. `None` means: whatever the engine does by default.
 
     temperature: softmax temperature, 0 is greedy. top_p: nucleus mass in (0, 1]. top_k: candidates kept, at least 1.
-    repetition_penalty: divisor of the logits of recent tokens, at least 1. seed: 0 .. 2**63-1. max_new_tokens: frames at most.
-    Raises InvalidOption for values out of range.
+    repetition_penalty: divisor of the logits of recent tokens, at least 1. seed: 0 .. 2**63-1. max_new_tokens: frames
+    at most. Raises InvalidOption for values out of range.
     """
 
     temperature: float | None = None
@@ -77,7 +77,7 @@ class SpeechRequest:
 
     text: str
     reference: Reference | None = None
-    sampling: SamplingParams = SamplingParams()  # noqa: RUF009 - frozen
+    sampling: SamplingParams = SamplingParams()
 
 
 class AudioChunk(NamedTuple):

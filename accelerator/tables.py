@@ -40,7 +40,7 @@ class Table:
             raise CorruptEntry(f"{path} is not an embedding table: {self._rows.dtype} {self._rows.shape}")
         self.shape: tuple[int, int] = self._rows.shape
 
-    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+    def __getitem__(self, index: int | np.ndarray) -> np.ndarray:
         rows = self._rows[index]
         if rows.dtype == np.float32:
             return np.asarray(rows)

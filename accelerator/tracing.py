@@ -33,8 +33,8 @@ def trace(
 ) -> None:
     """Write `module` as ONNX to `path`, its weights beside it in `<path>.data`.
 
-    dynamic: input name -> axis -> the axis' name; equal names mean equal sizes. Raises ExportError, also when the exporter
-    silently fixed an axis that should be dynamic.
+    dynamic: input name -> axis -> the axis' name; equal names mean equal sizes. Raises ExportError, also when the
+    exporter silently fixed an axis that should be dynamic.
     """
     import onnx
     import torch
@@ -72,4 +72,6 @@ def trace(
     for value in model.graph.input:
         for axis in dynamic.get(value.name, {}):
             if not value.type.tensor_type.shape.dim[axis].dim_param:
-                raise ExportError(f"{path.stem}: axis {axis} of {value.name} came out fixed; the module must be rewritten")
+                raise ExportError(
+                    f"{path.stem}: axis {axis} of {value.name} came out fixed; the module must be rewritten"
+                )

@@ -1,0 +1,59 @@
+"""One file per engine, and the table that finds them. An engine's own package is imported inside its adapter only."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import EngineError
+from .base import Adapter, Bound, Part
+
+__all__ = ["ADAPTERS", "CHECKPOINTS", "Adapter", "Bound", "Part", "adapter_for", "adapter_from_checkpoint"]
+
+ADAPTERS = {
+    "accelerator.reference.engine.ReferenceEngine": "accelerator.engines.reference:ReferenceAdapter",
+    "fish_speech.inference_engine.TTSInferenceEngine": "accelerator.engines.fish_speech:FishSpeechAdapter",
+}
+"""Qualified type name -> "module:Class". A class is called with the engine; any base class of the engine may match."""
+
+CHECKPOINTS = {
+    "fish-speech": "accelerator.engines.fish_speech:FishSpeechAdapter",
+}
+"""Engine name -> the adapter class whose `from_checkpoint(path, **options)` opens that engine's checkpoints."""
+
+ENTRY_POINTS = "accelerator.adapters"  # third parties: `<qualified type name> = "module:Class"` in this group
+
+
+def adapter_for(engine: Any) -> Adapter:
+    """The adapter of an engine; a pass-through one for engines nobody knows. Raises UnsupportedEngine."""
+    from .passthrough import PassThroughAdapter
+
+    third_party = {e.name: e.value for e in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    for name in _type_names(engine):
+        if target := third_party.get(name) or ADAPTERS.get(name):
+            adapter: Adapter = _load(target)(engine)
+            return adapter
+    return PassThroughAdapter(engine)
+
+
+def adapter_from_checkpoint(engine: str, path: Any, **options: Any) -> Adapter:
+    """The adapter of an engine that is still on disk. Raises EngineError."""
+    if engine not in CHECKPOINTS:
+        raise EngineError(f"no engine called {engine!r}; choose one of {', '.join(sorted(CHECKPOINTS))}")
+    adapter: Adapter = _load(CHECKPOINTS[engine]).from_checkpoint(path, **options)
+    return adapter
+
+
+def _type_names(engine: Any) -> Iterator[str]:
+    for kind in type(engine).__mro__:
+        yield f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _load(target: str) -> Any:
+    module, _, name = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise EngineError(f"the adapter {target} cannot be loaded: {error}") from error

@@ -35,12 +35,12 @@ Call = Callable[..., Any]
 class Part:
     """One replaceable stage of an engine.
 
-    torch: the engine's own implementation; it must not depend on anything the routed copy changes, and answers with what
+    torch: the engine's own implementation; it must not depend on anything the routed copy changes, and answers with
+    what
     `loaded` answers with. load(directories by component name, options): the ONNX Runtime twin with the same signature.
     A generator part's two implementations take `resume`, a list of items already produced, and go on behind it.
     check(result): raises BadOutput if an answer cannot be right (for a generator, it sees every item).
-    probe(call): runs a small typical piece of work on either implementation; the optimizer times it. It returns the number of
-    units done (frames, seconds of audio), so that both arms are compared per unit.
+    probe(call): times a small typical piece of work on either implementation; seconds per unit (frame, second of audio).
     """
 
     name: str
@@ -49,7 +49,7 @@ class Part:
     torch: Call
     load: Callable[[Mapping[str, Path], SessionOptions], Call]
     probe: Callable[[Call], float]
-    check: Callable[[Any], None] = lambda _: None
+    check: Callable[[Any], Any] = lambda _: None
     generator: bool = False
 
 

@@ -1,6 +1,7 @@
 """The dual autoregressive language model as two ONNX graphs: `slow` over frames, `fast` over a frame's codebooks.
 
-The architecture is Fish-Speech's (Liao et al. 2024, arXiv:2411.01156) on Llama blocks (Touvron et al. 2023). Both graphs
+The architecture is Fish-Speech's (Liao et al. 2024, arXiv:2411.01156) on Llama blocks (Touvron et al. 2023). Both
+graphs
 serve prefill and decode: KV caches are buffers [B, kv_heads, capacity, head_dim] that are input and output at once.
 """
 
@@ -158,7 +159,7 @@ def _attention(
         query, key, value = graph.node("Split", [qkv, sizes], 3, "", {"axis": -1})
         query = _head_norm(graph, spec, query, f"{name}.q_norm", weights)
         key = _head_norm(graph, spec, key, f"{name}.k_norm", weights)
-    cache = ["batch", spec.kv_heads, "capacity", spec.head_dim]
+    cache: list[int | str] = ["batch", spec.kv_heads, "capacity", spec.head_dim]
     past = [graph.input(f"past_{kind}.{index}", np.float32, cache) for kind in ("key", "value")]
     present = [f"present_{kind}.{index}" for kind in ("key", "value")]
     attended = f"{name}.attended"

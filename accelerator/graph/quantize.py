@@ -1,8 +1,8 @@
 """Block-wise weight quantization for ONNX Runtime's MatMulNBits, and the `Linear` recipes built on it.
 
 Every row of a weight [N, K] is cut into blocks along K; a block of `block` weights shares one float32 scale (and, if
-asymmetric, one zero point). MatMulNBits then multiplies with activations quantized to int8 on the fly (accuracy level 4,
-VNNI/dot-product kernels). The layout is that of the operator's documentation (onnxruntime, ContribOperators.md).
+asymmetric, one zero point). MatMulNBits then multiplies with activations quantized to int8 on the fly (accuracy level
+4, VNNI/dot-product kernels). The layout is that of the operator's documentation (onnxruntime, ContribOperators.md).
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ def quantize_blocks(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Quantize float32 `weight` [N, K] to `bits` (4 or 8) in blocks along K.
 
-    Returns packed values uint8 [N, ceil(K/block), block*bits/8], scales float32 [N, ceil(K/block)] and, if not symmetric,
-    zero points uint8 [N, ceil(ceil(K/block)*bits/8)]. Symmetric blocks map their largest magnitude, with its sign, to the
-    most negative level, which uses all 2**bits levels (as llama.cpp's Q4_0 does).
+    Returns packed values uint8 [N, ceil(K/block), block*bits/8], scales float32 [N, ceil(K/block)] and, if not
+    symmetric,
+    zero points uint8 [N, ceil(ceil(K/block)*bits/8)]. Symmetric blocks map their largest magnitude, with its sign, to
+    the most negative level, which uses all 2**bits levels (as llama.cpp's Q4_0 does).
     """
     if bits not in (4, 8):
         raise ValueError(f"bits must be 4 or 8, not {bits}")

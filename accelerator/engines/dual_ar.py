@@ -1,0 +1,177 @@
+"""The parts that all dual autoregressive engines share; an adapter adds its weights, its seam and its rules."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import decode, tables, tracing
+from ..decode import DualARDecoder, Embeddings
+from ..export import Component, Progress, ProgressEvent
+from ..graph import dual_ar as graphs
+from ..graph import graph, quantize
+from ..graph.dual_ar import DualARSpec, Weights, build_fast, build_slow
+from ..graph.quantize import RECIPES
+from ..proof import BARS, Trace, compare_arrays, compare_codes, compare_logits, replay
+from ..session import Session, SessionOptions
+from ..tables import write_table
+
+__all__ = ["EMBEDDINGS", "LANGUAGE_MODEL", "codec_component", "language_model_components", "load_language_model"]
+
+EMBEDDINGS, LANGUAGE_MODEL = "embeddings", "text2semantic"
+_TABLES = ("embeddings", "codebook_embeddings", "fast_embeddings")
+_PROOF_THREADS = 2
+
+
+def _source(module: Any) -> str:
+    return str(inspect.getsourcefile(module))
+
+
+def language_model_components(
+    spec: DualARSpec,
+    weights: Weights,
+    identity: Callable[[], str],
+    trace: Callable[[], Trace],
+    *,
+    dtype: str = "fp32",
+) -> tuple[Component, Component]:
+    """The embedding tables and the two graphs of a dual autoregressive model.
+
+    weights: called during a build only. trace: PyTorch's answers, recorded once and kept for all precisions. dtype:
+    what
+    the engine computes in, "fp32" or "bf16"; an engine that rounds to bfloat16 cannot be matched to float32's bar.
+    """
+    config = spec.to_dict()
+    recorded: list[Trace] = []
+
+    def the_trace() -> Trace:
+        if not recorded:
+            recorded.append(trace())
+        return recorded[0]
+
+    def build_tables(directory: Path, precision: str, progress: Progress) -> None:
+        for done, name in enumerate(_TABLES):
+            progress(ProgressEvent(EMBEDDINGS, "build", done, len(_TABLES), precision))
+            write_table(directory / f"{name}.npy", weights(name))
+
+    def prove_tables(directory: Path, precision: str) -> dict[str, Any]:
+        pairs = []
+        for name in _TABLES:
+            expected, table = weights(name), tables.Table(directory / f"{name}.npy")
+            rows = np.unique(np.linspace(0, len(expected) - 1, 257).astype(np.int64))
+            pairs.append((expected[rows], table[rows]))
+        return compare_arrays(pairs, 0.0)
+
+    def build_graphs(directory: Path, precision: str, progress: Progress) -> None:
+        total = 4 + 5 * (spec.slow.layers + spec.fast.layers)  # weights read, about
+        seen = 0
+
+        def counted(name: str) -> np.ndarray:
+            nonlocal seen
+            seen += 1
+            progress(ProgressEvent(LANGUAGE_MODEL, "build", min(seen, total), total, precision))
+            return weights(name)
+
+        recipe = RECIPES[precision]
+        build_slow(directory, spec, counted, recipe)
+        build_fast(directory, spec, counted, recipe)
+        (directory / "spec.json").write_text(json.dumps(config))
+
+    def prove_graphs(directory: Path, precision: str) -> dict[str, Any]:
+        trace = the_trace()
+        options = SessionOptions(threads=_PROOF_THREADS)
+        tables_in_memory = _WeightEmbeddings(spec, weights)
+        decoder = DualARDecoder(
+            spec, Session(directory / "slow.onnx", options), Session(directory / "fast.onnx", options), tables_in_memory
+        )
+        answers = replay(decoder.generate, trace)
+        bar = BARS["fp32/bf16" if precision == "fp32" and dtype != "fp32" else precision]
+        report = compare_logits(
+            {"main": (trace.main_logits, answers.main_logits), "codes": (trace.code_logits, answers.code_logits)}, bar
+        )
+        return {**report, "frames": len(trace.frames)}
+
+    recipes = {p: vars(r) for p, r in RECIPES.items()}
+    shared = (_source(graph), _source(graphs), _source(tables))
+    return (
+        Component(EMBEDDINGS, identity, config, ("fp32",), build_tables, prove_tables, shared),
+        Component(
+            LANGUAGE_MODEL,
+            identity,
+            {**config, "engine_dtype": dtype},
+            tuple(RECIPES),
+            build_graphs,
+            prove_graphs,
+            (*shared, _source(quantize), _source(decode)),
+            recipes,
+        ),
+    )
+
+
+def load_language_model(paths: Mapping[str, Path], options: SessionOptions) -> DualARDecoder:
+    """A decoder over the two exports of `language_model_components`."""
+    directory = paths[LANGUAGE_MODEL]
+    spec = DualARSpec.from_dict(json.loads((directory / "spec.json").read_text()))
+    slow, fast = (Session(directory / f"{name}.onnx", options) for name in ("slow", "fast"))
+    return DualARDecoder(spec, slow, fast, Embeddings(paths[EMBEDDINGS], spec))
+
+
+class _WeightEmbeddings(Embeddings):
+    """Embeddings straight from the engine's weights, so that the proof of the graphs needs no other export."""
+
+    def __init__(self, spec: DualARSpec, weights: Weights) -> None:
+        self._prepare(spec, *(weights(name) for name in _TABLES))
+
+
+def codec_component(
+    name: str,
+    module: Callable[[], Any],
+    identity: Callable[[], str],
+    config: Mapping[str, Any],
+    *,
+    inputs: Mapping[str, Mapping[int, str]],
+    outputs: tuple[str, ...],
+    examples: Callable[[], Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]],
+    codes_equal: float | None = None,
+    tolerance: float = 1e-4,
+    sources: tuple[str, ...] = (),
+) -> Component:
+    """A traced float32 part.
+
+    module: makes the torch.nn.Module to trace. inputs: name -> dynamic axes. examples: yields (inputs, PyTorch's
+    answer); the
+    first is traced, the others have lengths that the tracer never saw. codes_equal: for parts that answer with codes,
+    the share that must be equal; otherwise answers must agree within `tolerance`.
+    """
+    filename = f"{name}.onnx"
+
+    def build(directory: Path, precision: str, progress: Progress) -> None:
+        import torch
+
+        progress(ProgressEvent(name, "build", 0, 1, precision))
+        arguments, _ = next(iter(examples()))
+        tracing.trace(
+            module(),
+            [torch.from_numpy(np.ascontiguousarray(a)) for a in arguments],
+            directory / filename,
+            inputs=list(inputs),
+            outputs=outputs,
+            dynamic=inputs,
+        )
+
+    def prove(directory: Path, precision: str) -> dict[str, Any]:
+        session = Session(directory / filename, SessionOptions(threads=_PROOF_THREADS))
+        pairs = []
+        for arguments, expected in examples():
+            answer = session.run(dict(zip(session.inputs, arguments, strict=True)))[0]
+            pairs.append((expected, answer))
+        if codes_equal is not None:
+            return compare_codes(pairs, codes_equal)
+        return compare_arrays(pairs, tolerance)
+
+    return Component(name, identity, config, ("fp32",), build, prove, (_source(tracing), *sources))

@@ -1,0 +1,332 @@
+"""The adapter of the engine that ships with this project, `accelerator.reference`."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..audio import check_audio
+from ..graph.dual_ar import DualARSpec, TransformerSpec
+from ..metrics import current_meter
+from ..proof import Trace
+from ..sampling import Sampler, SamplingRule, TokenLayout
+from ..session import Session, SessionOptions
+from ..speech import AudioChunk, SamplingParams, SpeechRequest
+from .base import Call, Part, tensors_digest
+from .dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model
+
+__all__ = ["ReferenceAdapter"]
+
+PROOF_TEXT = "The quick brown fox jumps over the lazy dog."
+PROOF_FRAMES = 96
+PROBE_FRAMES = 12
+
+
+class ReferenceAdapter:
+    """Parts: `encoder`, `text2semantic` and `decoder` of a `ReferenceEngine`."""
+
+    name = "reference"
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.sample_rate: int = engine.sample_rate
+        self._spec = _spec(engine.config.language_model)
+        self._digests: dict[str, str] = {}
+
+    def parts(self) -> Sequence[Part]:
+        engine = self.engine
+        return (
+            Part(
+                "encoder",
+                "reference",
+                (self._codec_part("encoder"),),
+                torch=engine.encode_reference,
+                load=self._load_encoder,
+                probe=lambda call: _seconds(lambda: call(self._noise(1.0))),
+            ),
+            Part(
+                LANGUAGE_MODEL,
+                LANGUAGE_MODEL,
+                language_model_components(
+                    self._spec, self._weights, lambda: self._digest("language_model"), self._trace
+                ),
+                torch=self._generate_in_torch,
+                load=self._load_language_model,
+                probe=self._probe_language_model,
+                generator=True,
+            ),
+            Part(
+                "decoder",
+                "decoder",
+                (self._codec_part("decoder"),),
+                torch=engine.decode,
+                load=self._load_decoder,
+                probe=lambda call: _seconds(lambda: call(self._codes(32))),
+                check=lambda audio: check_audio(audio, self.sample_rate),
+            ),
+        )
+
+    def bind(self, calls: Mapping[str, Call]) -> _BoundReference:
+        return _BoundReference(self, calls)
+
+    def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
+        options = {k: v for k, v in vars(request.sampling).items() if v is not None}
+        if request.reference is not None:
+            options |= {"reference_audio": request.reference.audio, "reference_text": request.reference.text or None}
+        audio, rate = self.engine.synthesize(request.text, **options)
+        yield AudioChunk(audio, rate)
+
+    def release(self) -> None:
+        """Nothing: the engine's weights are the user's."""
+
+    def defaults(self) -> SamplingParams:
+        """What `ReferenceEngine.generate` does when told nothing."""
+        lm = self.engine.config.language_model
+        return SamplingParams(
+            temperature=0.7,
+            top_p=0.8,
+            top_k=30,
+            repetition_penalty=lm.repetition_penalty,
+            max_new_tokens=self.engine.config.max_new_tokens,
+        )
+
+    def sampler(self, params: SamplingParams) -> Sampler:
+        lm = self.engine.config.language_model
+        layout = TokenLayout(
+            semantic_begin=lm.semantic_begin, semantic_end=lm.semantic_end, end_id=lm.im_end, n_codebooks=lm.codebooks
+        )
+        rule = SamplingRule(
+            repetition="both" if lm.repetition_aware else "penalty",
+            window=lm.repetition_window,
+            penalised="main_tokens",
+            prefill_counts=True,
+        )
+        return Sampler(rule, params, layout)
+
+    def _digest(self, module: str) -> str:
+        if module not in self._digests:
+            self._digests[module] = tensors_digest(getattr(self.engine, module).state_dict().items())
+        return self._digests[module]
+
+    # Language model
+
+    def _weights(self, name: str) -> np.ndarray:
+        lm = self.engine.language_model
+        module, _, rest = name.partition(".")
+        if name == "slow.head":
+            tensor = lm.output_weight[list(lm.config.candidate_ids)]
+        elif name == "fast.head":
+            tensor = lm.fast_output.weight
+        elif not rest:
+            tensor = getattr(lm, name).weight
+        elif rest == "norm":
+            tensor = (lm.norm if module == "slow" else lm.fast_norm).weight
+        else:
+            index, _, weight = rest.partition(".")
+            block = (lm.layers if module == "slow" else lm.fast_layers)[int(index)]
+            owner = block if weight.endswith("_norm") and weight[0] not in "qk" else block.attention
+            owner = block.ffn if weight in ("gate", "up", "down") else owner
+            tensor = getattr(owner, weight).weight
+        return np.asarray(tensor.detach().float().numpy())
+
+    def _trace(self) -> Trace:
+        """Greedy frames and the engine's own logits at each, from its own modules."""
+        import torch
+
+        model, lm = self.engine.language_model, self.engine.config.language_model
+        prompt = self.engine.encode_text(PROOF_TEXT)
+        count = min(PROOF_FRAMES, lm.max_seq_len - prompt.shape[1])
+        frames, main, codes = [], [], []
+        with torch.inference_mode():
+            cache, fast_cache = model.slow_cache(prompt.shape[1] + count), model.fast_cache()
+            step, position = torch.from_numpy(prompt)[None], 0
+            for _ in range(count):
+                logits, hidden = model.slow(step, cache, position)
+                position += step.shape[2]
+                main.append(logits[0].numpy().copy())
+                first = int(logits[0, :-1].argmax())  # the end would end the trace: the best code goes on
+                x = torch.cat((hidden[:, None], model.fast_embeddings(torch.tensor([[first]]))), dim=1)
+                frame, at = [lm.semantic_begin + first, first], 0
+                for _ in range(lm.codebooks - 1):
+                    fast_logits = model.fast(x, fast_cache, at)
+                    at += x.shape[1]
+                    codes.append(fast_logits[0].numpy().copy())
+                    frame.append(int(fast_logits[0].argmax()))
+                    x = model.fast_embeddings(torch.tensor([[frame[-1]]]))
+                frames.append(np.array(frame, np.int64))
+                step = torch.from_numpy(frames[-1])[None, :, None]
+        return Trace(prompt, np.stack(frames), np.stack(main), np.stack(codes).reshape(count, lm.codebooks - 1, -1))
+
+    def _generate_in_torch(
+        self, prompt: np.ndarray, params: SamplingParams, *, resume: Sequence[np.ndarray] = ()
+    ) -> Iterator[np.ndarray]:
+        so_far = np.stack(resume, axis=1)[1:] if len(resume) else None
+        limit = params.max_new_tokens or self.engine.config.max_new_tokens
+        if len(resume) >= limit:
+            return
+        options = {k: v for k, v in vars(params).items() if v is not None} | {"max_new_tokens": limit - len(resume)}
+        yield from self.engine.generate(prompt, codes_so_far=so_far, **options)
+
+    def _load_language_model(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
+        decoder = load_language_model(paths, options)
+        spec = self._spec
+
+        def generate(
+            prompt: np.ndarray, params: SamplingParams, *, resume: Sequence[np.ndarray] = ()
+        ) -> Iterator[np.ndarray]:
+            params = params.over(self.defaults())
+            assert params.max_new_tokens is not None
+            sampler = self.sampler(params).resume(resume)
+            limit = min(params.max_new_tokens, spec.slow.positions - prompt.shape[1])
+            for frame in decoder.generate(prompt, sampler, limit - len(resume), frames=resume):
+                if frame[0] == spec.end_id:
+                    return
+                yield frame
+
+        return generate
+
+    def _probe_language_model(self, call: Call) -> float:
+        prompt = self.engine.encode_text(PROOF_TEXT)
+        frames = call(prompt, SamplingParams(seed=0, max_new_tokens=PROBE_FRAMES))
+        next(frames)
+        start, count = time.perf_counter(), 0
+        for _ in frames:
+            count += 1
+        return (time.perf_counter() - start) / max(count, 1)
+
+    # Codec
+
+    def _codec_part(self, part: str) -> Any:
+        from ..reference import codec as modules
+        from .dual_ar import _source
+
+        codec = self.engine.codec
+        hop, rate = self.engine.hop, self.sample_rate
+        if part == "decoder":
+            lengths, answer = (7, 19, 40), self.engine.decode
+            return codec_component(
+                "decoder",
+                lambda: modules.CodecDecode(codec),
+                lambda: self._digest("codec"),
+                {"part": part},
+                inputs={"codes": {0: "batch", 2: "frames"}},
+                outputs=("audio",),
+                examples=lambda: ((((c := self._codes(n))[None],), answer(c)[None]) for n in lengths),
+                sources=(_source(modules),),
+            )
+        seconds = (int(0.7 * rate), int(0.4 * rate) + 1, int(1.3 * rate) + hop // 3)
+        return codec_component(
+            "encoder",
+            lambda: modules.CodecEncode(codec),
+            lambda: self._digest("codec"),
+            {"part": part},
+            inputs={"audio": {0: "batch", 1: "samples"}},
+            outputs=("codes",),
+            examples=lambda: (
+                (((a := self._noise(n / rate))[None],), self.engine.encode_reference(a)[None]) for n in seconds
+            ),
+            codes_equal=0.99,
+            sources=(_source(modules),),
+        )
+
+    def _load_encoder(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
+        session = Session(paths["encoder"] / "encoder.onnx", options)
+        return lambda audio: session.run({"audio": np.ascontiguousarray(audio, np.float32)[None]})[0][0]
+
+    def _load_decoder(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
+        session = Session(paths["decoder"] / "decoder.onnx", options)
+
+        def decode(codes: np.ndarray) -> np.ndarray:
+            if codes.shape[1] == 0:
+                return np.zeros(0, np.float32)
+            return np.asarray(session.run({"codes": np.ascontiguousarray(codes, np.int64)[None]})[0][0])
+
+        return decode
+
+    def _codes(self, frames: int) -> np.ndarray:
+        """Seeded codes [C, frames] within each codebook."""
+        sizes = np.array(self.engine.config.codec.quantizer.codebook_sizes)
+        return np.random.default_rng(frames).integers(0, sizes[:, None], (len(sizes), frames))
+
+    def _noise(self, seconds: float) -> np.ndarray:
+        """Seeded noise under a tone, float32 [n]."""
+        n = round(seconds * self.sample_rate)
+        t = np.arange(n) / self.sample_rate
+        noise = np.random.default_rng(n).standard_normal(n) * 0.05
+        return (0.3 * np.sin(2 * np.pi * 220 * t) + noise).astype(np.float32)
+
+
+class _BoundReference:
+    """A shallow copy of the engine whose stages are routed."""
+
+    def __init__(self, adapter: ReferenceAdapter, calls: Mapping[str, Call]) -> None:
+        self.engine = copy.copy(adapter.engine)
+        self._adapter = adapter
+
+        def generate(
+            prompt: np.ndarray, *, codes_so_far: np.ndarray | None = None, **options: Any
+        ) -> Iterator[np.ndarray]:
+            params = SamplingParams(**{k: v for k, v in options.items() if v is not None})
+            if codes_so_far is not None:  # a caller's own continuation is not the route's
+                yield from adapter.engine.generate(prompt, codes_so_far=codes_so_far, **options)
+                return
+            for frame in calls[LANGUAGE_MODEL](prompt, params):
+                current_meter().add_frames(1)
+                yield frame
+
+        self.engine.generate = generate
+        self.engine.decode = calls["decoder"]
+        self.engine.encode_reference = calls["encoder"]
+
+    def stream(self, request: SpeechRequest) -> Iterator[AudioChunk]:
+        options = {k: v for k, v in vars(request.sampling).items() if v is not None}
+        reference = request.reference
+        audio = None if reference is None else reference.audio
+        text = None if reference is None else reference.text or None
+        for chunk in self.engine.stream(request.text, audio, text, **options):
+            yield AudioChunk(chunk, self._adapter.sample_rate)
+
+    def close(self) -> None:
+        pass
+
+
+def _spec(lm: Any) -> DualARSpec:
+    def stack(config: Any, positions: int) -> TransformerSpec:
+        return TransformerSpec(
+            dim=config.dim,
+            layers=config.layers,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            ffn=config.ffn_dim,
+            eps=config.norm_eps,
+            rope_base=config.rope_base,
+            positions=positions,
+            qk_norm=config.qk_norm,
+            rope_bf16=config.rope_bf16,
+        )
+
+    return DualARSpec(
+        slow=stack(lm.slow, lm.max_seq_len),
+        fast=stack(lm.fast, lm.codebooks),
+        codebooks=lm.codebooks,
+        codebook_size=lm.codebook_size,
+        semantic_begin=lm.semantic_begin,
+        semantic_end=lm.semantic_end,
+        end_id=lm.im_end,
+        fast_codes=lm.codebook_size,
+        fast_input=lm.fast_input,
+        scale_codebook_embeddings=lm.scale_codebook_embeddings,
+    )
+
+
+def _seconds(call: Any) -> float:
+    call()
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

@@ -1,0 +1,390 @@
+"""UniversalOptimizer: the engine a user already has, only faster, and never worse."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .cache import ContentCache
+from .engines import Adapter, adapter_for, adapter_from_checkpoint
+from .errors import AcceleratorError, BadOutput, Closed, GenerationError, InvalidInput, InvalidOption, InvalidReference
+from .export import PRECISIONS, Progress, ignore_progress
+from .hardware import HardwareProfile, Tier, choose_tier, detect
+from .loader import Loader
+from .metrics import Meter, measuring
+from .routing import Route
+from .speech import AudioChunk, SamplingParams, Speech, SpeechRequest
+
+__all__ = ["SpeechStream", "UniversalOptimizer"]
+
+logger = logging.getLogger(__name__)
+
+_OWN = (
+    "_adapter",
+    "_bound",
+    "_routes",
+    "_loader",
+    "_settings",
+    "_lock",
+    "_closed",
+    "_release_torch",
+    "_released",
+    "_gate",
+)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    precision: str
+    proof: Literal["strict", "warn"]
+    cache_dir: str | Path | ContentCache | None
+    threads: int | None
+    probe: bool
+    progress: Progress
+
+
+class SpeechStream:
+    """An iterator of audio chunks whose `metrics` are those up to now, and complete once it is exhausted."""
+
+    def __init__(self, chunks: Iterator[AudioChunk], meter: Meter, finish: Any) -> None:
+        self._chunks, self._meter, self._finish = chunks, meter, finish
+
+    def __iter__(self) -> SpeechStream:
+        return self
+
+    def __next__(self) -> AudioChunk:
+        return next(self._chunks)
+
+    def close(self) -> None:
+        """Stop early; what was handed out stays valid."""
+        close = getattr(self._chunks, "close", None)
+        if close is not None:
+            close()
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        metrics: dict[str, Any] = self._finish(self._meter)
+        return metrics
+
+
+class UniversalOptimizer:
+    """Wraps a text-to-speech engine so that it runs on ONNX Runtime, part by part, wherever that is faster and as
+    faithful.
+
+    engine: any supported engine, unchanged; others are passed through. precision: "auto" (by hardware tier) or the
+    first one to try of "int4", "int8", "fp32". proof: "strict" rejects exports that answer differently from PyTorch,
+    "warn" only says so. cache_dir: where exports are kept (default: see `accelerator.cache.default_root`). threads: threads of each
+    session; None
+    lets a probe choose. adapter: an `Adapter` for an engine this package does not know. probe: time each part against
+    PyTorch on first use. release_torch: drop the PyTorch weights once everything runs in ONNX Runtime; they come back
+    on fallback. progress: called with `ProgressEvent`s while exports are prepared.
+
+    Everything the engine offers is still there: `optimizer.anything` is the engine's, running on the replaced parts.
+    Raises InvalidOption for bad options, UnsupportedEngine for engines known not to work.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        *,
+        precision: Literal["auto", "int4", "int8", "fp32"] = "auto",
+        proof: Literal["strict", "warn"] = "strict",
+        cache_dir: str | Path | ContentCache | None = None,
+        threads: int | None = None,
+        adapter: Adapter | None = None,
+        probe: bool = True,
+        release_torch: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        if precision != "auto" and precision not in PRECISIONS:
+            raise InvalidOption(f"precision must be 'auto' or one of {', '.join(PRECISIONS)}, not {precision!r}")
+        if proof not in ("strict", "warn"):
+            raise InvalidOption(f"proof must be 'strict' or 'warn', not {proof!r}")
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise InvalidOption(f"threads must be a positive integer or None, not {threads!r}")
+        self._lock = threading.RLock()
+        self._closed = self._released = False
+        self._release_torch = release_torch
+        self._settings = _Settings(precision, proof, cache_dir, threads, probe, progress or ignore_progress)
+        self._loader: Loader | None = None
+        self._adapter = adapter if adapter is not None else adapter_for(engine)
+        self._routes = {part.name: Route(part, self._load) for part in self._adapter.parts()}
+        self._bound = self._adapter.bind(self._routes)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, engine: str = "fish-speech", **options: Any) -> UniversalOptimizer:
+        """Wrap an engine that is still on disk; PyTorch weights are loaded only for a first export and for fallback.
+
+        options: those of `UniversalOptimizer`, and those of the adapter's `from_checkpoint`. Raises EngineError,
+        InvalidOption.
+        """
+        own = {k: options.pop(k) for k in list(options) if k in inspect.signature(cls).parameters}
+        own.setdefault("release_torch", True)
+        return cls(None, adapter=adapter_from_checkpoint(engine, path, **options), **own)
+
+    def prepare(self) -> UniversalOptimizer:
+        """Export, load and probe every part now, not on first use. A part that cannot be exported stays in PyTorch."""
+        self._check_open()
+        for route in self._routes.values():
+            route.prepare()
+        self._maybe_release()
+        return self
+
+    def synthesize(
+        self,
+        text: str,
+        reference_audio: Any = None,
+        reference_text: str | None = None,
+        *,
+        seed: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        repetition_penalty: float | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Speech:
+        """Speak `text`, in the voice of `reference_audio` (file, bytes, or (samples, Hz)) which says `reference_text`.
+
+        Returns (float32 mono [n] in [-1, 1], Hz, metrics). temperature 0 is greedy; None leaves an option to the
+        engine.
+        Raises InvalidText, InvalidReference or InvalidOption for a request that cannot be served, GenerationError if
+        the engine itself fails.
+        """
+        sampling = SamplingParams(
+            seed=seed,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+            max_new_tokens=max_new_tokens,
+        )
+        stream = self._stream(text, reference_audio, reference_text, sampling)
+        chunks = list(stream)
+        if not chunks:
+            raise GenerationError("the engine produced no audio: try another text, seed or reference")
+        with stream._meter.stage("post"):
+            audio = chunks[0].audio if len(chunks) == 1 else np.concatenate([c.audio for c in chunks])
+        return Speech(audio, chunks[0].sample_rate, stream.metrics)
+
+    def stream(
+        self, text: str, reference_audio: Any = None, reference_text: str | None = None, **sampling: Any
+    ) -> SpeechStream:
+        """Speak as `synthesize` does, chunk by chunk as they become ready. The options are those of `synthesize`."""
+        try:
+            params = SamplingParams(**sampling)
+        except TypeError as error:
+            if isinstance(error, InvalidInput):
+                raise
+            raise InvalidOption(f"stream() takes the options of synthesize(): {error}") from error
+        return self._stream(text, reference_audio, reference_text, params)
+
+    def status(self) -> dict[str, Any]:
+        """What runs where and why: per part the backend, precision, proof, timings and reason; JSON-able."""
+        parts: dict[str, Any] = {}
+        for name, route in self._routes.items():
+            choice = route.choice
+            if choice is None:
+                parts[name] = {"backend": "pytorch", "reason": "not prepared yet", "errors": []}
+                continue
+            parts[name] = {
+                "backend": choice.backend,
+                "reason": choice.reason,
+                "precision": choice.precision if choice.call is not None else None,
+                "options": choice.options.to_dict() if choice.options else None,
+                "probe": dict(choice.probe),
+                "exports": {
+                    n: {
+                        "precision": e.precision,
+                        "cache": "built" if e.entry.created else "hit",
+                        "layer": e.entry.layer,
+                        "path": str(e.path),
+                        "proof": dict(e.proof),
+                        "rejected": [dict(r) for r in e.rejected],
+                    }
+                    for n, e in choice.exports.items()
+                },
+                "errors": list(route.errors),
+            }
+        return {
+            "engine": self._adapter.name,
+            "tier": vars(self._loader.tier).copy() if self._loader else None,
+            "cache": str(self._loader.cache.root) if self._loader else None,
+            "torch_released": self._released,
+            "parts": parts,
+        }
+
+    def close(self) -> None:
+        """Free the sessions and stop the engine copy's threads. The wrapped engine itself stays usable."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._bound.close()
+        for route in self._routes.values():
+            route.close()
+
+    def __enter__(self) -> UniversalOptimizer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz of everything it speaks."""
+        return self._adapter.sample_rate
+
+    @property
+    def adapter(self) -> Adapter:
+        return self._adapter
+
+    @property
+    def __class__(self) -> Any:  # a drop-in answers isinstance() as the engine does
+        bound = self.__dict__.get("_bound")
+        return UniversalOptimizer if bound is None or bound.engine is None else type(bound.engine)
+
+    @__class__.setter
+    def __class__(self, value: Any) -> None:
+        raise TypeError("the class of a wrapped engine cannot be changed")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in _OWN or "_bound" not in self.__dict__:
+            raise AttributeError(name)
+        self._check_open()
+        return getattr(self._bound.engine, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        bound = self.__dict__.get("_bound")
+        if name in _OWN or bound is None or hasattr(type(self), name):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(bound.engine, name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *dir(self._bound.engine)})
+
+    def __repr__(self) -> str:
+        return f"<UniversalOptimizer of {self._adapter.name}{', closed' if self._closed else ''}>"
+
+    def _stream(self, text: str, audio: Any, reference_text: str | None, sampling: SamplingParams) -> SpeechStream:
+        self._check_open()
+        meter = Meter()
+        request = self._request(text, audio, reference_text, sampling, meter)
+        return SpeechStream(self._run(request, meter), meter, self._metrics)
+
+    def _request(
+        self, text: str, audio: Any, reference_text: str | None, sampling: SamplingParams, meter: Meter
+    ) -> SpeechRequest:
+        from .audio import load_reference
+        from .text import check_text
+
+        with meter.stage("text"):
+            text = check_text(text)
+        if audio is None:
+            if reference_text is not None:
+                raise InvalidReference("reference_text without reference_audio: give both or neither")
+            return SpeechRequest(text, None, sampling)
+        with meter.stage("reference"):
+            reference = load_reference(audio, reference_text, sample_rate=self._adapter.sample_rate)
+        return SpeechRequest(text, reference, sampling)
+
+    def _run(self, request: SpeechRequest, meter: Meter) -> Iterator[AudioChunk]:
+        """Chunks of the routed engine; if its copy fails before any audio is out, the untouched engine speaks."""
+        spoken = False
+        chunks = self._bound.stream(request)
+        try:
+            while True:
+                try:
+                    with measuring(meter):
+                        chunk = next(chunks)
+                except StopIteration:
+                    break
+                except InvalidInput:
+                    raise
+                except Exception as error:
+                    if spoken or self._bound is self._adapter:
+                        raise _generation_error(error) from error
+                    logger.warning(
+                        "the routed %s failed, the original speaks: %s", self._adapter.name, error, exc_info=True
+                    )
+                    meter.fell_back("engine", error)
+                    meter.used("engine", "pytorch")
+                    chunks = self._original(request)
+                    spoken = True
+                    continue
+                spoken = True
+                meter.chunk(chunk.audio, chunk.sample_rate)
+                yield chunk
+        finally:
+            close = getattr(chunks, "close", None)
+            if close is not None:
+                close()
+        self._maybe_release()
+
+    def _original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
+        chunks = self._adapter.original(request)
+        while True:
+            try:
+                yield next(chunks)
+            except StopIteration:
+                return
+
+    def _metrics(self, meter: Meter) -> dict[str, Any]:
+        choices = {name: route.choice for name, route in self._routes.items()}
+        return {
+            **meter.result(),
+            "precision": {n: c.precision for n, c in choices.items() if c is not None and c.call is not None},
+            "cache": {
+                n: "built" if any(e.entry.created for e in c.exports.values()) else "hit"
+                for n, c in choices.items()
+                if c is not None and c.exports
+            },
+        }
+
+    def _load(self, part: Any) -> Any:
+        return self._get_loader().load(part)
+
+    def _get_loader(self) -> Loader:
+        with self._lock:
+            if self._loader is None:
+                settings, place = self._settings, self._settings.cache_dir
+                cache = place if isinstance(place, ContentCache) else ContentCache(place)
+                profile: HardwareProfile = detect(store=cache.root)
+                tier: Tier = choose_tier(profile)
+                self._loader = Loader(
+                    cache=cache,
+                    profile=profile,
+                    tier=tier,
+                    precision=tier.precision if settings.precision == "auto" else settings.precision,
+                    proof=settings.proof,
+                    threads=settings.threads,
+                    probe=settings.probe,
+                    progress=settings.progress,
+                )
+            return self._loader
+
+    def _maybe_release(self) -> None:
+        """Drop PyTorch's weights once every part has its session."""
+        with self._lock:
+            if not self._release_torch or self._released or not self._routes:
+                return
+            if all(r.choice is not None and r.choice.call is not None for r in self._routes.values()):
+                self._adapter.release()
+                self._released = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("this optimizer was closed: wrap the engine again")
+
+
+def _generation_error(error: Exception) -> Exception:
+    if isinstance(error, AcceleratorError) and not isinstance(error, BadOutput):
+        return error
+    return GenerationError(f"the engine failed: {type(error).__name__}: {error}")

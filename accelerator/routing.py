@@ -1,0 +1,161 @@
+"""Fallback, in one place: each part of an engine is called through a route that knows both implementations.
+
+A route calls ONNX Runtime; if that fails, or answers what cannot be right, it logs the traceback, records the reason
+in the
+request's metrics and lets PyTorch answer. A generator part hands over at the item where it failed: what was produced is
+kept, and PyTorch continues from there. A part that fails `MAX_FAILURES` times in a row is switched off for the process.
+
+These are the only broad `except` clauses of the package, beside those that translate a library's errors into ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .engines.base import Part
+from .errors import InvalidInput
+from .loader import Choice
+from .metrics import Meter, current_meter
+
+__all__ = ["MAX_FAILURES", "Route"]
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES = 3
+
+
+class Route:
+    """One part's two implementations behind one call. Loads on first use; safe to call from several threads."""
+
+    def __init__(self, part: Part, load: Callable[[Part], Choice]) -> None:
+        self.part = part
+        self._load = load
+        self._lock = threading.Lock()
+        self._choice: Choice | None = None
+        self._failures = 0
+        self.errors: list[str] = []
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """The part's answer: a value, or for a generator part an iterator of items."""
+        return self._stream(*args, **options) if self.part.generator else self._once(*args, **options)
+
+    def prepare(self) -> Choice:
+        """Export, load and probe now if that was not done. A failure is recorded and leaves the part in PyTorch."""
+        with self._lock:
+            if self._choice is None:
+                try:
+                    self._choice = self._load(self.part)
+                except InvalidInput:
+                    raise
+                except Exception as error:
+                    logger.warning("%s stays in PyTorch: %s", self.part.name, error, exc_info=True)
+                    self.errors.append(_describe(error))
+                    self._choice = Choice(None, f"preparing it failed: {_describe(error)}")
+                    current_meter().fell_back(self.part.name, error)
+            return self._choice
+
+    @property
+    def choice(self) -> Choice | None:
+        """What was decided, or None before the first use."""
+        return self._choice
+
+    def close(self) -> None:
+        """Drop the sessions; the part stays in PyTorch."""
+        with self._lock:
+            self._choice = Choice(None, "closed")
+
+    def _once(self, *args: Any, **options: Any) -> Any:
+        call, meter, failure = self.prepare().call, current_meter(), None
+        if call is not None:
+            try:
+                with meter.stage(self.part.stage):
+                    answer = call(*args, **options)
+                self.part.check(answer)
+            except InvalidInput:
+                raise
+            except Exception as error:
+                failure = self._failed(error, meter)
+            else:
+                return self._succeeded(answer, meter)
+        meter.used(self.part.name, "pytorch")
+        with meter.stage(self.part.stage):
+            return _after(failure, lambda: self.part.torch(*args, **options))
+
+    def _stream(self, *args: Any, resume: list[Any] | None = None, **options: Any) -> Iterator[Any]:
+        items, failure = list(resume or ()), None
+        call, meter = self.prepare().call, current_meter()
+        if call is not None:
+            # Only what `call` raises is a failure of the part, not what a consumer throws in at a yield.
+            produced = _lazily(lambda: call(*args, resume=list(items), **options))
+            while True:
+                try:
+                    item = self._next(produced, meter)
+                except StopIteration:
+                    self._succeeded(None, meter)
+                    return
+                except InvalidInput:
+                    raise
+                except Exception as error:
+                    failure = self._failed(error, meter)
+                    break
+                meter.used(self.part.name, "onnxruntime")
+                items.append(item)
+                yield item
+        produced = _lazily(lambda: self.part.torch(*args, resume=list(items), **options))
+        while True:
+            start = time.perf_counter()
+            try:
+                item = _after(failure, lambda: next(produced))
+            except StopIteration:
+                return
+            finally:
+                meter.add(self.part.stage, time.perf_counter() - start)
+            meter.used(self.part.name, "pytorch")
+            yield item
+
+    def _next(self, produced: Iterator[Any], meter: Meter) -> Any:
+        with meter.stage(self.part.stage):
+            item = next(produced)
+        self.part.check(item)
+        return item
+
+    def _succeeded(self, answer: Any, meter: Meter) -> Any:
+        self._failures = 0
+        meter.used(self.part.name, "onnxruntime")
+        return answer
+
+    def _failed(self, error: Exception, meter: Meter) -> Exception:
+        logger.warning("%s failed in ONNX Runtime, PyTorch takes over: %s", self.part.name, error, exc_info=True)
+        meter.fell_back(self.part.name, error)
+        self.errors.append(_describe(error))
+        del self.errors[:-10]
+        with self._lock:
+            self._failures += 1
+            if self._failures >= MAX_FAILURES and self._choice is not None and self._choice.call is not None:
+                logger.error(
+                    "%s failed %d times in a row: switched off for this process", self.part.name, self._failures
+                )
+                self._choice = Choice(None, f"switched off after {self._failures} failures: {_describe(error)}")
+        return error
+
+
+def _after(failure: Exception | None, call: Callable[[], Any]) -> Any:
+    """Call PyTorch; if it fails too, the error tells of both."""
+    try:
+        return call()
+    except Exception as error:
+        if failure is not None and not isinstance(error, StopIteration):
+            raise error from failure
+        raise
+
+
+def _lazily(call: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    yield from call()
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
