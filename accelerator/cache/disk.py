@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -25,13 +26,11 @@ _NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM
 @functools.lru_cache(maxsize=1)
 def _machine() -> str:
     # A process id means something only within one boot and one PID namespace; containers may share cache and host name.
-    parts = [socket.gethostname()]
-    for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
-        try:
-            parts.append(os.readlink(source) if source.endswith("pid") else Path(source).read_text("ascii"))
-        except OSError:
-            parts.append("")
-    return hashlib.sha256("|".join(parts).encode("utf-8", "replace")).hexdigest()[:12]
+    identity = hashlib.sha256(socket.gethostname().encode("utf-8", "replace"))
+    with contextlib.suppress(OSError):
+        identity.update(Path("/proc/sys/kernel/random/boot_id").read_bytes())
+        identity.update(os.fsencode(os.readlink("/proc/self/ns/pid")))
+    return identity.hexdigest()[:12]
 
 
 def scratch_name(prefix: str = "") -> str:
@@ -69,12 +68,13 @@ def _is_tree(path: Path) -> bool:
 
 
 def _newest(path: Path) -> float:
+    items = [path]
+    for directory, _, files in os.walk(path):  # unlike Path.rglob, bears what vanishes meanwhile
+        items += [Path(directory), *(Path(directory, name) for name in files)]
     newest = 0.0
-    for item in [path, *path.rglob("*")] if _is_tree(path) else [path]:
-        try:
+    for item in items:
+        with contextlib.suppress(OSError):
             newest = max(newest, os.lstat(item).st_mtime)
-        except OSError:
-            continue
     return newest
 
 
@@ -136,7 +136,5 @@ def remove(paths: Iterable[Path]) -> None:
         if _is_tree(path):
             shutil.rmtree(path, ignore_errors=True)
         else:
-            try:
+            with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-            except OSError:
-                continue

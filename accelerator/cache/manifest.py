@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,12 +12,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..errors import CacheError, CorruptEntry
 from . import digest, strict_json
 
-__all__ = ["FILE_NAME", "FileRecord", "Manifest", "check_digests", "check_files", "hash_files", "load", "walk"]
+__all__ = [
+    "FILE_NAME",
+    "FileRecord",
+    "Generation",
+    "Manifest",
+    "check_digests",
+    "check_files",
+    "check_regular",
+    "check_relative",
+    "generation",
+    "hash_files",
+    "load",
+    "walk",
+]
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
@@ -24,6 +38,8 @@ MAX_FILES = 2048
 MAX_PARTS = 8
 HASH_THREADS = 4
 THREADS_PAY_BYTES = 8 << 20
+
+Generation: TypeAlias = tuple[int, int, "digest.Identity | None"]
 
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|]')
 _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
@@ -149,6 +165,16 @@ def load(entry: Path, key: str) -> Manifest:
     check_regular(path, FILE_NAME)
     with open(digest.open_regular(path), "rb", buffering=0) as file:
         return Manifest.parse(file.read(strict_json.MAX_BYTES + 1) or b"", key)
+
+
+def generation(entry: Path) -> Generation:
+    """What tells an entry from another one that took its place; moving it does not change it. Raises OSError."""
+    status = os.lstat(entry)
+    manifest = None
+    if stat.S_ISDIR(status.st_mode):
+        with contextlib.suppress(OSError):  # the directory's own inode number may be used again at once
+            manifest = digest.identity(os.lstat(entry / FILE_NAME))
+    return status.st_dev, status.st_ino, manifest
 
 
 def check_directory(path: Path) -> None:

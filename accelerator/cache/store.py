@@ -26,7 +26,7 @@ from . import manifest as manifests
 from .build import Unfinished, as_json, remove_at_exit, seal
 from .entry import Entry, EntryInfo, Layer, Problem
 from .keys import default_root
-from .manifest import FileRecord
+from .manifest import FileRecord, Generation
 
 __all__ = ["Build", "ContentCache", "Verify"]
 
@@ -114,7 +114,7 @@ class ContentCache:
     def _read(self, root: Path, layer: Layer, key: str, verify: Verify) -> Entry | None:
         path = layout.entry_path(root, key)
         try:
-            seen = os.lstat(path)
+            seen = manifests.generation(path)
         except OSError:
             return None
         if layer == "primary":
@@ -145,7 +145,7 @@ class ContentCache:
         return entry
 
     def _check_later(
-        self, path: Path, seen: os.stat_result, layer: Layer, files: Sequence[FileRecord]
+        self, path: Path, seen: Generation, layer: Layer, files: Sequence[FileRecord]
     ) -> Callable[[], None]:
         def check() -> None:
             try:
@@ -159,7 +159,7 @@ class ContentCache:
         pool.shutdown(wait=False)
         return future.result
 
-    def _reject(self, path: Path, seen: os.stat_result, layer: Layer, error: Exception) -> None:
+    def _reject(self, path: Path, seen: Generation, layer: Layer, error: Exception) -> None:
         _in_use.discard(path)
         damaged = isinstance(error, CorruptEntry) or (isinstance(error, OSError) and error.errno in _DAMAGE)
         if layer != "primary" or not damaged:
@@ -171,16 +171,16 @@ class ContentCache:
         else:
             logger.warning("The cache entry %s is corrupt and cannot be moved: %s.", path, error)
 
-    def _move_away(self, path: Path, to: Path, seen: os.stat_result | None) -> Path | None:
+    def _move_away(self, path: Path, to: Path, seen: Generation | None) -> Path | None:
         """Moves an entry out of sight in one step; None if it cannot be moved or is no longer the one `seen`."""
         target = to / disk.scratch_name(f"{path.name[:16]}-")
         try:
             to.mkdir(parents=True, exist_ok=True)
             os.rename(path, target)
-            moved = os.lstat(target)
+            moved = manifests.generation(target)
         except OSError:
             return None
-        if seen is not None and (moved.st_dev, moved.st_ino) != (seen.st_dev, seen.st_ino):
+        if seen is not None and moved != seen:
             # Another process has replaced the corrupt entry meanwhile; give its work back.
             with contextlib.suppress(OSError):
                 os.rename(target, path)
