@@ -345,6 +345,15 @@ class TestVerification:
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
         assert cache.get(KEY) is None
 
+    def test_fresh_digests_are_not_memoised(self, tmp_path, monkeypatch, forget):
+        digest = store_module.digest
+        (tmp_path / "f").write_bytes(b"x")
+        value, status = digest.sha256_file(tmp_path / "f")
+        assert digest.lookup(tmp_path / "f", status) is None
+        monkeypatch.setattr(digest.time, "time", lambda: status.st_ctime + 2.1)
+        assert digest.sha256_file(tmp_path / "f")[0] == value == hashlib.sha256(b"x").hexdigest()
+        assert digest.lookup(tmp_path / "f", status) == value
+
     def test_background_lets_the_caller_go_on(self, cache, monkeypatch, forget):
         cache.get_or_create(KEY, build, name="slow")
         forget()
