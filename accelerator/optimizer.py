@@ -75,16 +75,14 @@ class SpeechStream:
 
 
 class UniversalOptimizer:
-    """Wraps a text-to-speech engine so that it runs on ONNX Runtime, part by part, wherever that is faster and as
-    faithful.
+    """Wraps a text-to-speech engine so that its parts run on ONNX Runtime wherever that is faster and as faithful.
 
     engine: any supported engine, unchanged; others are passed through. precision: "auto" (by hardware tier) or the
     first one to try of "int4", "int8", "fp32". proof: "strict" rejects exports that answer differently from PyTorch,
-    "warn" only says so. cache_dir: where exports are kept (default: see `accelerator.cache.default_root`). threads: threads of each
-    session; None
-    lets a probe choose. adapter: an `Adapter` for an engine this package does not know. probe: time each part against
-    PyTorch on first use. release_torch: drop the PyTorch weights once everything runs in ONNX Runtime; they come back
-    on fallback. progress: called with `ProgressEvent`s while exports are prepared.
+    "warn" only says so. cache_dir: where exports are kept (default: see `accelerator.cache.default_root`). threads:
+    threads of each session; None lets a probe choose. adapter: an `Adapter` for an engine this package does not know.
+    probe: time each part against PyTorch on first use. release_torch: drop the PyTorch weights once everything runs in
+    ONNX Runtime; they come back on fallback. progress: called with `ProgressEvent`s while exports are prepared.
 
     Everything the engine offers is still there: `optimizer.anything` is the engine's, running on the replaced parts.
     Raises InvalidOption for bad options, UnsupportedEngine for engines known not to work.

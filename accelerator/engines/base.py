@@ -40,7 +40,7 @@ class Part:
     `loaded` answers with. load(directories by component name, options): the ONNX Runtime twin with the same signature.
     A generator part's two implementations take `resume`, a list of items already produced, and go on behind it.
     check(result): raises BadOutput if an answer cannot be right (for a generator, it sees every item).
-    probe(call): times a small typical piece of work on either implementation; seconds per unit (frame, second of audio).
+    probe(call): times a small typical piece of work on either implementation; seconds per frame or second of audio.
     """
 
     name: str
