@@ -114,7 +114,7 @@ def export_component(
     progress(ProgressEvent(component.name, "hash", precision=precision))
     fields = key_fields(component, precision)
     key = make_key(**fields)
-    if (entry := cache.get(key)) is not None:
+    if (entry := cache.get(key, verify="background")) is not None:
         if entry.meta["proof"]["passed"] or proof == "warn":
             return Export(entry, precision, entry.meta["proof"])
     elif proof == "strict" and (report := cache.read_note(key, "rejected")):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .cache import ContentCache
 from .engines.base import Call, Part
+from .errors import CorruptEntry
 from .export import Export, Progress, ProgressEvent, export_best
 from .hardware import HardwareProfile, Tier
-from .session import SessionOptions
+from .session import SHORT_SPIN_US, SessionOptions, can_bound_spinning
 
 __all__ = ["Choice", "Loader"]
 
@@ -51,77 +52,89 @@ class Loader:
 
     def load(self, part: Part) -> Choice:
         """Export (or find) the part's components, load them, and keep what is faster. Raises what goes wrong."""
+        try:
+            return self._load(part)
+        except CorruptEntry as error:  # found while the sessions loaded, and set aside: build it anew
+            logger.warning("%s: %s", part.name, error)
+            return self._load(part)
+
+    def _load(self, part: Part) -> Choice:
         exports: dict[str, Export] = {}
         for component in part.components:
             exports[component.name] = export_best(
                 component, self.precision, self.cache, proof=self.proof, progress=self.progress
             )
         main = list(exports.values())[-1]  # a part's last component is the one that computes
-        note = f"tuning-{self.profile.fingerprint}-{self.threads or 'auto'}"
-        tuned = self.cache.read_note(main.entry.key, note) if self.probe else None
         base = Choice(None, "", main.precision, exports=exports)
         if not self.probe:
-            return self._open(part, base, self._options(self.threads or self.tier.threads), "not probed")
-        if tuned is None or not _is_tuning(tuned):
-            return self._probe(part, base, note)
+            return self._open(part, base, SessionOptions(threads=self.threads or self.tier.threads), "not probed")
+        note = f"tuning-{self.profile.fingerprint}-{self.threads or 'auto'}"
+        tuned = self.cache.read_note(main.entry.key, note)
+        if tuned is None or (options := _tuned_options(tuned)) is None:
+            return self._probe(part, base, main.entry.key, note)
         if tuned["backend"] == "pytorch":
             return replace(base, reason=_slower(tuned), probe=tuned)
-        return self._open(part, replace(base, probe=tuned), SessionOptions.from_dict(tuned["options"]), "probed before")
+        return self._open(part, replace(base, probe=tuned), options, "fastest when probed before")
 
-    def _probe(self, part: Part, base: Choice, note: str) -> Choice:
+    def _probe(self, part: Part, base: Choice, key: str, note: str) -> Choice:
         """Time the part under each setting and in PyTorch, remember the winner."""
-        measured: dict[str, float] = {}
+        seconds: dict[str, float] = {}
         best: Choice | None = None
         candidates = self._candidates()
         for done, options in enumerate(candidates):
             self.progress(ProgressEvent(part.name, "probe", done, len(candidates) + 1, base.precision))
             choice = self._open(part, base, options, "fastest when probed")
-            assert choice.call is not None
-            measured[f"onnxruntime-{options.threads}"] = seconds = part.probe(choice.call)
-            if best is None or seconds < min(v for k, v in measured.items() if k != f"onnxruntime-{options.threads}"):
+            taken = min(part.probe(choice.call), part.probe(choice.call))  # type: ignore[arg-type]
+            if best is None or taken < min(seconds.values()):
                 best = choice
+            seconds[_name(options)] = taken
         assert best is not None
         assert best.options is not None
-        fastest = min(measured.values())
         self.progress(ProgressEvent(part.name, "probe", len(candidates), len(candidates) + 1, base.precision))
-        measured["pytorch"] = part.probe(part.torch)
-        backend = "onnxruntime" if fastest < MARGIN * measured["pytorch"] else "pytorch"
-        result = {"backend": backend, "options": best.options.to_dict(), "seconds": measured}
-        self.cache.write_note(self._key(base), note, result)
+        fastest, pytorch = min(seconds.values()), part.probe(part.torch)
+        backend = "onnxruntime" if fastest < MARGIN * pytorch else "pytorch"
+        result = {
+            "backend": backend,
+            "options": best.options.to_dict(),
+            "seconds": {**seconds, "pytorch": pytorch},
+        }
+        self.cache.write_note(key, note, result)
         if backend == "pytorch":
             logger.warning("%s stays in PyTorch: %s", part.name, _slower(result))
             return replace(base, reason=_slower(result), probe=result)
         return replace(best, probe=result)
 
     def _open(self, part: Part, base: Choice, options: SessionOptions, reason: str) -> Choice:
+        """Load while the files' digests are still being checked, and wait for these before anything is used."""
         self.progress(ProgressEvent(part.name, "load", precision=base.precision))
         call = part.load({name: export.path for name, export in base.exports.items()}, options)
+        for export in base.exports.values():
+            export.entry.verified()
         return replace(base, call=call, options=options, reason=reason)
 
     def _candidates(self) -> list[SessionOptions]:
-        if self.threads is not None:
-            return [self._options(self.threads)]
-        return [
-            self._options(n)
-            for n in sorted({1, self.tier.threads, min(self.profile.usable_cores, 2 * self.tier.threads)})
-        ]
-
-    def _options(self, threads: int) -> SessionOptions:
-        return SessionOptions(threads=threads)
-
-    @staticmethod
-    def _key(base: Choice) -> str:
-        return list(base.exports.values())[-1].entry.key
+        """One thread, the tier's guess, and beyond it; several threads also with a short spin."""
+        counts = {1, self.tier.threads, min(self.profile.usable_cores, 2 * self.tier.threads)}
+        threads = sorted(counts) if self.threads is None else [self.threads]
+        spins = (0, SHORT_SPIN_US) if can_bound_spinning() else (0,)
+        return [SessionOptions(threads=n, spin_us=spin) for n in threads for spin in (spins if n > 1 else (0,))]
 
 
-def _is_tuning(note: Mapping[str, Any]) -> bool:
-    return note.get("backend") in ("pytorch", "onnxruntime") and {"options", "seconds"} <= set(note)
+def _name(options: SessionOptions) -> str:
+    return f"onnxruntime-{options.threads}{f'-spin{options.spin_us}' if options.spin_us else ''}"
+
+
+def _tuned_options(note: Mapping[str, Any]) -> SessionOptions | None:
+    """The settings a tuning note holds, or None if it is not one."""
+    try:
+        if note["backend"] not in ("pytorch", "onnxruntime") or "pytorch" not in note["seconds"]:
+            return None
+        return SessionOptions.from_dict(note["options"])
+    except (KeyError, TypeError):
+        return None
 
 
 def _slower(tuning: Mapping[str, Any]) -> str:
     seconds = dict(tuning["seconds"])
     pytorch = seconds.pop("pytorch")
     return f"ONNX Runtime is slower here ({min(seconds.values()) * 1e3:.1f} ms against {pytorch * 1e3:.1f} ms a unit)"
-
-
-Load = Callable[[Part], Choice]

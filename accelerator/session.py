@@ -5,7 +5,7 @@ onnxruntime is imported here only.
 
 from __future__ import annotations
 
-import threading
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,18 @@ import numpy as np
 
 from .errors import SessionError
 
-__all__ = ["Binding", "KVCache", "Session", "SessionOptions", "available_providers", "runtime_version"]
+__all__ = [
+    "SHORT_SPIN_US",
+    "Binding",
+    "KVCache",
+    "Session",
+    "SessionOptions",
+    "available_providers",
+    "can_bound_spinning",
+    "runtime_version",
+]
+
+SHORT_SPIN_US = 50
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -31,13 +42,14 @@ _DTYPES = {
 class SessionOptions:
     """How a session runs. The defaults suit a shared machine; the probe picks `threads`.
 
-    spinning: ONNX Runtime's idle threads may burn their core while they wait. Off: they halve the speed of everything
-    else in the process and collapse when another process needs the core. arena: keep freed memory for the next run;
+    spin_us: how long idle threads burn their core before they sleep, in microseconds. Left to itself ONNX Runtime spins
+    long enough to halve the speed of everything else in the process, and collapses when another process needs the core;
+    not at all costs a wake-up per operator. Some tens of microseconds bridge the gaps within one run. arena: keep freed memory for the next run;
     off for graphs whose lengths vary a lot, since arenas never shrink.
     """
 
     threads: int = 1
-    spinning: bool = False
+    spin_us: int = 0
     arena: bool = True
     optimize: bool = True
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
@@ -55,6 +67,12 @@ def runtime_version() -> str:
     import onnxruntime
 
     return str(onnxruntime.__version__)
+
+
+def can_bound_spinning() -> bool:
+    """Whether this ONNX Runtime knows `session.intra_op.spin_duration_us`; older ones would spin without end."""
+    release = tuple(int(n) for n in re.findall(r"\d+", runtime_version())[:2])
+    return release >= (1, 31)
 
 
 def available_providers() -> list[str]:
@@ -81,9 +99,11 @@ class Session:
         settings.log_severity_level = 3
         if not options.optimize:
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        spin = "1" if options.spinning else "0"
-        settings.add_session_config_entry("session.intra_op.allow_spinning", spin)
-        settings.add_session_config_entry("session.inter_op.allow_spinning", spin)
+        spins = options.spin_us > 0 and can_bound_spinning()
+        settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
+        settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        if spins:
+            settings.add_session_config_entry("session.intra_op.spin_duration_us", str(options.spin_us))
         settings.add_session_config_entry("session.set_denormal_as_zero", "1")
         try:
             self._ort = ort.InferenceSession(str(self.path), settings, providers=list(options.providers))
@@ -161,19 +181,3 @@ class KVCache:
 
     def outputs(self) -> dict[str, np.ndarray]:
         return {f"present_{name}": array for name, array in self.arrays.items()}
-
-
-class SessionPool:
-    """Loads each graph once per options and shares it between threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sessions: dict[tuple[Path, SessionOptions], Session] = {}
-
-    def get(self, path: Path, options: SessionOptions) -> Session:
-        """The session for `path`, loaded on first use. Raises SessionError."""
-        with self._lock:
-            key = (Path(path), options)
-            if key not in self._sessions:
-                self._sessions[key] = Session(path, options)
-            return self._sessions[key]
