@@ -228,7 +228,7 @@ class Codec(nn.Module):
     def encode(self, audio: Tensor) -> Tensor:
         """Waveform [B, n] at the codec's rate -> codes int64 [B, C, ceil(n / hop)]; the end is padded with zeros."""
         frames = (audio.shape[1] + self.hop - 1) // self.hop
-        whole = F.pad(audio, (0, self.hop - 1))[:, : frames * self.hop]
+        whole = F.pad(audio, (0, frames * self.hop - audio.shape[1]))
         return self.quantizer.encode(self.encoder(whole.unsqueeze(1)))
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -237,7 +237,10 @@ class Codec(nn.Module):
 
 
 class CodecEncode(nn.Module):
-    """`Codec.encode` as a module, for exporters: [B, n] -> [B, C, m]."""
+    """`Codec.encode` as a module, for exporters: [B, n] -> [B, C, m].
+
+    For `torch.export` both axes are `Dim.DYNAMIC`; the example should be several frames long.
+    """
 
     def __init__(self, codec: Codec) -> None:
         super().__init__()

@@ -1,0 +1,195 @@
+import copy
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+
+from accelerator.reference import SIZES, ReferenceEngine, ReferenceEngineError, load
+
+TEXT = "Hello there."
+
+
+def frames_of(engine: ReferenceEngine, prompt: np.ndarray, **options) -> np.ndarray:
+    return np.stack(list(engine.generate(prompt, **options)), axis=1)  # [1+C, m]
+
+
+def test_speech_is_audible_and_bounded(tiny):
+    audio, sample_rate = tiny.synthesize(TEXT, seed=0)
+    assert sample_rate == tiny.sample_rate == 16_000
+    assert audio.dtype == np.float32
+    assert audio.shape == (tiny.config.max_new_tokens * tiny.hop,) == (64 * 256,)
+    assert np.isfinite(audio).all()
+    assert np.abs(audio).max() < 1
+    assert np.sqrt(np.mean(audio**2)) > 0.01
+
+
+def test_same_seed_same_audio(tiny):
+    first, _ = tiny.synthesize(TEXT, seed=7, max_new_tokens=6)
+    again, _ = tiny.synthesize(TEXT, seed=7, max_new_tokens=6)
+    other, _ = tiny.synthesize(TEXT, seed=8, max_new_tokens=6)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_greedy_needs_no_seed(tiny):
+    prompt = tiny.encode_text(TEXT)
+    first = frames_of(tiny, prompt, temperature=0, max_new_tokens=10)
+    np.testing.assert_array_equal(first, frames_of(tiny, prompt, temperature=0, max_new_tokens=10, seed=3))
+
+
+def test_same_weights_from_the_same_seed():
+    a, b, c = load(seed=1), load(seed=1), load(seed=2)
+    for (name, x), (_, y) in zip(a.named_parameters(), b.named_parameters(), strict=True):
+        assert x.equal(y), name
+    assert not a.language_model.norm.weight.equal(c.language_model.norm.weight)
+
+
+def test_prompt_layout(tiny):
+    lm = tiny.config.language_model
+    codes = np.arange(8).reshape(4, 2)
+    prompt = tiny.encode_text("hé", codes, "a")
+    assert prompt.dtype == np.int64
+    assert prompt.tolist() == [
+        [lm.im_start, 97, lm.voice, 260, 261, lm.im_end, lm.im_start, 104, 0xC3, 0xA9, lm.voice],
+        [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 2, 3, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 4, 5, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 6, 7, 0, 0, 0, 0, 0, 0],
+    ]
+
+
+def test_frames_are_tokens_with_their_codes(tiny):
+    frames = frames_of(tiny, tiny.encode_text(TEXT), seed=0, max_new_tokens=12)
+    assert frames.shape == (5, 12)
+    np.testing.assert_array_equal(frames[0] - 260, frames[1])
+    assert frames[1:].min() >= 0
+    assert frames[1:].max() < 64
+
+
+def test_the_end_token_ends_speech_and_is_not_yielded():
+    engine = load("tiny")
+    lm = engine.language_model
+    prompt = engine.encode_text(TEXT)
+    expected = frames_of(engine, prompt, temperature=0, max_new_tokens=8)
+    fifth = int(np.flatnonzero(~np.isin(expected[0], expected[0, :3]))[0])  # a token not seen in the first frames
+    lm.output.weight[257] = 1.001 * lm.output.weight[expected[0, fifth]]  # the end token just beats it
+    np.testing.assert_array_equal(frames_of(engine, prompt, temperature=0, max_new_tokens=8), expected[:, :fifth])
+
+
+def test_no_frames_is_no_audio():
+    engine = copy.copy(load("tiny"))
+    engine.generate = lambda prompt, **options: iter(())
+    audio, _ = engine.synthesize(TEXT)
+    assert audio.shape == (0,)
+    assert list(engine.stream(TEXT)) == []
+
+
+def test_reference_changes_the_voice(tiny, tmp_path):
+    voice = np.sin(np.arange(4000) * 0.1).astype(np.float32) * 0.5
+    codes = tiny.encode_reference(voice)
+    assert codes.shape == (4, 16)  # ceil(4000 / 256)
+    plain, _ = tiny.synthesize(TEXT, seed=0, max_new_tokens=5)
+    cloned, _ = tiny.synthesize(TEXT, voice, "Voice.", seed=0, max_new_tokens=5)
+    assert not np.array_equal(plain, cloned)
+    soundfile.write(tmp_path / "voice.wav", voice, 16_000, subtype="FLOAT")
+    from_file, _ = tiny.synthesize(TEXT, tmp_path / "voice.wav", "Voice.", seed=0, max_new_tokens=5)
+    np.testing.assert_array_equal(cloned, from_file)
+
+
+def test_reference_file_is_resampled(tiny, tmp_path):
+    soundfile.write(tmp_path / "voice.wav", np.zeros((8000, 2), np.float32) + 0.1, 32_000)
+    seen = []
+    engine = copy.copy(tiny)
+    engine.encode_reference = lambda audio: seen.append(audio) or np.zeros((4, 1), np.int64)
+    engine.synthesize(TEXT, str(tmp_path / "voice.wav"), "x", max_new_tokens=1)
+    assert seen[0].shape == (4000,)
+    assert seen[0].dtype == np.float32
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_streaming_equals_blocking(size):
+    engine = load(size)
+    assert engine.codec.receptive_field_frames - 1 <= engine.config.stream_context
+    options = {"seed": 3, "max_new_tokens": 50}
+    whole, _ = engine.synthesize(TEXT, **options)
+    chunks = list(engine.stream(TEXT, **options, chunk_frames=4))
+    assert [len(chunk) // engine.hop for chunk in chunks] == [4] * 12 + [2]
+    np.testing.assert_allclose(np.concatenate(chunks), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(("repetition_aware", "penalty"), [(False, 1.0), (False, 1.3), (True, 1.0)])
+def test_generation_goes_on_from_codes(repetition_aware, penalty):
+    engine = load("tiny")
+    lm = replace(engine.config.language_model, repetition_aware=repetition_aware, repetition_penalty=penalty)
+    engine.config = replace(engine.config, language_model=lm)
+    prompt = engine.encode_text(TEXT)
+    whole = frames_of(engine, prompt, temperature=0, max_new_tokens=20)
+    rest = frames_of(engine, prompt, temperature=0, max_new_tokens=12, codes_so_far=whole[1:, :8])
+    np.testing.assert_array_equal(rest, whole[:, 8:])
+
+
+def test_stages_are_looked_up_on_the_engine(tiny):
+    engine = copy.copy(tiny)
+    calls = []
+    for name in ("encode_text", "generate", "decode", "encode_reference"):
+        original = getattr(tiny, name)
+        setattr(engine, name, lambda *a, _f=original, _n=name, **k: calls.append(_n) or _f(*a, **k))
+    engine.synthesize(TEXT, np.full(300, 0.1, np.float32), "x", max_new_tokens=2)
+    assert calls == ["encode_reference", "encode_text", "generate", "decode"]
+    calls.clear()
+    assert len(list(engine.stream(TEXT, max_new_tokens=3, chunk_frames=2))) == 2
+    assert calls == ["encode_text", "generate", "decode", "decode"]
+
+
+def test_generation_stops_at_the_longest_sequence():
+    engine = load("tiny")
+    lm = replace(engine.config.language_model, max_seq_len=20)
+    engine.config = replace(engine.config, language_model=lm)
+    prompt = engine.encode_text("0123456789")  # 12 columns
+    assert frames_of(engine, prompt, temperature=0).shape[1] == 8
+    with pytest.raises(ReferenceEngineError, match="below 20 columns"):
+        next(engine.generate(engine.encode_text("x" * 18)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda e: e.synthesize("  "), "no text"),
+        (lambda e: e.synthesize("\ud800"), "not valid Unicode"),
+        (lambda e: e.synthesize("x", None, "words"), "needs reference audio"),
+        (lambda e: e.synthesize("x", np.zeros((2, 3), np.float32)), "non-empty mono"),
+        (lambda e: e.synthesize("x", np.zeros(0, np.float32)), "non-empty mono"),
+        (lambda e: e.synthesize("x", np.full(9, np.nan, np.float32)), "finite"),
+        (lambda e: e.synthesize("x", "/nowhere.wav"), "cannot read the reference audio"),
+        (lambda e: e.synthesize("x", temperature=-1.0), "temperature"),
+        (lambda e: e.synthesize("x", top_p=0.0), "top_p"),
+        (lambda e: e.synthesize("x", top_k=0), "top_k"),
+        (lambda e: e.synthesize("x", repetition_penalty=0.5), "repetition_penalty"),
+        (lambda e: e.synthesize("x", max_new_tokens=0), "max_new_tokens"),
+        (lambda e: list(e.stream("x", chunk_frames=0)), "chunk_frames"),
+        (lambda e: e.decode(np.zeros((3, 2), np.int64)), "shape"),
+        (lambda e: e.decode(np.zeros((4, 2))), "must be integers"),
+        (lambda e: e.decode(np.full((4, 2), 64)), "0..63"),
+        (lambda e: e.encode_text("x", np.full((4, 2), -1)), "0..63"),
+        (lambda e: next(e.generate(np.zeros((4, 2), np.int64))), "prompt must have the shape"),
+        (lambda e: next(e.generate(np.full((5, 2), 336))), "0..335"),
+        (lambda e: load("huge"), "unknown size 'huge'; there are tiny, small, s1-mini"),
+    ],
+)
+def test_errors_say_what_is_wrong(tiny, call, message):
+    with pytest.raises(ReferenceEngineError, match=message):
+        call(tiny)
+
+
+def test_sizes_are_named():
+    assert list(SIZES) == ["tiny", "small", "s1-mini"]
+    assert all(name == config.name for name, config in SIZES.items())
+
+
+def test_tiny_is_quick():
+    """Not a benchmark: a second of speech that takes many seconds would make every other test suite useless."""
+    start = time.perf_counter()
+    load("tiny").synthesize(TEXT, seed=0)
+    assert time.perf_counter() - start < 20

@@ -1,0 +1,76 @@
+import ast
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import accelerator.reference
+from accelerator.reference import SIZES, ReferenceEngineError, load
+from accelerator.reference.config import from_json, to_json
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_saved_engine_speaks_the_same(size, tmp_path):
+    engine = load(size, seed=5)
+    engine.save(tmp_path / "voice.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["voice.safetensors"]
+    again = load(path=tmp_path / "voice.safetensors")
+    assert again.config == engine.config
+    assert not any(p.requires_grad for _, p in again.named_parameters())
+    assert [n for n, _ in again.named_parameters()] == [n for n, _ in engine.named_parameters()]
+    expected, _ = engine.synthesize("Hi.", seed=0, max_new_tokens=5)
+    np.testing.assert_array_equal(again.synthesize("Hi.", seed=0, max_new_tokens=5)[0], expected)
+
+
+def test_half_precision_files_load_as_float32(tmp_path):
+    path = tmp_path / "voice.safetensors"
+    load("tiny").save(path)
+    tensors = {name: tensor.half() for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "accelerator-reference-1", "config": to_json(SIZES["tiny"])})
+    assert {p.dtype for _, p in load(path=path).named_parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", list(SIZES))
+def test_configurations_survive_json(name):
+    assert from_json(to_json(SIZES[name])) == SIZES[name]
+
+
+def test_unusable_files_are_refused(tmp_path):
+    path = tmp_path / "voice.safetensors"
+    with pytest.raises(ReferenceEngineError, match="cannot read the weights"):
+        load(path=path)
+    path.write_bytes(b"not safetensors")
+    with pytest.raises(ReferenceEngineError, match="cannot read the weights"):
+        load(path=path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(ReferenceEngineError, match="is not a file of this engine"):
+        load(path=path)
+    save_file(
+        {"x": torch.zeros(1)}, path, metadata={"format": "accelerator-reference-1", "config": to_json(SIZES["tiny"])}
+    )
+    with pytest.raises(ReferenceEngineError, match="does not hold the weights"):
+        load(path=path)
+    load("tiny").save(path)
+    with pytest.raises(ReferenceEngineError, match="of size 'tiny', not 'small'"):
+        load("small", path=path)
+
+
+def test_unknown_configuration_fields_are_refused():
+    data = json.loads(to_json(SIZES["tiny"]))
+    data["language_model"]["surprise"] = 1
+    with pytest.raises(ReferenceEngineError, match="surprise"):
+        from_json(json.dumps(data))
+
+
+def test_the_engine_could_be_a_project_of_its_own():
+    """No import leads out of the folder into the rest of the package."""
+    for path in Path(accelerator.reference.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level <= 1, path
+                assert not (node.module or "").startswith("accelerator"), path
+            elif isinstance(node, ast.Import):
+                assert not any(alias.name.startswith("accelerator") for alias in node.names), path
