@@ -67,6 +67,7 @@ class Component:
     prove: Callable[[Path, str], dict[str, Any]]
     sources: tuple[str, ...] = ()
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # precision -> what defines it
+    weight_bytes: int | None = None  # in float32; helps to guess a precision
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from .cache import ContentCache
 from .engines.base import Call, Part
 from .errors import CorruptEntry
 from .export import Export, Progress, ProgressEvent, export_best
-from .hardware import HardwareProfile, Tier
+from .hardware import HardwareProfile, Tier, choose_tier
 from .session import SHORT_SPIN_US, SessionOptions, can_bound_spinning
 
 __all__ = ["Choice", "Loader"]
@@ -43,8 +43,8 @@ class Loader:
 
     cache: ContentCache
     profile: HardwareProfile
-    tier: Tier
-    precision: str
+    tier: Tier  # the first guess for a typical model; a part's own size may suggest another precision
+    precision: str  # "auto" or the first one to try
     proof: Any
     threads: int | None
     probe: bool
@@ -59,11 +59,14 @@ class Loader:
             return self._load(part)
 
     def _load(self, part: Part) -> Choice:
-        exports: dict[str, Export] = {}
-        for component in part.components:
-            exports[component.name] = export_best(
-                component, self.precision, self.cache, proof=self.proof, progress=self.progress
-            )
+        precision = self.precision
+        if precision == "auto":
+            sizes = [component.weight_bytes for component in part.components if component.weight_bytes]
+            precision = choose_tier(self.profile, model_bytes_fp32=sum(sizes) or None).precision
+        exports = {
+            component.name: export_best(component, precision, self.cache, proof=self.proof, progress=self.progress)
+            for component in part.components
+        }
         main = list(exports.values())[-1]  # a part's last component is the one that computes
         base = Choice(None, "", main.precision, exports=exports)
         if not self.probe:

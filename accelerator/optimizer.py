@@ -360,7 +360,7 @@ class UniversalOptimizer:
                     cache=cache,
                     profile=profile,
                     tier=tier,
-                    precision=tier.precision if settings.precision == "auto" else settings.precision,
+                    precision=settings.precision,
                     proof=settings.proof,
                     threads=settings.threads,
                     probe=settings.probe,

@@ -44,8 +44,8 @@ class SessionOptions:
 
     spin_us: how long idle threads burn their core before they sleep, in microseconds. Left to itself ONNX Runtime spins
     long enough to halve the speed of everything else in the process, and collapses when another process needs the core;
-    not at all costs a wake-up per operator. Some tens of microseconds bridge the gaps within one run. arena: keep freed memory for the next run;
-    off for graphs whose lengths vary a lot, since arenas never shrink.
+    not at all costs a wake-up per operator. Some tens of microseconds bridge the gaps within one run.
+    arena: keep freed memory for the next run; off for graphs whose lengths vary a lot, since arenas never shrink.
     """
 
     threads: int = 1

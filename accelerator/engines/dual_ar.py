@@ -109,6 +109,7 @@ def language_model_components(
             prove_graphs,
             (*shared, _source(quantize), _source(decode)),
             recipes,
+            spec.weight_bytes,
         ),
     )
 

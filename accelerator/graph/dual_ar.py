@@ -41,6 +41,12 @@ class TransformerSpec:
     out_bias: bool = False
     rope_bf16: bool = False  # the engine rounds its table of cosines to bfloat16
 
+    @property
+    def matrix_weights(self) -> int:
+        """Weights in the matrices of all blocks."""
+        attention = self.dim * self.head_dim * 2 * (self.heads + self.kv_heads)
+        return self.layers * (attention + 3 * self.dim * self.ffn)
+
 
 @dataclass(frozen=True)
 class DualARSpec:
@@ -64,6 +70,12 @@ class DualARSpec:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> DualARSpec:
         return cls(**{**data, "slow": TransformerSpec(**data["slow"]), "fast": TransformerSpec(**data["fast"])})
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of both graphs' matrices in float32."""
+        head, fast_head = len(self.rows) * self.slow.dim, self.fast_codes * self.fast.dim
+        return 4 * (self.slow.matrix_weights + self.fast.matrix_weights + head + fast_head)
 
     @property
     def rows(self) -> np.ndarray:
