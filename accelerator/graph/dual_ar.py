@@ -19,6 +19,8 @@ from .quantize import Recipe, linear
 
 __all__ = ["DualARSpec", "TransformerSpec", "Weights", "build_fast", "build_slow", "rope_tables"]
 
+_HALVES = {"axis": -1, "num_outputs": 2}
+
 Weights = Callable[[str], np.ndarray]
 """name -> float32 array, loaded when asked for. The names are those used below; linear weights are [out, in]."""
 
@@ -165,19 +167,15 @@ def _attention(
 ) -> str:
     bias = weights(f"{name}.qkv.bias") if spec.qkv_bias else None
     qkv = linear(graph, recipe, x, f"{name}.qkv", weights(f"{name}.qkv"), bias)  # [B, S, (H + 2 Hkv) Dh]
-    query, key, value = qkv, "", ""
     if spec.qk_norm:
-        sizes = graph.constant([spec.heads * spec.head_dim, *[spec.kv_heads * spec.head_dim] * 2])
-        query, key, value = graph.node("Split", [qkv, sizes], 3, "", {"axis": -1})
-        query = _head_norm(graph, spec, query, f"{name}.q_norm", weights)
-        key = _head_norm(graph, spec, key, f"{name}.k_norm", weights)
+        qkv = _normalise_heads(graph, spec, qkv, name, weights)
     cache: list[int | str] = ["batch", spec.kv_heads, "capacity", spec.head_dim]
     past = [graph.input(f"past_{kind}.{index}", np.float32, cache) for kind in ("key", "value")]
     present = [f"present_{kind}.{index}" for kind in ("key", "value")]
     attended = f"{name}.attended"
     graph.node(
         "GroupQueryAttention",
-        [query, key, value, *past, shared["seqlens_k"], shared["total"], shared["cos"], shared["sin"]],
+        [qkv, "", "", *past, shared["seqlens_k"], shared["total"], shared["cos"], shared["sin"]],
         [attended, *present],
         "com.microsoft",
         {"num_heads": spec.heads, "kv_num_heads": spec.kv_heads, "do_rotary": 1, "rotary_interleaved": 1},
@@ -190,8 +188,8 @@ def _attention(
 
 def _feed_forward(graph: Graph, name: str, x: str, weights: Weights, recipe: Recipe) -> str:
     """SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
-    gate = linear(graph, recipe, x, f"{name}.gate", weights(f"{name}.gate"))
-    up = linear(graph, recipe, x, f"{name}.up", weights(f"{name}.up"))
+    both = np.concatenate([weights(f"{name}.gate"), weights(f"{name}.up")])  # one matrix: x is quantized once
+    gate, up = graph.node("Split", [linear(graph, recipe, x, f"{name}.gate_up", both)], 2, "", _HALVES)
     silu = graph.fused("QuickGelu", gate, alpha=1.0)  # x * sigmoid(x)
     return linear(graph, recipe, graph.op("Mul", silu, up), f"{name}.down", weights(f"{name}.down"))
 
@@ -210,7 +208,17 @@ def _skip_norm(graph: Graph, x: str, skip: str, name: str, weights: Weights, eps
     return outputs[0], outputs[3]
 
 
-def _head_norm(graph: Graph, spec: TransformerSpec, x: str, name: str, weights: Weights) -> str:
-    """RMSNorm over each head's dimensions. The CPU's GroupQueryAttention takes no norm weights, so it comes before."""
-    heads = graph.op("Reshape", x, graph.constant([0, 0, -1, spec.head_dim]))  # [B, S, H, Dh]
-    return graph.op("Reshape", _norm(graph, heads, name, weights, spec.eps), graph.constant([0, 0, -1]))
+def _normalise_heads(graph: Graph, spec: TransformerSpec, qkv: str, name: str, weights: Weights) -> str:
+    """RMSNorm over each query and key head of packed qkv. The CPU's GroupQueryAttention takes no norm weights.
+
+    All heads are normalised in one operator, then scaled by their own weights: fewer operators, fewer wake-ups.
+    """
+    width, kv_width = (spec.heads + spec.kv_heads) * spec.head_dim, spec.kv_heads * spec.head_dim
+    qk, value = graph.node("Split", [qkv, graph.constant([width, kv_width])], 2, "", {"axis": -1})
+    heads = graph.op("Reshape", qk, graph.constant([0, 0, -1, spec.head_dim]))  # [B, S, H + Hkv, Dh]
+    one = graph.constant(np.ones(spec.head_dim), np.float32)
+    heads = graph.op("SimplifiedLayerNormalization", heads, one, axis=-1, epsilon=spec.eps, stash_type=1)
+    scales = [np.tile(weights(f"{name}.{k}_norm"), n) for k, n in (("q", spec.heads), ("k", spec.kv_heads))]
+    qk = graph.op("Reshape", heads, graph.constant([0, 0, -1]))
+    qk = graph.op("Mul", qk, graph.weight(f"{name}.qk_norm", np.concatenate(scales)))
+    return graph.op("Concat", qk, value, axis=-1)
