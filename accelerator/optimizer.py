@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -127,11 +127,17 @@ class UniversalOptimizer:
         own.setdefault("release_torch", True)
         return cls(None, adapter=adapter_from_checkpoint(engine, path, **options), **own)
 
-    def prepare(self) -> UniversalOptimizer:
-        """Export, load and probe every part now, not on first use. A part that cannot be exported stays in PyTorch."""
+    def prepare(self, parts: Iterable[str] | None = None) -> UniversalOptimizer:
+        """Export, load and probe every part (or the named ones) now, not on first use.
+
+        A part that cannot be exported stays in PyTorch. Raises InvalidOption for a part the engine does not have.
+        """
         self._check_open()
-        for route in self._routes.values():
-            route.prepare()
+        names = list(self._routes) if parts is None else list(parts)
+        if unknown := [name for name in names if name not in self._routes]:
+            raise InvalidOption(f"no part called {unknown[0]!r}; the parts are {', '.join(self._routes) or 'none'}")
+        for name in names:
+            self._routes[name].prepare()
         self._maybe_release()
         return self
 
