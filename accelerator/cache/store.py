@@ -85,6 +85,11 @@ class ContentCache:
         return self._root
 
     @property
+    def parents(self) -> tuple[Path, ...]:
+        """The caches that are read after the primary one."""
+        return self._parents
+
+    @property
     def writable(self) -> bool:
         """Whether entries can be stored at present; tried out, not guessed from permissions."""
         try:
