@@ -1,0 +1,56 @@
+"""The command line: `accelerator doctor | export | synth | bench | cache | demo`.
+
+Results go to stdout, everything else to stderr. Commands import what they need when they run, so that `--help` does not
+wait for torch. `group` holds the exit codes, `console` the output, `options` what several commands share.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from . import bench, cache, demo, doctor, export, synth
+from .group import Commands
+from .options import Debug, Verbose
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    cls=Commands,
+    help="Makes text-to-speech engines fast on CPUs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"accelerator {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Makes text-to-speech engines fast on CPUs."""
+
+
+app.command("doctor")(doctor.doctor)
+app.command("demo")(demo.demo)
+app.command("export")(export.export)
+app.command("synth")(synth.synth)
+app.command("bench")(bench.bench)
+app.add_typer(cache.app, name="cache")
+
+
+def main() -> None:
+    """The console script. Ends the process with the exit codes of `group`."""
+    app()

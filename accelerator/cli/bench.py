@@ -1,0 +1,95 @@
+"""`accelerator bench`: the options of `accelerator.benchmark`, and files for its results."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InvalidOption
+from . import engine as engines
+from . import formats
+from .console import Output
+from .options import CacheDir, Checkpoint, Debug, Engine, PrecisionName, Size, Threads, Verbose
+
+__all__ = ["bench"]
+
+
+def bench(
+    ctx: typer.Context,
+    engine: Engine = "reference",
+    size: Size = None,
+    checkpoint: Checkpoint = None,
+    precision: Annotated[
+        list[PrecisionName] | None, typer.Option("--precision", help="Repeat it for several. [default: all]")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds that medians are taken of.")] = None,
+    frames: Annotated[int | None, typer.Option("--frames", min=1, help="Frames to generate.")] = None,
+    seconds: Annotated[float | None, typer.Option("--seconds", min=0.1, help="The same as speech.")] = None,
+    context: Annotated[
+        list[int] | None, typer.Option("--context", min=1, help="Positions before the first frame; repeatable.")
+    ] = None,
+    threads: Threads = None,
+    cache_dir: CacheDir = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only shows that everything runs.")] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the table to this file.")] = None,
+    svg: Annotated[Path | None, typer.Option("--svg", help="Write the chart to this file.")] = None,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Compare PyTorch and ONNX Runtime on this machine."""
+    out: Output = ctx.obj
+    engines.check_choice(engine, size, checkpoint)
+    if frames is not None and seconds is not None:
+        raise typer.BadParameter("give --frames or --seconds, not both", param_hint="--seconds")
+    if precision and PrecisionName.auto in precision:
+        raise typer.BadParameter("a benchmark compares fixed precisions: int4, int8, fp32", param_hint="--precision")
+    for target in (json, markdown, svg):
+        if target is not None and not target.resolve().parent.is_dir():
+            raise InvalidOption(f"{str(target)!r} cannot be written: its directory does not exist")
+    from .. import benchmark
+
+    if seconds is not None:
+        frames = math.ceil(seconds * _frame_rate(engine, size))
+    given: dict[str, Any] = {
+        "size": size.value if size is not None else None,
+        "checkpoint": checkpoint,
+        "precisions": tuple(p.value for p in precision) if precision else None,
+        "rounds": rounds,
+        "frames": frames,
+        "contexts": tuple(context) if context else None,
+        "threads": threads,
+        "cache_dir": cache_dir,
+        "quick": quick,
+    }
+    options = benchmark.BenchOptions(engine=engine, **{k: v for k, v in given.items() if v is not None})
+    result = benchmark.run(options, report=out.note)
+    table = benchmark.to_markdown(result)
+    for target, text in (
+        (json, lambda: jsonlib.dumps(formats.plain(result), indent=2, allow_nan=False) + "\n"),
+        (markdown, lambda: table),
+        (svg, lambda: benchmark.to_svg(result)),
+    ):
+        if target is not None:
+            _write(target, text())
+            out.note(f"wrote {target}")
+    out.line(table.rstrip("\n"))
+
+
+def _frame_rate(engine: str, size: Any) -> float:
+    """Frames a second; other engines are of the family whose dimensions the size s1-mini has."""
+    from ..reference import SIZES
+
+    codec = SIZES[size.value if engine == "reference" and size is not None else "s1-mini"].codec
+    return codec.sample_rate / codec.hop
+
+
+def _write(target: Path, text: str) -> None:
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidOption(f"{str(target)!r} cannot be written: {error.strerror or error}") from error

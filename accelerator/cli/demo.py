@@ -1,0 +1,117 @@
+"""`accelerator demo`: see and hear it on this machine, without an engine of one's own."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import InvalidOption, InvalidReference
+from . import formats
+from .console import Output
+from .options import CacheDir, Debug, Json, PrecisionName, Size, Verbose
+from .synth import write_file
+
+if TYPE_CHECKING:
+    from ..demo import DemoResult
+
+__all__ = ["demo"]
+
+_PLAYERS = (
+    ("afplay",),
+    ("paplay",),
+    ("aplay", "-q"),
+    ("ffplay", "-nodisp", "-autoexit", "-loglevel", "error"),
+)
+
+
+def demo(
+    ctx: typer.Context,
+    size: Size = None,
+    text: Annotated[str | None, typer.Option("--text", help="What to say.")] = None,
+    reference: Annotated[Path | None, typer.Option("--reference", help="A recording of the voice to speak in.")] = None,
+    reference_text: Annotated[str | None, typer.Option("--reference-text", help="What the recording says.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The WAV file to write.")] = Path("demo.wav"),
+    precision: Annotated[
+        list[PrecisionName] | None,
+        typer.Option("--precision", help="Repeat it for several. [default: this machine's, then the others]"),
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds that medians are taken of.")] = 3,
+    cache_dir: CacheDir = None,
+    play: Annotated[bool, typer.Option("--play", help="Play the file when it is written.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Wrap the built-in engine, compare it with PyTorch, and write what it says to a WAV file."""
+    from ..demo import TEXT, DemoOptions, run
+
+    out: Output = ctx.obj
+    if reference is not None and not reference.is_file():
+        raise InvalidReference(f"the reference audio {str(reference)!r} does not exist")
+    if not output.resolve().parent.is_dir():
+        raise InvalidOption(f"{str(output)!r} cannot be written: its directory does not exist")
+    options = DemoOptions(
+        size=size.value if size is not None else None,
+        text=text if text is not None else TEXT,
+        reference=reference,
+        reference_text=reference_text,
+        precisions=tuple(dict.fromkeys(p.value for p in precision)) if precision else None,
+        cache_dir=cache_dir,
+        rounds=rounds,
+    )
+    with out.progress() as progress:
+        result = run(options, progress=progress, report=out.note)
+    write_file(output, result.audio, result.sample_rate)
+    out.document({**result.figures, "output": str(output)})
+    _show(out, result, output)
+    if play:
+        _play(out, output)
+
+
+def _show(out: Output, result: DemoResult, output: Path) -> None:
+    figures = result.figures
+    out.table(
+        ("backend", "precision", "rtf>", "frames/s>", "first audio>", "speed-up>"),
+        [_row(row) for row in figures["rows"]],
+        title=f"Reference engine, size {figures['voice']['size']}: median of {figures['rounds']} rounds by turns",
+    )
+    out.line(
+        "rtf: seconds of work for a second of speech, below 1 is faster than real time. "
+        f"Peak memory of all arms together: {formats.size(figures['peak_rss_bytes'])}."
+    )
+    out.line(f"Wrote {output}: {len(result.audio) / result.sample_rate:.2f} s at {result.sample_rate:,} Hz.")
+    if not figures["voice"]["trained"]:
+        out.line(f"Note: {figures['voice']['note']}")
+
+
+def _row(row: dict[str, Any]) -> list[str]:
+    precision = row["precision"]
+    if row["rejected"]:
+        precision += f" ({', '.join(row['rejected'])} rejected by the proof)"
+    return [
+        row["backend"],
+        precision,
+        formats.ratio(row["rtf"]),
+        f"{row['frames_per_s']:.0f}",
+        formats.seconds(row["ttfa_s"]),
+        f"{row['speed_up']:.2f} x",
+    ]
+
+
+def _play(out: Output, path: Path) -> None:
+    if sys.platform == "win32":
+        import winsound
+
+        winsound.PlaySound(str(path), winsound.SND_FILENAME)
+        return
+    player = next((p for p in _PLAYERS if shutil.which(p[0])), None)
+    if player is None:
+        out.note(f"No player was found ({', '.join(p[0] for p in _PLAYERS)}): open {path} yourself.")
+        return
+    if subprocess.run([*player, str(path)], check=False).returncode:
+        out.note(f"{player[0]} could not play {path}.")

@@ -1,0 +1,194 @@
+"""`accelerator doctor`: what this machine is, what is installed, and what stands in the way."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from .. import __version__
+from . import formats
+from .console import Output
+from .options import CacheDir, Debug, Json, Verbose
+
+if TYPE_CHECKING:
+    from ..cache import ContentCache
+    from ..hardware import HardwareProfile, Tier
+
+__all__ = ["doctor"]
+
+_PACKAGES = ("torch", "onnxruntime", "onnx", "onnxscript", "numpy")
+_LOW_DISK = 2 << 30  # an export of a half-billion model, with its embeddings
+_LOW_MEMORY = 2 << 30
+
+
+def doctor(
+    ctx: typer.Context, cache_dir: CacheDir = None, json: Json = False, verbose: Verbose = False, debug: Debug = False
+) -> None:
+    """Show the hardware, versions, cache and engines as this package sees them, and what to change."""
+    from ..cache import ContentCache
+    from ..hardware import choose_tier, describe, detect
+
+    out: Output = ctx.obj
+    cache = ContentCache(cache_dir)
+    writable = cache.writable
+    profile = detect(store=cache.root if writable else None)
+    tier = choose_tier(profile)
+    versions = _versions()
+    providers = _providers()
+    engines = _engines()
+    place = {
+        "path": cache.root,
+        "bytes": cache.size(),
+        "entries": len(cache.entries()),
+        "writable": writable,
+        "free_bytes": _free_bytes(cache.root),
+        "parents": list(cache.parents),
+    }
+    warnings = _warnings(profile, tier, place, versions, providers)
+    out.document(
+        {
+            "hardware": {**profile.to_dict(), "fingerprint": profile.fingerprint},
+            "tier": asdict(tier),
+            "versions": versions,
+            "providers": providers,
+            "cache": place,
+            "engines": engines,
+            "warnings": warnings,
+        }
+    )
+    out.rows(describe(profile, tier), title="Hardware")
+    out.line()
+    installed = [(name, version or "not installed") for name, version in versions.items()]
+    out.rows([*installed, ("providers", ", ".join(providers) or "none")], title="Versions")
+    out.line()
+    out.rows(_cache_rows(cache, place), title="Cache")
+    out.line()
+    out.rows([(e["name"], _engine_state(e)) for e in engines], title="Engines")
+    if warnings and not out.json:
+        out.line()
+        out.line("Worth knowing", style="bold")
+        for warning in warnings:
+            out.line(f"- {warning}")
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"accelerator": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _providers() -> list[str]:
+    from ..session import available_providers
+
+    try:
+        return available_providers()
+    except ImportError:
+        return []
+
+
+def _engines() -> list[dict[str, Any]]:
+    """Every engine with an adapter, and whether its own package is here; nothing of it is imported."""
+    from ..engines import ADAPTERS, CHECKPOINTS, ENTRY_POINTS
+
+    third_party = {e.name: e.value for e in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    names = {target: name for name, target in CHECKPOINTS.items()}
+    engines = []
+    for type_name, target in {**ADAPTERS, **third_party}.items():
+        module = target.partition(":")[0]
+        needed = (type_name.partition(".")[0], module)
+        engines.append(
+            {
+                "name": names.get(target, module.rpartition(".")[2].replace("_", "-")),
+                "type": type_name,
+                "adapter": target,
+                "checkpoints": target in names,
+                "missing": next((name for name in needed if not _found(name)), None),
+            }
+        )
+    return [{**engine, "available": engine["missing"] is None} for engine in engines]
+
+
+def _found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _engine_state(engine: dict[str, Any]) -> str:
+    return "available" if engine["available"] else f"not available: no module {engine['missing']}"
+
+
+def _cache_rows(cache: ContentCache, place: dict[str, Any]) -> list[tuple[str, str]]:
+    free = place["free_bytes"]
+    return [
+        ("Path", str(cache.root)),
+        ("Size", f"{formats.size(place['bytes'])} in {place['entries']} entries"),
+        ("Writable", "yes" if place["writable"] else "no"),
+        ("Free", "unknown" if free is None else formats.size(free)),
+        ("Parents", ", ".join(map(str, cache.parents)) or "none"),
+    ]
+
+
+def _free_bytes(root: Path) -> int | None:
+    for place in (root, *root.parents):
+        if place.is_dir():
+            try:
+                return shutil.disk_usage(place).free
+            except OSError:
+                return None
+    return None
+
+
+def _warnings(
+    profile: HardwareProfile,
+    tier: Tier,
+    place: dict[str, Any],
+    versions: dict[str, str | None],
+    providers: list[str],
+) -> list[str]:
+    found = []
+    if missing := [name for name, version in versions.items() if version is None]:
+        found.append(f"Not installed: {', '.join(missing)}. Install tts-accelerator again.")
+    if versions["onnxruntime"] is not None and not providers:
+        found.append("ONNX Runtime cannot be imported, so every engine stays in PyTorch: reinstall onnxruntime.")
+    if not place["writable"]:
+        found.append(
+            f"The cache {place['path']} cannot be written, so every process exports anew. "
+            "Set ACCELERATOR_CACHE to a directory that can."
+        )
+    elif place["free_bytes"] is not None and place["free_bytes"] < _LOW_DISK:
+        found.append(f"The cache's disk has {formats.size(place['free_bytes'])} left; a large engine may not fit.")
+    if profile.cpu_quota is not None and profile.cpu_quota < 1:
+        found.append(
+            f"The control group allows {profile.cpu_quota:g} CPUs: a thread is paused most of the time, "
+            "and speech will stutter. Give the container at least one CPU."
+        )
+    elif profile.cpu_quota is not None and profile.cpu_quota != int(profile.cpu_quota):
+        found.append(f"Of the quota of {profile.cpu_quota:g} CPUs only whole ones are used: {profile.usable_cores}.")
+    if profile.virtualised and profile.threads_per_core == 1 and profile.logical_cpus > 1:
+        found.append(
+            f"This virtual machine shows its {profile.logical_cpus} CPUs as cores; two may share one. "
+            "The probe measures how many threads pay."
+        )
+    if profile.usable_cores < profile.physical_cores and profile.cpu_quota is None:
+        found.append(f"This process may use {profile.usable_cores} of {profile.physical_cores} cores (affinity).")
+    if tier.name in ("generic", "low-memory", "arm-neon"):
+        found.append(f"No fast quantized kernels for this processor ({tier.reason}).")
+    if profile.memory_available is not None and profile.memory_available < _LOW_MEMORY:
+        found.append(f"Only {formats.size(profile.memory_available)} of memory are available.")
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        found.append(f"OMP_NUM_THREADS={threads} limits PyTorch only: ONNX Runtime takes its threads from the probe.")
+    return found

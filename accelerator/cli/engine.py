@@ -1,0 +1,103 @@
+"""From --engine, --size and --checkpoint to a wrapped engine, and what became of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ..errors import EngineError
+from . import formats
+from .console import Output
+from .options import SizeName
+
+if TYPE_CHECKING:
+    from ..optimizer import UniversalOptimizer
+
+__all__ = ["check_choice", "export_errors", "open_engine", "part_rows", "prepare"]
+
+ENCODER = "encoder"  # the part that only a reference voice needs
+
+
+def check_choice(engine: str, size: SizeName | None, checkpoint: Path | None) -> None:
+    """Refuse what cannot be meant. Raises BadParameter (wrong usage) and EngineError (nothing there)."""
+    from ..engines import CHECKPOINTS
+
+    known = sorted({"reference", *CHECKPOINTS})
+    if engine not in known:
+        raise typer.BadParameter(
+            f"no engine called {engine!r}; choose one of {', '.join(known)}", param_hint="--engine"
+        )
+    if engine != "reference":
+        if checkpoint is None:
+            raise typer.BadParameter(f"{engine} needs --checkpoint DIR", param_hint="--checkpoint")
+        if size is not None:
+            raise typer.BadParameter("only the reference engine has sizes", param_hint="--size")
+    if checkpoint is not None and not checkpoint.exists():
+        raise EngineError(f"the checkpoint {str(checkpoint)!r} does not exist: give the path of a downloaded one")
+
+
+def open_engine(
+    out: Output, engine: str, size: SizeName | None, checkpoint: Path | None, **options: Any
+) -> UniversalOptimizer:
+    """The engine, wrapped. `options` are those of `UniversalOptimizer`. Raises EngineError, BadParameter."""
+    check_choice(engine, size, checkpoint)
+    from ..optimizer import UniversalOptimizer
+
+    if engine != "reference":
+        assert checkpoint is not None
+        return UniversalOptimizer.from_checkpoint(checkpoint, engine, **options)
+    from ..demo import open_voice
+
+    voice = open_voice(size.value if size is not None else None, checkpoint)
+    if not voice.trained:
+        out.note(f"Note: {voice.note}")
+    return UniversalOptimizer(voice.engine, **options)
+
+
+def prepare(optimizer: UniversalOptimizer, *, encoder: bool = True) -> None:
+    """Export, load and probe the parts, without the encoder where no reference voice is spoken in."""
+    optimizer.prepare(name for name in optimizer.status()["parts"] if encoder or name != ENCODER)
+
+
+def export_errors(parts: Mapping[str, Any]) -> dict[str, str]:
+    """Part -> why it could not be exported; a part that is merely slower in ONNX Runtime is no error."""
+    return {name: part["errors"][-1] for name, part in parts.items() if part["errors"]}
+
+
+def part_rows(parts: Mapping[str, Any]) -> list[list[str]]:
+    """Rows for `PART_COLUMNS`, of `UniversalOptimizer.status()["parts"]`."""
+    rows = []
+    for name, part in parts.items():
+        exports = part.get("exports", {})
+        proofs = [f"{n}: {formats.figures(e['proof'])}" for n, e in exports.items()]
+        rejected = [f"{r['precision']} rejected: {formats.figures(r)}" for e in exports.values() for r in e["rejected"]]
+        built = "-" if not exports else "built" if any(e["cache"] == "built" for e in exports.values()) else "hit"
+        probe = _probe(part.get("probe", {}).get("seconds", {}))
+        reason = part.get("reason", "") if part["backend"] == "pytorch" else ""
+        rows.append(
+            [
+                name,
+                part["backend"],
+                part.get("precision") or "-",
+                "\n".join([*proofs, *rejected]) or "-",
+                built,
+                "\n".join(filter(None, [*probe, reason])) or "-",
+            ]
+        )
+    return rows
+
+
+PART_COLUMNS: Sequence[str] = ("part", "backend", "precision", "proof", "cache", "probe, per unit of work")
+
+
+def _probe(seconds: Mapping[str, float]) -> list[str]:
+    lines = []
+    for name, value in sorted(seconds.items(), key=lambda item: item[1]):
+        backend, *setting = name.split("-")  # "pytorch", "onnxruntime-2", "onnxruntime-2-spin50"
+        if setting and setting[0].isdigit():
+            setting[0] += " thread" if setting[0] == "1" else " threads"
+        lines.append(f"{', '.join([backend, *setting])}: {formats.seconds(value)}")
+    return lines

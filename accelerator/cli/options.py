@@ -1,0 +1,89 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+import logging
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import Output
+
+__all__ = [
+    "CacheDir",
+    "Checkpoint",
+    "Debug",
+    "Engine",
+    "Json",
+    "Precision",
+    "PrecisionName",
+    "Size",
+    "SizeName",
+    "Threads",
+    "Verbose",
+]
+
+
+class PrecisionName(str, Enum):
+    auto = "auto"
+    int4 = "int4"
+    int8 = "int8"
+    fp32 = "fp32"
+
+
+class SizeName(str, Enum):
+    tiny = "tiny"
+    small = "small"
+    s1_mini = "s1-mini"
+
+
+def _json(ctx: typer.Context, value: bool) -> bool:
+    if isinstance(ctx.obj, Output):
+        ctx.obj.json = ctx.obj.json or value
+    return value
+
+
+def _verbose(ctx: typer.Context, value: bool) -> bool:
+    if value and isinstance(ctx.obj, Output):
+        ctx.obj.verbosity(logging.INFO)
+    return value
+
+
+def _debug(ctx: typer.Context, value: bool) -> bool:
+    if value and isinstance(ctx.obj, Output):
+        ctx.obj.verbosity(logging.DEBUG)
+    return value
+
+
+Json = Annotated[
+    bool, typer.Option("--json", callback=_json, is_eager=True, help="Print one JSON document to stdout, nothing else.")
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", callback=_verbose, is_eager=True, help="Say on stderr what is being done.")
+]
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", callback=_debug, is_eager=True, help="Show tracebacks and all log records on stderr."),
+]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option("--cache-dir", help="Where exports are kept. [default: what `accelerator cache path` prints]"),
+]
+Engine = Annotated[str, typer.Option("--engine", help="The engine: reference, or one that a checkpoint is given of.")]
+Size = Annotated[
+    SizeName | None,
+    typer.Option("--size", help="Size of the reference engine. [default: small]", show_default=False),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="The engine's checkpoint directory; for reference, a file of its save()."),
+]
+Precision = Annotated[
+    PrecisionName, typer.Option("--precision", help="The first precision to try; auto is this machine's.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads of each session. [default: measured]", show_default=False),
+]
