@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.metadata
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .cache import ContentCache, Entry, make_key
-from .errors import ExportError, ProofFailed
+from .errors import BadOutput, ExportError, ProofFailed
 from .graph.graph import OPSET
 
 __all__ = ["PRECISIONS", "Component", "Export", "Progress", "ProgressEvent", "export_best", "export_component"]
@@ -118,14 +119,14 @@ def export_component(
     if (entry := cache.get(key, verify="background")) is not None:
         if entry.meta["proof"]["passed"] or proof == "warn":
             return Export(entry, precision, entry.meta["proof"])
-    elif proof == "strict" and (report := cache.read_note(key, "rejected")):
+    elif proof == "strict" and (report := cache.read_note(key, "rejected")) and report.get("passed") is False:
         raise ProofFailed(_rejection(component, precision, report), report)
 
     def build(directory: Path) -> dict[str, Any]:
         try:
             component.build(directory, precision, progress)
             progress(ProgressEvent(component.name, "prove", precision=precision))
-            report = component.prove(directory, precision)
+            report = _finite(_proven(component, directory, precision))
         except (ExportError, MemoryError):
             raise
         except Exception as error:  # whatever the exporter's many layers raise
@@ -141,6 +142,8 @@ def export_component(
     if entry is not None:  # published under proof="warn", not good enough for "strict"
         raise ProofFailed(_rejection(component, precision, entry.meta["proof"]), entry.meta["proof"])
     entry = cache.get_or_create(key, build, name=component.name, fields=fields)
+    if proof == "strict" and not entry.meta["proof"]["passed"]:  # published meanwhile by a process that only warns
+        raise ProofFailed(_rejection(component, precision, entry.meta["proof"]), entry.meta["proof"])
     return Export(entry, precision, entry.meta["proof"])
 
 
@@ -152,7 +155,7 @@ def export_best(
     proof: Proof = "strict",
     progress: Progress = ignore_progress,
 ) -> Export:
-    """The export in `precision`, or in the next better one that passes its proof.
+    """The export in `precision`, or in the next better one that can be built and passes its proof.
 
     Raises ExportError when none does; ProofFailed if it was the last one's proof.
     """
@@ -160,8 +163,9 @@ def export_best(
     for candidate in _from(precision, component.precisions):
         try:
             export = export_component(component, candidate, cache, proof=proof, progress=progress)
-        except ProofFailed as error:
-            rejected.append({"precision": candidate, **error.report})
+        except ExportError as error:
+            report = error.report if isinstance(error, ProofFailed) else {"passed": False, "error": str(error)}
+            rejected.append({"precision": candidate, **report})
             logger.warning("%s", error)
             failure = error
             continue
@@ -175,9 +179,28 @@ def _from(precision: str, offered: Sequence[str]) -> list[str]:
     return wanted or [p for p in PRECISIONS if p in offered][-1:]
 
 
+def _proven(component: Component, directory: Path, precision: str) -> dict[str, Any]:
+    try:
+        return component.prove(directory, precision)
+    except BadOutput as error:  # an answer that cannot be right is an answer, not a failure of the exporter
+        return {"passed": False, "error": str(error)}
+
+
+def _finite(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with NaN and infinities as text: JSON has neither."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: plain(v) for k, v in value.items()}
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {k: plain(v) for k, v in report.items()}
+
+
 def _rejection(component: Component, precision: str, report: Mapping[str, Any]) -> str:
-    figures = ", ".join(f"{k} {v:.3g}" for k, v in report.items() if isinstance(v, float))
-    return f"{component.name} as {precision} is not faithful to PyTorch ({figures}; bar {report.get('bar')})"
+    figures = [f"{k} {v:.3g}" for k, v in report.items() if isinstance(v, float)]
+    figures += [f"{k}: {v}" for k, v in report.items() if isinstance(v, str)]
+    return f"{component.name} as {precision} is not faithful to PyTorch ({', '.join(figures)}; bar {report.get('bar')})"
 
 
 @functools.cache

@@ -27,6 +27,7 @@ class Choice:
 
     call: Call | None
     reason: str
+    cause: str = ""  # the reason in one word, when it stays in PyTorch: an error's name, or "Slower"
     precision: str = "fp32"
     options: SessionOptions | None = None
     exports: Mapping[str, Export] = field(default_factory=dict)
@@ -68,7 +69,7 @@ class Loader:
             for component in part.components
         }
         main = list(exports.values())[-1]  # a part's last component is the one that computes
-        base = Choice(None, "", main.precision, exports=exports)
+        base = Choice(None, "", precision=main.precision, exports=exports)
         if not self.probe:
             return self._open(part, base, SessionOptions(threads=self.threads or self.tier.threads), "not probed")
         note = f"tuning-{self.profile.fingerprint}-{self.threads or 'auto'}"
@@ -76,7 +77,7 @@ class Loader:
         if tuned is None or (options := _tuned_options(tuned)) is None:
             return self._probe(part, base, main.entry.key, note)
         if tuned["backend"] == "pytorch":
-            return replace(base, reason=_slower(tuned), probe=tuned)
+            return replace(base, reason=_slower(tuned), cause="Slower", probe=tuned)
         return self._open(part, replace(base, probe=tuned), options, "fastest when probed before")
 
     def _probe(self, part: Part, base: Choice, key: str, note: str) -> Choice:
@@ -104,15 +105,17 @@ class Loader:
         self.cache.write_note(key, note, result)
         if backend == "pytorch":
             logger.warning("%s stays in PyTorch: %s", part.name, _slower(result))
-            return replace(base, reason=_slower(result), probe=result)
+            return replace(base, reason=_slower(result), cause="Slower", probe=result)
         return replace(best, probe=result)
 
     def _open(self, part: Part, base: Choice, options: SessionOptions, reason: str) -> Choice:
         """Load while the files' digests are still being checked, and wait for these before anything is used."""
         self.progress(ProgressEvent(part.name, "load", precision=base.precision))
-        call = part.load({name: export.path for name, export in base.exports.items()}, options)
-        for export in base.exports.values():
-            export.entry.verified()
+        try:
+            call = part.load({name: export.path for name, export in base.exports.items()}, options)
+        finally:  # whatever a corrupt file made the loader say: what matters is that it is corrupt
+            for export in base.exports.values():
+                export.entry.verified()
         return replace(base, call=call, options=options, reason=reason)
 
     def _candidates(self) -> list[SessionOptions]:
@@ -130,10 +133,12 @@ def _name(options: SessionOptions) -> str:
 def _tuned_options(note: Mapping[str, Any]) -> SessionOptions | None:
     """The settings a tuning note holds, or None if it is not one."""
     try:
-        if note["backend"] not in ("pytorch", "onnxruntime") or "pytorch" not in note["seconds"]:
+        if note["backend"] not in ("pytorch", "onnxruntime"):
             return None
-        return SessionOptions.from_dict(note["options"])
-    except (KeyError, TypeError):
+        _slower(note)  # the figures are there
+        options = SessionOptions.from_dict(note["options"])
+        return options if isinstance(options.threads, int) and options.threads > 0 else None
+    except (KeyError, TypeError, ValueError):
         return None
 
 

@@ -31,6 +31,7 @@ class Meter:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock, self._lock = clock, threading.Lock()
         self._start = clock()
+        self._end: float | None = None
         self._stages = dict.fromkeys(STAGES, 0.0)
         self._samples, self._sample_rate = 0, 0
         self._ttfa: float | None = None
@@ -61,6 +62,12 @@ class Meter:
         with self._lock:
             self.fallback.append({"part": part, "reason": type(error).__name__, "message": str(error)})
 
+    def stays(self, part: str, cause: str, message: str) -> None:
+        """Note why a part was not even tried in ONNX Runtime; once, unless its failure is noted already."""
+        with self._lock:
+            if all(entry["part"] != part for entry in self.fallback):
+                self.fallback.append({"part": part, "reason": cause, "message": message})
+
     def add_frames(self, count: int) -> None:
         with self._lock:
             self.frames += count
@@ -72,9 +79,14 @@ class Meter:
         if self._ttfa is None and len(audio) and float(np.abs(audio).max()) > SILENCE:
             self._ttfa = self._clock() - self._start
 
+    def finish(self) -> None:
+        """The request is over now: time that passes later is not counted."""
+        if self._end is None:
+            self._end = self._clock()
+
     def result(self) -> dict[str, Any]:
         """The figures so far."""
-        elapsed = self._clock() - self._start
+        elapsed = (self._clock() if self._end is None else self._end) - self._start
         audio_s = self._samples / self._sample_rate if self._sample_rate else 0.0
         spoken = self._stages["text2semantic"]
         backends = set(self._backends.values())

@@ -5,16 +5,16 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
 from .cache import ContentCache
 from .engines import Adapter, adapter_for, adapter_from_checkpoint
-from .errors import AcceleratorError, BadOutput, Closed, GenerationError, InvalidInput, InvalidOption, InvalidReference
+from .errors import Closed, EngineError, GenerationError, InvalidInput, InvalidOption, InvalidReference
 from .export import PRECISIONS, Progress, ignore_progress
 from .hardware import HardwareProfile, Tier, choose_tier, detect
 from .loader import Loader
@@ -25,6 +25,8 @@ from .speech import AudioChunk, SamplingParams, Speech, SpeechRequest
 __all__ = ["SpeechStream", "UniversalOptimizer"]
 
 logger = logging.getLogger(__name__)
+
+ANY_RATE = 16_000  # Hz, for checking a reference when the engine (one passed through) does not say its rate
 
 _OWN = (
     "_adapter",
@@ -60,13 +62,18 @@ class SpeechStream:
         return self
 
     def __next__(self) -> AudioChunk:
-        return next(self._chunks)
+        try:
+            return next(self._chunks)
+        except BaseException:
+            self._meter.finish()
+            raise
 
     def close(self) -> None:
         """Stop early; what was handed out stays valid."""
         close = getattr(self._chunks, "close", None)
         if close is not None:
             close()
+        self._meter.finish()
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -170,11 +177,12 @@ class UniversalOptimizer:
             max_new_tokens=max_new_tokens,
         )
         stream = self._stream(text, reference_audio, reference_text, sampling)
-        chunks = list(stream)
+        chunks = list(stream._chunks)
         if not chunks:
             raise GenerationError("the engine produced no audio: try another text, seed or reference")
         with stream._meter.stage("post"):
             audio = chunks[0].audio if len(chunks) == 1 else np.concatenate([c.audio for c in chunks])
+        stream._meter.finish()
         return Speech(audio, chunks[0].sample_rate, stream.metrics)
 
     def stream(
@@ -296,13 +304,15 @@ class UniversalOptimizer:
                 raise InvalidReference("reference_text without reference_audio: give both or neither")
             return SpeechRequest(text, None, sampling)
         with meter.stage("reference"):
-            reference = load_reference(audio, reference_text, sample_rate=self._adapter.sample_rate)
+            rate = self._adapter.sample_rate or ANY_RATE
+            reference = replace(load_reference(audio, reference_text, sample_rate=rate), source=audio)
         return SpeechRequest(text, reference, sampling)
 
     def _run(self, request: SpeechRequest, meter: Meter) -> Iterator[AudioChunk]:
         """Chunks of the routed engine; if its copy fails before any audio is out, the untouched engine speaks."""
-        spoken = False
-        chunks = self._bound.stream(request)
+        self._check_open()
+        spoken, failure = False, None
+        chunks = _lazily(self._bound.stream, request)
         try:
             while True:
                 try:
@@ -313,15 +323,15 @@ class UniversalOptimizer:
                 except InvalidInput:
                     raise
                 except Exception as error:
-                    if spoken or self._bound is self._adapter:
-                        raise _generation_error(error) from error
+                    if spoken or failure is not None or self._bound is self._adapter:
+                        _raise_generation_error(error, failure)
+                    failure = error
                     logger.warning(
                         "the routed %s failed, the original speaks: %s", self._adapter.name, error, exc_info=True
                     )
                     meter.fell_back("engine", error)
                     meter.used("engine", "pytorch")
-                    chunks = self._original(request)
-                    spoken = True
+                    chunks = _lazily(self._adapter.original, request)
                     continue
                 spoken = True
                 meter.chunk(chunk.audio, chunk.sample_rate)
@@ -331,14 +341,6 @@ class UniversalOptimizer:
             if close is not None:
                 close()
         self._maybe_release()
-
-    def _original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
-        chunks = self._adapter.original(request)
-        while True:
-            try:
-                yield next(chunks)
-            except StopIteration:
-                return
 
     def _metrics(self, meter: Meter) -> dict[str, Any]:
         choices = {name: route.choice for name, route in self._routes.items()}
@@ -388,7 +390,14 @@ class UniversalOptimizer:
             raise Closed("this optimizer was closed: wrap the engine again")
 
 
-def _generation_error(error: Exception) -> Exception:
-    if isinstance(error, AcceleratorError) and not isinstance(error, BadOutput):
-        return error
-    return GenerationError(f"the engine failed: {type(error).__name__}: {error}")
+def _lazily(speak: Callable[[SpeechRequest], Iterator[AudioChunk]], request: SpeechRequest) -> Iterator[AudioChunk]:
+    yield from speak(request)
+
+
+def _raise_generation_error(error: Exception, before: Exception | None) -> NoReturn:
+    """`before`: why the routed copy had failed, when it is the original that fails now."""
+    if before is not None and error.__cause__ is None:
+        error.__cause__ = before
+    if isinstance(error, (Closed, EngineError, GenerationError)):
+        raise error
+    raise GenerationError(f"the engine failed: {type(error).__name__}: {error}") from error

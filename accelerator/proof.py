@@ -95,7 +95,7 @@ def compare_logits(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], bar: Bar)
         report[name] = figures
         report["passed"] = report["passed"] and bar.passes(figures)
         for figure in bar.to_dict():
-            report[figure] = max(report.get(figure, figures[figure]), figures[figure])
+            report[figure] = np.maximum(report.get(figure, figures[figure]), figures[figure]).item()  # NaN stays
     return report
 
 

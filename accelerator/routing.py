@@ -3,7 +3,8 @@
 A route calls ONNX Runtime; if that fails, or answers what cannot be right, it logs the traceback, records the reason
 in the
 request's metrics and lets PyTorch answer. A generator part hands over at the item where it failed: what was produced is
-kept, and PyTorch continues from there. A part that fails `MAX_FAILURES` times in a row is switched off for the process.
+kept, and PyTorch continues from there. A part that fails `MAX_FAILURES` times in a row is switched off for the process;
+a failure that PyTorch shares is the request's, and does not count.
 
 These are the only broad `except` clauses of the package, beside those that translate a library's errors into ours.
 """
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .engines.base import Part
-from .errors import InvalidInput
+from .errors import BadOutput, InvalidInput
 from .loader import Choice
 from .metrics import Meter, current_meter
 
@@ -49,12 +50,10 @@ class Route:
             if self._choice is None:
                 try:
                     self._choice = self._load(self.part)
-                except InvalidInput:
-                    raise
                 except Exception as error:
                     logger.warning("%s stays in PyTorch: %s", self.part.name, error, exc_info=True)
                     self.errors.append(_describe(error))
-                    self._choice = Choice(None, f"preparing it failed: {_describe(error)}")
+                    self._choice = Choice(None, f"preparing it failed: {_describe(error)}", type(error).__name__)
                     current_meter().fell_back(self.part.name, error)
             return self._choice
 
@@ -66,11 +65,14 @@ class Route:
     def close(self) -> None:
         """Drop the sessions; the part stays in PyTorch."""
         with self._lock:
-            self._choice = Choice(None, "closed")
+            self._choice = Choice(None, "closed", "Closed")
 
     def _once(self, *args: Any, **options: Any) -> Any:
-        call, meter, failure = self.prepare().call, current_meter(), None
-        if call is not None:
+        choice, meter, failure = self.prepare(), current_meter(), None
+        call = choice.call
+        if call is None:
+            meter.stays(self.part.name, choice.cause, choice.reason)
+        else:
             try:
                 with meter.stage(self.part.stage):
                     answer = call(*args, **options)
@@ -83,20 +85,29 @@ class Route:
                 return self._succeeded(answer, meter)
         meter.used(self.part.name, "pytorch")
         with meter.stage(self.part.stage):
-            return _after(failure, lambda: self.part.torch(*args, **options))
+            answer = _after(failure, lambda: self.part.torch(*args, **options))
+        if failure is not None and self._is_right(answer):
+            self._count(failure)
+        return answer
 
     def _stream(self, *args: Any, resume: list[Any] | None = None, **options: Any) -> Iterator[Any]:
         items, failure = list(resume or ()), None
-        call, meter = self.prepare().call, current_meter()
-        if call is not None:
+        choice, meter = self.prepare(), current_meter()
+        call = choice.call
+        if call is None:
+            meter.stays(self.part.name, choice.cause, choice.reason)
+        else:
             # Only what `call` raises is a failure of the part, not what a consumer throws in at a yield.
             produced = _lazily(lambda: call(*args, resume=list(items), **options))
             while True:
                 try:
                     item = self._next(produced, meter)
                 except StopIteration:
-                    self._succeeded(None, meter)
-                    return
+                    if items:
+                        self._succeeded(None, meter)
+                        return
+                    failure = self._failed(BadOutput(f"{self.part.name} answered with nothing"), meter)
+                    break
                 except InvalidInput:
                     raise
                 except Exception as error:
@@ -106,15 +117,21 @@ class Route:
                 items.append(item)
                 yield item
         produced = _lazily(lambda: self.part.torch(*args, resume=list(items), **options))
+        meter.used(self.part.name, "pytorch")
+        uncounted = failure
         while True:
             start = time.perf_counter()
             try:
                 item = _after(failure, lambda: next(produced))
             except StopIteration:
+                if uncounted is not None and items:
+                    self._count(uncounted)
                 return
             finally:
                 meter.add(self.part.stage, time.perf_counter() - start)
-            meter.used(self.part.name, "pytorch")
+            if uncounted is not None and self._is_right(item):
+                self._count(uncounted)
+            uncounted = None
             yield item
 
     def _next(self, produced: Iterator[Any], meter: Meter) -> Any:
@@ -133,14 +150,25 @@ class Route:
         meter.fell_back(self.part.name, error)
         self.errors.append(_describe(error))
         del self.errors[:-10]
+        return error
+
+    def _is_right(self, answer: Any) -> bool:
+        try:
+            self.part.check(answer)
+        except BadOutput:
+            return False
+        return True
+
+    def _count(self, error: Exception) -> None:
+        """PyTorch has served what the part could not: switch the part off if that happens too often."""
         with self._lock:
             self._failures += 1
             if self._failures >= MAX_FAILURES and self._choice is not None and self._choice.call is not None:
                 logger.error(
                     "%s failed %d times in a row: switched off for this process", self.part.name, self._failures
                 )
-                self._choice = Choice(None, f"switched off after {self._failures} failures: {_describe(error)}")
-        return error
+                reason = f"switched off after {self._failures} failures: {_describe(error)}"
+                self._choice = Choice(None, reason, type(error).__name__)
 
 
 def _after(failure: Exception | None, call: Callable[[], Any]) -> Any:
@@ -148,7 +176,7 @@ def _after(failure: Exception | None, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except Exception as error:
-        if failure is not None and not isinstance(error, StopIteration):
+        if failure is not None and error.__cause__ is None and not isinstance(error, StopIteration):
             raise error from failure
         raise
 

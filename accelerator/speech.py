@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,6 +69,7 @@ class Reference:
     sample_rate: int
     text: str
     digest: str  # sha256 of the samples and the rate; names the voice in caches
+    source: Any = field(default=None, repr=False, compare=False)  # what the caller gave
 
 
 @dataclass(frozen=True)

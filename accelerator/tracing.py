@@ -47,7 +47,7 @@ def trace(
     with _lock, warnings.catch_warnings(), quiet, torch.no_grad():
         warnings.simplefilter("ignore")
         exporter_log.setLevel(logging.ERROR)
-        was_training = module.training
+        training = [part for part in module.modules() if part.training]  # the engine's own modules are among them
         module.eval()
         try:
             program = torch.onnx.export(
@@ -66,7 +66,8 @@ def trace(
         except Exception as error:  # the exporter raises dozens of types
             raise ExportError(f"torch.onnx.export failed for {path.stem}: {error}") from error
         finally:
-            module.train(was_training)
+            for part in training:
+                part.training = True
             exporter_log.setLevel(level)
     model = onnx.load(str(path), load_external_data=False)
     for value in model.graph.input:

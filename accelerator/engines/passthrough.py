@@ -18,6 +18,8 @@ __all__ = ["PassThroughAdapter"]
 logger = logging.getLogger(__name__)
 
 _METHODS = ("synthesize", "tts", "generate", "__call__")
+_NUMBER = (int, float, np.integer, np.floating)
+_MAX_CHANNELS = 8
 
 
 class PassThroughAdapter:
@@ -28,7 +30,8 @@ class PassThroughAdapter:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self.engine = engine
-        self.sample_rate = int(getattr(engine, "sample_rate", 0) or 0)
+        rate = getattr(engine, "sample_rate", 0)
+        self.sample_rate = int(rate) if isinstance(rate, _NUMBER) and rate > 0 else 0  # 0: it says so when it speaks
         kind = type(engine)
         logger.warning(
             "%s.%s is not an engine this package knows: it is passed through and runs as before",
@@ -52,7 +55,7 @@ class PassThroughAdapter:
             raise EngineError(f"{type(self._engine).__name__} has none of {', '.join(_METHODS)}: pass adapter=")
         options = {k: v for k, v in vars(request.sampling).items() if v is not None}
         if request.reference is not None:
-            options |= {"reference_audio": request.reference.audio, "reference_text": request.reference.text}
+            options |= {"reference_audio": request.reference.source, "reference_text": request.reference.text or None}
         try:
             answer = method(request.text, **options)
         except TypeError as error:
@@ -69,19 +72,35 @@ class PassThroughAdapter:
         pass
 
     def _chunk(self, answer: Any) -> AudioChunk:
-        audio, rate = answer, self.sample_rate
+        audio: Any = answer
+        rate: Any = self.sample_rate
         if isinstance(answer, tuple) and len(answer) >= 2:
-            audio, rate = (answer[1], answer[0]) if isinstance(answer[0], int) else (answer[0], answer[1])
+            audio, rate = (answer[1], answer[0]) if isinstance(answer[0], _NUMBER) else (answer[0], answer[1])
         elif hasattr(answer, "audio"):
             audio, rate = answer.audio, getattr(answer, "sample_rate", rate)
         try:
-            samples = np.asarray(audio.detach().cpu() if hasattr(audio, "detach") else audio)
-            integer = np.issubdtype(samples.dtype, np.integer)
-            scale = np.iinfo(samples.dtype).max if integer else 1.0
-            samples = (samples.astype(np.float32) / scale).reshape(-1)
+            if hasattr(audio, "detach"):
+                audio = audio.detach().cpu()
+                audio = audio.float() if audio.is_floating_point() else audio  # numpy has no bfloat16
+            samples = _mono(np.asarray(audio))
             rate = int(rate)
         except (TypeError, ValueError) as error:
             raise EngineError(f"{type(self._engine).__name__} answered {type(answer).__name__}, not audio") from error
         if rate <= 0:
             raise EngineError(f"the sample rate of {type(self._engine).__name__} is unknown: give it a `sample_rate`")
         return AudioChunk(samples, rate)
+
+
+def _mono(samples: np.ndarray) -> np.ndarray:
+    """Audio of one or a few channels, floats or signed integers -> float32 [n]. Raises ValueError for anything else."""
+    if samples.dtype.kind == "i":
+        samples = samples / -float(np.iinfo(samples.dtype).min)
+    elif samples.dtype.kind != "f":
+        raise ValueError(f"samples of type {samples.dtype} have no known scale")
+    if samples.ndim > 1:
+        samples = samples.squeeze()
+    if samples.ndim == 2 and min(samples.shape) <= _MAX_CHANNELS:
+        samples = samples.mean(axis=int(samples.shape[0] >= samples.shape[1]))  # the shorter axis is the channels
+    if samples.ndim > 1:
+        raise ValueError(f"samples of shape {samples.shape} are not mono")
+    return samples.astype(np.float32).reshape(-1)

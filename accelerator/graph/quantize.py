@@ -17,6 +17,9 @@ from .graph import Graph
 __all__ = ["RECIPES", "Recipe", "dequantize_blocks", "linear", "quantize_blocks"]
 
 
+_SMALLEST = float(np.finfo(np.float32).tiny)  # ONNX Runtime counts what is smaller as zero
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How the linear layers of a graph are stored. `bits` 32 is plain float32."""
@@ -65,6 +68,8 @@ def quantize_blocks(
     else:
         high, low = np.maximum(high, 0), np.minimum(low, 0)
         scales = (high - low) / levels
+    scales[np.abs(scales) < _SMALLEST] = 0  # its inverse would be infinite
+    if not symmetric:
         zero = np.rint(np.divide(-low, scales, out=np.zeros_like(scales), where=scales != 0))
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
     scaled = values * inverse[:, :, None]
