@@ -107,9 +107,20 @@ def tensors_digest(tensors: Iterable[tuple[str, Any]]) -> str:
         return hashlib.sha256("\n".join(sorted(pool.map(one, tensors))).encode()).hexdigest()
 
 
-def check_codes(codes: np.ndarray) -> None:
-    """Raises BadOutput if codes [C, n] are negative."""
+def torch_threads(count: int | None = None) -> int:
+    """PyTorch's threads within an operator in this process, after setting them if a count is given."""
+    import torch
+
+    if count is not None:
+        torch.set_num_threads(count)
+    return torch.get_num_threads()
+
+
+def check_codes(codes: np.ndarray, size: int | None = None) -> None:
+    """Raises BadOutput if there are no codes [C, n], or any is negative or not below `size`."""
     from ..errors import BadOutput
 
-    if codes.size and int(codes.min()) < 0:
-        raise BadOutput("negative codes")
+    if not codes.size:
+        raise BadOutput("no codes")
+    if int(codes.min()) < 0 or (size is not None and int(codes.max()) >= size):
+        raise BadOutput(f"codes from {int(codes.min())} to {int(codes.max())}, the codebook has {size}")

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..audio import check_audio
+from ..decode import StepTimes
+from ..errors import InvalidOption
 from ..graph.dual_ar import DualARSpec, TransformerSpec
 from ..metrics import current_meter
 from ..proof import Trace
 from ..sampling import Sampler, SamplingRule, TokenLayout
 from ..session import Session, SessionOptions
 from ..speech import AudioChunk, SamplingParams, SpeechRequest
-from .base import Call, Part, tensors_digest
+from .base import Call, Part, check_codes, tensors_digest
 from .dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model
 
 __all__ = ["ReferenceAdapter"]
@@ -25,12 +28,14 @@ __all__ = ["ReferenceAdapter"]
 PROOF_TEXT = "The quick brown fox jumps over the lazy dog."
 PROOF_FRAMES = 96
 PROBE_FRAMES = 12
+SILENT_S = 0.1
 
 
 class ReferenceAdapter:
     """Parts: `encoder`, `text2semantic` and `decoder` of a `ReferenceEngine`."""
 
     name = "reference"
+    as_shipped = None  # for benchmarks: the engine itself sizes its cache to the request, as the parts' `torch` does
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
@@ -48,6 +53,7 @@ class ReferenceAdapter:
                 torch=engine.encode_reference,
                 load=self._load_encoder,
                 probe=lambda call: _seconds(lambda: call(self._noise(1.0))),
+                check=lambda codes: check_codes(codes, engine.config.language_model.codebook_size),
             ),
             Part(
                 LANGUAGE_MODEL,
@@ -67,7 +73,8 @@ class ReferenceAdapter:
                 torch=engine.decode,
                 load=self._load_decoder,
                 probe=lambda call: _seconds(lambda: call(self._codes(32))),
-                check=lambda audio: check_audio(audio, self.sample_rate),
+                # Pieces are short; one that is digitally silent is a pause only if PyTorch says so.
+                check=lambda audio: check_audio(audio, self.sample_rate, silent_s=SILENT_S),
             ),
         )
 
@@ -177,13 +184,17 @@ class ReferenceAdapter:
         spec = self._spec
 
         def generate(
-            prompt: np.ndarray, params: SamplingParams, *, resume: Sequence[np.ndarray] = ()
+            prompt: np.ndarray,
+            params: SamplingParams,
+            *,
+            resume: Sequence[np.ndarray] = (),
+            times: StepTimes | None = None,
         ) -> Iterator[np.ndarray]:
             params = params.over(self.defaults())
             assert params.max_new_tokens is not None
             sampler = self.sampler(params).resume(resume)
             limit = min(params.max_new_tokens, spec.slow.positions - prompt.shape[1])
-            for frame in decoder.generate(prompt, sampler, limit - len(resume), frames=resume):
+            for frame in decoder.generate(prompt, sampler, limit - len(resume), frames=resume, times=times):
                 if frame[0] == spec.end_id:
                     return
                 yield frame
@@ -193,11 +204,31 @@ class ReferenceAdapter:
     def _probe_language_model(self, call: Call) -> float:
         prompt = self.engine.encode_text(PROOF_TEXT)
         frames = call(prompt, SamplingParams(seed=0, max_new_tokens=PROBE_FRAMES))
-        next(frames)
+        next(frames, None)
         start, count = time.perf_counter(), 0
         for _ in frames:
             count += 1
         return (time.perf_counter() - start) / max(count, 1)
+
+    @contextlib.contextmanager
+    def torch_times(self, times: StepTimes) -> Iterator[None]:
+        """For benchmarks, whose engine is their own: count PyTorch's seconds in the slow and the fast model."""
+        model = self.engine.language_model
+
+        def timed(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any) -> Any:
+                start = time.perf_counter()
+                answer = forward(*args)
+                setattr(times, name, getattr(times, name) + time.perf_counter() - start)
+                return answer
+
+            return call
+
+        model.slow, model.fast = timed("slow", model.slow), timed("fast", model.fast)
+        try:
+            yield
+        finally:
+            del model.slow, model.fast
 
     # Codec
 
@@ -271,8 +302,11 @@ class _BoundReference:
         def generate(
             prompt: np.ndarray, *, codes_so_far: np.ndarray | None = None, **options: Any
         ) -> Iterator[np.ndarray]:
-            params = SamplingParams(**{k: v for k, v in options.items() if v is not None})
-            if codes_so_far is not None:  # a caller's own continuation is not the route's
+            try:
+                params = SamplingParams(**{k: v for k, v in options.items() if v is not None})
+            except InvalidOption:  # the engine may take what a request may not, or say itself what is wrong
+                params = None
+            if params is None or codes_so_far is not None:  # a caller's own continuation is not the route's
                 yield from adapter.engine.generate(prompt, codes_so_far=codes_so_far, **options)
                 return
             for frame in calls[LANGUAGE_MODEL](prompt, params):

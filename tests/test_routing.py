@@ -1,0 +1,510 @@
+"""Every fault in every part: PyTorch takes over where the part stopped, and nothing is repeated, lost or hidden."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from accelerator import UniversalOptimizer
+from accelerator.engines.base import Part
+from accelerator.engines.reference import ReferenceAdapter
+from accelerator.errors import BadOutput, GenerationError, InvalidOption, InvalidReference, SessionError
+from accelerator.export import Component
+from accelerator.loader import Choice
+from accelerator.metrics import Meter, measuring
+from accelerator.routing import MAX_FAILURES, Route
+
+FRAMES = 12
+GREEDY: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1.0, "max_new_tokens": FRAMES}
+TEXT = "Hi there."
+
+
+def twin(engine: Any, **calls: Any) -> UniversalOptimizer:
+    """`engine` wrapped, every part "in ONNX Runtime" by PyTorch's own code, or by what `calls` makes of the part."""
+    optimizer = UniversalOptimizer(engine)
+    for name, route in optimizer._routes.items():
+        make = calls.get(name, lambda part: part.torch)
+        route._choice = Choice(make(route.part), "by the test")
+    return optimizer
+
+
+def speak(optimizer: UniversalOptimizer, how: str, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    options = GREEDY | options
+    if how == "blocking":
+        audio, _, metrics = optimizer.synthesize(TEXT, **options)
+        return audio, metrics
+    stream = optimizer.stream(TEXT, **options)
+    chunks = list(stream)
+    assert len(chunks) == 2, "twelve frames in pieces of eight"
+    return np.concatenate([chunk.audio for chunk in chunks]), stream.metrics
+
+
+def voice(engine: Any) -> tuple[np.ndarray, int]:
+    t = np.arange(engine.sample_rate) / engine.sample_rate
+    return (0.3 * np.sin(2 * np.pi * 180 * t)).astype(np.float32), engine.sample_rate
+
+
+@pytest.fixture(scope="module")
+def expected(tiny: Any) -> np.ndarray:
+    """The greedy answer of the engine alone."""
+    return np.concatenate(list(tiny.stream(TEXT, **GREEDY)))
+
+
+def frames_until(at: int, error: BaseException | None) -> Callable[[Part], Any]:
+    """A generator part that raises (or, with None, just ends) in place of item `at`."""
+
+    def make(part: Part) -> Any:
+        def call(*args: Any, **options: Any) -> Iterator[Any]:
+            for count, item in enumerate(part.torch(*args, **options)):
+                if count == at:
+                    break
+                yield item
+            if error is not None:
+                raise error
+
+        return call
+
+    return make
+
+
+def answer_of(change: Callable[[Any], Any], calls: int | None = None) -> Callable[[Part], Any]:
+    """A part whose answer (the first `calls` times) is changed."""
+
+    def make(part: Part) -> Any:
+        count = 0
+
+        def call(*args: Any) -> Any:
+            nonlocal count
+            count += 1
+            answer = part.torch(*args)
+            return change(answer.copy()) if calls is None or count <= calls else answer
+
+        return call
+
+    return make
+
+
+def fails(error: BaseException) -> Callable[[Any], Any]:
+    def change(_: Any) -> Any:
+        raise error
+
+    return change
+
+
+def nan_in_the_middle(audio: np.ndarray) -> np.ndarray:
+    audio[len(audio) // 2] = np.nan
+    return audio
+
+
+def test_the_twin_answers_as_the_engine_alone(tiny: Any, expected: np.ndarray) -> None:
+    for how in ("blocking", "streaming"):
+        audio, metrics = speak(twin(tiny), how)
+        np.testing.assert_array_equal(audio, expected)
+        assert metrics["fallback"] == []
+        assert metrics["backend"] == "onnxruntime"
+        assert metrics["frames"] == FRAMES
+
+
+@pytest.mark.parametrize("how", ["blocking", "streaming"])
+@pytest.mark.parametrize("at", range(FRAMES + 1))
+def test_the_language_model_may_fail_at_any_frame(tiny: Any, expected: np.ndarray, at: int, how: str) -> None:
+    audio, metrics = speak(twin(tiny, text2semantic=frames_until(at, RuntimeError(f"at {at}"))), how)
+    np.testing.assert_array_equal(audio, expected)
+    assert metrics["fallback"] == [{"part": "text2semantic", "reason": "RuntimeError", "message": f"at {at}"}]
+    assert metrics["backends"] == {"text2semantic": "hybrid" if at else "pytorch", "decoder": "onnxruntime"}
+    assert metrics["backend"] == "hybrid"
+    assert metrics["frames"] == FRAMES
+
+
+@pytest.mark.parametrize("how", ["blocking", "streaming"])
+@pytest.mark.parametrize("error", [MemoryError("full"), BadOutput("NaN"), SessionError("ONNX"), StopIteration(3)])
+def test_whatever_the_language_model_raises(tiny: Any, expected: np.ndarray, error: Exception, how: str) -> None:
+    audio, metrics = speak(twin(tiny, text2semantic=frames_until(5, error)), how)
+    np.testing.assert_array_equal(audio, expected)
+    assert [f["part"] for f in metrics["fallback"]] == ["text2semantic"]
+
+
+@pytest.mark.parametrize("how", ["blocking", "streaming"])
+def test_a_language_model_that_says_nothing_at_all(tiny: Any, expected: np.ndarray, how: str) -> None:
+    audio, metrics = speak(twin(tiny, text2semantic=frames_until(0, None)), how)
+    np.testing.assert_array_equal(audio, expected)
+    assert [(f["part"], f["reason"]) for f in metrics["fallback"]] == [("text2semantic", "BadOutput")]
+
+
+DECODER_FAULTS = {
+    "raises": (fails(RuntimeError("no")), "RuntimeError"),
+    "out of memory": (fails(MemoryError("no")), "MemoryError"),
+    "NaN": (nan_in_the_middle, "BadOutput"),
+    "infinite": (lambda audio: audio / 0.0, "BadOutput"),
+    "silent": (np.zeros_like, "BadOutput"),
+    "clipped": (lambda audio: np.sign(audio), "BadOutput"),
+    "empty": (lambda audio: audio[:0], "BadOutput"),
+    "of another shape": (lambda audio: np.stack([audio, audio]), "BadOutput"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("how", ["blocking", "streaming"])
+@pytest.mark.parametrize("fault", DECODER_FAULTS)
+@pytest.mark.parametrize("calls", [1, None])
+def test_the_decoder_decodes_the_same_codes_again(
+    tiny: Any, expected: np.ndarray, fault: str, calls: int | None, how: str
+) -> None:
+    change, reason = DECODER_FAULTS[fault]
+    audio, metrics = speak(twin(tiny, decoder=answer_of(change, calls)), how)
+    np.testing.assert_array_equal(audio, expected)
+    assert {(f["part"], f["reason"]) for f in metrics["fallback"]} == {("decoder", reason)}
+    assert len(metrics["fallback"]) == (calls or 2)
+    assert metrics["backends"]["decoder"] == ("hybrid" if calls else "pytorch")
+    assert metrics["backends"]["text2semantic"] == "onnxruntime"
+
+
+ENCODER_FAULTS = {
+    "raises": fails(RuntimeError("no")),
+    "out of memory": fails(MemoryError("no")),
+    "empty": lambda codes: codes[:, :0],
+    "negative": lambda codes: codes - 100,
+    "too large": lambda codes: codes + 100,
+}
+
+
+@pytest.mark.parametrize("how", ["blocking", "streaming"])
+@pytest.mark.parametrize("fault", ENCODER_FAULTS)
+def test_the_encoder_listens_again(tiny: Any, fault: str, how: str) -> None:
+    audio, rate = voice(tiny)
+    expected = np.concatenate(list(tiny.stream(TEXT, audio, "a", **GREEDY)))
+    optimizer = twin(tiny, encoder=answer_of(ENCODER_FAULTS[fault]))
+    answer, metrics = speak(optimizer, how, reference_audio=(audio, rate), reference_text="a")
+    np.testing.assert_array_equal(answer, expected)
+    assert [f["part"] for f in metrics["fallback"]] == ["encoder"]
+    assert metrics["backends"] == {"encoder": "pytorch", "text2semantic": "onnxruntime", "decoder": "onnxruntime"}
+
+
+def test_all_parts_may_fail_in_one_request(tiny: Any) -> None:
+    audio, rate = voice(tiny)
+    expected = np.concatenate(list(tiny.stream(TEXT, audio, "a", **GREEDY)))
+    optimizer = twin(
+        tiny,
+        encoder=answer_of(fails(RuntimeError("1"))),
+        text2semantic=frames_until(3, RuntimeError("2")),
+        decoder=answer_of(fails(RuntimeError("3"))),
+    )
+    answer, metrics = speak(optimizer, "blocking", reference_audio=(audio, rate), reference_text="a")
+    np.testing.assert_array_equal(answer, expected)
+    assert [f["message"] for f in metrics["fallback"]] == ["1", "2", "3", "3"]
+
+
+def test_onnx_runtime_itself_hands_over_too(fast: UniversalOptimizer, tiny: Any, expected: np.ndarray) -> None:
+    """The real exports: a greedy answer is PyTorch's, and so is one whose second half PyTorch spoke."""
+    real = {name: route.choice.call for name, route in fast._routes.items()}
+    audio, metrics = speak(twin(tiny, **{n: (lambda _, call=call: call) for n, call in real.items()}), "blocking")
+    np.testing.assert_allclose(audio, expected, atol=1e-4)
+    assert metrics["fallback"] == []
+
+    def until_five(_: Part) -> Any:
+        return frames_until(5, RuntimeError("five"))(replace(_, torch=real["text2semantic"]))
+
+    audio, metrics = speak(twin(tiny, text2semantic=until_five), "streaming")
+    np.testing.assert_allclose(audio, expected, atol=1e-4)
+    assert [f["message"] for f in metrics["fallback"]] == ["five"]
+
+
+@pytest.mark.parametrize(
+    ("part", "make"),
+    [("decoder", answer_of(fails(OSError("gone")))), ("text2semantic", frames_until(2, OSError("gone")))],
+)
+def test_a_part_that_keeps_failing_is_switched_off(
+    tiny: Any, expected: np.ndarray, part: str, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = twin(tiny, **{part: make})
+    for _ in range(MAX_FAILURES):
+        assert speak(optimizer, "blocking")[1]["backends"][part] != "onnxruntime"
+    status = optimizer.status()["parts"][part]
+    assert status["backend"] == "pytorch"
+    assert status["reason"] == "switched off after 3 failures: OSError: gone"
+    assert len(status["errors"]) >= MAX_FAILURES
+    json.dumps(optimizer.status())
+    assert "switched off for this process" in caplog.text
+    assert "Traceback" in caplog.text
+
+    audio, metrics = speak(optimizer, "blocking")
+    np.testing.assert_array_equal(audio, expected)
+    assert metrics["backends"][part] == "pytorch"
+    assert metrics["fallback"] == [{"part": part, "reason": "OSError", "message": status["reason"]}]
+
+
+def test_only_failures_in_a_row_count(tiny: Any) -> None:
+    turns = iter([True, True, False] * 3)
+
+    def make(part: Part) -> Any:
+        def call(codes: np.ndarray) -> np.ndarray:
+            if next(turns):
+                raise RuntimeError("sometimes")
+            return part.torch(codes)
+
+        return call
+
+    optimizer = twin(tiny, decoder=make)
+    for _ in range(9):
+        speak(optimizer, "blocking", max_new_tokens=2)
+    assert optimizer.status()["parts"]["decoder"]["backend"] == "onnxruntime"
+
+
+def test_a_failure_that_pytorch_shares_is_the_requests(tiny: Any) -> None:
+    """Texts too long for the model, however many: nobody is switched off."""
+    optimizer = twin(tiny)
+    for _ in range(MAX_FAILURES + 1):
+        with pytest.raises(GenerationError, match="2048 columns"):
+            optimizer.synthesize("word " * 500)
+    for _ in range(MAX_FAILURES + 1):  # a pause, which both implementations make
+        route = Route(
+            Part("p", "decoder", (), lambda: np.zeros(9), None, None, check=_never_silent),  # type: ignore[arg-type]
+            lambda _: Choice(lambda: np.zeros(9), ""),
+        )
+        assert (route() == np.zeros(9)).all()
+        assert route._failures == 0
+    assert {p["backend"] for p in optimizer.status()["parts"].values()} == {"onnxruntime"}
+
+
+def _never_silent(audio: np.ndarray) -> None:
+    if not audio.any():
+        raise BadOutput("silent")
+
+
+@pytest.mark.parametrize("how", ["close", "throw"])
+def test_what_a_consumer_does_at_a_yield_is_no_failure(tiny: Any, how: str) -> None:
+    optimizer = twin(tiny)
+    for _ in range(MAX_FAILURES + 1):
+        frames = optimizer.generate(tiny.encode_text(TEXT), temperature=0.0)
+        next(frames)
+        if how == "close":
+            frames.close()
+        else:
+            with pytest.raises(KeyError, match="mine"):
+                frames.throw(KeyError("mine"))
+        stream = optimizer.stream(TEXT, **GREEDY)
+        next(stream)
+        stream.close()
+        with pytest.raises(StopIteration):
+            next(stream)
+    for route in optimizer._routes.values():
+        assert (route._failures, route.errors) == (0, [])
+    assert stream.metrics["fallback"] == []
+    assert stream.metrics["audio_s"] == 8 * tiny.hop / tiny.sample_rate
+
+
+def test_invalid_input_never_falls_back(tiny: Any) -> None:
+    optimizer = twin(tiny, decoder=answer_of(fails(InvalidReference("not a voice"))))
+    with pytest.raises(InvalidReference, match="not a voice"):
+        speak(optimizer, "blocking")
+    assert optimizer._routes["decoder"].errors == []
+    optimizer = twin(tiny, text2semantic=frames_until(1, InvalidOption("too hot")))
+    with pytest.raises(InvalidOption, match="too hot"):
+        speak(optimizer, "blocking")
+    assert optimizer._routes["text2semantic"].errors == []
+
+
+def causes(error: BaseException | None) -> list[str]:
+    found = []
+    while error is not None:
+        found.append(str(error))
+        assert len(found) < 20, "a chain that bites its tail"
+        error = error.__cause__
+    return found
+
+
+def broken_engine(monkeypatch: pytest.MonkeyPatch, decode: Callable[..., Any]) -> Any:
+    from accelerator.reference import load
+
+    engine = load("tiny")
+    monkeypatch.setattr(engine, "decode", decode, raising=False)
+    return engine
+
+
+@pytest.mark.parametrize("how", ["blocking", "streaming"])
+def test_when_pytorch_fails_too_the_error_tells_of_both(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    def decode(codes: np.ndarray) -> np.ndarray:
+        raise ValueError("PyTorch cannot")
+
+    engine = broken_engine(monkeypatch, decode)
+    optimizer = twin(engine, decoder=answer_of(lambda a: a))
+    optimizer._routes["decoder"]._choice = Choice(lambda codes: fails(OSError("ONNX cannot"))(codes), "")
+    with pytest.raises(GenerationError, match="PyTorch cannot") as caught:
+        speak(optimizer, how)
+    chain = " <- ".join(causes(caught.value))
+    assert "PyTorch cannot" in chain
+    assert "ONNX cannot" in chain
+
+
+def test_a_copy_that_fails_before_any_audio_leaves_the_word_to_the_original(tiny: Any, expected: np.ndarray) -> None:
+    optimizer = twin(tiny)
+
+    def prompt(*_: Any) -> Any:
+        raise KeyError("the copy is broken")
+
+    optimizer.encode_text = prompt  # on the copy only
+    audio, metrics = optimizer.synthesize(TEXT, **GREEDY)[::2]
+    np.testing.assert_array_equal(audio, tiny.synthesize(TEXT, **GREEDY)[0])
+    assert metrics["fallback"] == [{"part": "engine", "reason": "KeyError", "message": "'the copy is broken'"}]
+    assert metrics["backend"] == "pytorch"
+
+
+def test_a_copy_that_fails_after_audio_is_an_error(tiny: Any) -> None:
+    optimizer = twin(tiny)
+    stream = optimizer.stream(TEXT, **GREEDY)
+    first = next(stream)
+    assert len(first.audio) == 8 * tiny.hop
+
+    def decode(*_: Any) -> Any:
+        raise KeyError("too late")
+
+    optimizer._bound.engine._decode_behind = decode
+    with pytest.raises(GenerationError, match="too late"):
+        list(stream)
+    assert stream.metrics["fallback"] == []
+
+
+def test_threads_share_one_load() -> None:
+    loads: list[int] = []
+    gate = threading.Barrier(8)
+
+    def load(part: Part) -> Choice:
+        loads.append(1)
+        return Choice(lambda x: x + 1, "")
+
+    route = Route(Part("p", "decoder", (), lambda x: x + 1, None, None), load)  # type: ignore[arg-type]
+    answers: list[int] = []
+
+    def work() -> None:
+        gate.wait()
+        answers.append(route(1))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (loads, answers) == ([1], [2] * 8)
+
+
+def test_a_closed_route_answers_with_pytorch() -> None:
+    route = Route(Part("p", "decoder", (), lambda: "torch", None, None), lambda _: Choice(lambda: "onnx", ""))  # type: ignore[arg-type]
+    assert route() == "onnx"
+    route.close()
+    meter = Meter()
+    with measuring(meter):
+        assert route() == "torch"
+        assert route() == "torch"
+    assert meter.result()["fallback"] == [{"part": "p", "reason": "Closed", "message": "closed"}], "said once"
+
+
+# Faults before a part ever runs: they need a loader, a cache and an adapter whose exports are broken on purpose.
+
+
+def component(name: str, *, build: Any = None, prove: Any = None) -> Component:
+    def write(directory: Any, precision: str, progress: Any) -> None:
+        (directory / "weights.bin").write_bytes(b"1")
+
+    return Component(
+        name,
+        identity=lambda: "0" * 64,
+        config={"for": "a test"},
+        precisions=("fp32",),
+        build=build or write,
+        prove=prove or (lambda directory, precision: {"passed": True, "bar": {}}),
+    )
+
+
+class Faulty(ReferenceAdapter):
+    """The reference adapter with quick exports; `faults` replaces fields of parts by name."""
+
+    def __init__(self, engine: Any, **faults: dict[str, Any]) -> None:
+        super().__init__(engine)
+        self._faults = faults
+
+    def parts(self) -> list[Part]:
+        return [
+            replace(
+                part,
+                **{
+                    "components": (component(part.name),),
+                    "load": lambda paths, options, torch=part.torch: lambda *a, **k: torch(*a, **k),
+                    "probe": probe(slow="torch"),
+                    **self._faults.get(part.name, {}),
+                },
+            )
+            for part in super().parts()
+        ]
+
+
+def raising(error: BaseException) -> Any:
+    def call(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return call
+
+
+PREPARATION_FAULTS: dict[str, tuple[Callable[[str], dict[str, Any]], str, str]] = {
+    "export": (lambda n: {"components": (component(n, build=raising(KeyError("op"))),)}, "ExportError", "op"),
+    "export out of memory": (
+        lambda n: {"components": (component(n, build=raising(MemoryError("2 GB"))),)},
+        "MemoryError",
+        "2 GB",
+    ),
+    "unfaithful": (
+        lambda n: {"components": (component(n, prove=lambda *_: {"passed": False, "bar": {"kl": 1}, "kl": 2.0}),)},
+        "ProofFailed",
+        "kl 2",
+    ),
+    "NaN in the proof": (
+        lambda n: {"components": (component(n, prove=lambda *_: {"passed": False, "kl": float("nan")}),)},
+        "ProofFailed",
+        "kl: nan",
+    ),
+    "bad output in the proof": (
+        lambda n: {"components": (component(n, prove=raising(BadOutput("non-finite logits"))),)},
+        "ProofFailed",
+        "non-finite logits",
+    ),
+    "load": (lambda n: {"load": raising(SessionError("bad graph"))}, "SessionError", "bad graph"),
+    "identity": (
+        lambda n: {"components": (replace(component(n), identity=raising(OSError("unreadable"))),)},
+        "OSError",
+        "unreadable",
+    ),
+    "probe": (lambda n: {"probe": raising(StopIteration())}, "StopIteration", ""),
+    "slower": (lambda n: {"probe": probe(slow="onnx")}, "Slower", "slower here"),
+}
+
+
+def probe(slow: str) -> Callable[[Any], float]:
+    """A clock for which PyTorch ("torch", the engine's own methods) or anything else ("onnx") is slow."""
+    return lambda call: 2.0 if inspect.ismethod(call) is (slow == "torch") else 1.0
+
+
+@pytest.mark.parametrize("part", ["encoder", "text2semantic", "decoder"])
+@pytest.mark.parametrize("fault", PREPARATION_FAULTS)
+def test_a_part_that_cannot_be_prepared_stays_in_pytorch(tiny: Any, tmp_path: Any, part: str, fault: str) -> None:
+    faults, reason, message = PREPARATION_FAULTS[fault]
+    adapter = Faulty(tiny, **{part: faults(part)})
+    optimizer = UniversalOptimizer(tiny, adapter=adapter, precision="fp32", threads=1, cache_dir=tmp_path)
+    audio, rate = voice(tiny)
+    expected = np.concatenate(list(tiny.stream(TEXT, audio, "a", **GREEDY)))
+    answer, metrics = speak(optimizer, "blocking", reference_audio=(audio, rate), reference_text="a")
+    np.testing.assert_array_equal(answer, expected)
+    assert [(f["part"], f["reason"]) for f in metrics["fallback"]] == [(part, reason)]
+    assert message in metrics["fallback"][0]["message"]
+    assert metrics["backends"][part] == "pytorch"
+    status = optimizer.status()["parts"][part]
+    assert status["backend"] == "pytorch"
+    assert message in status["reason"]
+    json.dumps(optimizer.status())
+    again = speak(optimizer, "blocking", reference_audio=(audio, rate), reference_text="a")[1]
+    assert [(f["part"], f["reason"]) for f in again["fallback"]] == [(part, reason)], "each request says so"
