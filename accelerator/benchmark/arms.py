@@ -1,0 +1,282 @@
+"""The arms: an engine under one setting, behind the calls of its adapter's parts.
+
+An adapter may offer two hooks; see `Benchmarked`. Everything else is the adapter protocol.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ..decode import StepTimes
+from ..engines import adapter_for, adapter_from_checkpoint
+from ..engines.base import Adapter, Call, torch_threads
+from ..engines.dual_ar import LANGUAGE_MODEL
+from ..errors import EngineError, ProofFailed
+from ..export import ProgressEvent
+from ..graph.dual_ar import DualARSpec
+from ..optimizer import UniversalOptimizer
+from ..routing import Route
+from ..session import SessionOptions
+from ..speech import SamplingParams, SpeechRequest
+from .plan import AS_SHIPPED, ONNX, Plan, precision_of
+
+__all__ = ["Arm", "Benchmarked", "Spoken", "open_arm", "prepare", "tone"]
+
+KINDS = ("language_model", "codec", "speak")  # what an arm may have its own thread settings for
+PROMPT_TEXT = b"The morning train was late again, so we walked along the river and talked about the weather. "
+
+
+class Benchmarked(Protocol):
+    """Optional hooks of an adapter, looked up by name.
+
+    as_shipped: None if the parts' `torch` is all that the engine does; otherwise the calls, by part name, that run
+    exactly as the engine ships (its own cache, its own dtype), with the signature of the parts' `torch`. An adapter
+    without it is measured end to end only, by `original`. torch_times: within the block, PyTorch's language model adds
+    the seconds of its slow and its fast model to `times`; steps only, without changing the user's engine afterwards.
+    """
+
+    as_shipped: Callable[[], Mapping[str, Call]] | None
+
+    def torch_times(self, times: StepTimes) -> AbstractContextManager[None]: ...
+
+
+class Spoken(NamedTuple):
+    """One request, end to end."""
+
+    elapsed_s: float
+    audio_s: float
+
+
+@dataclass
+class Arm:
+    """What is measured. threads: by kind of work, PyTorch's; for ONNX Runtime by part, for the record."""
+
+    name: str
+    adapter: Adapter
+    calls: Mapping[str, Call]
+    speak: Callable[[str, SamplingParams], Spoken]
+    threads: dict[str, int]
+    notes: list[str] = field(default_factory=list)
+    spin_us: dict[str, int] = field(default_factory=dict)  # by part, ONNX Runtime's
+    seeds: dict[str, int] = field(default_factory=dict)  # measure -> a seed that does not end early
+
+    @property
+    def in_torch(self) -> bool:
+        return precision_of(self.name) is None
+
+    def call(self, part: str) -> Call:
+        """Raises EngineError for a part that the engine or this arm lacks."""
+        if part not in self.calls:
+            raise EngineError(f"{self.adapter.name} has no {part} that could be called alone as {self.name}")
+        return self.calls[part]
+
+    def use_threads(self, kind: str) -> None:
+        if self.in_torch:
+            torch_threads(self.threads[kind])
+
+    def torch_times(self, times: StepTimes) -> AbstractContextManager[Any]:
+        """Time PyTorch's modules where the adapter knows how; `times` stays zero otherwise."""
+        hook = getattr(self.adapter, "torch_times", None)
+        return hook(times) if hook is not None and self.in_torch else contextlib.nullcontext()
+
+    def prompt(self, positions: int) -> np.ndarray:
+        """A synthetic prompt int64 [1+C, positions]: text, a voice of seeded frames, text. Raises EngineError."""
+        spec = self.spec
+        text = np.frombuffer(PROMPT_TEXT, np.uint8).astype(np.int64)  # bytes are the first ids of every vocabulary
+        prompt = np.zeros((1 + spec.codebooks, positions), np.int64)
+        prompt[0] = np.resize(text, positions)
+        voice = slice(positions // 8, positions - positions // 8)
+        frames = voice.stop - voice.start
+        codes = np.random.default_rng(positions).integers(0, spec.fast_codes, (spec.codebooks, frames))
+        prompt[1:, voice] = codes
+        prompt[0, voice] = spec.semantic_begin + codes[0]
+        return prompt
+
+    @functools.cached_property
+    def codes(self) -> np.ndarray:
+        """Codes int64 [C, m] of half a second of sound."""
+        if "encoder" in self.calls:  # its codes lie in range, whatever the codebooks' sizes
+            return np.asarray(self.calls["encoder"](tone(self.adapter.sample_rate, 0.5)))
+        return np.random.default_rng(0).integers(0, self.spec.fast_codes, (self.spec.codebooks, 8))
+
+    @functools.cached_property
+    def frame_s(self) -> float:
+        """Seconds of audio that one frame is."""
+        codes = self.codes[:, :4]
+        return len(self.call("decoder")(codes)) / codes.shape[1] / self.adapter.sample_rate
+
+    @functools.cached_property
+    def spec(self) -> DualARSpec:
+        """The language model's dimensions, from its component. Raises EngineError if it is not a dual-AR model."""
+        for part in self.adapter.parts():
+            for component in part.components:
+                if part.name == LANGUAGE_MODEL and component.name == LANGUAGE_MODEL:
+                    return DualARSpec.from_dict({k: v for k, v in component.config.items() if k != "engine_dtype"})
+        raise EngineError(f"{self.adapter.name} has no dual autoregressive language model to measure alone")
+
+
+def tone(sample_rate: int, seconds: float) -> np.ndarray:
+    """A tone under seeded noise, float32 [n]."""
+    n = round(seconds * sample_rate)
+    noise = np.random.default_rng(n).standard_normal(n) * 0.05
+    return (0.3 * np.sin(2 * np.pi * 220 * np.arange(n) / sample_rate) + noise).astype(np.float32)
+
+
+def prepare(plan: Plan, scratch: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write the weights that all arms load, export every precision, and say what there is to compare."""
+    weights = plan.options.checkpoint
+    if plan.options.engine == "reference" and weights is None:
+        from ..reference import load
+
+        say(f"making random weights of size {plan.size}")
+        weights = scratch / "reference.safetensors"
+        load(plan.size).save(weights)
+    adapter = _adapter(plan, weights)
+    rejected: dict[str, str] = {}
+    for precision in plan.options.precisions:
+        try:
+            with _optimizer(plan, adapter, precision, progress=_told(say)) as optimizer:
+                _check(optimizer.prepare(), precision)
+        except Exception as error:  # whatever an export raises: this precision cannot be compared, the others can
+            rejected[ONNX + precision] = f"{type(error).__name__}: {error}"
+    hook = getattr(adapter, "as_shipped", ...)
+    shipped = "end to end only" if hook is ... else "same" if hook is None else "separate"
+    return {
+        "engine": adapter.name,
+        "sample_rate": adapter.sample_rate,
+        "as_shipped": shipped,
+        "weights": str(weights) if weights else None,
+        "rejected": rejected,
+    }
+
+
+def open_arm(plan: Plan, name: str, weights: Path | None) -> Arm:
+    """The arm, ready to be measured; its exports come from the cache."""
+    precision = precision_of(name)
+    return _torch_arm(plan, name, weights) if precision is None else _onnx_arm(plan, name, precision, weights)
+
+
+def _adapter(plan: Plan, weights: Path | None) -> Adapter:
+    if plan.options.engine == "reference":
+        from ..reference import load
+
+        return adapter_for(load(path=weights))
+    return adapter_from_checkpoint(plan.options.engine, weights)
+
+
+def _torch_arm(plan: Plan, name: str, weights: Path | None) -> Arm:
+    adapter = _adapter(plan, weights)
+    calls = {part.name: part.torch for part in adapter.parts()}
+    hook = getattr(adapter, "as_shipped", ...)
+    notes: list[str] = []
+    if name == AS_SHIPPED:
+        if callable(hook):
+            calls |= hook()
+        else:
+            calls.pop(LANGUAGE_MODEL, None)  # the part's own may have a smaller cache than the engine's
+            notes.append("the language model is measured end to end only: the adapter cannot call it as it ships")
+    if name == AS_SHIPPED or hook is None:
+        stream = adapter.original
+    else:
+        stream = adapter.bind(calls).stream
+
+    def speak(text: str, params: SamplingParams) -> Spoken:
+        start = time.perf_counter()
+        chunks = list(stream(SpeechRequest(text, None, params)))
+        elapsed = time.perf_counter() - start
+        return Spoken(elapsed, sum(len(c.audio) / c.sample_rate for c in chunks))
+
+    threads = plan.options.threads or torch_threads()
+    torch_threads(threads)
+    return Arm(name, adapter, calls, speak, dict.fromkeys(KINDS, threads), notes)
+
+
+def _onnx_arm(plan: Plan, name: str, precision: str, weights: Path | None) -> Arm:
+    if plan.options.engine == "reference":
+        optimizer = _optimizer(plan, _adapter(plan, weights), precision)
+    else:
+        assert weights is not None
+        optimizer = UniversalOptimizer.from_checkpoint(weights, plan.options.engine, **_settings(plan, precision))
+    _check(optimizer.prepare(), precision)
+    calls, threads, spin_us, notes = {}, {}, {}, []
+    for name_of_part, route in optimizer._routes.items():
+        calls[name_of_part], options, note = _onnx_call(route)
+        threads[name_of_part], spin_us[name_of_part] = options.threads, options.spin_us
+        notes += note
+
+    def speak(text: str, params: SamplingParams) -> Spoken:
+        given = {k: v for k, v in vars(params).items() if v is not None}
+        metrics = optimizer.synthesize(text, **given).metrics
+        if metrics["fallback"]:
+            raise EngineError(f"PyTorch had to take over: {metrics['fallback'][0]}")
+        return Spoken(metrics["elapsed_s"], metrics["audio_s"])
+
+    return Arm(name, optimizer.adapter, calls, speak, threads, notes, spin_us)
+
+
+def _onnx_call(route: Route) -> tuple[Call, SessionOptions, list[str]]:
+    """The part in ONNX Runtime, also where the probe prefers PyTorch: it is ONNX Runtime that is measured."""
+    choice, part = route.choice, route.part
+    assert choice is not None
+    if choice.call is not None and choice.options is not None:
+        return choice.call, choice.options, []
+    if not choice.exports:
+        raise EngineError(f"{part.name} has no export: {choice.reason}")
+    options = SessionOptions.from_dict(choice.probe["options"]) if choice.probe else SessionOptions()
+    call = part.load({name: export.path for name, export in choice.exports.items()}, options)
+    return call, options, [f"{part.name}: users get PyTorch here, also in the end-to-end figures ({choice.reason})"]
+
+
+def _optimizer(plan: Plan, adapter: Adapter, precision: str, **options: Any) -> UniversalOptimizer:
+    return UniversalOptimizer(None, adapter=adapter, **_settings(plan, precision), **options)
+
+
+def _settings(plan: Plan, precision: str) -> dict[str, Any]:
+    options = plan.options
+    return {
+        "precision": precision,
+        "proof": options.proof,
+        "cache_dir": options.cache_dir,
+        "threads": options.threads,
+    }
+
+
+def _check(optimizer: UniversalOptimizer, precision: str) -> None:
+    """Raises if the language model has no export in this very precision."""
+    part = optimizer.status()["parts"].get(LANGUAGE_MODEL)
+    if part is None:
+        return
+    export = part.get("exports", {}).get(LANGUAGE_MODEL)
+    if export is None:
+        raise EngineError(part["reason"])
+    if export["precision"] != precision:
+        report: Mapping[str, Any] = next((r for r in export["rejected"] if r["precision"] == precision), {})
+        figures = ", ".join(f"{k} {v:.3g}" for k, v in report.items() if isinstance(v, float))
+        raise ProofFailed(
+            f"{precision} is not faithful to PyTorch on these weights ({figures}; bar {report.get('bar')}), users get "
+            f"{export['precision']}: pass proof='warn' to time it all the same",
+            report,
+        )
+
+
+def _told(say: Callable[[str], None]) -> Callable[[ProgressEvent], None]:
+    """Progress events as text, one line per component and stage."""
+    last: tuple[str, str, str] | None = None
+
+    def tell(event: ProgressEvent) -> None:
+        nonlocal last
+        what = (event.component, event.stage, event.precision)
+        if what != last:
+            last = what
+            say(f"{event.stage} {event.component} {event.precision}".rstrip())
+
+    return tell
