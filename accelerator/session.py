@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,10 @@ class Session:
             settings.add_session_config_entry("session.intra_op.spin_duration_us", str(options.spin_us))
         settings.add_session_config_entry("session.set_denormal_as_zero", "1")
         try:
-            self._ort = ort.InferenceSession(str(self.path), settings, providers=list(options.providers))
+            # In a thread of its own: the first session's denormal mode stays with the thread that made it, for good.
+            with ThreadPoolExecutor(1) as maker:
+                made = maker.submit(ort.InferenceSession, str(self.path), settings, providers=list(options.providers))
+                self._ort = made.result()
         except Exception as error:  # onnxruntime raises its own types and plain RuntimeErrors
             raise SessionError(f"ONNX Runtime cannot load {self.path.name}: {error}") from error
         self.inputs = {i.name: (_DTYPES.get(i.type), i.shape) for i in self._ort.get_inputs()}
@@ -120,8 +124,14 @@ class Session:
             raise SessionError(f"ONNX Runtime failed in {self.path.name}: {error}") from error
 
     def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> Binding:
-        """A run that reads and writes the given arrays in place, as often as `Binding.run` is called."""
-        return Binding(self, inputs, outputs)
+        """A run that reads and writes the given arrays in place, as often as `Binding.run` is called.
+
+        Raises SessionError.
+        """
+        try:
+            return Binding(self, inputs, outputs)
+        except Exception as error:
+            raise SessionError(f"{self.path.name} cannot be bound: {error}") from error
 
 
 class Binding:
