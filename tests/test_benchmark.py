@@ -9,18 +9,24 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from accelerator.benchmark import BenchOptions, run, to_markdown, to_svg
+from accelerator.benchmark import arms as the_arms
 from accelerator.benchmark.machine import BusyClock, busy_warning, memory, others_warning
 from accelerator.benchmark.plan import Measure, Plan, arms_of, metrics_of, schedule
 from accelerator.benchmark.process import ArmFailed, ArmGone, Process
 from accelerator.benchmark.report import format_value
 from accelerator.benchmark.runner import ArmRecord, Team
 from accelerator.benchmark.statistics import ratio, summarize
-from accelerator.errors import EngineError, InvalidOption
+from accelerator.errors import EngineError, InvalidOption, ProofFailed
+from accelerator.loader import Choice
+from accelerator.session import SessionOptions
+from accelerator.speech import AudioChunk, SamplingParams, SpeechRequest
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -332,6 +338,87 @@ def _plan(**options: Any) -> dict[str, Any]:
     plan = Plan.of(QUICK).to_dict()
     plan["options"] |= options
     return plan
+
+
+# Arms
+
+
+class FakeAdapter:
+    """Speaks silence; notes who was asked. Its language model counts."""
+
+    name = "fake"
+    sample_rate = 1000
+
+    def parts(self) -> list[Any]:
+        return [
+            SimpleNamespace(name=n, torch=lambda n=n: f"part {n}", components=()) for n in ("text2semantic", "decoder")
+        ]
+
+    def bind(self, calls: dict[str, Any]) -> Any:
+        return SimpleNamespace(stream=lambda request: [AudioChunk(np.zeros(500, np.float32), 1000)])
+
+    def original(self, request: SpeechRequest) -> list[AudioChunk]:
+        return [AudioChunk(np.zeros(250, np.float32), 1000), AudioChunk(np.zeros(250, np.float32), 500)]
+
+
+class SlowerAsShipped(FakeAdapter):
+    def as_shipped(self) -> dict[str, Any]:
+        return {"text2semantic": lambda: "as it ships"}
+
+
+class SameAsShipped(FakeAdapter):
+    as_shipped = None
+
+
+@pytest.mark.parametrize(
+    ("adapter", "name", "language_model", "audio_s"),
+    [
+        (SlowerAsShipped(), "as-shipped", "as it ships", 0.75),
+        (SlowerAsShipped(), "pytorch-right-sized", "part text2semantic", 0.5),
+        (SameAsShipped(), "pytorch-right-sized", "part text2semantic", 0.75),
+        (FakeAdapter(), "as-shipped", None, 0.75),
+        (FakeAdapter(), "pytorch-right-sized", "part text2semantic", 0.5),
+    ],
+)
+def test_pytorch_arms_run_what_the_adapter_says(
+    adapter: FakeAdapter, name: str, language_model: str | None, audio_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(the_arms, "_adapter", lambda plan, weights: adapter)
+    arm = the_arms.open_arm(Plan.of(QUICK), name, None)
+    assert arm.call("decoder")() == "part decoder"
+    assert arm.speak("Hello.", SamplingParams()).audio_s == audio_s
+    if language_model is not None:
+        assert arm.call("text2semantic")() == language_model
+    else:
+        assert "end to end only" in arm.notes[0]
+        with pytest.raises(EngineError, match="no text2semantic that could be called alone as as-shipped"):
+            arm.call("text2semantic")
+
+
+def test_a_precision_that_the_proof_rejected_is_not_compared() -> None:
+    report = {"precision": "int4", "kl": 0.3, "bar": {"kl": 0.15}}
+    part = {"reason": "", "exports": {"text2semantic": {"precision": "int8", "rejected": [report]}}}
+    optimizer: Any = SimpleNamespace(status=lambda: {"parts": {"text2semantic": part}})
+    the_arms._check(optimizer, "int8")
+    with pytest.raises(ProofFailed, match=r"int4 is not faithful .*kl 0\.3; .*users get int8"):
+        the_arms._check(optimizer, "int4")
+
+
+def test_a_part_that_the_probe_left_in_pytorch_is_measured_in_onnx_runtime_all_the_same(tmp_path: Path) -> None:
+    options = SessionOptions(threads=2)
+    choice = Choice(
+        None,
+        "ONNX Runtime is slower here",
+        exports={"decoder": SimpleNamespace(path=tmp_path)},  # type: ignore[dict-item]
+        probe={"options": options.to_dict()},
+    )
+    route: Any = SimpleNamespace(
+        choice=choice, part=SimpleNamespace(name="decoder", load=lambda paths, options: (paths, options))
+    )
+    call, used, notes = the_arms._onnx_call(route)
+    assert call == ({"decoder": tmp_path}, options)  # type: ignore[comparison-overlap]
+    assert used == options
+    assert "users get PyTorch here" in notes[0]
 
 
 # A whole run on the tiny engine
