@@ -100,7 +100,8 @@ def run(options: DemoOptions, *, progress: Progress | None = None, report: Calla
 
     check_text(options.text)
     voice = open_voice(options.size)
-    report(f"Voice: reference engine, size {voice.size}. Note: {voice.note}")
+    weights = "trained" if voice.trained else "random weights: noise, not speech"
+    report(f"Voice: reference engine, size {voice.size} ({weights})")
     first_precision, *others = options.precisions or ("auto",)
     # First run: what a new machine does once. Second run: what every later process does.
     with _wrapped(voice, options, first_precision, progress) as optimizer:
@@ -256,7 +257,7 @@ def _rows(measured: dict[str, list[dict[str, Any]]], optimizers: dict[str, Unive
                 for r in e["rejected"]
             ]
         rows.append(row)
-    return rows
+    return sorted(rows, key=lambda row: (row["backend"] != "pytorch", PRECISIONS.index(row["precision"])))
 
 
 def _language_model_precision(status: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from . import engine as engines
 from . import formats
 from .console import Output
 from .options import CacheDir, Checkpoint, Debug, Engine, PrecisionName, Size, Threads, Verbose
+from .synth import check_target
 
 __all__ = ["bench"]
 
@@ -49,8 +50,8 @@ def bench(
     if precision and PrecisionName.auto in precision:
         raise typer.BadParameter("a benchmark compares fixed precisions: int4, int8, fp32", param_hint="--precision")
     for target in (json, markdown, svg):
-        if target is not None and not target.resolve().parent.is_dir():
-            raise InvalidOption(f"{str(target)!r} cannot be written: its directory does not exist")
+        if target is not None:
+            check_target(target)
     from .. import benchmark
 
     if seconds is not None:

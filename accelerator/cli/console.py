@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AcceleratorError, CacheError, EngineError
+from ..errors import AcceleratorError, CacheError, EngineError, InvalidInput
 from . import formats
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 _PIPED_WIDTH = 120
 
 _HINTS: tuple[tuple[type[Exception], str], ...] = (
+    (InvalidInput, ""),  # the message says what to change
     (EngineError, "`accelerator doctor` lists the engines that are available here."),
     (CacheError, "Choose another place with --cache-dir or ACCELERATOR_CACHE; `accelerator doctor` shows it."),
 )
@@ -41,7 +42,7 @@ class Output:
         self.json, self.debug = json, False
         self._stdout: Console | None = None
         self._stderr: Console | None = None
-        self._handler = logging.StreamHandler(sys.stderr)
+        self._handler = _Notes(self)
         self._handler.setFormatter(_OneLine())
 
     @property
@@ -148,6 +149,20 @@ class Output:
                 log.removeHandler(self._handler)
             root.setLevel(before[0])
             root.propagate = before[1]
+
+
+class _Notes(logging.Handler):
+    """Log records become notes, which a progress bar on the same console makes room for."""
+
+    def __init__(self, out: Output) -> None:
+        super().__init__()
+        self._out = out
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._out.note(self.format(record))
+        except Exception:
+            self.handleError(record)
 
 
 class _OneLine(logging.Formatter):

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InvalidOption, InvalidReference
+from ..errors import InvalidReference
 from . import formats
 from .console import Output
 from .options import CacheDir, Debug, Json, PrecisionName, Size, Verbose
-from .synth import write_file
+from .synth import check_target, write_file
 
 if TYPE_CHECKING:
     from ..demo import DemoResult
@@ -53,8 +53,7 @@ def demo(
     out: Output = ctx.obj
     if reference is not None and not reference.is_file():
         raise InvalidReference(f"the reference audio {str(reference)!r} does not exist")
-    if not output.resolve().parent.is_dir():
-        raise InvalidOption(f"{str(output)!r} cannot be written: its directory does not exist")
+    check_target(output)
     options = DemoOptions(
         size=size.value if size is not None else None,
         text=text if text is not None else TEXT,

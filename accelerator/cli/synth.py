@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import sys
 from pathlib import Path
@@ -18,9 +19,10 @@ from .options import CacheDir, Checkpoint, Debug, Engine, Json, Precision, Preci
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["synth", "write_file"]
+__all__ = ["check_target", "synth", "write_file"]
 
 STDOUT = Path("-")
+_HEADER_BYTES = 44
 
 
 def synth(
@@ -55,7 +57,6 @@ def synth(
         raise typer.BadParameter("stdout takes either the audio or the JSON", param_hint="--output")
     engines.check_choice(engine, size, checkpoint)
     text = _read_stdin() if text == "-" else text
-    _check_early(text, output, reference, reference_text)
     sampling: dict[str, Any] = {
         "seed": seed,
         "temperature": temperature,
@@ -63,6 +64,7 @@ def synth(
         "top_k": top_k,
         "max_new_tokens": max_new_tokens,
     }
+    _check_early(text, output, reference, reference_text, sampling)
     options = {"precision": precision.value, "threads": threads, "cache_dir": cache_dir}
     with out.progress() as progress:
         optimizer = engines.open_engine(out, engine, size, checkpoint, progress=progress, **options)
@@ -93,17 +95,28 @@ def write_file(target: Path, audio: np.ndarray, sample_rate: int) -> None:
         ) from error
 
 
-def _check_early(text: str, output: Path, reference: Path | None, reference_text: str | None) -> None:
+def check_target(target: Path) -> None:
+    """Raises InvalidOption for a path that no file can have."""
+    if target == STDOUT:
+        return
+    if target.is_dir():
+        raise InvalidOption(f"{str(target)!r} cannot be written: it is a directory, name a file in it")
+    if not target.resolve().parent.is_dir():
+        raise InvalidOption(f"{str(target)!r} cannot be written: its directory does not exist, make it first")
+
+
+def _check_early(text: str, output: Path, reference: Path | None, reference_text: str | None, sampling: Any) -> None:
     """What would otherwise fail only after minutes of loading or exporting."""
+    from ..speech import SamplingParams
     from ..text import check_text
 
     check_text(text)
+    SamplingParams(**sampling)
     if reference is None and reference_text is not None:
         raise InvalidReference("--reference-text without --reference: give both or neither")
     if reference is not None and not reference.is_file():
         raise InvalidReference(f"the reference audio {str(reference)!r} does not exist")
-    if output != STDOUT and (output.is_dir() or not output.resolve().parent.is_dir()):
-        raise InvalidOption(f"{str(output)!r} cannot be written: its directory does not exist, or it is one itself")
+    check_target(output)
 
 
 def _stream(
@@ -119,8 +132,7 @@ def _stream(
         if output == STDOUT:
             if not count:
                 _stdout().write(_endless_header(chunk.sample_rate))
-            pcm = np.rint(np.clip(chunk.audio, -1, 1) * 32767).astype("<i2")
-            _stdout().write(pcm.tobytes())
+            _stdout().write(_steps(chunk.audio, chunk.sample_rate))
             _stdout().flush()
         else:
             pieces.append(chunk.audio)
@@ -166,6 +178,15 @@ def _read_stdin() -> str:
 
 def _stdout() -> BinaryIO:
     return cast(BinaryIO, sys.stdout.buffer)
+
+
+def _steps(audio: np.ndarray, sample_rate: int) -> bytes:
+    """The 16-bit samples that a WAV file of this audio would have."""
+    from ..audio import write_wav
+
+    file = io.BytesIO()
+    write_wav(file, audio, sample_rate)
+    return file.getvalue()[_HEADER_BYTES:]
 
 
 def _endless_header(sample_rate: int) -> bytes:

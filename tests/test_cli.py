@@ -1,0 +1,611 @@
+"""The command line: results on stdout, everything else on stderr, and an exit code for every end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import types
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import accelerator
+from accelerator.audio import write_wav
+from accelerator.cli import app, formats
+from accelerator.cli.console import Output
+from accelerator.errors import CacheError
+
+TINY = ["--size", "tiny"]
+FEW = ["--max-new-tokens", "12", "--seed", "0"]
+
+
+def run(*args: object, input: str | bytes | None = None):
+    return CliRunner().invoke(app, [str(arg) for arg in args], input=input)
+
+
+def answer(*args: object, exit_code: int = 0, input: str | bytes | None = None) -> dict:
+    """The JSON that a command prints, which must be all of its stdout."""
+    result = run(*args, "--json", input=input)
+    assert result.exit_code == exit_code, result.output
+    return json.loads(result.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def error(*args: object, exit_code: int = 1, input: str | bytes | None = None) -> dict:
+    found = answer(*args, exit_code=exit_code, input=input)["error"]
+    assert found["exit_code"] == exit_code
+    assert set(found) == {"type", "message", "hint", "exit_code"}
+    return found
+
+
+def script(code: str, *args: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.fixture(scope="module")
+def cache(exports: Path, fast: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of its own with the tiny engine's float32 exports, which are built once for all test modules."""
+    root = tmp_path_factory.mktemp("cache")
+    for part in fast.status()["parts"].values():
+        for export in part["exports"].values():
+            path = Path(export["path"])
+            shutil.copytree(path, root / path.relative_to(exports))
+    return root
+
+
+@pytest.fixture(scope="module")
+def exported(cache: Path) -> dict:
+    """What `export --json` says."""
+    return answer("export", *TINY, "--precision", "fp32", "--cache-dir", cache)
+
+
+@pytest.fixture
+def copied(cache: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(cache, tmp_path / "copy"))
+
+
+@pytest.fixture
+def voice(tmp_path: Path) -> Path:
+    t = np.arange(16_000) / 16_000
+    write_wav(tmp_path / "voice.wav", (0.3 * np.sin(2 * np.pi * 180 * t)).astype(np.float32), 16_000)
+    return tmp_path / "voice.wav"
+
+
+def wav(path: Path) -> tuple[int, int]:
+    with wave.open(str(path)) as file:
+        assert (file.getnchannels(), file.getsampwidth()) == (1, 2)
+        return file.getnframes(), file.getframerate()
+
+
+class TestSurface:
+    def test_version(self):
+        result = run("--version")
+        assert (result.exit_code, result.stdout) == (0, f"accelerator {accelerator.__version__}\n")
+
+    def test_help_names_every_command(self):
+        result = run("--help")
+        assert result.exit_code == 0
+        for command in ("doctor", "export", "synth", "bench", "cache", "demo"):
+            assert command in result.stdout
+
+    @pytest.mark.parametrize("args", [["--help"], ["cache", "path"], ["synth", "--help"], ["cache", "list", "--json"]])
+    def test_light_commands_load_neither_torch_nor_onnxruntime(self, args: list[str], tmp_path: Path):
+        code = (
+            "import sys\nfrom accelerator.cli import app\n"
+            "code = app(sys.argv[1:], standalone_mode=False)\n"
+            "heavy = {'torch', 'onnxruntime', 'onnx', 'psutil', 'soundfile'} & set(sys.modules)\n"
+            "sys.exit(f'{heavy} after {code}' if heavy or code else 0)"
+        )
+        done = script(code, *args)
+        assert done.returncode == 0, done.stderr
+
+    def test_runs_as_a_module(self, tmp_path: Path):
+        done = subprocess.run(
+            [sys.executable, "-m", "accelerator", "cache", "path", "--cache-dir", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path}\n", "")
+
+    @pytest.mark.parametrize(
+        "args", [["nonsense"], [], ["synth"], ["synth", "hi"], ["doctor", "--nonsense"], ["cache", "prune"]]
+    )
+    def test_wrong_usage_is_2(self, args: list[str]):
+        assert run(*args).exit_code == 2
+
+    def test_wrong_usage_with_json_is_json(self, tmp_path: Path):
+        found = error("synth", "hi", "-o", tmp_path / "a.wav", "--precision", "int2", exit_code=2)
+        assert found["type"] == "BadParameter"
+        assert "int2" in found["message"]
+
+    def test_the_sizes_offered_are_the_engines(self):
+        from accelerator.cli.options import PrecisionName, SizeName
+        from accelerator.export import PRECISIONS
+        from accelerator.reference import SIZES
+
+        assert {size.value for size in SizeName} == set(SIZES)
+        assert {name.value for name in PrecisionName} == {"auto", *PRECISIONS}
+
+
+class TestEnds:
+    """How a command can end, beside well."""
+
+    @pytest.fixture
+    def failing(self, monkeypatch: pytest.MonkeyPatch):
+        def fail_with(failure: BaseException) -> None:
+            def fail(*args: object) -> None:
+                raise failure
+
+            monkeypatch.setattr("accelerator.cache.ContentCache.entries", fail)
+
+        return fail_with
+
+    def test_an_error_of_ours_is_a_line_and_a_hint(self, failing):
+        failing(CacheError("the disk is\nfull"))
+        result = run("cache", "list")
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        assert result.stderr.splitlines()[0] == "Error: the disk is full"
+        assert "--cache-dir" in result.stderr.splitlines()[1]
+        assert "Traceback" not in result.stderr
+
+    def test_debug_shows_the_traceback(self, failing):
+        failing(CacheError("full"))
+        result = run("cache", "list", "--debug")
+        assert result.exit_code == 1
+        assert "Traceback" in result.stderr
+        assert "Error: full" in result.stderr
+
+    def test_an_unexpected_error_is_told_as_such(self, failing):
+        failing(ZeroDivisionError("by zero"))
+        assert error("cache", "list")["message"] == "unexpected ZeroDivisionError: by zero"
+
+    def test_ctrl_c(self, failing):
+        failing(KeyboardInterrupt())
+        assert run("cache", "list").exit_code == 130
+
+    def test_ctrl_c_in_a_process(self, tmp_path: Path):
+        code = (
+            "import os, signal, time\nfrom accelerator.cli import main, synth\n"
+            "def read():\n os.kill(os.getpid(), signal.SIGINT)\n time.sleep(20)\n"
+            "synth._read_stdin = read\nmain()"
+        )
+        done = script(code, "synth", "-", "-o", str(tmp_path / "a.wav"))
+        assert done.returncode == 130
+        assert "Traceback" not in done.stderr
+
+    def test_a_reader_who_leaves(self, cache: Path):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "accelerator", "cache", "list", "--cache-dir", str(cache)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == b""
+        process.stderr.close()
+
+    def test_warnings_are_lines_without_tracebacks(self, monkeypatch: pytest.MonkeyPatch):
+        def warn(self: object) -> list:
+            try:
+                raise ValueError("cause")
+            except ValueError:
+                logging.getLogger("accelerator.cache.store").warning("it is %s", "odd", exc_info=True)
+            logging.getLogger("accelerator.cache.store").info("a detail")
+            return []
+
+        monkeypatch.setattr("accelerator.cache.ContentCache.entries", warn)
+        assert run("cache", "list").stderr == "Warning: it is odd\n"
+        assert run("cache", "list", "-v").stderr == "Warning: it is odd\nInfo: a detail\n"
+        assert "ValueError: cause" in run("cache", "list", "--debug").stderr
+
+    def test_logging_is_left_as_it_was(self):
+        log = logging.getLogger("accelerator")
+        before = log.level, log.propagate, list(log.handlers)
+        run("cache", "list", "--debug")
+        assert (log.level, log.propagate, log.handlers) == before
+
+
+class TestDoctor:
+    def test_json(self, cache: Path):
+        found = answer("doctor", "--cache-dir", cache)
+        assert set(found) == {"hardware", "tier", "versions", "providers", "cache", "engines", "warnings"}
+        assert found["versions"]["accelerator"] == accelerator.__version__
+        assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+        assert "CPUExecutionProvider" in found["providers"]
+        assert found["tier"]["threads"] >= 1
+        assert found["hardware"]["usable_cores"] >= 1
+        assert len(found["hardware"]["fingerprint"]) == 16
+        place = found["cache"]
+        assert (place["path"], place["writable"], place["parents"]) == (str(cache), True, [])
+        assert place["entries"] == 4
+        assert place["bytes"] > 100_000
+        engines = {engine["name"]: engine for engine in found["engines"]}
+        assert engines["reference"]["available"]
+        assert engines["fish-speech"]["checkpoints"]
+
+    def test_text(self, tmp_path: Path):
+        result = run("doctor", "--cache-dir", tmp_path)
+        assert result.exit_code == 0
+        for word in ("Processor", "Tier", "onnxruntime", "Writable", "reference", str(tmp_path)):
+            assert word in result.stdout
+
+    def test_warns_of_a_cache_that_cannot_be_written(self, tmp_path: Path):
+        (tmp_path / "file").write_text("not a directory")
+        found = answer("doctor", "--cache-dir", tmp_path / "file")
+        assert not found["cache"]["writable"]
+        assert any("cannot be written" in warning for warning in found["warnings"])
+
+    def test_warnings_of_the_hardware(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+        from dataclasses import replace
+
+        from accelerator.hardware import detect
+
+        profile = replace(
+            detect(), cpu_quota=0.5, virtualised=True, threads_per_core=1, logical_cpus=8, memory_available=1 << 30
+        )
+        monkeypatch.setattr("accelerator.hardware.detect", lambda **_: profile)
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        warnings = " ".join(answer("doctor", "--cache-dir", tmp_path)["warnings"])
+        assert "allows 0.5 CPUs" in warnings
+        assert "8 CPUs as cores" in warnings
+        assert "1.0 GiB of memory" in warnings
+        assert "OMP_NUM_THREADS=3" in warnings
+
+
+class TestExport:
+    def test_says_how_faithful_and_how_fast_each_part_is(self, exported: dict, cache: Path):
+        assert exported["engine"] == "reference"
+        assert exported["cache"] == str(cache)
+        assert exported["elapsed_s"] > 0
+        assert set(exported["parts"]) == {"encoder", "text2semantic", "decoder"}
+        for name, part in exported["parts"].items():
+            assert part["errors"] == []
+            for export in part["exports"].values():
+                assert export["cache"] == "hit"
+                assert export["proof"]["passed"]
+                assert Path(export["path"]).is_dir()
+            assert part["probe"]["seconds"]["pytorch"] > 0, name
+
+    def test_builds_what_is_missing(self, copied: Path):
+        found = answer("export", *TINY, "--precision", "int8", "--threads", "1", "--cache-dir", copied)
+        exports = found["parts"]["text2semantic"]["exports"]
+        assert (exports["embeddings"]["cache"], exports["text2semantic"]["cache"]) == ("hit", "built")
+        assert exports["text2semantic"]["precision"] == "int8"
+        assert exports["text2semantic"]["proof"]["kl"] < 0.01
+        names = [(e["name"], e["precision"]) for e in answer("cache", "list", "--cache-dir", copied)["entries"]]
+        assert ("text2semantic", "int8") in names
+
+    def test_for_people(self, exported: dict, cache: Path):
+        result = run("export", *TINY, "--precision", "fp32", "--cache-dir", cache)
+        assert result.exit_code == 0
+        assert "hit" in result.stdout
+        assert "built" not in result.stdout
+        assert "max_error" in result.stdout
+        assert "pytorch" in result.stdout
+        assert "random" in result.stderr
+
+    def test_a_part_that_cannot_be_exported_is_1(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+        def fail(*args: object, **kwargs: object) -> None:
+            raise CacheError("no place")
+
+        monkeypatch.setattr("accelerator.loader.export_best", fail)
+        found = answer("export", *TINY, "--cache-dir", tmp_path, exit_code=1)
+        assert found["error"]["type"] == "ExportError"
+        assert "no place" in found["error"]["message"]
+        assert found["parts"]["decoder"]["backend"] == "pytorch"
+
+
+class TestSynth:
+    def test_writes_what_it_says(self, cache: Path, tmp_path: Path):
+        target = tmp_path / "out.wav"
+        found = answer("synth", "Hello there.", "-o", target, *TINY, *FEW, "--precision", "fp32", "--cache-dir", cache)
+        assert set(found) == {"output", "engine", "sample_rate", "samples", "metrics"}
+        assert found["output"] == str(target)
+        assert wav(target) == (found["samples"], found["sample_rate"])
+        metrics = found["metrics"]
+        assert metrics["frames"] == 12
+        assert found["samples"] / found["sample_rate"] == pytest.approx(metrics["audio_s"])
+        assert metrics["rtf"] == pytest.approx(metrics["elapsed_s"] / metrics["audio_s"], rel=0.05)
+        assert metrics["cache"]["text2semantic"] == "hit"
+        assert metrics["fallback"] == []
+        assert [path.name for path in tmp_path.iterdir()] == ["out.wav"]
+
+    def test_one_line_for_people(self, cache: Path, tmp_path: Path):
+        result = run("synth", "Hello", "-o", tmp_path / "a.wav", *TINY, *FEW, "--cache-dir", cache)
+        assert result.exit_code == 0
+        assert result.stdout.count("\n") == 1
+        for word in ("s of speech", "rtf", "first audio after", "text2semantic", "decoder"):
+            assert word in result.stdout
+
+    def test_streamed_audio_is_the_same(self, cache: Path, tmp_path: Path):
+        paths = [tmp_path / "whole.wav", tmp_path / "stream.wav"]
+        options = [*TINY, *FEW, "--precision", "fp32", "--cache-dir", cache]
+        whole = answer("synth", "Hello", "-o", paths[0], *options)
+        streamed = answer("synth", "Hello", "-o", paths[1], "--stream", *options)
+        assert streamed["chunks"] == 2
+        assert streamed["samples"] == whole["samples"]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+    def test_stdin_to_stdout(self, cache: Path, tmp_path: Path):
+        options = [*TINY, *FEW, "--precision", "fp32", "--cache-dir", cache]
+        run("synth", "Grüße", "-o", tmp_path / "a.wav", *options)
+        result = run("synth", "-", "-o", "-", *options, input="Grüße\n".encode())
+        assert result.exit_code == 0, result.output
+        assert result.stdout_bytes == (tmp_path / "a.wav").read_bytes()
+        streamed = run("synth", "-", "-o", "-", "--stream", *options, input="Grüße\r\n".encode())
+        assert streamed.stdout_bytes[44:] == result.stdout_bytes[44:]
+        assert streamed.stdout_bytes[:4] == b"RIFF"
+        assert "s of speech" in streamed.stderr
+
+    def test_speaks_in_a_voice(self, cache: Path, tmp_path: Path, voice: Path):
+        options = ["--reference", voice, "--reference-text", "la", "--precision", "fp32", "--cache-dir", cache]
+        found = answer("synth", "Hello", "-o", tmp_path / "a.wav", *TINY, *FEW, *options)
+        assert "encoder" in found["metrics"]["backends"]
+
+    def test_an_engine_saved_to_a_file(self, cache: Path, tmp_path: Path):
+        from accelerator.reference import load
+
+        load("tiny").save(tmp_path / "engine.safetensors")
+        options = ["--checkpoint", tmp_path / "engine.safetensors", "--precision", "fp32", "--cache-dir", cache]
+        found = answer("synth", "Hello", "-o", tmp_path / "a.wav", *FEW, *options)
+        assert found["metrics"]["cache"]["decoder"] == "hit"  # the same weights
+
+    def test_an_engine_from_its_checkpoint(self, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        from accelerator.engines import CHECKPOINTS
+        from accelerator.engines.reference import ReferenceAdapter
+        from accelerator.reference import load
+
+        class Adapter(ReferenceAdapter):
+            @classmethod
+            def from_checkpoint(cls, path: Path) -> Adapter:
+                assert path == tmp_path
+                return cls(load("tiny"))
+
+        module = types.ModuleType("an_engine")
+        module.Adapter = Adapter
+        monkeypatch.setitem(sys.modules, "an_engine", module)
+        monkeypatch.setitem(CHECKPOINTS, "an-engine", "an_engine:Adapter")
+        options = ["--engine", "an-engine", "--checkpoint", tmp_path, "--precision", "fp32", "--cache-dir", cache]
+        found = answer("synth", "Hello", "-o", tmp_path / "a.wav", *FEW, *options)
+        assert (found["engine"], found["metrics"]["frames"]) == ("an-engine", 12)
+        wrong = error("synth", "Hello", "-o", tmp_path / "a.wav", *options, *TINY, exit_code=2)
+        assert "sizes" in wrong["message"]
+
+    @pytest.mark.parametrize(
+        ("args", "exit_code", "kind", "says"),
+        [
+            (["hi", "--engine", "nope"], 2, "BadParameter", "choose one of"),
+            (["hi", "--engine", "fish-speech"], 2, "BadParameter", "--checkpoint DIR"),
+            (["hi", "--checkpoint", "/nowhere/at/all"], 1, "EngineError", "does not exist"),
+            (["hi", "--size", "huge"], 2, "BadParameter", "huge"),
+            (["hi", "--reference", "/nowhere/voice.wav"], 1, "InvalidReference", "does not exist"),
+            (["hi", "--reference-text", "la"], 1, "InvalidReference", "--reference"),
+            (["hi", "--top-p", "7"], 1, "InvalidOption", "top_p"),
+            (["hi", "--seed", "-1"], 1, "InvalidOption", "seed"),
+            (["?!"], 1, "InvalidText", "no letter"),
+            (["hi", "-o", "/nowhere/at/all/a.wav"], 1, "InvalidOption", "directory does not exist"),
+            (["hi", "-o", "."], 1, "InvalidOption", "is a directory"),
+            (["hi", "-o", "-"], 2, "BadParameter", "stdout"),
+        ],
+    )
+    def test_refuses(self, args: list[str], exit_code: int, kind: str, says: str, tmp_path: Path):
+        output = [] if "-o" in args else ["-o", tmp_path / "a.wav"]
+        found = error("synth", *args, *output, "--cache-dir", tmp_path / "cache", exit_code=exit_code)
+        assert found["type"] == kind
+        assert says in found["message"]
+        assert list(tmp_path.iterdir()) == []  # before anything was loaded, exported or written
+
+    @pytest.mark.parametrize(("data", "says"), [(b"", "empty"), (b"\xff\xfe", "UTF-8"), (b"a" * 500_000, "split it")])
+    def test_refuses_what_stdin_says(self, data: bytes, says: str, tmp_path: Path):
+        found = error("synth", "-", "-o", tmp_path / "a.wav", input=data)
+        assert found["type"] == "InvalidText"
+        assert says in found["message"]
+
+    def test_refuses_a_damaged_checkpoint(self, tmp_path: Path):
+        (tmp_path / "engine.safetensors").write_bytes(b"nonsense")
+        found = error("synth", "hi", "-o", tmp_path / "a.wav", "--checkpoint", tmp_path / "engine.safetensors")
+        assert found["type"] == "EngineError"
+
+
+class TestCache:
+    def test_path_and_its_default(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        assert answer("cache", "path", "--cache-dir", tmp_path) == {"path": str(tmp_path)}
+        monkeypatch.setenv("ACCELERATOR_CACHE", str(tmp_path / "elsewhere"))
+        assert run("cache", "path").stdout == f"{tmp_path / 'elsewhere'}\n"
+        assert not (tmp_path / "elsewhere").exists()
+
+    def test_list(self, cache: Path):
+        found = answer("cache", "list", "--cache-dir", cache)
+        assert {entry["name"] for entry in found["entries"]} == {"embeddings", "text2semantic", "encoder", "decoder"}
+        for entry in found["entries"]:
+            assert set(entry) == {"key", "name", "precision", "bytes", "last_used", "created_at", "layer", "path"}
+            assert entry["precision"] == "fp32"
+            assert entry["layer"] == "primary"
+            assert Path(entry["path"]).is_dir()
+            assert entry["created_at"].endswith("Z")
+        assert found["bytes"] == sum(entry["bytes"] for entry in found["entries"])
+        text = run("cache", "list", "--cache-dir", cache).stdout
+        assert "text2semantic" in text
+        assert "4 entries" in text
+
+    def test_an_empty_one(self, tmp_path: Path):
+        found = answer("cache", "list", "--cache-dir", tmp_path)
+        assert found == {"path": str(tmp_path), "bytes": 0, "entries": []}
+        assert "0 entries" in run("cache", "list", "--cache-dir", tmp_path).stdout
+
+    def test_verify(self, cache: Path):
+        assert answer("cache", "verify", "--cache-dir", cache) == {
+            "path": str(cache),
+            "entries": 4,
+            "ok": True,
+            "problems": [],
+        }
+        assert "all sound" in run("cache", "verify", "--cache-dir", cache).stdout
+
+    def test_verify_reports_a_corrupt_entry(self, copied: Path):
+        victim = next(copied.glob("v1/*/*/decoder.onnx"))
+        data = bytearray(victim.read_bytes())
+        data[len(data) // 2] ^= 1
+        victim.write_bytes(data)
+        found = answer("cache", "verify", "--cache-dir", copied, exit_code=1)
+        assert (found["ok"], found["entries"]) == (False, 4)
+        (problem,) = found["problems"]
+        assert problem["path"] == str(victim.parent)
+        assert problem["key"] == victim.parent.name
+        result = run("cache", "verify", "--cache-dir", copied)
+        assert result.exit_code == 1
+        assert "1 of 4 entries damaged" in result.stdout
+        assert victim.exists()  # only looked at
+
+    def test_prune(self, copied: Path):
+        before = answer("cache", "list", "--cache-dir", copied)
+        result = run("cache", "prune", "--max-bytes", "0", "--cache-dir", copied)
+        assert "--force" in result.stderr  # all used a moment ago
+        limit = before["bytes"] - 1
+        found = answer("cache", "prune", "--max-bytes", limit, "--force", "--cache-dir", copied)
+        assert [e["key"] for e in found["removed"]] == [before["entries"][0]["key"]]
+        assert found["bytes"] == before["bytes"] - found["freed_bytes"]
+        assert answer("cache", "prune", "--max-bytes", "0", "--force", "--cache-dir", copied)["bytes"] == 0
+
+    def test_prune_refuses_what_is_no_size(self, tmp_path: Path):
+        found = error("cache", "prune", "--max-bytes", "2X", "--cache-dir", tmp_path, exit_code=2)
+        assert "'2X' is no size" in found["message"]
+
+    def test_clear(self, copied: Path):
+        assert "say --yes" in error("cache", "clear", "--cache-dir", copied, exit_code=2)["message"]
+        found = answer("cache", "clear", "--yes", "--cache-dir", copied)
+        assert (found["removed"], answer("cache", "list", "--cache-dir", copied)["entries"]) == (4, [])
+        assert found["freed_bytes"] > 100_000
+
+
+class TestBench:
+    @pytest.fixture
+    def given(self, monkeypatch: pytest.MonkeyPatch) -> list:
+        from accelerator import benchmark
+
+        given = []
+
+        def measure(options: object, report) -> dict:
+            given.append(options)
+            report("measuring")
+            return {"rtf": float("inf"), "rows": (1, 2)}
+
+        monkeypatch.setattr(benchmark, "run", measure)
+        monkeypatch.setattr(benchmark, "to_markdown", lambda result: f"| {result['rows'][0]} |\n")
+        monkeypatch.setattr(benchmark, "to_svg", lambda result: "<svg/>")
+        return given
+
+    def test_passes_its_options_on(self, given: list, tmp_path: Path):
+        files = {name: tmp_path / f"a.{name}" for name in ("json", "markdown", "svg")}
+        args = ["--precision", "int8", "--precision", "fp32", "--rounds", "2", "--context", "64", "--threads", "1"]
+        args += [word for name, path in files.items() for word in (f"--{name}", str(path))]
+        result = run("bench", *TINY, *args, "--seconds", "2", "--quick", "--cache-dir", tmp_path)
+        assert result.exit_code == 0, result.output
+        (options,) = given
+        assert (options.engine, options.size, options.checkpoint) == ("reference", "tiny", None)
+        assert (options.precisions, options.contexts) == (("int8", "fp32"), (64,))
+        assert (options.rounds, options.threads, options.quick) == (2, 1, True)
+        assert options.frames == 2 * 16_000 // 256
+        assert options.cache_dir == tmp_path
+        assert result.stdout == "| 1 |\n"
+        assert "measuring" in result.stderr
+        assert json.loads(files["json"].read_text()) == {"rtf": None, "rows": [1, 2]}
+        assert (files["markdown"].read_text(), files["svg"].read_text()) == ("| 1 |\n", "<svg/>")
+
+    def test_leaves_defaults_to_the_benchmark(self, given: list):
+        from accelerator.benchmark import BenchOptions
+
+        assert run("bench").exit_code == 0
+        assert given == [BenchOptions()]
+
+    @pytest.mark.parametrize(
+        ("args", "exit_code"),
+        [
+            (["--frames", "9", "--seconds", "2"], 2),
+            (["--precision", "auto"], 2),
+            (["--engine", "nope"], 2),
+            (["--rounds", "0"], 2),
+            (["--json", "/nowhere/at/all.json"], 1),
+            (["--checkpoint", "/nowhere/at/all"], 1),
+        ],
+    )
+    def test_refuses(self, given: list, args: list[str], exit_code: int):
+        assert run("bench", *args).exit_code == exit_code
+        assert given == []
+
+
+class TestFormats:
+    @pytest.mark.parametrize(
+        ("text", "count"),
+        [
+            ("0", 0),
+            ("1024", 1024),
+            ("12 B", 12),
+            ("2G", 2 << 30),
+            ("2g", 2 << 30),
+            ("500M", 500 << 20),
+            ("1.5GiB", 3 << 29),
+            (" 1 KiB ", 1024),
+            ("800MB", 800_000_000),
+            ("1T", 1 << 40),
+        ],
+    )
+    def test_sizes(self, text: str, count: int):
+        assert formats.parse_size(text) == count
+
+    @pytest.mark.parametrize("text", ["", "G", "-1", "2X", "1e9", "2 G B", "iB", "5iB", "nan", "inf"])
+    def test_no_sizes(self, text: str):
+        with pytest.raises(ValueError, match="is no size"):
+            formats.parse_size(text)
+
+    def test_for_people(self):
+        assert [formats.size(n) for n in (0, 1023, 1536, 5 << 20, 3 << 40)] == [
+            "0 B",
+            "1023 B",
+            "1.5 KiB",
+            "5.0 MiB",
+            "3.0 TiB",
+        ]
+        assert [formats.seconds(s) for s in (1e-5, 0.0123, 0.456, 2.5, 321.0, None, float("inf"))] == [
+            "10 µs",
+            "12.3 ms",
+            "456 ms",
+            "2.50 s",
+            "321 s",
+            "-",
+            "-",
+        ]
+        assert formats.iso_time(0) == "1970-01-01T00:00:00Z"
+
+    def test_plain(self):
+        value = {"a": (Path("/x"), np.float32(0.5), float("nan"), None, True), 1: np.int64(3)}
+        assert formats.plain(value) == {"a": ["/x", 0.5, None, None, True], "1": 3}
+
+
+def test_bars_on_a_terminal_only(capsys: pytest.CaptureFixture[str]):
+    from rich.console import Console
+
+    from accelerator.cli.progress import bars
+    from accelerator.export import ProgressEvent
+
+    with Output().progress() as receive:  # not a terminal here
+        receive(ProgressEvent("decoder", "build", 1, 4, "fp32"))
+    assert capsys.readouterr() == ("", "")
+    console = Console(force_terminal=True, width=100, record=True, color_system=None)
+    with bars(console) as receive:
+        receive(ProgressEvent("decoder", "build", 1, 4, "fp32"))
+        receive(ProgressEvent("encoder", "prove", precision="fp32"))
+    drawn = capsys.readouterr().out
+    assert "decoder fp32" in drawn
+    assert "comparing with PyTorch" in drawn
