@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -120,15 +119,13 @@ class Route:
         meter.used(self.part.name, "pytorch")
         uncounted = failure
         while True:
-            start = time.perf_counter()
             try:
-                item = _after(failure, lambda: next(produced))
+                with meter.stage(self.part.stage):
+                    item = _after(failure, lambda: next(produced))
             except StopIteration:
                 if uncounted is not None and items:
                     self._count(uncounted)
                 return
-            finally:
-                meter.add(self.part.stage, time.perf_counter() - start)
             if uncounted is not None and self._is_right(item):
                 self._count(uncounted)
             uncounted = None

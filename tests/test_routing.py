@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -11,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from doubles import QuickAdapter, component, probe, twin, voice
 
 from accelerator import UniversalOptimizer
 from accelerator.engines.base import Part
-from accelerator.engines.reference import ReferenceAdapter
 from accelerator.errors import BadOutput, GenerationError, InvalidOption, InvalidReference, SessionError
-from accelerator.export import Component
 from accelerator.loader import Choice
 from accelerator.metrics import Meter, measuring
 from accelerator.routing import MAX_FAILURES, Route
@@ -24,15 +22,6 @@ from accelerator.routing import MAX_FAILURES, Route
 FRAMES = 12
 GREEDY: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1.0, "max_new_tokens": FRAMES}
 TEXT = "Hi there."
-
-
-def twin(engine: Any, **calls: Any) -> UniversalOptimizer:
-    """`engine` wrapped, every part "in ONNX Runtime" by PyTorch's own code, or by what `calls` makes of the part."""
-    optimizer = UniversalOptimizer(engine)
-    for name, route in optimizer._routes.items():
-        make = calls.get(name, lambda part: part.torch)
-        route._choice = Choice(make(route.part), "by the test")
-    return optimizer
 
 
 def speak(optimizer: UniversalOptimizer, how: str, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -44,11 +33,6 @@ def speak(optimizer: UniversalOptimizer, how: str, **options: Any) -> tuple[np.n
     chunks = list(stream)
     assert len(chunks) == 2, "twelve frames in pieces of eight"
     return np.concatenate([chunk.audio for chunk in chunks]), stream.metrics
-
-
-def voice(engine: Any) -> tuple[np.ndarray, int]:
-    t = np.arange(engine.sample_rate) / engine.sample_rate
-    return (0.3 * np.sin(2 * np.pi * 180 * t)).astype(np.float32), engine.sample_rate
 
 
 @pytest.fixture(scope="module")
@@ -408,42 +392,6 @@ def test_a_closed_route_answers_with_pytorch() -> None:
 # Faults before a part ever runs: they need a loader, a cache and an adapter whose exports are broken on purpose.
 
 
-def component(name: str, *, build: Any = None, prove: Any = None) -> Component:
-    def write(directory: Any, precision: str, progress: Any) -> None:
-        (directory / "weights.bin").write_bytes(b"1")
-
-    return Component(
-        name,
-        identity=lambda: "0" * 64,
-        config={"for": "a test"},
-        precisions=("fp32",),
-        build=build or write,
-        prove=prove or (lambda directory, precision: {"passed": True, "bar": {}}),
-    )
-
-
-class Faulty(ReferenceAdapter):
-    """The reference adapter with quick exports; `faults` replaces fields of parts by name."""
-
-    def __init__(self, engine: Any, **faults: dict[str, Any]) -> None:
-        super().__init__(engine)
-        self._faults = faults
-
-    def parts(self) -> list[Part]:
-        return [
-            replace(
-                part,
-                **{
-                    "components": (component(part.name),),
-                    "load": lambda paths, options, torch=part.torch: lambda *a, **k: torch(*a, **k),
-                    "probe": probe(slow="torch"),
-                    **self._faults.get(part.name, {}),
-                },
-            )
-            for part in super().parts()
-        ]
-
-
 def raising(error: BaseException) -> Any:
     def call(*_: Any, **__: Any) -> Any:
         raise error
@@ -484,16 +432,11 @@ PREPARATION_FAULTS: dict[str, tuple[Callable[[str], dict[str, Any]], str, str]] 
 }
 
 
-def probe(slow: str) -> Callable[[Any], float]:
-    """A clock for which PyTorch ("torch", the engine's own methods) or anything else ("onnx") is slow."""
-    return lambda call: 2.0 if inspect.ismethod(call) is (slow == "torch") else 1.0
-
-
 @pytest.mark.parametrize("part", ["encoder", "text2semantic", "decoder"])
 @pytest.mark.parametrize("fault", PREPARATION_FAULTS)
 def test_a_part_that_cannot_be_prepared_stays_in_pytorch(tiny: Any, tmp_path: Any, part: str, fault: str) -> None:
     faults, reason, message = PREPARATION_FAULTS[fault]
-    adapter = Faulty(tiny, **{part: faults(part)})
+    adapter = QuickAdapter(tiny, **{part: faults(part)})
     optimizer = UniversalOptimizer(tiny, adapter=adapter, precision="fp32", threads=1, cache_dir=tmp_path)
     audio, rate = voice(tiny)
     expected = np.concatenate(list(tiny.stream(TEXT, audio, "a", **GREEDY)))

@@ -1,0 +1,73 @@
+"""Stand-ins for what takes long: parts that are PyTorch's own code, and exports of one byte."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from accelerator import UniversalOptimizer
+from accelerator.engines.base import Part
+from accelerator.engines.reference import ReferenceAdapter
+from accelerator.export import Component
+from accelerator.loader import Choice
+
+__all__ = ["QuickAdapter", "component", "probe", "twin", "voice"]
+
+
+def twin(engine: Any, **calls: Any) -> UniversalOptimizer:
+    """`engine` wrapped, every part "in ONNX Runtime" by PyTorch's own code, or by what `calls` makes of the part."""
+    optimizer = UniversalOptimizer(engine)
+    for name, route in optimizer._routes.items():
+        make = calls.get(name, lambda part: part.torch)
+        route._choice = Choice(make(route.part), "by the test")
+    return optimizer
+
+
+def voice(engine: Any) -> tuple[np.ndarray, int]:
+    t = np.arange(engine.sample_rate) / engine.sample_rate
+    return (0.3 * np.sin(2 * np.pi * 180 * t)).astype(np.float32), engine.sample_rate
+
+
+def component(name: str, *, build: Any = None, prove: Any = None) -> Component:
+    def write(directory: Any, precision: str, progress: Any) -> None:
+        (directory / "weights.bin").write_bytes(b"1")
+
+    return Component(
+        name,
+        identity=lambda: "0" * 64,
+        config={"for": "a test"},
+        precisions=("fp32",),
+        build=build or write,
+        prove=prove or (lambda directory, precision: {"passed": True, "bar": {}}),
+    )
+
+
+class QuickAdapter(ReferenceAdapter):
+    """The reference adapter with exports of one byte; `changed` replaces fields of parts by name."""
+
+    def __init__(self, engine: Any, **changed: dict[str, Any]) -> None:
+        super().__init__(engine)
+        self._changed = changed
+
+    def parts(self) -> list[Part]:
+        return [
+            replace(
+                part,
+                **{
+                    "components": (component(part.name),),
+                    "load": lambda paths, options, torch=part.torch: lambda *a, **k: torch(*a, **k),
+                    "probe": probe(slow="torch"),
+                    **self._changed.get(part.name, {}),
+                },
+            )
+            for part in super().parts()
+        ]
+
+
+def probe(slow: str) -> Callable[[Any], float]:
+    """A clock for which PyTorch ("torch", the engine's own methods) or anything else ("onnx") is slow."""
+    return lambda call: 2.0 if inspect.ismethod(call) is (slow == "torch") else 1.0
