@@ -14,7 +14,7 @@ from .. import decode, tables, tracing
 from ..decode import DualARDecoder, Embeddings
 from ..export import Component, Progress, ProgressEvent
 from ..graph import dual_ar as graphs
-from ..graph import graph, quantize
+from ..graph import graph, quantize, rewrite
 from ..graph.dual_ar import DualARSpec, Weights, build_fast, build_slow
 from ..graph.quantize import RECIPES
 from ..proof import BARS, Trace, compare_arrays, compare_codes, compare_logits, replay
@@ -175,4 +175,4 @@ def codec_component(
             return compare_codes(pairs, codes_equal)
         return compare_arrays(pairs, tolerance)
 
-    return Component(name, identity, config, ("fp32",), build, prove, (_source(tracing), *sources))
+    return Component(name, identity, config, ("fp32",), build, prove, (_source(tracing), _source(rewrite), *sources))
