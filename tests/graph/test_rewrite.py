@@ -28,7 +28,7 @@ def save(path: Path, nodes: list, initializers: list, channels: int, *, external
         initializers,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, str(path), save_as_external_data=external, location=f"{path.name}.data", size_threshold=64)
+    onnx.save(model, str(path), save_as_external_data=external, location=f"{path.name}.data", size_threshold=100)
     return path
 
 
