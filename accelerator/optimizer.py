@@ -280,7 +280,7 @@ class UniversalOptimizer:
             setattr(bound.engine, name, value)
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *dir(self._bound.engine)})
+        return sorted({*dir(UniversalOptimizer), *dir(self._bound.engine)})
 
     def __repr__(self) -> str:
         return f"<UniversalOptimizer of {self._adapter.name}{', closed' if self._closed else ''}>"

@@ -271,13 +271,7 @@ class ReferenceAdapter:
 
     def _load_decoder(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
         session = Session(paths["decoder"] / "decoder.onnx", options)
-
-        def decode(codes: np.ndarray) -> np.ndarray:
-            if codes.shape[1] == 0:
-                return np.zeros(0, np.float32)
-            return np.asarray(session.run({"codes": np.ascontiguousarray(codes, np.int64)[None]})[0][0])
-
-        return decode
+        return lambda codes: session.run({"codes": np.ascontiguousarray(codes, np.int64)[None]})[0][0]
 
     def _codes(self, frames: int) -> np.ndarray:
         """Seeded codes [C, frames] within each codebook."""
@@ -314,7 +308,8 @@ class _BoundReference:
                 yield frame
 
         self.engine.generate = generate
-        self.engine.decode = calls["decoder"]
+        # No codes are no question: the engine itself answers with no audio, which from a part would be a failure.
+        self.engine.decode = lambda codes: (calls["decoder"] if np.size(codes) else adapter.engine.decode)(codes)
         self.engine.encode_reference = calls["encoder"]
 
     def stream(self, request: SpeechRequest) -> Iterator[AudioChunk]:
