@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import decode, tables, tracing
+from .. import decode, proof, tables, tracing
 from ..decode import DualARDecoder, Embeddings
 from ..export import Component, Progress, ProgressEvent
 from ..graph import dual_ar as graphs
 from ..graph import graph, quantize, rewrite
-from ..graph.dual_ar import DualARSpec, Weights, build_fast, build_slow
+from ..graph.dual_ar import DualARSpec, KVRanges, Weights, build_fast, build_slow
 from ..graph.quantize import RECIPES
 from ..proof import BARS, Trace, compare_arrays, compare_codes, compare_logits, replay
 from ..session import Session, SessionOptions
@@ -28,8 +28,12 @@ _TABLES = ("embeddings", "codebook_embeddings", "fast_embeddings")
 _PROOF_THREADS = 2
 
 
-def _source(module: Any) -> str:
-    return str(inspect.getsourcefile(module))
+def _source(thing: Any) -> str:
+    """The file a module or a function comes from: what it says takes part in the key of an export."""
+    return str(inspect.getsourcefile(getattr(thing, "func", thing)))  # of a partial function, what it calls
+
+
+_HERE = (str(Path(__file__)), _source(proof))  # bars too: what was rejected by others is to be judged anew
 
 
 def language_model_components(
@@ -77,8 +81,10 @@ def language_model_components(
             progress(ProgressEvent(LANGUAGE_MODEL, "build", min(seen, total), total, precision))
             return weights(name)
 
-        recipe = RECIPES[precision]
-        build_slow(directory, spec, counted, recipe)
+        recipe, ranges = RECIPES[precision], None
+        if recipe.kv_bits == 8 and (seen_by := the_trace()).key_range is not None and seen_by.value_range is not None:
+            ranges = KVRanges(seen_by.key_range, seen_by.value_range)
+        build_slow(directory, spec, counted, recipe, ranges)
         build_fast(directory, spec, counted, recipe)
         (directory / "spec.json").write_text(json.dumps(config))
 
@@ -97,7 +103,7 @@ def language_model_components(
         return {**report, "frames": len(trace.frames)}
 
     recipes = {p: vars(r) for p, r in RECIPES.items()}
-    shared = (_source(graph), _source(graphs), _source(tables))
+    shared = (*_HERE, _source(weights), _source(graph), _source(graphs), _source(tables))
     return (
         Component(EMBEDDINGS, identity, config, ("fp32",), build_tables, prove_tables, shared),
         Component(
@@ -175,4 +181,5 @@ def codec_component(
             return compare_codes(pairs, codes_equal)
         return compare_arrays(pairs, tolerance)
 
-    return Component(name, identity, config, ("fp32",), build, prove, (_source(tracing), _source(rewrite), *sources))
+    sources = (*_HERE, _source(module), _source(tracing), _source(rewrite), *sources)
+    return Component(name, identity, config, ("fp32",), build, prove, sources)

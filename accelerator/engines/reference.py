@@ -6,6 +6,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,9 @@ class ReferenceAdapter:
                     x = model.fast_embeddings(torch.tensor([[frame[-1]]]))
                 frames.append(np.array(frame, np.int64))
                 step = torch.from_numpy(frames[-1])[None, :, None]
-        return Trace(prompt, np.stack(frames), np.stack(main), np.stack(codes).reshape(count, lm.codebooks - 1, -1))
+            keys, values = ([t[0, :, :position].abs().amax(1).numpy() for t in ts] for ts in (cache.keys, cache.values))
+        logits = np.stack(main), np.stack(codes).reshape(count, lm.codebooks - 1, -1)
+        return Trace(prompt, np.stack(frames), *logits, np.stack(keys), np.stack(values))
 
     def _generate_in_torch(
         self, prompt: np.ndarray, params: SamplingParams, *, resume: Sequence[np.ndarray] = ()
@@ -238,13 +241,14 @@ class ReferenceAdapter:
 
         codec = self.engine.codec
         hop, rate = self.engine.hop, self.sample_rate
+        config = {"part": part, "codec": asdict(self.engine.config.codec)}  # windows and the like are in no weight
         if part == "decoder":
             lengths, answer = (7, 19, 40), self.engine.decode
             return codec_component(
                 "decoder",
                 lambda: modules.CodecDecode(codec),
                 lambda: self._digest("codec"),
-                {"part": part},
+                config,
                 inputs={"codes": {0: "batch", 2: "frames"}},
                 outputs=("audio",),
                 examples=lambda: ((((c := self._codes(n))[None],), answer(c)[None]) for n in lengths),
@@ -255,7 +259,7 @@ class ReferenceAdapter:
             "encoder",
             lambda: modules.CodecEncode(codec),
             lambda: self._digest("codec"),
-            {"part": part},
+            config,
             inputs={"audio": {0: "batch", 1: "samples"}},
             outputs=("codes",),
             examples=lambda: (
