@@ -45,7 +45,9 @@ def trace(
     quiet = contextlib.redirect_stdout(io.StringIO())
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
-    with _lock, warnings.catch_warnings(), quiet, torch.no_grad():
+    # An export may be triggered from within an engine's request, whose modes must not reach the graph.
+    plain = torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False)
+    with _lock, warnings.catch_warnings(), quiet, plain[0], plain[1], plain[2]:
         warnings.simplefilter("ignore")
         exporter_log.setLevel(logging.ERROR)
         training = [part for part in module.modules() if part.training]  # the engine's own modules are among them
@@ -53,7 +55,7 @@ def trace(
         try:
             program = torch.onnx.export(
                 module,
-                tuple(examples),
+                tuple(example.clone() for example in examples),  # a request's tensors may be inference tensors
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(inputs),

@@ -1,0 +1,394 @@
+"""The adapter: what of a fish-speech engine is replaced, by what, and how that is proven."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import logging
+import queue
+import time
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ...audio import check_audio, write_wav
+from ...cache import ContentCache
+from ...errors import EngineError, InvalidOption, UnsupportedEngine
+from ...export import Component
+from ...proof import Trace
+from ...sampling import Sampler
+from ...session import Session, SessionOptions
+from ...speech import AudioChunk, SamplingParams, SpeechRequest
+from ..base import Call, Part, tensors_digest
+from ..dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model
+from . import codec as codec_graphs
+from . import language_model as lm
+from . import structure, weights
+from .layouts import SUPPORTED, installed
+from .reach import reach
+from .routed import Routed, chunks_of, tts_request
+from .weights import Held, computing
+
+__all__ = ["FishSpeechAdapter"]
+
+logger = logging.getLogger(__name__)
+
+PROOF_TEXT = "The quick brown fox jumps over the lazy dog."
+PROOF_FRAMES = 64
+PROBE_FRAMES = 8
+CODEC_LENGTHS = (5, 13, 29)  # frames; the tracer sees the first only
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_WEIGHT_FILES = ("model.pth", "model*.safetensors", "model.safetensors.index.json", "config.json")
+
+
+class FishSpeechAdapter:
+    """Parts: `encoder`, `text2semantic` and `decoder` of a `TTSInferenceEngine`, or of a checkpoint folder."""
+
+    name = "fish-speech"
+
+    def __init__(self, engine: Any) -> None:
+        """Find the language model of a running engine. Raises UnsupportedEngine for versions that are not supported."""
+        self.layout, self.module = installed()
+        _check_engine(engine, self.layout.codec_call)
+        reached = reach(engine)
+        device = next(reached.model.parameters()).device
+        if device.type != "cpu":
+            raise UnsupportedEngine(
+                f"the engine runs on {device}, where this package makes nothing faster: use it as it is"
+            )
+        self._folder = None if reached.checkpoint_path is None else Path(reached.checkpoint_path)
+        codec = engine.decoder_model
+        self._setup(
+            engine,
+            Held(reached.model, None, None),
+            Held(codec, None, None),
+            lambda: tensors_digest(lm.state(self.model.get())),
+            lambda: tensors_digest((n, t) for n, t in self.codec.get().state_dict().items() if t.dtype != torch.bool),
+        )
+        self._live = True
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "cpu",
+        dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+        decoder_config_name: str = "modded_dac_vq",
+        decoder_checkpoint: str | Path | None = None,
+        cache: ContentCache | None = None,
+    ) -> FishSpeechAdapter:
+        """Open a checkpoint folder. Its weights are read when something is exported, and when PyTorch has to help out.
+
+        dtype: what PyTorch computes in. decoder_config_name: the codec's configuration in fish-speech's `configs`.
+        decoder_checkpoint: the codec's file (default: codec.pth in the folder). cache: where digests of the files are
+        kept. Raises EngineError, InvalidOption, UnsupportedEngine.
+        """
+        if device != "cpu":
+            raise InvalidOption(f"device must be 'cpu', not {device!r}: this package makes nothing faster elsewhere")
+        if dtype not in DTYPES:
+            raise InvalidOption(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        folder = Path(path)
+        codec_file = folder / "codec.pth" if decoder_checkpoint is None else Path(decoder_checkpoint)
+        if not (folder / "config.json").is_file() or not codec_file.is_file():
+            raise EngineError(
+                f"{folder} is not a fish-speech checkpoint: it needs config.json, weights and {codec_file}"
+            )
+        self = cls.__new__(cls)
+        self.layout, self.module = installed()
+        from fish_speech.inference_engine import TTSInferenceEngine
+
+        model = weights.language_model_shell(folder)
+        codec = weights.codec_shell(decoder_config_name, codec_file)
+        cache = cache or ContentCache()
+        engine = TTSInferenceEngine(
+            llama_queue=queue.Queue(), decoder_model=codec, precision=DTYPES[dtype], compile=False
+        )
+        self._folder = folder
+        self._setup(
+            engine,
+            Held(None, model, lambda: weights.load_language_model(folder, DTYPES[dtype])),
+            Held(None, codec, lambda: weights.load_codec(codec, codec_file)),
+            lambda: _files_digest(cache, [f for pattern in _WEIGHT_FILES for f in sorted(folder.glob(pattern))]),
+            lambda: _files_digest(cache, [codec_file]),
+            dtype=DTYPES[dtype],
+        )
+        self._live = False
+        return self
+
+    def _setup(
+        self,
+        engine: Any,
+        model: Held,
+        codec: Held,
+        model_identity: Callable[[], str],
+        codec_identity: Callable[[], str],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.engine, self.model, self.codec = engine, model, codec
+        self._dtype = dtype or next(model.shell.parameters()).dtype
+        self.sample_rate = int(codec.shell.sample_rate)
+        self.samples_per_frame = int(codec.shell.frame_length)
+        self.spec = lm.spec_of(model.shell, self.layout)
+        self._layout_of_tokens = lm.token_layout(self.spec)
+        self._identities = {"model": model_identity, "codec": codec_identity}
+        self._digests: dict[str, str] = {}
+        self._prompt: np.ndarray | None = None
+        self._bound: weakref.WeakSet[Routed] = weakref.WeakSet()
+
+    def parts(self) -> Sequence[Part]:
+        kind = next((name for name, dtype in DTYPES.items() if dtype == self._dtype), "fp32")
+        return (
+            Part(
+                "encoder",
+                "reference",
+                (self._codec_part("encoder"),),
+                torch=self._encode_in_torch,
+                load=self._load_encoder,
+                probe=lambda call: _seconds(call, self._noise(16)),
+            ),
+            Part(
+                LANGUAGE_MODEL,
+                LANGUAGE_MODEL,
+                language_model_components(
+                    self.spec,
+                    lambda name: lm.weight(self.model.get(), self.spec, name),
+                    lambda: self._identity("model"),
+                    self._trace,
+                    dtype=kind,
+                ),
+                torch=self._generate_in_torch,
+                load=self._load_language_model,
+                probe=self._probe_language_model,
+                generator=True,
+            ),
+            Part(
+                "decoder",
+                "decoder",
+                (self._codec_part("decoder"),),
+                torch=self._decode_in_torch,
+                load=self._load_decoder,
+                probe=lambda call: _seconds(call, self._codes(16)),
+                check=lambda audio: check_audio(audio, self.sample_rate),
+            ),
+        )
+
+    def bind(self, calls: Mapping[str, Call]) -> Routed:
+        routed = Routed(self, calls)
+        self._bound.add(routed)
+        return routed
+
+    def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
+        """Speech from the engine itself; if it has no weights any more, from its parts in PyTorch."""
+        if self._live:
+            wav = None
+            if request.reference is not None:
+                file = io.BytesIO()
+                write_wav(file, request.reference.audio, request.reference.sample_rate)
+                wav = file.getvalue()
+            yield from chunks_of(self.engine.inference(tts_request(request, wav)))
+            return
+        routed = Routed(self, {part.name: part.torch for part in self.parts()})
+        try:
+            yield from routed.stream(request)
+        finally:
+            routed.close()
+
+    def release(self) -> bool:
+        """Drop the PyTorch weights if they can be read again; says whether it did.
+
+        An engine that was handed over loses its language model's thread, and does not speak by itself any more.
+        """
+        if self._live:
+            reason = self._make_reloadable()
+            if reason is not None:
+                logger.warning("the PyTorch weights stay in memory: %s", reason)
+                return False
+        else:
+            self.model.release()
+            self.codec.release()
+        for routed in self._bound:
+            routed.drop_torch()
+        return True
+
+    def _make_reloadable(self) -> str | None:
+        """Take the weights from a running engine, after checking that its folder still has them; or say why not."""
+        folder, dtype = self._folder, self._dtype
+        if folder is None:
+            return "it is not known which folder the language model was read from"
+        path = folder / "codec.pth"
+        try:
+            if not weights.same(lm.state(self.model.get()), weights.stored_language_model(folder)):
+                return f"the language model is not the one in {folder}"
+            if not weights.same(self.codec.get().state_dict().items(), weights.codec_state(path)):
+                return f"the codec is not the one in {path}"
+        except (EngineError, OSError, RuntimeError) as error:
+            return f"they cannot be read again: {error}"
+        self._identity("model"), self._identity("codec")  # later there may be nothing to compute them from
+        self._live = False
+        self.engine.llama_queue.put(None)  # ends the thread that holds the model
+        self.engine = copy.copy(self.engine)
+        self.model.release(lambda: weights.load_language_model(folder, dtype))
+        self.codec.release(lambda: weights.load_codec(self.codec.shell, path))
+        self.engine.llama_queue, self.engine.decoder_model = queue.Queue(), self.codec.shell
+        return None
+
+    def _identity(self, module: str) -> str:
+        if module not in self._digests:
+            self._digests[module] = self._identities[module]()
+        return self._digests[module]
+
+    # Language model
+
+    def _generate_in_torch(
+        self, prompt: np.ndarray, params: SamplingParams, *, resume: Sequence[np.ndarray] = ()
+    ) -> Iterator[np.ndarray]:
+        return lm.generate(self.module, self.layout, self.model.get(), self.spec, prompt, params, resume)
+
+    def _load_language_model(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
+        decoder, rule, layout = load_language_model(paths, options), self.layout.rule, self._layout_of_tokens
+
+        def generate(
+            prompt: np.ndarray, params: SamplingParams, *, resume: Sequence[np.ndarray] = ()
+        ) -> Iterator[np.ndarray]:
+            assert params.max_new_tokens is not None
+            sampler = Sampler(rule, params, layout).resume(resume)
+            left = params.max_new_tokens - len(resume)
+            yield from decoder.generate(prompt, sampler, left, frames=resume, end_may_come_first=False)
+
+        return generate
+
+    def _proof_prompt(self) -> np.ndarray:
+        if self._prompt is None:
+            self._prompt = lm.prompt_of(self.module, self.model.shell, PROOF_TEXT)
+        return self._prompt
+
+    def _trace(self) -> Trace:
+        return lm.record(self.model.get(), self.spec, self._proof_prompt(), PROOF_FRAMES)
+
+    def _probe_language_model(self, call: Call) -> float:
+        params = SamplingParams(
+            temperature=0.7, top_p=0.7, repetition_penalty=1.1, top_k=30, seed=0, max_new_tokens=PROBE_FRAMES
+        )
+        frames = call(self._proof_prompt(), params)
+        next(frames)
+        start, count = time.perf_counter(), 0
+        for _ in frames:
+            count += 1
+        return (time.perf_counter() - start) / max(count, 1)
+
+    # Codec
+
+    def _encode_in_torch(self, audio: np.ndarray) -> np.ndarray:
+        samples = torch.from_numpy(np.ascontiguousarray(audio, np.float32))[None, None]
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+            codes = self.codec.get().encode(samples, torch.tensor([samples.shape[-1]]))[0][0]
+        return np.asarray(codes.numpy())
+
+    def _decode_in_torch(self, codes: np.ndarray) -> np.ndarray:
+        engine = copy.copy(self.engine)
+        engine.decoder_model = self.codec.get()
+        copied = torch.from_numpy(np.array(codes, np.int64))  # newer versions clamp their argument in place
+        with torch.inference_mode():
+            return np.asarray(engine.get_audio_segment(types.SimpleNamespace(codes=copied)))
+
+    def _load_encoder(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
+        session = Session(paths["encoder"] / "encoder.onnx", replace(options, arena=False))  # lengths vary a lot
+        size = self.samples_per_frame
+
+        def encode(audio: np.ndarray) -> np.ndarray:
+            padded = np.zeros((1, -(-len(audio) // size), size), np.float32)
+            padded.reshape(-1)[: len(audio)] = audio
+            return np.asarray(session.run({"audio": padded})[0][0])
+
+        return encode
+
+    def _load_decoder(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
+        session = Session(paths["decoder"] / "decoder.onnx", replace(options, arena=False))
+        return lambda codes: np.asarray(session.run({"codes": np.ascontiguousarray(codes, np.int64)[None]})[0][0])
+
+    def _codec_part(self, part: Literal["encoder", "decoder"]) -> Component:
+        decoder = part == "decoder"
+        make: Any = codec_graphs.Decode if decoder else codec_graphs.Encode
+
+        def module() -> torch.nn.Module:
+            with computing():
+                return make(self.codec.get())
+
+        described = hashlib.sha256(structure.describe(self.codec.shell).encode()).hexdigest()
+        return codec_component(
+            part,
+            module,
+            lambda: self._identity("codec"),
+            {"part": part, "structure": described},
+            inputs={"codes": {0: "batch", 2: "frames"}} if decoder else {"audio": {0: "batch", 1: "frames"}},
+            outputs=("audio",) if decoder else ("codes",),
+            examples=lambda: self._examples(part),
+            codes_equal=None if decoder else 0.99,
+            sources=(str(codec_graphs.__file__), str(structure.__file__)),
+        )
+
+    def _examples(self, part: str) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
+        """Inputs, and the engine's own answers in float32. Two rows are traced, so that no axis has length 1."""
+        codec, method = self.codec.get(), self.layout.codec_call
+        for rows, frames in zip((2, 1, 1), CODEC_LENGTHS, strict=True):
+            with computing():
+                if part == "encoder":
+                    audio = np.stack([self._noise(frames, seed) for seed in range(rows)])
+                    answer = codec.encode(torch.from_numpy(audio)[:, None])[0].numpy()
+                    yield (audio.reshape(rows, frames, -1),), answer
+                    continue
+                codes = np.stack([self._codes(frames, seed) for seed in range(rows)])
+                lengths = {"feature_lengths": torch.tensor([frames] * rows)} if method == "decode" else {}
+                answer = getattr(codec, method)(indices=torch.from_numpy(codes.copy()), **lengths)
+                audio = (answer[0] if method == "decode" else answer)[:, 0].numpy()
+            yield (codes,), audio
+
+    def _codes(self, frames: int, seed: int = 0) -> np.ndarray:
+        """Seeded codes [C, frames] within each codebook."""
+        quantizer = self.codec.shell.quantizer
+        sizes = [quantizer.semantic_quantizer.codebook_size] + [quantizer.quantizer.codebook_size] * (
+            self.spec.codebooks - 1
+        )
+        return np.random.default_rng([frames, seed]).integers(0, np.array(sizes)[:, None], (len(sizes), frames))
+
+    def _noise(self, frames: int, seed: int = 0) -> np.ndarray:
+        """Seeded noise under a tone, float32 [n], whole frames."""
+        n = frames * self.samples_per_frame
+        noise = np.random.default_rng([n, seed]).standard_normal(n) * 0.05
+        return (0.3 * np.sin(2 * np.pi * 220 * np.arange(n) / self.sample_rate) + noise).astype(np.float32)
+
+
+def _check_engine(engine: Any, codec_call: str) -> None:
+    codec = getattr(engine, "decoder_model", None)
+    kind = type(codec).__name__
+    if "Firefly" in kind:
+        raise UnsupportedEngine(f"fish-speech 1.4 and 1.5 (codec {kind}) are not supported: {SUPPORTED}")
+    parts = ("encoder", "quantizer", "decoder", "sample_rate", "frame_length", codec_call)
+    missing = [f"decoder_model.{name}" for name in parts if not hasattr(codec, name)]
+    missing += [n for n in ("llama_queue", "ref_by_hash", "send_Llama_request") if not hasattr(engine, n)]
+    if missing:
+        raise UnsupportedEngine(f"this {type(engine).__name__} lacks {', '.join(missing)}: {SUPPORTED}")
+
+
+def _files_digest(cache: ContentCache, files: Sequence[Path]) -> str:
+    """sha256 over the names and contents of files; each is read once per change."""
+    try:
+        lines = [f"{file.name} {cache.file_digest(file)}" for file in files]
+    except OSError as error:
+        raise EngineError(f"a checkpoint file cannot be read: {error}") from error
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _seconds(call: Call, argument: np.ndarray) -> float:
+    call(argument)
+    start = time.perf_counter()
+    call(argument)
+    return time.perf_counter() - start

@@ -1,0 +1,275 @@
+"""The text2semantic model: its dimensions, its weights by the graphs' names, its trace, and its twin in PyTorch.
+
+Forward passes and sampling are fish-speech's own; they run on replicas of the model that share its weights and have a
+key-value cache of the size a request needs. Attention spans the whole cache there, so that a replica is an order of
+magnitude faster than the engine's own 8192 slots, and the user's model is never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ...errors import UnsupportedEngine
+from ...graph.dual_ar import DualARSpec, TransformerSpec
+from ...proof import Trace
+from ...sampling import TokenLayout
+from ...speech import SamplingParams
+from .layouts import Layout, with_globals
+from .structure import replica, shared
+
+__all__ = ["generate", "prompt_of", "record", "spec_of", "state", "token_layout", "weight", "with_cache"]
+
+_BLOCK_WEIGHTS = {
+    "qkv": "attention.wqkv",
+    "out": "attention.wo",
+    "q_norm": "attention.q_norm",
+    "k_norm": "attention.k_norm",
+    "gate": "feed_forward.w1",
+    "up": "feed_forward.w3",
+    "down": "feed_forward.w2",
+    "attention_norm": "attention_norm",
+    "ffn_norm": "ffn_norm",
+}
+"""Name in the graphs -> name in a block of the model."""
+
+
+def spec_of(model: Any, layout: Layout) -> DualARSpec:
+    """The model's dimensions. Raises UnsupportedEngine for models which are not what the graphs compute."""
+    config = model.config
+    if type(model).__name__ != "DualARTransformer" or getattr(config, "is_reward_model", False):
+        raise UnsupportedEngine(f"a {type(model).__name__} is not a text-to-speech model that can be accelerated")
+    odd = {type(m).__name__ for m in _linears(model) if type(m) is not nn.Linear}
+    if odd:
+        raise UnsupportedEngine(
+            f"the language model is quantized or adapted already ({', '.join(sorted(odd))}): "
+            "load the checkpoint it was made from, the export quantizes by itself"
+        )
+    slow = TransformerSpec(
+        dim=config.dim,
+        layers=config.n_layer,
+        heads=config.n_head,
+        kv_heads=config.n_local_heads,
+        head_dim=config.head_dim,
+        ffn=config.intermediate_size,
+        eps=config.norm_eps,
+        rope_base=float(config.rope_base),
+        positions=config.max_seq_len,
+        qk_norm=config.attention_qk_norm,
+        qkv_bias=config.attention_qkv_bias,
+        out_bias=config.attention_o_bias,
+        rope_bf16=True,
+    )
+    fast = TransformerSpec(
+        dim=config.fast_dim,
+        layers=config.n_fast_layer,
+        heads=config.fast_n_head,
+        kv_heads=config.fast_n_local_heads,
+        head_dim=config.fast_head_dim,
+        ffn=config.fast_intermediate_size,
+        eps=config.norm_eps,
+        rope_base=float(config.rope_base),
+        positions=config.num_codebooks,
+        qk_norm=config.fast_attention_qk_norm,
+        qkv_bias=config.fast_attention_qkv_bias,
+        out_bias=config.fast_attention_o_bias,
+        rope_bf16=True,
+    )
+    begin, end = layout.semantic_ids(model)
+    return DualARSpec(
+        slow=slow,
+        fast=fast,
+        codebooks=config.num_codebooks,
+        codebook_size=config.codebook_size,
+        semantic_begin=int(begin),
+        semantic_end=int(end),
+        end_id=int(model.tokenizer.get_token_id("<|im_end|>")),
+        fast_codes=min(config.codebook_size, layout.code_rows or config.codebook_size),
+        fast_input="post_norm" if getattr(config, "norm_fastlayer_input", False) else "pre_norm",
+        scale_codebook_embeddings=config.scale_codebook_embeddings,
+        fast_projection=config.fast_dim != config.dim,
+    )
+
+
+def token_layout(spec: DualARSpec) -> TokenLayout:
+    """Where the sampler finds speech in the vocabulary."""
+    return TokenLayout(
+        semantic_begin=spec.semantic_begin,
+        semantic_end=spec.semantic_end,
+        end_id=spec.end_id,
+        n_codebooks=spec.codebooks,
+    )
+
+
+def _linears(model: Any) -> Iterator[nn.Module]:
+    for block in (*model.layers, *model.fast_layers):
+        yield from (block.attention.wqkv, block.attention.wo)
+        yield from (block.feed_forward.w1, block.feed_forward.w2, block.feed_forward.w3)
+
+
+def weight(model: Any, spec: DualARSpec, name: str) -> np.ndarray:
+    """A weight by its name in the graphs, float32."""
+    return np.asarray(_tensor(model, spec, name).detach().float().contiguous().numpy())
+
+
+def _tensor(model: Any, spec: DualARSpec, name: str) -> torch.Tensor:
+    stack, _, rest = name.partition(".")
+    if name == "slow.head":
+        head = model.embeddings if model.config.tie_word_embeddings else model.output
+        return head.weight[torch.from_numpy(spec.rows)]
+    owner: Any
+    if stack not in ("slow", "fast"):  # a table, or the projection between the two stacks
+        owner = model.fast_project_in if stack == "fast_in" else getattr(model, stack)
+    elif rest in ("norm", "head"):
+        owner = {"slow.norm": "norm", "fast.norm": "fast_norm", "fast.head": "fast_output"}[name]
+        owner, rest = getattr(model, owner), ""
+    else:
+        index, _, rest = rest.partition(".")
+        kind, _, rest = rest.partition(".")
+        blocks = model.layers if stack == "slow" else model.fast_layers
+        owner = blocks[int(index)].get_submodule(_BLOCK_WEIGHTS[kind])
+    return owner.bias if rest == "bias" else owner.weight
+
+
+def state(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The model's weights by name, without its key-value caches."""
+    return ((n, t) for n, t in model.state_dict().items() if ".kv_cache." not in n)
+
+
+def with_cache(model: Any, positions: int) -> Any:
+    """A replica of the model with its own key-value cache for `positions`, sharing the weights."""
+    with torch.inference_mode(False):
+        # A placeholder, so that the engine's large cache is not copied; setup_caches puts a new one there.
+        replaced = [(m, nn.Identity()) for n, m in model.named_modules() if n.endswith("kv_cache")]
+        replaced += [(each, each) for each in (model.config, model.tokenizer)]
+        twin = replica(model, shared, replaced=replaced)
+        twin.max_seq_len = twin.max_batch_size = -1
+        dtype = next(twin.parameters()).dtype
+        with torch.device("cpu"):
+            twin.setup_caches(max_batch_size=1, max_seq_len=positions, dtype=dtype)
+            # Only as large as the cache: at 32,768 positions the engine's own mask has a gigabyte.
+            slots = max(twin.max_seq_len, model.config.num_codebooks)
+            twin.causal_mask = torch.tril(torch.ones(slots, slots, dtype=torch.bool))
+        twin._cache_setup_done = True
+    return twin
+
+
+class _Prompt(Exception):
+    """Carries the prompt out of generate_long."""
+
+
+def prompt_of(module: Any, model: Any, text: str) -> np.ndarray:
+    """The prompt that fish-speech makes of a plain text, int64 [1 + C, T]."""
+
+    def caught(*, prompt: torch.Tensor, **_: Any) -> None:
+        raise _Prompt(prompt.numpy().astype(np.int64))
+
+    changes: dict[str, Any] = {"generate": caught}
+    if "Conversation" in module.generate_long.__globals__:  # prints each prompt it builds
+        base = module.generate_long.__globals__["Conversation"]
+        changes["Conversation"] = type(base.__name__, (base,), {"visualize": lambda *_, **__: None})
+    try:
+        for _ in with_globals(module.generate_long, changes)(
+            model=model, device="cpu", decode_one_token=None, text=text, prompt_text=[], prompt_tokens=[]
+        ):
+            pass
+    except _Prompt as prompt:
+        return np.asarray(prompt.args[0])
+    raise UnsupportedEngine("fish_speech's generate_long never called generate: this version is not supported")
+
+
+def record(model: Any, spec: DualARSpec, prompt: np.ndarray, count: int) -> Trace:
+    """Greedy frames, and the logits at each, by the model's own forward passes."""
+    length = prompt.shape[1]
+    count = min(count, spec.slow.positions - length)
+    rows, codes, main, frames = torch.from_numpy(spec.rows), [], [], []
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+        twin = with_cache(model, length + count)
+        x, position = torch.from_numpy(prompt)[None], torch.arange(length)
+        for _ in range(count):
+            answer = twin.forward_generate(x, position)
+            logits = answer.logits[0, -1, rows].float()
+            main.append(logits.numpy())
+            first = int(logits[:-1].argmax())  # the end would end the trace: the best code goes on
+            frame = [spec.semantic_begin + first, first]
+            twin.forward_generate_fast(answer.hidden_states, torch.tensor([0]))
+            for codebook in range(1, spec.codebooks):
+                hidden = twin.fast_embeddings(torch.tensor([frame[-1]]))
+                fast = twin.forward_generate_fast(hidden, torch.tensor([codebook]))[0, -1, : spec.fast_codes].float()
+                codes.append(fast.numpy())
+                frame.append(int(fast.argmax()))
+            frames.append(np.array(frame, np.int64))
+            x, position = torch.tensor(frame)[None, :, None], position[-1:] + 1
+    return Trace(prompt, np.stack(frames), np.stack(main), np.stack(codes).reshape(count, spec.codebooks - 1, -1))
+
+
+def generate(
+    module: Any,
+    layout: Layout,
+    model: Any,
+    spec: DualARSpec,
+    prompt: np.ndarray,
+    params: SamplingParams,
+    resume: Sequence[np.ndarray] = (),
+) -> Iterator[np.ndarray]:
+    """Frames int64 [1 + C] by fish-speech's own decode_one_token_ar, the end token's frame included.
+
+    params: resolved; max_new_tokens bounds the frames, those of `resume` included. Random numbers depend on the seed
+    and on where the call resumes, not on anything that runs beside it.
+    """
+    limit = min(params.max_new_tokens or spec.slow.positions, spec.slow.positions - prompt.shape[1])
+    frames = np.array([*resume], np.int64).reshape(-1, prompt.shape[0])
+    count, looks_back, recent = len(frames), len(frames) > 0, frames[1:]  # the prefill looks back on nothing
+    if count >= limit:
+        return
+    twin = with_cache(model, prompt.shape[1] + limit)
+    draw = with_globals(module.sample, {"multinomial_sample_one_no_sync": _drawing(params, count)})
+    step = with_globals(module.decode_one_token_ar, {"sample": draw})
+    options = layout.sampling(twin, spec, params) | {"audio_masks": None, "audio_parts": None}
+    x = torch.from_numpy(np.concatenate([prompt, frames.T], axis=1).astype(np.int64))[None]
+    position = torch.arange(x.shape[2])
+    while True:
+        if looks_back:
+            options["previous_tokens"] = torch.from_numpy(layout.window(recent)).int()
+        kernel = sdpa_kernel(SDPBackend.MATH) if x.shape[2] == 1 else contextlib.nullcontext()
+        with torch.inference_mode(), kernel:
+            answer = step(model=twin, x=x, input_pos=position, **options)
+            frame = answer.numpy().astype(np.int64).reshape(-1)
+        count += 1
+        yield frame
+        if count == limit or (looks_back and frame[0] == spec.end_id):  # fish-speech ignores an end that comes first
+            return
+        if looks_back:
+            recent = np.concatenate([recent, frame[None]])[-layout.rule.window :]
+        looks_back = True
+        x, position = torch.from_numpy(frame)[None, :, None], position[-1:] + 1
+
+
+def _drawing(params: SamplingParams, start: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What stands for fish-speech's random draw: the same distribution, from a generator of our own.
+
+    Theirs divides by a bfloat16 that may be zero, and shares one random state with all requests.
+    """
+    if params.temperature == 0.0:
+        return lambda probabilities: probabilities.argmax(dim=-1, keepdim=True).int()
+    generator = torch.Generator()
+    if params.seed is None:
+        generator.seed()
+    else:
+        digest = hashlib.sha256(f"{params.seed} {start}".encode()).digest()
+        generator.manual_seed(int.from_bytes(digest[:7], "little"))
+
+    def draw(probabilities: torch.Tensor) -> torch.Tensor:
+        p = probabilities.float()
+        if params.top_k is not None and params.top_k < p.shape[-1]:
+            p = p.where(p >= p.topk(params.top_k).values[..., -1:], 0.0)
+        return (p / torch.empty_like(p).exponential_(1.0, generator=generator)).argmax(dim=-1, keepdim=True).int()
+
+    return draw
