@@ -1,0 +1,168 @@
+"""Block quantization against an independent implementation, and its layout against ONNX Runtime itself."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from accelerator.graph.graph import Graph
+from accelerator.graph.quantize import RECIPES, Recipe, dequantize_blocks, linear, quantize_blocks
+from accelerator.session import Session
+
+CASES = [(4, 32), (4, 16), (4, 128), (8, 32), (8, 128)]
+SHAPES = [(1, 32), (5, 64), (3, 96), (7, 40), (4, 33), (2, 1), (6, 300)]  # odd block counts; K no multiple of a block
+
+
+def by_hand(row: np.ndarray, bits: int, symmetric: bool) -> tuple[list[int], float, int]:
+    """One block, in plain Python: (levels, scale, zero point)."""
+    values = [float(v) for v in row]
+    top = 2**bits - 1
+    if symmetric:
+        extreme = max(values, key=abs)
+        scale, zero = extreme / -(2 ** (bits - 1)), 2 ** (bits - 1)
+    else:
+        high, low = max(*values, 0.0), min(*values, 0.0)
+        scale = (high - low) / top
+        zero = round(-low / scale) if scale else 0
+    if not scale:
+        return [zero] * len(values), 0.0, zero
+    return [min(max(math.floor(v / scale + zero + 0.5), 0), top) for v in values], scale, zero
+
+
+def unpack(packed: np.ndarray, bits: int) -> list[int]:
+    return [v for byte in packed.tolist() for v in ([byte & 15, byte >> 4] if bits == 4 else [byte])]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "block"), CASES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_block_as_done_by_hand(shape: tuple[int, int], bits: int, block: int, symmetric: bool) -> None:
+    weight = np.random.default_rng(shape[1]).standard_normal(shape).astype(np.float32)
+    blocks = -(-shape[1] // block)
+    packed, scales, points = quantize_blocks(weight, bits, block, symmetric=symmetric)
+    assert packed.shape == (shape[0], blocks, block * bits // 8)
+    assert packed.dtype == np.uint8
+    assert (scales.shape, scales.dtype) == ((shape[0], blocks), np.float32)
+    assert (points is None) is symmetric
+    if points is not None:
+        assert points.shape == (shape[0], -(-blocks * bits // 8))
+        assert points.dtype == np.uint8
+    padded = np.pad(weight, ((0, 0), (0, blocks * block - shape[1])))
+    for row in range(shape[0]):
+        for at in range(blocks):
+            levels, scale, zero = by_hand(padded[row, at * block : (at + 1) * block], bits, symmetric)
+            assert scales[row, at] == pytest.approx(scale, rel=1e-6)
+            stored = unpack(packed[row, at], bits)
+            assert all(abs(a - b) <= 1 for a, b in zip(stored, levels, strict=True)), "float32 may round a tie"
+            assert sum(a != b for a, b in zip(stored, levels, strict=True)) <= 1
+            if points is not None:
+                assert unpack(points[row], bits)[at] == zero
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "block"), CASES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_round_trip_errs_by_half_a_level(shape: tuple[int, int], bits: int, block: int, symmetric: bool) -> None:
+    weight = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    packed, scales, points = quantize_blocks(weight, bits, block, symmetric=symmetric)
+    again = dequantize_blocks(packed, scales, points, bits, shape[1])
+    assert again.shape == weight.shape
+    assert again.dtype == np.float32
+    step = np.repeat(np.abs(scales), block, axis=1)[:, : shape[1]]
+    error = np.abs(again - weight)
+    if symmetric:  # one end of the levels is one short: what lies there is clipped, by a level at most
+        clipped = np.abs(weight) >= (2 ** (bits - 1) - 0.5) * step
+        assert (error <= step * 1.001).all()
+        assert (error[~clipped] <= 0.501 * step[~clipped]).all()
+        extreme = np.abs(weight).argmax(axis=1)
+        rows = np.arange(shape[0])
+        np.testing.assert_allclose(again[rows, extreme], weight[rows, extreme], rtol=1e-6)
+    else:  # the zero point is rounded too
+        assert (error <= 1.001 * step).all()
+        assert error.mean() < 0.4 * step.mean()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_blocks_without_a_range(bits: int, symmetric: bool) -> None:
+    weight = np.zeros((6, 64), np.float32)
+    weight[1, :32] = 0.7  # constant, the other block zero
+    weight[2] = -0.7
+    weight[3, 5] = 1e-30
+    weight[4] = 1e-40  # denormal: the inverse of its scale is infinite
+    weight[5, 3] = -3e38
+    packed, scales, points = quantize_blocks(weight, bits, 32, symmetric=symmetric)
+    again = dequantize_blocks(packed, scales, points, bits, 64)
+    assert np.isfinite(scales).all()
+    np.testing.assert_allclose(again, weight, rtol=2e-3, atol=1e-37)
+    assert not again[0].any()
+    assert not again[4].any()
+
+
+def test_only_four_and_eight_bits() -> None:
+    with pytest.raises(ValueError, match="bits must be 4 or 8, not 2"):
+        quantize_blocks(np.zeros((2, 32), np.float32), 2, 32)
+
+
+def test_the_weight_itself_is_left_alone() -> None:
+    weight = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    before = weight.copy()
+    quantize_blocks(weight, 4, 32)
+    quantize_blocks(weight, 8, 32, symmetric=False)
+    np.testing.assert_array_equal(weight, before)
+
+
+def run(
+    directory: Path, recipe: Recipe, weight: np.ndarray, x: np.ndarray, bias: np.ndarray | None, exact: bool
+) -> np.ndarray:
+    with Graph(directory, "linear") as graph:
+        value = graph.input("x", np.float32, [*["d"] * (x.ndim - 1), weight.shape[1]])
+        y = linear(graph, recipe, value, "w", weight, bias)
+        if exact:  # accuracy level 0 computes in float32
+            for node in graph._nodes:
+                for attribute in node.attribute:
+                    if attribute.name == "accuracy_level":
+                        attribute.i = 0
+        graph.output(y, "y", np.float32, [*["d"] * (x.ndim - 1), weight.shape[0]])
+    return Session(directory / "linear.onnx").run({"x": x})[0]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "block"), CASES)
+def test_onnx_runtime_reads_the_layout_as_we_do(
+    tmp_path: Path, bits: int, block: int, symmetric: bool, bias: bool
+) -> None:
+    rng = np.random.default_rng(bits * block)
+    for rows, columns in ((8, 256), (5, 96), (16, 160), (7, 40), (3, 33)):
+        weight = rng.standard_normal((rows, columns)).astype(np.float32)
+        weight[0, :block] = 0
+        x = rng.standard_normal((4, columns)).astype(np.float32)
+        b = rng.standard_normal(rows).astype(np.float32) if bias else None
+        recipe = Recipe(bits=bits, block=block, symmetric=symmetric)
+        expected = x @ dequantize_blocks(*quantize_blocks(weight, bits, block, symmetric=symmetric), bits, columns).T
+        expected = expected + b if b is not None else expected
+        np.testing.assert_allclose(run(tmp_path, recipe, weight, x, b, True), expected, atol=1e-3, err_msg=f"{columns}")
+        fast = run(tmp_path, recipe, weight, x, b, False)  # activations in int8
+        assert np.linalg.norm(fast - expected) < 0.02 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_float32_is_exact(tmp_path: Path, bias: bool) -> None:
+    rng = np.random.default_rng(0)
+    weight, x = rng.standard_normal((6, 33)).astype(np.float32), rng.standard_normal((2, 3, 33)).astype(np.float32)
+    b = rng.standard_normal(6).astype(np.float32) if bias else None
+    expected = x @ weight.T + (0 if b is None else b)
+    np.testing.assert_allclose(run(tmp_path, Recipe(), weight, x, b, False), expected, atol=1e-5)
+
+
+def test_recipes_keep_the_head_at_least_as_wide() -> None:
+    assert RECIPES["fp32"] == Recipe(bits=32, head_bits=32)
+    for name, recipe in RECIPES.items():
+        head = recipe.head()
+        assert head.bits >= recipe.bits, name
+        assert head.head() == head
+    assert RECIPES["int4"].head().bits == 8
