@@ -292,7 +292,7 @@ class TestExport:
         assert "hit" in result.stdout
         assert "built" not in result.stdout
         assert "max_error" in result.stdout
-        assert "pytorch" in result.stdout
+        assert "PyTorch: " in result.stdout
         assert "random" in result.stderr
 
     def test_a_part_that_cannot_be_exported_is_1(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import types
 import wave
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 
 from accelerator import reference
 from accelerator.cli import app
+from accelerator.cli import demo as cli_demo
+from accelerator.cli.console import Output
 from accelerator.demo import FRAMES, UNTRAINED, DemoOptions, open_voice, run
 from accelerator.errors import EngineError, InvalidOption, InvalidText
 
@@ -65,6 +68,14 @@ def test_rows_compare_pytorch_with_each_precision(shown: tuple[dict, Path]):
         assert row["frames_per_s"] > 0
         assert row["ttfa_s"] > 0
         assert row["audio_s"] == pytest.approx(FRAMES * 256 / 16_000)
+
+
+def test_pytorch_gets_its_best_setting(shown: tuple[dict, Path]):
+    import torch
+
+    threads = torch.get_num_threads()
+    assert shown[0]["torch_threads"] in {1, threads}
+    assert shown[0]["others_cpus"] is None or shown[0]["others_cpus"] >= 0
 
 
 def test_writes_what_it_says(shown: tuple[dict, Path]):
@@ -154,3 +165,33 @@ def test_options_are_checked():
         DemoOptions(rounds=0)
     with pytest.raises(InvalidText):
         run(DemoOptions(text="?"), report=lambda line: None)
+
+
+class TestPlay:
+    @pytest.fixture
+    def played(self, monkeypatch: pytest.MonkeyPatch) -> list:
+        played: list = []
+
+        def play(command: list[str], check: bool) -> types.SimpleNamespace:
+            played.append(command)
+            return types.SimpleNamespace(returncode=1 if "bad" in command[-1] else 0)
+
+        monkeypatch.setattr(cli_demo.subprocess, "run", play)
+        monkeypatch.setattr(cli_demo.sys, "platform", "linux")
+        return played
+
+    def test_with_the_first_player_there_is(self, played: list, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(cli_demo.shutil, "which", lambda name: name if name in ("aplay", "ffplay") else None)
+        cli_demo._play(Output(), Path("a.wav"))
+        assert played == [["aplay", "-q", "a.wav"]]
+
+    def test_says_when_it_cannot(
+        self, played: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ):
+        monkeypatch.setattr(cli_demo.shutil, "which", lambda name: name)
+        cli_demo._play(Output(), Path("bad.wav"))
+        monkeypatch.setattr(cli_demo.shutil, "which", lambda name: None)
+        cli_demo._play(Output(), Path("a.wav"))
+        said = capsys.readouterr().err
+        assert "afplay could not play bad.wav" in said
+        assert "No player was found" in said

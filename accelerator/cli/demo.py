@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["demo"]
 
+_BUSY = 0.2  # CPUs that others used during the rounds
 _PLAYERS = (
     ("afplay",),
     ("paplay",),
@@ -81,9 +82,12 @@ def _show(out: Output, result: DemoResult, output: Path) -> None:
     )
     out.line(
         "rtf: seconds of work for a second of speech, below 1 is faster than real time. "
+        f"PyTorch has its best number of threads, {figures['torch_threads']}. "
         f"Peak memory of all arms together: {formats.size(figures['peak_rss_bytes'])}."
     )
     out.line(f"Wrote {output}: {len(result.audio) / result.sample_rate:.2f} s at {result.sample_rate:,} Hz.")
+    if (others := figures["others_cpus"]) is not None and others > _BUSY:
+        out.line(f"Something else kept {others:.1f} CPUs busy meanwhile: the machine can do better than this table.")
     if not figures["voice"]["trained"]:
         out.line(f"Note: {figures['voice']['note']}")
 
