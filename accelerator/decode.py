@@ -45,11 +45,12 @@ class Transformer:
     ) -> None:
         """`outputs`: name -> width of the graph's outputs [B, width]."""
         self._session, self._spec, self._batch = session, spec, batch
-        self._needs_last = "last" in session.inputs
-        self.cache = KVCache(spec.layers, batch, spec.kv_heads, spec.head_dim, min(capacity, spec.positions))
+        dtype = session.inputs["past_key.0"][0] or np.float32
+        self.cache = KVCache(spec.layers, batch, spec.kv_heads, spec.head_dim, min(capacity, spec.positions), dtype)
         self.outputs = {name: np.zeros((batch, width), np.float32) for name, width in outputs.items()}
         self._seqlens = np.zeros(batch, np.int32)
         self._total = np.zeros((), np.int32)
+        self._first = np.zeros((), np.bool_)  # the cache is empty
         self._bound: dict[int, tuple[np.ndarray, Binding]] = {}
         self.length = 0  # positions in the cache
 
@@ -69,6 +70,7 @@ class Transformer:
         _, binding = self._binding(length)
         self._seqlens.fill(total - 1)
         self._total.fill(total)
+        self._first.fill(self.length == 0)
         binding.run()
         self.length = total
         if length > 2:
@@ -88,10 +90,16 @@ class Transformer:
         return self._bound[length]
 
     def _bind(self, length: int, x: np.ndarray) -> Binding:
-        inputs = {"x": x, "seqlens_k": self._seqlens, "total_sequence_length": self._total, **self.cache.inputs()}
-        if self._needs_last:
-            inputs["last"] = np.full((self._batch, 1), length - 1, np.int64)
-        return self._session.bind(inputs, {**self.outputs, **self.cache.outputs()})
+        inputs = {
+            "x": x,
+            "seqlens_k": self._seqlens,
+            "total_sequence_length": self._total,
+            "last": np.full((self._batch, 1), length - 1, np.int64),
+            "first": self._first,
+            **self.cache.inputs(),
+        }
+        wanted = {name: array for name, array in inputs.items() if name in self._session.inputs}
+        return self._session.bind(wanted, {**self.outputs, **self.cache.outputs()})
 
 
 class Embeddings:
@@ -109,8 +117,9 @@ class Embeddings:
     def frames(self, tokens: np.ndarray) -> np.ndarray:
         """[1 + C, T] main tokens and codes -> [T, D]: codes count at semantic positions only."""
         main = tokens[0]
-        if main.size and (main.min() < 0 or main.max() >= self._tokens.shape[0]):
-            raise GenerationError(f"token {main.max()} is outside the vocabulary of {self._tokens.shape[0]}")
+        outside = (main < 0) | (main >= self._tokens.shape[0])
+        if outside.any():
+            raise GenerationError(f"token {main[outside][0]} is outside the vocabulary of {self._tokens.shape[0]}")
         x = self._tokens[main]
         semantic = (main >= self._spec.semantic_begin) & (main <= self._spec.semantic_end)
         if semantic.any():
@@ -157,6 +166,8 @@ class DualARDecoder:
         codes zero, so that the caller can tell an end from a limit.
         Raises GenerationError when the model's positions are exceeded, BadOutput for non-finite logits.
         """
+        if max_frames < 1:
+            return
         spec, times = self.spec, times or StepTimes()
         prompt = np.concatenate([prompt, *(f[:, None] for f in frames)], axis=1) if len(frames) else prompt
         first = not len(frames)

@@ -34,7 +34,7 @@ class Table:
     def __init__(self, path: Path) -> None:
         try:
             self._rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise CorruptEntry(f"{path} is not an embedding table: {error}") from error
         if self._rows.ndim != 2 or self._rows.dtype not in (np.dtype(np.uint16), np.dtype(np.float32)):
             raise CorruptEntry(f"{path} is not an embedding table: {self._rows.dtype} {self._rows.shape}")

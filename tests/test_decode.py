@@ -1,0 +1,273 @@
+"""The decode loop against PyTorch's, and what it does at its limits."""
+
+from __future__ import annotations
+
+import threading
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from accelerator import decode
+from accelerator.decode import DualARDecoder, Embeddings, StepTimes
+from accelerator.engines.dual_ar import _WeightEmbeddings
+from accelerator.engines.reference import ReferenceAdapter
+from accelerator.errors import BadOutput, GenerationError
+from accelerator.graph.dual_ar import DualARSpec, build_fast, build_slow
+from accelerator.graph.quantize import RECIPES
+from accelerator.sampling import Sampler
+from accelerator.session import Session
+from accelerator.speech import SamplingParams
+from accelerator.tables import write_table
+
+TEXT = "The decode loop."
+GREEDY = {"temperature": 0, "repetition_penalty": 1.0}
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny: Any) -> ReferenceAdapter:
+    return ReferenceAdapter(tiny)
+
+
+@pytest.fixture(scope="module")
+def built(adapter: ReferenceAdapter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("graphs")
+    build_slow(directory, adapter._spec, adapter._weights, RECIPES["fp32"])
+    build_fast(directory, adapter._spec, adapter._weights, RECIPES["fp32"])
+    for name in ("embeddings", "codebook_embeddings", "fast_embeddings"):
+        write_table(directory / f"{name}.npy", adapter._weights(name))
+    return directory
+
+
+def decoder_of(built: Path, spec: DualARSpec) -> DualARDecoder:
+    return DualARDecoder(spec, Session(built / "slow.onnx"), Session(built / "fast.onnx"), Embeddings(built, spec))
+
+
+@pytest.fixture(scope="module")
+def decoder(built: Path, adapter: ReferenceAdapter) -> DualARDecoder:
+    return decoder_of(built, adapter._spec)
+
+
+def sampler(adapter: ReferenceAdapter, **params: Any) -> Sampler:
+    return adapter.sampler(SamplingParams(**{"top_p": 0.8, "top_k": 30, "repetition_penalty": 1.0, **params}))
+
+
+def generate(
+    decoder: DualARDecoder, adapter: ReferenceAdapter, prompt: np.ndarray, count: int, **how: Any
+) -> np.ndarray:
+    frames = how.pop("frames", ())
+    sampling = sampler(adapter, **{"temperature": 0, **how}).resume(frames)
+    return np.stack(list(decoder.generate(prompt, sampling, count, frames=frames)))
+
+
+def of_pytorch(engine: Any, prompt: np.ndarray, count: int) -> np.ndarray:
+    return np.stack(list(engine.generate(prompt, max_new_tokens=count, **GREEDY)))
+
+
+def test_greedy_frames_are_pytorchs_token_for_token(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
+    for text in (TEXT, "a", "Ünïcödé 你好"):
+        prompt = tiny.encode_text(text)
+        np.testing.assert_array_equal(generate(decoder, adapter, prompt, 96), of_pytorch(tiny, prompt, 96))
+    codes = np.random.default_rng(0).integers(0, 32, (4, 30))
+    prompt = tiny.encode_text("With a voice.", codes, "says this")
+    np.testing.assert_array_equal(generate(decoder, adapter, prompt, 64), of_pytorch(tiny, prompt, 64))
+
+
+@pytest.mark.parametrize("block", [1, 3, 16])
+def test_a_growing_cache_changes_nothing(
+    decoder: DualARDecoder, adapter: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    prompt = tiny.encode_text(TEXT)
+    expected = generate(decoder, adapter, prompt, 70)
+    grown = []
+    grow = decode.Transformer.grow
+
+    def spy(self: Any, total: int) -> None:
+        grow(self, total)
+        grown.append(self.cache.capacity)
+
+    monkeypatch.setattr(decode, "BLOCK", block)
+    monkeypatch.setattr(decode.Transformer, "grow", spy)
+    np.testing.assert_array_equal(generate(decoder, adapter, prompt, 70), expected)
+    assert len(grown) >= 2
+    assert grown == sorted(set(grown))
+    assert all(capacity % block == 0 for capacity in grown)
+    assert grown[-1] < 2 * (70 + prompt.shape[1]) + block
+
+
+def test_the_models_last_position_is_used_and_the_next_is_an_error(built: Path, adapter: Any, tiny: Any) -> None:
+    from dataclasses import replace
+
+    prompt = tiny.encode_text(TEXT)
+    room = 10
+    spec = adapter._spec
+    spec = replace(spec, slow=replace(spec.slow, positions=prompt.shape[1] + room))
+    short = decoder_of(built, spec)
+    expected = of_pytorch(tiny, prompt, room + 1)
+    np.testing.assert_array_equal(
+        generate(short, adapter, prompt, room + 1), expected
+    )  # the last frame is not fed back
+    frames = short.generate(prompt, sampler(adapter, temperature=0), room + 2)
+    for row in expected:
+        np.testing.assert_array_equal(next(frames), row)
+    with pytest.raises(GenerationError, match=f"needs {prompt.shape[1] + room + 1} positions"):
+        next(frames)
+    with pytest.raises(GenerationError, match="shorten text or reference"):
+        next(short.generate(np.repeat(prompt, 3, axis=1), sampler(adapter, temperature=0), 1))
+    np.testing.assert_array_equal(generate(short, adapter, prompt, 3), expected[:3])  # and it still works
+
+
+@pytest.mark.parametrize("temperature", [0, 0.9])
+@pytest.mark.parametrize("at", [1, 7, 19])
+def test_resuming_is_continuing(decoder: DualARDecoder, adapter: Any, tiny: Any, at: int, temperature: float) -> None:
+    prompt = tiny.encode_text(TEXT)
+    whole = generate(decoder, adapter, prompt, 20, temperature=temperature, seed=3)
+    rest = generate(decoder, adapter, prompt, 20 - at, temperature=temperature, seed=3, frames=list(whole[:at]))
+    np.testing.assert_array_equal(rest, whole[at:])
+
+
+def test_same_seed_same_frames(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
+    prompt = tiny.encode_text(TEXT)
+    a, b, c = (generate(decoder, adapter, prompt, 12, temperature=1.0, seed=s) for s in (1, 1, 2))
+    np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_threads_at_once_equal_serial_twins(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
+    prompts = [tiny.encode_text(f"{'word ' * n}end") for n in range(6)]
+    serial = [generate(decoder, adapter, p, 30, temperature=0.8, seed=n) for n, p in enumerate(prompts)]
+    answers: dict[int, np.ndarray] = {}
+    gate = threading.Barrier(6)
+
+    def work(n: int) -> None:
+        gate.wait()
+        answers[n] = generate(decoder, adapter, prompts[n], 30, temperature=0.8, seed=n)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for n, expected in enumerate(serial):
+        np.testing.assert_array_equal(answers[n], expected)
+
+
+def test_an_abandoned_generator_gives_its_buffers_back(built: Path, adapter: Any, tiny: Any) -> None:
+    decoder, prompt = decoder_of(built, adapter._spec), tiny.encode_text(TEXT)
+    expected = generate(decoder, adapter, prompt, 5)
+    for _ in range(3):
+        frames = decoder.generate(prompt, sampler(adapter, temperature=0), 50)
+        next(frames)
+        frames.close()
+    assert len(decoder._idle) == 1
+    np.testing.assert_array_equal(generate(decoder, adapter, prompt, 5), expected)
+
+
+def test_a_step_allocates_nothing_that_stays(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
+    frames = decoder.generate(tiny.encode_text(TEXT), sampler(adapter, temperature=0.7, seed=0), 200)
+    for _ in range(40):
+        next(frames)
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            next(frames)
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(100):
+            next(frames)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 4096
+
+
+class Scripted:
+    """A sampler whose main tokens are given."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens, self.pushed = iter(tokens), []
+
+    def main(self, logits: np.ndarray) -> int:
+        return next(self.tokens)
+
+    def code(self, codebook: int, logits: np.ndarray) -> int:
+        return codebook
+
+    def push(self, frame: np.ndarray) -> None:
+        self.pushed.append(frame.copy())
+
+
+def test_the_end_token_ends(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
+    begin, end = adapter._spec.semantic_begin, adapter._spec.end_id
+    script = Scripted([begin + 5, begin + 9, end, begin])
+    frames = list(decoder.generate(tiny.encode_text(TEXT), script, 10))
+    assert [f.tolist() for f in frames] == [[begin + 5, 5, 1, 2, 3], [begin + 9, 9, 1, 2, 3], [end, 0, 0, 0, 0]]
+    assert len(script.pushed) == 2, "the end is no frame of speech"
+    frames = list(decoder.generate(tiny.encode_text(TEXT), Scripted([end]), 10))
+    assert [f[0] for f in frames] == [end]
+
+
+def test_some_engines_ignore_an_end_that_comes_first(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
+    begin, end = adapter._spec.semantic_begin, adapter._spec.end_id
+    prompt = tiny.encode_text(TEXT)
+    frames = list(decoder.generate(prompt, Scripted([end, begin + 1, end]), 10, end_may_come_first=False))
+    assert [f[0] for f in frames] == [end, begin + 1, end]
+    resumed = decoder.generate(prompt, Scripted([end]), 10, frames=frames[:2], end_may_come_first=False)
+    assert [f[0] for f in resumed] == [end], "behind earlier frames nothing comes first"
+
+
+def test_nothing_wanted_nothing_run(decoder: DualARDecoder, tiny: Any) -> None:
+    for count in (0, -3):
+        assert list(decoder.generate(tiny.encode_text(TEXT), Scripted([]), count)) == []
+
+
+@pytest.mark.parametrize("where", ["slow", "fast"])
+def test_logits_that_are_no_numbers_are_refused(
+    built: Path, adapter: Any, tiny: Any, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = decoder_of(built, adapter._spec)
+    step = decode.Transformer.step
+
+    def broken(self: Any, length: int) -> Any:
+        out = step(self, length)
+        if self._session is getattr(decoder, f"_{where}") and self.length > 20 * (where == "slow"):
+            out["logits"][0, 3] = np.nan
+        return out
+
+    monkeypatch.setattr(decode.Transformer, "step", broken)
+    for temperature in (0, 0.8):
+        with pytest.raises(BadOutput):
+            list(decoder.generate(tiny.encode_text(TEXT), sampler(adapter, temperature=temperature), 10))
+
+
+def test_a_token_outside_the_vocabulary_is_refused(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
+    prompt = tiny.encode_text(TEXT).copy()
+    for wrong in (336, -1):
+        prompt[0, 2] = wrong
+        with pytest.raises(GenerationError, match=f"token {wrong} is outside"):
+            next(decoder.generate(prompt, sampler(adapter, temperature=0), 3))
+
+
+def test_times_add_up(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
+    times = StepTimes()
+    list(decoder.generate(tiny.encode_text(TEXT), sampler(adapter, temperature=0), 9, times=times))
+    assert times.frames == 9
+    assert min(times.prefill, times.slow, times.fast, times.sampling, times.embed) > 0
+
+
+def test_embeddings_are_pytorchs(built: Path, adapter: Any, tiny: Any) -> None:
+    codes = np.random.default_rng(0).integers(0, 32, (4, 9))
+    prompt = tiny.encode_text("abc", codes, "de")
+    with torch.inference_mode():
+        expected = tiny.language_model.embed(torch.from_numpy(prompt)[None])[0].numpy()
+    for embeddings in (Embeddings(built, adapter._spec), _WeightEmbeddings(adapter._spec, adapter._weights)):
+        np.testing.assert_allclose(embeddings.frames(prompt), expected, atol=1e-6)
+        out = np.zeros(64, np.float32)
+        column = int(np.flatnonzero(prompt[0] >= 260)[3])
+        embeddings.frame(prompt[:, column], out)
+        np.testing.assert_allclose(out, expected[column], atol=1e-6)
+        embeddings.code(7, out)
+        np.testing.assert_array_equal(out, tiny.language_model.fast_embeddings.weight[7].numpy())
+    assert embeddings.frames(prompt[:, :0]).shape == (0, 64)
