@@ -36,6 +36,7 @@ _DTYPES = {
     "tensor(bool)": np.bool_,
     "tensor(float16)": np.float16,
     "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
 }
 
 
@@ -162,13 +163,14 @@ class Binding:
 
 
 class KVCache:
-    """Keys and values of all layers, float32 [B, kv_heads, capacity, head_dim] each; can grow."""
+    """Keys and values of all layers, [B, kv_heads, capacity, head_dim] each, float32 or int8; can grow."""
 
-    def __init__(self, layers: int, batch: int, kv_heads: int, head_dim: int, capacity: int) -> None:
-        self._shape = (batch, kv_heads, capacity, head_dim)
-        self.arrays = {
-            f"{kind}.{i}": np.zeros(self._shape, np.float32) for i in range(layers) for kind in ("key", "value")
-        }
+    def __init__(
+        self, layers: int, batch: int, kv_heads: int, head_dim: int, capacity: int, dtype: type = np.float32
+    ) -> None:
+        self._shape, self._dtype = (batch, kv_heads, capacity, head_dim), dtype
+        names = [f"{kind}.{i}" for i in range(layers) for kind in ("key", "value")]
+        self.arrays = {name: np.zeros(self._shape, dtype) for name in names}
 
     @property
     def capacity(self) -> int:
@@ -182,7 +184,7 @@ class KVCache:
         """Make room for `capacity` positions; what is stored stays."""
         old, self._shape = self.capacity, (*self._shape[:2], capacity, self._shape[3])
         for name, array in self.arrays.items():
-            larger = np.zeros(self._shape, np.float32)
+            larger = np.zeros(self._shape, self._dtype)
             larger[:, :, :old] = array
             self.arrays[name] = larger
 

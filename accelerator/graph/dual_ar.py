@@ -7,18 +7,21 @@ serve prefill and decode: KV caches are buffers [B, kv_heads, capacity, head_dim
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from onnx import TensorProto
 
 from .graph import Graph
 from .quantize import Recipe, linear
 
-__all__ = ["DualARSpec", "TransformerSpec", "Weights", "build_fast", "build_slow", "rope_tables"]
+__all__ = ["DualARSpec", "KVRanges", "TransformerSpec", "Weights", "build_fast", "build_slow", "rope_tables"]
 
+KV_MARGIN = 1.25  # room above the largest magnitude seen; beyond it an int8 cache saturates
+_END = np.iinfo(np.int64).max
 _HALVES = {"axis": -1, "num_outputs": 2}
 
 Weights = Callable[[str], np.ndarray]
@@ -48,6 +51,25 @@ class TransformerSpec:
         """Weights in the matrices of all blocks."""
         attention = self.dim * self.head_dim * 2 * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.dim * self.ffn)
+
+
+@dataclass(frozen=True)
+class KVRanges:
+    """Largest magnitudes seen in a key-value cache, float32 [layers, kv_heads, head_dim] each; keys after rotation."""
+
+    keys: np.ndarray
+    values: np.ndarray
+
+    def scales(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """The int8 steps of a layer, [kv_heads, 1, head_dim] each.
+
+        Rotation turns a pair of key dimensions by any angle later on, so both get the step of the pair's length.
+        """
+        pairs = self.keys[layer].reshape(len(self.keys[layer]), -1, 2)
+        keys = np.repeat(np.sqrt(np.square(pairs).sum(axis=-1)), 2, axis=-1)
+        steps = (np.maximum(r * KV_MARGIN / 127, 1e-6) for r in (keys, self.values[layer]))
+        key_scale, value_scale = (s[:, None].astype(np.float32) for s in steps)
+        return key_scale, value_scale
 
 
 @dataclass(frozen=True)
@@ -85,13 +107,18 @@ class DualARSpec:
         return np.append(np.arange(self.semantic_begin, self.semantic_end + 1), self.end_id)
 
 
-def build_slow(directory: Path, spec: DualARSpec, weights: Weights, recipe: Recipe) -> None:
-    """Write slow.onnx: embedded frames in, logits of the next main token and the fast model's input out."""
+def build_slow(
+    directory: Path, spec: DualARSpec, weights: Weights, recipe: Recipe, ranges: KVRanges | None = None
+) -> None:
+    """Write slow.onnx: embedded frames in, logits of the next main token and the fast model's input out.
+
+    ranges: makes the key-value cache int8 if the recipe wants that.
+    """
     stack = spec.slow
     with Graph(directory, "slow") as graph:
         x = graph.input("x", np.float32, ["batch", "length", stack.dim])
         last = graph.input("last", np.int64, ["batch", 1])  # each row's last real position
-        x, skip = _transformer(graph, stack, "slow", x, weights, recipe)
+        x, skip = _transformer(graph, stack, "slow", x, weights, recipe, ranges if recipe.kv_bits == 8 else None)
         x = graph.op("Add", x, skip)
         x = graph.op("GatherND", x, last, batch_dims=1)  # [B, D]
         normed = _norm(graph, x, "slow.norm", weights, stack.eps)
@@ -133,7 +160,13 @@ def _round_to_bfloat16(x: np.ndarray) -> np.ndarray:
 
 
 def _transformer(
-    graph: Graph, spec: TransformerSpec, prefix: str, x: str, weights: Weights, recipe: Recipe
+    graph: Graph,
+    spec: TransformerSpec,
+    prefix: str,
+    x: str,
+    weights: Weights,
+    recipe: Recipe,
+    ranges: KVRanges | None = None,
 ) -> tuple[str, str]:
     """Llama blocks; returns the last feed-forward's output and the residual it is still to be added to."""
     cos, sin = rope_tables(spec)
@@ -143,11 +176,17 @@ def _transformer(
         "cos": graph.weight("cos", cos),
         "sin": graph.weight("sin", sin),
     }
+    if ranges is not None:
+        shared["first"] = graph.input("first", np.bool_, [])  # the cache is empty
+        batch = graph.op("Shape", x, start=0, end=1)
+        shape = graph.op("Concat", batch, graph.constant([spec.kv_heads, 0, spec.head_dim]), axis=0)
+        shared["nothing"] = graph.op("ConstantOfShape", shape)  # float32 [B, Hkv, 0, Dh]
     norm = _norm(graph, x, f"{prefix}.0.attention_norm", weights, spec.eps)
     skip = x
     for i in range(spec.layers):
         name = f"{prefix}.{i}"
-        attended = _attention(graph, spec, name, i, norm, weights, recipe, shared)
+        scales = None if ranges is None else ranges.scales(i)
+        attended = _attention(graph, spec, name, i, norm, weights, recipe, shared, scales)
         norm, skip = _skip_norm(graph, attended, skip, f"{name}.ffn_norm", weights, spec.eps)
         x = _feed_forward(graph, name, norm, weights, recipe)
         if i + 1 < spec.layers:
@@ -164,26 +203,85 @@ def _attention(
     weights: Weights,
     recipe: Recipe,
     shared: dict[str, str],
+    scales: tuple[np.ndarray, np.ndarray] | None,
 ) -> str:
     bias = weights(f"{name}.qkv.bias") if spec.qkv_bias else None
     qkv = linear(graph, recipe, x, f"{name}.qkv", weights(f"{name}.qkv"), bias)  # [B, S, (H + 2 Hkv) Dh]
     if spec.qk_norm:
         qkv = _normalise_heads(graph, spec, qkv, name, weights)
     cache: list[int | str] = ["batch", spec.kv_heads, "capacity", spec.head_dim]
-    past = [graph.input(f"past_{kind}.{index}", np.float32, cache) for kind in ("key", "value")]
+    dtype = np.float32 if scales is None else np.int8
+    past = [graph.input(f"past_{kind}.{index}", dtype, cache) for kind in ("key", "value")]
     present = [f"present_{kind}.{index}" for kind in ("key", "value")]
-    attended = f"{name}.attended"
-    graph.node(
-        "GroupQueryAttention",
-        [qkv, "", "", *past, shared["seqlens_k"], shared["total"], shared["cos"], shared["sin"]],
-        [attended, *present],
-        "com.microsoft",
-        {"num_heads": spec.heads, "kv_num_heads": spec.kv_heads, "do_rotary": 1, "rotary_interleaved": 1},
-    )
-    for value_name in present:
-        graph.output(value_name, value_name, np.float32, cache)
+    outputs = [f"{name}.attended", *present]
+    if scales is None:
+        _attend(graph, spec, qkv, past, shared, outputs)
+    else:
+        _attend_with_int8_cache(graph, spec, name, qkv, past, shared, scales, outputs)
+    for value in present:
+        graph.output(value, value, dtype, cache)
     bias = weights(f"{name}.out.bias") if spec.out_bias else None
-    return linear(graph, recipe, attended, f"{name}.out", weights(f"{name}.out"), bias)
+    return linear(graph, recipe, outputs[0], f"{name}.out", weights(f"{name}.out"), bias)
+
+
+def _attend(
+    graph: Graph,
+    spec: TransformerSpec,
+    qkv: str,
+    past: Sequence[str],
+    shared: dict[str, str],
+    outputs: Sequence[str],
+    scales: Sequence[str] = (),
+) -> None:
+    """Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245) with rotary embedding, through the cache."""
+    inputs = [qkv, "", "", *past, shared["seqlens_k"], shared["total"], shared["cos"], shared["sin"]]
+    attributes: dict[str, Any] = {"num_heads": spec.heads, "kv_num_heads": spec.kv_heads}
+    attributes |= {"do_rotary": 1, "rotary_interleaved": 1}
+    if scales:
+        inputs += ["", "", "", *scales]
+        attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+    graph.node("GroupQueryAttention", inputs, outputs, "com.microsoft", attributes)
+
+
+def _attend_with_int8_cache(
+    graph: Graph,
+    spec: TransformerSpec,
+    name: str,
+    qkv: str,
+    past: Sequence[str],
+    shared: dict[str, str],
+    scales: tuple[np.ndarray, np.ndarray],
+    outputs: Sequence[str],
+) -> None:
+    """Decode reads a quarter of the bytes; an empty cache is filled by float32 attention, whose kernel is a matrix one.
+
+    The decoding branch still works in place: `If` hands the bound buffers through to the operator.
+    """
+    steps = [graph.weight(f"{name}.{kind}_scale", s) for kind, s in zip(("key", "value"), scales, strict=True)]
+
+    def fill() -> list[tuple[str, Any]]:
+        attended, *fresh = [f"{name}.fill.{v}" for v in ("attended", "key", "value")]
+        _attend(graph, spec, qkv, [shared["nothing"]] * 2, shared, [attended, *fresh])
+        length = graph.op("Shape", fresh[0], start=2, end=3)
+        filled = []
+        for old, new, step in zip(past, fresh, steps, strict=True):
+            levels = graph.op("Round", graph.op("Div", new, step))
+            levels = graph.op("Clip", levels, graph.constant(-127, np.float32), graph.constant(127, np.float32))
+            levels = graph.op("Cast", levels, to=TensorProto.INT8)
+            rest = graph.op("Slice", old, length, graph.constant([_END]), graph.constant([2]))
+            filled.append(graph.op("Concat", levels, rest, axis=2))
+        return [(attended, np.float32), (filled[0], np.int8), (filled[1], np.int8)]
+
+    def go_on() -> list[tuple[str, Any]]:
+        names = [f"{name}.step.{v}" for v in ("attended", "key", "value")]
+        _attend(graph, spec, qkv, past, shared, names, steps)
+        return [(names[0], np.float32), (names[1], np.int8), (names[2], np.int8)]
+
+    branches = {
+        "then_branch": graph.branch(f"{name}.fill", fill),
+        "else_branch": graph.branch(f"{name}.step", go_on),
+    }
+    graph.node("If", [shared["first"]], outputs, "", branches)
 
 
 def _feed_forward(graph: Graph, name: str, x: str, weights: Weights, recipe: Recipe) -> str:

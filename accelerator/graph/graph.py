@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ _ELEMENT_TYPES = {
     np.dtype(np.int8): TensorProto.INT8,
     np.dtype(np.int32): TensorProto.INT32,
     np.dtype(np.int64): TensorProto.INT64,
+    np.dtype(np.bool_): TensorProto.BOOL,
 }
 
 
@@ -86,6 +87,18 @@ class Graph:
         names = [f"{name}:{i}" for i in range(outputs)] if isinstance(outputs, int) else list(outputs)
         self._nodes.append(helper.make_node(kind, list(inputs), names, name=name, domain=domain, **(attributes or {})))
         return names
+
+    def branch(self, name: str, build: Callable[[], Sequence[tuple[str, Any]]]) -> onnx.GraphProto:
+        """A subgraph, for `If`: the nodes that `build` adds; it returns the subgraph's outputs and their types.
+
+        Values of this graph can be read inside; weights and constants are kept in this graph.
+        """
+        outer, self._nodes = self._nodes, []
+        try:
+            outputs = [helper.make_tensor_value_info(v, _ELEMENT_TYPES[np.dtype(t)], None) for v, t in build()]
+            return helper.make_graph(self._nodes, name, [], outputs)
+        finally:
+            self._nodes = outer
 
     def constant(self, value: Any, dtype: Any = np.int64) -> str:
         """A small inline tensor; equal ones are stored once."""

@@ -29,6 +29,7 @@ class Recipe:
     symmetric: bool = True
     head_bits: int = 32  # output heads decide the argmax, so a recipe may keep them wider
     head_block: int = 32
+    kv_bits: int = 32  # the slow model's key-value cache, 8 or 32
 
     def head(self) -> Recipe:
         """The same recipe for an output head."""
@@ -37,8 +38,8 @@ class Recipe:
 
 RECIPES = {
     "fp32": Recipe(),
-    "int8": Recipe(bits=8, block=128, head_bits=8, head_block=128),
-    "int4": Recipe(bits=4, block=32, head_bits=8, head_block=32),
+    "int8": Recipe(bits=8, block=128, head_bits=8, head_block=128, kv_bits=8),
+    "int4": Recipe(bits=4, block=32, head_bits=8, head_block=32, kv_bits=8),
 }
 
 
