@@ -132,7 +132,9 @@ class UniversalOptimizer:
         """
         own = {k: options.pop(k) for k in list(options) if k in inspect.signature(cls).parameters}
         own.setdefault("release_torch", True)
-        return cls(None, adapter=adapter_from_checkpoint(engine, path, **options), **own)
+        place = own.get("cache_dir")
+        own["cache_dir"] = cache = place if isinstance(place, ContentCache) else ContentCache(place)
+        return cls(None, adapter=adapter_from_checkpoint(engine, path, cache=cache, **options), **own)
 
     def prepare(self, parts: Iterable[str] | None = None) -> UniversalOptimizer:
         """Export, load and probe every part (or the named ones) now, not on first use.
@@ -382,8 +384,8 @@ class UniversalOptimizer:
             if not self._release_torch or self._released or not self._routes:
                 return
             if all(r.choice is not None and r.choice.call is not None for r in self._routes.values()):
-                self._adapter.release()
-                self._released = True
+                self._release_torch = False  # asked once; an adapter may find that they could not come back
+                self._released = self._adapter.release() is not False
 
     def _check_open(self) -> None:
         if self._closed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,11 +39,14 @@ def adapter_for(engine: Any) -> Adapter:
     return PassThroughAdapter(engine)
 
 
-def adapter_from_checkpoint(engine: str, path: Any, **options: Any) -> Adapter:
-    """The adapter of an engine that is still on disk. Raises EngineError."""
+def adapter_from_checkpoint(engine: str, path: Any, *, cache: Any = None, **options: Any) -> Adapter:
+    """The adapter of an engine that is still on disk. cache: offered to adapters that take one. Raises EngineError."""
     if engine not in CHECKPOINTS:
         raise EngineError(f"no engine called {engine!r}; choose one of {', '.join(sorted(CHECKPOINTS))}")
-    adapter: Adapter = _load(CHECKPOINTS[engine]).from_checkpoint(path, **options)
+    from_checkpoint = _load(CHECKPOINTS[engine]).from_checkpoint
+    if cache is not None and "cache" in inspect.signature(from_checkpoint).parameters:
+        options["cache"] = cache
+    adapter: Adapter = from_checkpoint(path, **options)
     return adapter
 
 

@@ -85,8 +85,11 @@ class Adapter(Protocol):
         """Speech from the untouched engine."""
         ...
 
-    def release(self) -> None:
-        """Drop the PyTorch weights; the parts' `torch` loads them again if it is ever called."""
+    def release(self) -> bool | None:
+        """Drop the PyTorch weights; the parts' `torch` loads them again if it is ever called.
+
+        False says that they had to stay.
+        """
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import io
 import logging
@@ -159,7 +160,7 @@ class FishSpeechAdapter:
                 LANGUAGE_MODEL,
                 language_model_components(
                     self.spec,
-                    lambda name: lm.weight(self.model.get(), self.spec, name),
+                    functools.partial(lm.weight, self.model.get, self.spec),
                     lambda: self._identity("model"),
                     self._trace,
                     dtype=kind,

@@ -114,9 +114,9 @@ def _linears(model: Any) -> Iterator[nn.Module]:
         yield from (block.feed_forward.w1, block.feed_forward.w2, block.feed_forward.w3)
 
 
-def weight(model: Any, spec: DualARSpec, name: str) -> np.ndarray:
+def weight(model: Callable[[], Any], spec: DualARSpec, name: str) -> np.ndarray:
     """A weight by its name in the graphs, float32."""
-    return np.asarray(_tensor(model, spec, name).detach().float().contiguous().numpy())
+    return np.asarray(_tensor(model(), spec, name).detach().float().contiguous().numpy())
 
 
 def _tensor(model: Any, spec: DualARSpec, name: str) -> torch.Tensor:
@@ -207,7 +207,13 @@ def record(model: Any, spec: DualARSpec, prompt: np.ndarray, count: int) -> Trac
                 frame.append(int(fast.argmax()))
             frames.append(np.array(frame, np.int64))
             x, position = torch.tensor(frame)[None, :, None], position[-1:] + 1
-    return Trace(prompt, np.stack(frames), np.stack(main), np.stack(codes).reshape(count, spec.codebooks - 1, -1))
+        caches = [layer.attention.kv_cache for layer in twin.layers]
+        keys, values = (
+            np.stack([t[0].abs().amax(1).float().numpy() for t in ts])
+            for ts in zip(*((cache.k_cache, cache.v_cache) for cache in caches), strict=True)
+        )
+    logits = np.stack(main), np.stack(codes).reshape(count, spec.codebooks - 1, -1)
+    return Trace(prompt, np.stack(frames), *logits, keys, values)
 
 
 def generate(
