@@ -107,6 +107,9 @@ def compare_logits(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], bar: Bar)
 
 def _logit_figures(expected: np.ndarray, actual: np.ndarray) -> dict[str, Any]:
     expected, actual = expected.astype(np.float64), actual.astype(np.float64)
+    if not (np.isfinite(expected).all() and np.isfinite(actual).all()):  # no arithmetic on these, and no pass
+        unknown = {"kl": np.nan, "relative_error": np.nan, "max_error": np.nan, "agreement": np.nan}
+        return {"steps": len(expected), **unknown, "mismatches": len(expected)}
     log_p, log_q = _log_softmax(expected), _log_softmax(actual)
     centred = expected - expected.mean(axis=1, keepdims=True)
     difference = centred - (actual - actual.mean(axis=1, keepdims=True))
@@ -141,7 +144,12 @@ def compare_arrays(pairs: Sequence[tuple[np.ndarray, np.ndarray]], tolerance: fl
         error = float(np.abs(expected.astype(np.float64) - actual).max(initial=0)) / scale
         worst = max(worst, error if np.isfinite(error) else np.inf)
     lengths = [int(expected.shape[-1]) for expected, _ in pairs]
-    return {"passed": worst <= tolerance, "bar": {"max_error": tolerance}, "max_error": worst, "lengths": lengths}
+    return {
+        "passed": bool(lengths) and worst <= tolerance,
+        "bar": {"max_error": tolerance},
+        "max_error": worst,
+        "lengths": lengths,
+    }
 
 
 def compare_codes(pairs: Sequence[tuple[np.ndarray, np.ndarray]], at_least: float) -> dict[str, Any]:
