@@ -32,6 +32,7 @@ from .plan import AS_SHIPPED, ONNX, Plan, precision_of
 __all__ = ["Arm", "Benchmarked", "Spoken", "open_arm", "prepare", "tone"]
 
 KINDS = ("language_model", "codec", "speak")  # what an arm may have its own thread settings for
+SHIPPED: Mapping[str, Mapping[str, Any]] = {"fish-speech": {"dtype": "bf16"}}  # options its own tools use on CPUs
 PROMPT_TEXT = b"The morning train was late again, so we walked along the river and talked about the weather. "
 
 
@@ -40,11 +41,18 @@ class Benchmarked(Protocol):
 
     as_shipped: None if the parts' `torch` is all that the engine does; otherwise the calls, by part name, that run
     exactly as the engine ships (its own cache, its own dtype), with the signature of the parts' `torch`. An adapter
-    without it is measured end to end only, by `original`. torch_times: within the block, PyTorch's language model adds
-    the seconds of its slow and its fast model to `times`; steps only, without changing the user's engine afterwards.
+    without it is measured end to end only, by `original`. open_as_shipped: for engines with checkpoints, a class
+    method: the adapter of an engine that the engine's own loaders opened, so that `original` is that engine itself;
+    without it there is no as-shipped arm. torch_times: within the block, PyTorch's language model adds the seconds of
+    its slow and its fast model to `times`; nothing stays changed afterwards.
+
+    A part loaded in ONNX Runtime whose call takes `times` (a `StepTimes`) has its frames split into stages.
     """
 
     as_shipped: Callable[[], Mapping[str, Call]] | None
+
+    @classmethod
+    def open_as_shipped(cls, path: Path, **engine_options: Any) -> Adapter: ...
 
     def torch_times(self, times: StepTimes) -> AbstractContextManager[None]: ...
 
@@ -165,19 +173,31 @@ def open_arm(plan: Plan, name: str, weights: Path | None) -> Arm:
     return _torch_arm(plan, name, weights) if precision is None else _onnx_arm(plan, name, precision, weights)
 
 
-def _adapter(plan: Plan, weights: Path | None) -> Adapter:
+def _adapter(plan: Plan, weights: Path | None, **options: Any) -> Adapter:
     if plan.options.engine == "reference":
         from ..reference import load
 
         return adapter_for(load(path=weights))
-    return adapter_from_checkpoint(plan.options.engine, weights)
+    return adapter_from_checkpoint(plan.options.engine, weights, **{**options, **plan.options.engine_options})
+
+
+def _shipped_adapter(plan: Plan, weights: Path | None) -> Adapter:
+    """The engine as its own loaders open it. Raises EngineError if the adapter does not know how."""
+    adapter = _adapter(plan, weights)
+    if plan.options.engine == "reference":
+        return adapter
+    if not hasattr(adapter, "open_as_shipped"):
+        raise EngineError(f"the adapter of {adapter.name} cannot open a checkpoint as the engine itself does")
+    opened: Adapter = adapter.open_as_shipped(weights, **plan.options.engine_options)
+    return opened
 
 
 def _torch_arm(plan: Plan, name: str, weights: Path | None) -> Arm:
-    adapter = _adapter(plan, weights)
+    usual = SHIPPED.get(plan.options.engine, {})
+    adapter = _shipped_adapter(plan, weights) if name == AS_SHIPPED else _adapter(plan, weights, **usual)
     calls = {part.name: part.torch for part in adapter.parts()}
     hook = getattr(adapter, "as_shipped", ...)
-    notes: list[str] = []
+    notes = [f"opened with {k} {v}, as the engine's own tools do on CPUs" for k, v in usual.items()]
     if name == AS_SHIPPED:
         if callable(hook):
             calls |= hook()
@@ -205,7 +225,8 @@ def _onnx_arm(plan: Plan, name: str, precision: str, weights: Path | None) -> Ar
         optimizer = _optimizer(plan, _adapter(plan, weights), precision)
     else:
         assert weights is not None
-        optimizer = UniversalOptimizer.from_checkpoint(weights, plan.options.engine, **_settings(plan, precision))
+        settings = {**_settings(plan, precision), **plan.options.engine_options}
+        optimizer = UniversalOptimizer.from_checkpoint(weights, plan.options.engine, **settings)
     _check(optimizer.prepare(), precision)
     calls, threads, spin_us, notes = {}, {}, {}, []
     for name_of_part, route in optimizer._routes.items():

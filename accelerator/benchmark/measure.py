@@ -19,6 +19,12 @@ from .plan import Measure, Plan
 
 __all__ = ["take", "tune"]
 
+_SAMPLING: dict[str, Any] = {
+    "temperature": 0.7,
+    "top_p": 0.7,
+    "top_k": 30,
+    "repetition_penalty": 1.1,
+}  # the same for all arms
 _SEEDS = 8  # tried until one lets the speech last; only trained or unlucky random weights end early
 
 
@@ -70,7 +76,7 @@ def _language_model(arm: Arm, context: int, frames: int) -> dict[str, float]:
 
 
 def _generate(arm: Arm, call: Any, prompt: np.ndarray, seed: int, frames: int, timed: bool) -> _Run:
-    params = SamplingParams(seed=seed, max_new_tokens=frames + 1)
+    params = SamplingParams(**_SAMPLING, seed=seed, max_new_tokens=frames + 1)
     times = StepTimes()
     with arm.torch_times(times):
         start = time.perf_counter()

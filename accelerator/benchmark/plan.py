@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,8 @@ class BenchOptions:
     frames: decode steps timed at each context, and the length of the sentence spoken. contexts: prompt lengths, in
     positions. threads: for every arm; None lets each arm have its own best. cache_dir: of the exports. quick: the tiny
     engine, two rounds, short audio; shows that everything runs, its figures mean nothing. proof: "warn" also times
-    exports that the proof rejects, which random weights may cause. Raises InvalidOption.
+    exports that the proof rejects, which random weights may cause. engine_options: more for the adapter's
+    `from_checkpoint`. Raises InvalidOption.
     """
 
     engine: str = "reference"
@@ -50,6 +51,7 @@ class BenchOptions:
     cache_dir: Path | None = None
     quick: bool = False
     proof: Literal["strict", "warn"] = "strict"
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if unknown := [p for p in self.precisions if p not in PRECISIONS]:

@@ -59,7 +59,7 @@ def _introduction(result: Mapping[str, Any]) -> str:
         f"Median of {plan['rounds']} interleaved rounds, quartiles in brackets; {result['began'][:10]}."
     )
     if result["options"]["quick"]:
-        lines += " **A quick run on a tiny engine: it shows that everything works, its figures mean nothing.**"
+        lines += " **A quick run: it shows that everything works, its figures mean nothing.**"
     return lines
 
 
