@@ -170,7 +170,7 @@ class KVCache:
     ) -> None:
         self._shape, self._dtype = (batch, kv_heads, capacity, head_dim), dtype
         names = [f"{kind}.{i}" for i in range(layers) for kind in ("key", "value")]
-        self.arrays = {name: np.zeros(self._shape, dtype) for name in names}
+        self.arrays: dict[str, np.ndarray] = {name: np.zeros(self._shape, dtype) for name in names}
 
     @property
     def capacity(self) -> int:
@@ -184,7 +184,7 @@ class KVCache:
         """Make room for `capacity` positions; what is stored stays."""
         old, self._shape = self.capacity, (*self._shape[:2], capacity, self._shape[3])
         for name, array in self.arrays.items():
-            larger = np.zeros(self._shape, self._dtype)
+            larger: np.ndarray = np.zeros(self._shape, self._dtype)
             larger[:, :, :old] = array
             self.arrays[name] = larger
 
