@@ -1,0 +1,261 @@
+"""Probe and pick: what is measured, what is remembered, and whom it is believed of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doubles import component
+
+from accelerator.cache import ContentCache
+from accelerator.engines.base import Part
+from accelerator.errors import SessionError
+from accelerator.export import ProgressEvent
+from accelerator.hardware import choose_tier, detect
+from accelerator.loader import Loader
+from accelerator.session import SessionOptions
+
+
+class Machine:
+    """Parts whose speed is written down: `speed(options)` for ONNX Runtime, `pytorch` for PyTorch."""
+
+    def __init__(self, pytorch: float = 1.0) -> None:
+        self.pytorch, self.speeds, self.loads, self.probes = pytorch, {}, [], 0  # type: ignore[var-annotated]
+
+    def part(self, **changed: Any) -> Part:
+        def load(paths: Any, options: SessionOptions) -> Any:
+            self.loads.append(options)
+            assert (paths["quick"] / "weights.bin").is_file()
+            return lambda: options
+
+        def torch() -> None:
+            return None
+
+        def probe(call: Any) -> float:
+            self.probes += 1
+            options = call()
+            return self.pytorch if options is None else self.speeds.get(options.threads, 0.5)
+
+        fields = {"components": (component("quick"),), "torch": torch, "load": load, "probe": probe}
+        return Part("quick", "decoder", **{**fields, **changed})
+
+
+@pytest.fixture(scope="module")
+def profile() -> Any:
+    return detect()
+
+
+@pytest.fixture
+def loader(tmp_path: Path, profile: Any) -> Loader:
+    tier = replace(choose_tier(profile), threads=2)
+    events: list[ProgressEvent] = []
+    found = Loader(
+        cache=ContentCache(tmp_path),
+        profile=profile,
+        tier=tier,
+        precision="fp32",
+        proof="strict",
+        threads=None,
+        probe=True,
+        progress=events.append,
+    )
+    object.__setattr__(found, "events", events)
+    return found
+
+
+def test_the_fastest_setting_wins(loader: Loader) -> None:
+    machine = Machine()
+    machine.speeds = {1: 0.4, 2: 0.2, 4: 0.9}
+    choice = loader.load(machine.part())
+    assert choice.call is not None
+    assert choice.options is not None
+    assert choice.options.threads == 2
+    assert choice.call() == choice.options
+    assert (choice.backend, choice.reason, choice.cause) == ("onnxruntime", "fastest when probed", "")
+    seconds = choice.probe["seconds"]
+    assert seconds["pytorch"] == 1.0
+    assert min(seconds.values()) == 0.2
+    assert {options.threads for options in machine.loads} >= {1, 2}
+    json.dumps(choice.probe)
+    events: list[ProgressEvent] = loader.events  # type: ignore[attr-defined]
+    probes = [e for e in events if e.stage == "probe"]
+    assert [e.done for e in probes] == list(range(len(probes)))
+    assert {e.total for e in probes} == {len(probes)}
+
+
+@pytest.mark.parametrize("speed", [1.0, 1.01, 50.0])
+def test_a_part_that_is_not_faster_stays_in_pytorch(loader: Loader, speed: float) -> None:
+    machine = Machine()
+    machine.speeds = dict.fromkeys(range(1, 200), speed)
+    choice = loader.load(machine.part())
+    assert (choice.call, choice.backend, choice.cause) == (None, "pytorch", "Slower")
+    assert choice.reason == f"ONNX Runtime is slower here ({speed * 1e3:.1f} ms against 1000.0 ms a unit)"
+    assert choice.exports, "the export is kept"
+    probes = machine.probes
+    again = loader.load(machine.part())
+    assert (again.call, again.reason, again.cause) == (None, choice.reason, "Slower")
+    assert machine.probes == probes, "remembered"
+
+
+def test_what_was_measured_is_not_measured_again(loader: Loader) -> None:
+    machine = Machine()
+    machine.speeds = {1: 0.3, 2: 0.4}
+    first = loader.load(machine.part())
+    probes, machine.loads = machine.probes, []
+    again = replace(loader, cache=ContentCache(loader.cache.root)).load(machine.part())
+    assert machine.probes == probes
+    assert machine.loads == [first.options]
+    assert (again.options, again.probe) == (first.options, first.probe)
+    assert again.reason == "fastest when probed before"
+
+
+def test_other_hardware_measures_anew(loader: Loader, profile: Any) -> None:
+    machine = Machine()
+    loader.load(machine.part())
+    probes = machine.probes
+
+    class Other:
+        fingerprint = "f" * 16
+        usable_cores = 4
+
+    loader_elsewhere = replace(loader, profile=Other())  # type: ignore[arg-type]
+    loader_elsewhere.load(machine.part())
+    assert machine.probes > probes
+    probes = machine.probes
+    loader.load(machine.part())
+    loader_elsewhere.load(machine.part())
+    assert machine.probes == probes, "both are remembered"
+
+
+NOTES: dict[str, Any] = {
+    "empty": {},
+    "no options": {"backend": "onnxruntime", "seconds": {"onnxruntime-1": 1.0, "pytorch": 2.0}},
+    "unknown options": {"backend": "onnxruntime", "options": {"turbo": 1}, "seconds": {"a": 1.0, "pytorch": 2.0}},
+    "no seconds": {"backend": "pytorch", "options": SessionOptions().to_dict(), "seconds": {}},
+    "only pytorch": {"backend": "pytorch", "options": SessionOptions().to_dict(), "seconds": {"pytorch": 1.0}},
+    "seconds of text": {
+        "backend": "pytorch",
+        "options": SessionOptions().to_dict(),
+        "seconds": {"a": "x", "pytorch": 1},
+    },
+    "another backend": {"backend": "cuda", "options": SessionOptions().to_dict(), "seconds": {"a": 1, "pytorch": 1}},
+    "threads of text": {
+        "backend": "onnxruntime",
+        "options": {**SessionOptions().to_dict(), "threads": "many"},
+        "seconds": {"a": 1.0, "pytorch": 2.0},
+    },
+    "a list": {"backend": ["onnxruntime"], "options": [], "seconds": []},
+}
+
+
+@pytest.mark.parametrize("kind", NOTES)
+def test_a_note_that_is_none_of_ours_is_measured_again(loader: Loader, kind: str) -> None:
+    machine = Machine()
+    choice = loader.load(machine.part())
+    (entry,) = choice.exports.values()
+    note = f"tuning-{loader.profile.fingerprint}-auto"
+    assert loader.cache.read_note(entry.entry.key, note) == choice.probe
+    loader.cache.write_note(entry.entry.key, note, NOTES[kind])
+    probes = machine.probes
+    assert loader.load(machine.part()).backend == "onnxruntime"
+    assert machine.probes > probes
+    assert loader.cache.read_note(entry.entry.key, note) == choice.probe, "and replaced"
+
+
+def test_garbage_in_a_note_is_measured_again(loader: Loader) -> None:
+    machine = Machine()
+    loader.load(machine.part())
+    (path,) = loader.cache.root.glob("notes/*/tuning-*.json")
+    path.write_bytes(b"\xff{not json")
+    probes = machine.probes
+    assert loader.load(machine.part()).backend == "onnxruntime"
+    assert machine.probes > probes
+
+
+@pytest.mark.parametrize("probe", [True, False])
+def test_threads_given_are_threads_used(loader: Loader, probe: bool) -> None:
+    machine = Machine()
+    for threads in (3, 5):
+        machine.loads = []
+        choice = replace(loader, threads=threads, probe=probe).load(machine.part())
+        assert {options.threads for options in machine.loads} == {threads}
+        assert choice.options is not None
+        assert choice.options.threads == threads
+    auto = loader.load(machine.part())
+    assert auto.options is not None
+    assert auto.options.threads in (1, 2, 4), "what was measured for three threads is not for all"
+
+
+def test_unprobed_takes_the_tiers_guess(loader: Loader) -> None:
+    machine = Machine()
+    choice = replace(loader, probe=False).load(machine.part())
+    assert choice.options == SessionOptions(threads=2)
+    assert (machine.probes, choice.reason) == (0, "not probed")
+
+
+@pytest.mark.parametrize(("usable", "tier"), [(1, 1), (2, 2), (8, 4), (64, 16)])
+def test_candidates_never_exceed_the_cores(loader: Loader, usable: int, tier: int) -> None:
+    class Cores:
+        usable_cores = usable
+        fingerprint = "x"
+
+    machine = replace(loader, profile=Cores(), tier=replace(loader.tier, threads=tier))  # type: ignore[arg-type]
+    counts = [options.threads for options in machine._candidates()]
+    assert counts == sorted(counts)
+    assert max(counts) <= usable
+    assert {1, tier} <= set(counts)
+
+
+def test_what_goes_wrong_is_raised(loader: Loader) -> None:
+    def load(paths: Any, options: Any) -> Any:
+        raise SessionError("no such operator")
+
+    with pytest.raises(SessionError, match="no such operator"):
+        loader.load(Machine().part(load=load))
+
+
+def test_a_corrupt_export_is_built_anew(loader: Loader) -> None:
+    """Whatever the file's damage makes ONNX Runtime say: it is the damage that counts."""
+    machine = Machine()
+    first = loader.load(machine.part())
+    (export,) = first.exports.values()
+    file = export.path / "weights.bin"
+    file.write_bytes(b"2")  # same size, another content
+
+    def load(paths: Any, options: Any) -> Any:
+        if (paths["quick"] / "weights.bin").read_bytes() != b"1":
+            raise SessionError("this is no graph")
+        return lambda: options
+
+    fresh = replace(loader, cache=ContentCache(loader.cache.root))
+    choice = fresh.load(machine.part(load=load))
+    assert choice.backend == "onnxruntime"
+    (again,) = choice.exports.values()
+    assert (again.path / "weights.bin").read_bytes() == b"1"
+    assert again.entry.created
+
+
+def test_auto_precision_follows_the_parts_size(loader: Loader) -> None:
+    seen = []
+
+    def part_of(size: int | None) -> Part:
+        def build(directory: Path, precision: str, progress: Any) -> None:
+            seen.append(precision)
+            (directory / "weights.bin").write_bytes(b"1")
+
+        made = replace(
+            component("quick", build=build),
+            precisions=("int4", "int8", "fp32"),
+            weight_bytes=size,
+            config={"size": size},
+        )
+        return Machine().part(components=(made,))
+
+    automatic = replace(loader, precision="auto", probe=False)
+    for size in (1 << 20, 4 << 30, None):
+        automatic.load(part_of(size))
+    expected = [choose_tier(loader.profile, model_bytes_fp32=size).precision for size in (1 << 20, 4 << 30, None)]
+    assert seen == expected
