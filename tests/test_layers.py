@@ -167,7 +167,6 @@ def test_importing_writes_starts_and_configures_nothing() -> None:
         calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         if LEVEL.get(module, 0) < len(LAYERS) - 1:
             assert not calls & {"print", "logging.basicConfig", "warnings.filterwarnings"}, file
-        top = {
-            ast.unparse(n.value.func) for n in tree.body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)
-        }
-        assert not top, f"{file} runs {top} when imported"
+        if LEVEL.get(module, 0) < len(LAYERS) - 1:  # a command line registers its commands
+            top = [ast.unparse(n) for n in tree.body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)]
+            assert not top, f"{file} runs {top} when imported"
