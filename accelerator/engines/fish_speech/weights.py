@@ -53,7 +53,9 @@ class Held:
             self._load = load or self._load
             assert self._load is not None
             if self._module is self.shell:
-                self.shell = replica(self._module, on_meta)
+                kept = [vars(self._module).get(name) for name in ("config", "tokenizer")]
+                pairs = [(each, each) for each in kept if each is not None]
+                self.shell = replica(self._module, on_meta, replaced=pairs)
             self._module = None
         gc.collect()
 
