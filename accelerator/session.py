@@ -48,11 +48,13 @@ class SessionOptions:
     long enough to halve the speed of everything else in the process, and collapses when another process needs the core;
     not at all costs a wake-up per operator. Some tens of microseconds bridge the gaps within one run.
     arena: keep freed memory for the next run; off for graphs whose lengths vary a lot, since arenas never shrink.
+    prepack: keep a copy of the weights in the kernels' own order; off, they stay in the mapped file, and runs are slow.
     """
 
     threads: int = 1
     spin_us: int = 0
     arena: bool = True
+    prepack: bool = True
     optimize: bool = True
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
 
@@ -107,6 +109,7 @@ class Session:
         if spins:
             settings.add_session_config_entry("session.intra_op.spin_duration_us", str(options.spin_us))
         settings.add_session_config_entry("session.set_denormal_as_zero", "1")
+        settings.add_session_config_entry("session.disable_prepacking", str(int(not options.prepack)))
         try:
             # In a thread of its own: the first session's denormal mode stays with the thread that made it, for good.
             with ThreadPoolExecutor(1) as maker:
