@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import sys
@@ -58,6 +59,8 @@ class Held:
                 self.shell = replica(self._module, on_meta, replaced=pairs)
             self._module = None
         gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # the C library keeps freed memory, but glibc gives it back
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def language_model_shell(folder: Path) -> Any:
