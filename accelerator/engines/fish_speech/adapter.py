@@ -21,6 +21,7 @@ import torch
 
 from ...audio import check_audio, write_wav
 from ...cache import ContentCache
+from ...decode import StepTimes
 from ...errors import EngineError, InvalidOption, UnsupportedEngine
 from ...export import Component
 from ...proof import Trace
@@ -123,6 +124,29 @@ class FishSpeechAdapter:
         )
         self._live = False
         return self
+
+    @classmethod
+    def open_as_shipped(
+        cls, path: str | Path, *, decoder_config_name: str = "modded_dac_vq", **_: Any
+    ) -> FishSpeechAdapter:
+        """For benchmarks: an engine opened by fish-speech's own loaders, in bfloat16 as its own tools do on CPUs."""
+        _, module = installed()
+        from fish_speech.inference_engine import TTSInferenceEngine
+        from fish_speech.models.dac.inference import load_model
+
+        folder, dtype = Path(path), DTYPES["bf16"]
+        requests = module.launch_thread_safe_queue(
+            checkpoint_path=str(folder), device="cpu", precision=dtype, compile=False
+        )
+        codec = load_model(decoder_config_name, str(folder / "codec.pth"), device="cpu")
+        return cls(TTSInferenceEngine(llama_queue=requests, decoder_model=codec, precision=dtype, compile=False))
+
+    def as_shipped(self) -> Mapping[str, Call]:
+        """For benchmarks: the language model with the engine's own cache, where there is a live engine."""
+        if not self._live:
+            return {}
+        run = functools.partial(lm.generate, self.module, self.layout, self.model.get(), self.spec, own_cache=True)
+        return {LANGUAGE_MODEL: run}
 
     def _setup(
         self,
@@ -257,12 +281,16 @@ class FishSpeechAdapter:
         decoder, rule, layout = load_language_model(paths, options), self.layout.rule, self._layout_of_tokens
 
         def generate(
-            prompt: np.ndarray, params: SamplingParams, *, resume: Sequence[np.ndarray] = ()
+            prompt: np.ndarray,
+            params: SamplingParams,
+            *,
+            resume: Sequence[np.ndarray] = (),
+            times: StepTimes | None = None,
         ) -> Iterator[np.ndarray]:
             assert params.max_new_tokens is not None
             sampler = Sampler(rule, params, layout).resume(resume)
             left = params.max_new_tokens - len(resume)
-            yield from decoder.generate(prompt, sampler, left, frames=resume, end_may_come_first=False)
+            yield from decoder.generate(prompt, sampler, left, frames=resume, end_may_come_first=False, times=times)
 
         return generate
 

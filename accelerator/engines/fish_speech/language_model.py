@@ -224,8 +224,12 @@ def generate(
     prompt: np.ndarray,
     params: SamplingParams,
     resume: Sequence[np.ndarray] = (),
+    *,
+    own_cache: bool = False,
 ) -> Iterator[np.ndarray]:
     """Frames int64 [1 + C] by fish-speech's own decode_one_token_ar, the end token's frame included.
+
+    own_cache: run on the model itself with the cache it has, as fish-speech does; for benchmarks.
 
     params: resolved; max_new_tokens bounds the frames, those of `resume` included. Random numbers depend on the seed
     and on where the call resumes, not on anything that runs beside it.
@@ -235,7 +239,7 @@ def generate(
     count, looks_back, recent = len(frames), len(frames) > 0, frames[1:]  # the prefill looks back on nothing
     if count >= limit:
         return
-    twin = with_cache(model, prompt.shape[1] + limit)
+    twin = model if own_cache else with_cache(model, prompt.shape[1] + limit)
     draw = with_globals(module.sample, {"multinomial_sample_one_no_sync": _drawing(params, count)})
     step = with_globals(module.decode_one_token_ar, {"sample": draw})
     options = layout.sampling(twin, spec, params) | {"audio_masks": None, "audio_parts": None}
