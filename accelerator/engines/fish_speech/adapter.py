@@ -130,7 +130,7 @@ class FishSpeechAdapter:
         cls, path: str | Path, *, decoder_config_name: str = "modded_dac_vq", **_: Any
     ) -> FishSpeechAdapter:
         """For benchmarks: an engine opened by fish-speech's own loaders, in bfloat16 as its own tools do on CPUs."""
-        _, module = installed()
+        module = installed()[1]
         from fish_speech.inference_engine import TTSInferenceEngine
         from fish_speech.models.dac.inference import load_model
 
