@@ -41,6 +41,8 @@ HOMES = {
     "click": ("cli",),
     "rich": ("cli",),
     "fish_speech": ("engines",),
+    "inflect": ("reference",),
+    "pocketsphinx": ("reference",),
 }
 
 

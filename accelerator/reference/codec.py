@@ -1,10 +1,13 @@
 """The neural codec: waveform -> codes -> waveform, causal from end to end.
 
-    encode: pad to whole frames -> encoder (strided convolutions, transformer) -> downsample -> pre -> residual VQ
-    decode: residual VQ -> post -> upsample -> decoder (DAC: transposed convolutions; Vocos: ConvNeXt, inverse STFT)
+    encode: pad to whole frames -> encoder -> downsample -> pre -> residual VQ
+            (encoder: DAC's strided convolutions and transformer, or log STFT and ConvNeXt)
+    decode: residual VQ -> post -> upsample -> decoder
+            (decoder: DAC's transposed convolutions, or Vocos: ConvNeXt and inverse STFT)
 
-Parameters: encoder.{first, stages.{i}, transformer, last}.*, quantizer.{down.{i}, pre, books.{i}, post, up.{i}}.*
-and decoder.{first, stages.{i}, last}.* (DAC) or decoder.{first, norm, blocks.{i}, last_norm, head}.* (inverse STFT).
+Parameters: quantizer.{down.{i}, pre, books.{i}, post, up.{i}}.*, encoder.{first, stages.{i}, transformer, last}.* (DAC)
+or encoder.{first, norm, blocks.{i}, last_norm, last}.* (STFT), decoder.{first, stages.{i}, last}.* (DAC) or
+decoder.{first, norm, blocks.{i}, last_norm, head}.* (inverse STFT).
 books.{i} has codebook.weight [size, codebook_dim], project_in.* and project_out.*.
 
 Sources: DAC (Kumar et al. 2023), EnCodec (Defossez et al. 2022) for causal streaming, Vocos (Siuzdak 2023).
@@ -21,11 +24,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import CodecConfig, DACDecoderConfig, EncoderConfig, ISTFTDecoderConfig, QuantizerConfig
+from .config import CodecConfig, DACDecoderConfig, EncoderConfig, ISTFTDecoderConfig, QuantizerConfig, STFTEncoderConfig
 from .convolution import CausalConv, CausalConvTranspose, ConvNeXtBlock, ResidualUnit, Snake
 from .transformer import WindowedTransformer, empty_embedding
 
-__all__ = ["Codec", "CodecDecode", "CodecEncode", "DACDecoder", "ISTFTDecoder", "inverse_stft_basis"]
+__all__ = [
+    "Codec",
+    "CodecDecode",
+    "CodecEncode",
+    "DACDecoder",
+    "ISTFTDecoder",
+    "STFTEncoder",
+    "inverse_stft_basis",
+    "stft_basis",
+]
 
 
 class _Layer(Protocol):
@@ -52,6 +64,47 @@ class Encoder(nn.Module):
         for stage in self.stages:
             x = stage(x)
         return self.last(self.transformer(x))
+
+
+def stft_basis(n_fft: int) -> Tensor:
+    """The real DFT under a Hann window, as a matrix [n_fft, n_fft + 2]: columns of real, then of imaginary parts."""
+    steps = torch.arange(n_fft, dtype=torch.float64)
+    angles = 2 * math.pi / n_fft * torch.outer(steps, steps[: n_fft // 2 + 1])
+    window = 0.5 - 0.5 * torch.cos(2 * math.pi * steps / n_fft)
+    return (torch.cat((angles.cos(), -angles.sin()), dim=1) * window[:, None]).float()
+
+
+class STFTEncoder(nn.Module):
+    """Vocos turned round: [B, 1, n] -> [B, L, n / hop]. The window of step t ends where the step ends."""
+
+    def __init__(self, config: STFTEncoderConfig, latent_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.first = CausalConv(config.n_fft // 2 + 1, config.dim, 3)
+        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+        self.blocks = nn.ModuleList(ConvNeXtBlock(config.dim, config.ffn_dim) for _ in range(config.layers))
+        self.last_norm = nn.LayerNorm(config.dim, eps=1e-6)
+        self.last = nn.Linear(config.dim, latent_dim)
+        self.basis: Tensor
+        self.register_buffer("basis", stft_basis(config.n_fft), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encode(self.log_magnitudes(x))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Log magnitudes [B, bins, T] -> [B, L, T]."""
+        x = self.norm(self.first(x).transpose(1, 2)).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        return self.last(self.last_norm(x.transpose(1, 2))).transpose(1, 2)
+
+    def log_magnitudes(self, x: Tensor) -> Tensor:
+        """[B, 1, n] -> [B, bins, n / hop], about -2 to 2."""
+        hops = F.pad(x.squeeze(1), (3 * self.config.hop, 0)).unflatten(1, (-1, self.config.hop))  # [B, T + 3, hop]
+        windows = torch.cat([hops[:, i : hops.shape[1] - 3 + i] for i in range(4)], dim=2)  # [B, T, n_fft]
+        real, imaginary = (windows @ self.basis).chunk(2, dim=-1)
+        power = real * real + imaginary * imaginary
+        return (0.25 * (power + 1e-4).log()).transpose(1, 2)
 
 
 class VectorQuantizer(nn.Module):
@@ -179,6 +232,10 @@ class ISTFTDecoder(nn.Module):
         x = self.norm(self.first(x).transpose(1, 2)).transpose(1, 2)
         for block in self.blocks:
             x = block(x)
+        return self.synthesize(x)
+
+    def synthesize(self, x: Tensor) -> Tensor:
+        """The last step's features [B, dim, T] -> [B, 1, T * hop]."""
         log_magnitude, phase = self.head(self.last_norm(x.transpose(1, 2))).chunk(2, dim=-1)  # [B, T, bins] each
         magnitude = log_magnitude.exp().clamp(max=100.0)
         spectrum = torch.cat((magnitude * phase.cos(), magnitude * phase.sin()), dim=-1)  # [B, T, n_fft + 2]
@@ -203,7 +260,11 @@ class Codec(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.encoder, config.latent_dim)
+        self.encoder: Encoder | STFTEncoder
+        if isinstance(config.encoder, EncoderConfig):
+            self.encoder = Encoder(config.encoder, config.latent_dim)
+        else:
+            self.encoder = STFTEncoder(config.encoder, config.latent_dim)
         self.quantizer = Quantizer(config.quantizer, config.latent_dim)
         self.decoder: DACDecoder | ISTFTDecoder
         if isinstance(config.decoder, DACDecoderConfig):

@@ -22,6 +22,7 @@ __all__ = [
     "ISTFTDecoderConfig",
     "LanguageModelConfig",
     "QuantizerConfig",
+    "STFTEncoderConfig",
     "TransformerConfig",
     "from_json",
     "to_json",
@@ -100,6 +101,26 @@ class EncoderConfig:
     rates: tuple[int, ...]
     transformer: TransformerConfig | None = None
 
+    @property
+    def hop(self) -> int:
+        return math.prod(self.rates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class STFTEncoderConfig:
+    """Log magnitudes of windows four hops deep, then ConvNeXt blocks: nothing runs at the sample rate."""
+
+    dim: int
+    layers: int
+    ffn_dim: int
+    hop: int
+    n_fft: int
+    kind: Literal["stft"] = "stft"
+
+    def __post_init__(self) -> None:
+        if self.n_fft != 4 * self.hop:
+            raise ReferenceEngineError("n_fft must be four hops")
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizerConfig:
@@ -146,12 +167,12 @@ class CodecConfig:
 
     sample_rate: int
     latent_dim: int
-    encoder: EncoderConfig
+    encoder: EncoderConfig | STFTEncoderConfig
     quantizer: QuantizerConfig
     decoder: DACDecoderConfig | ISTFTDecoderConfig
 
     def __post_init__(self) -> None:
-        if math.prod(self.encoder.rates) != self.decoder.hop:
+        if self.encoder.hop != self.decoder.hop:
             raise ReferenceEngineError("encoder and decoder must have the same hop")
 
     @property
@@ -187,13 +208,15 @@ def from_json(text: str) -> EngineConfig:
     try:
         data = json.loads(text)
         lm, codec = data.pop("language_model"), data.pop("codec")
-        decoder = codec.pop("decoder")
+        encoder, decoder = codec.pop("encoder"), codec.pop("decoder")
         kinds = {"dac": DACDecoderConfig, "istft": ISTFTDecoderConfig}
         return EngineConfig(
             **data,
             language_model=LanguageModelConfig(**_stacks(lm, "slow", "fast")),
             codec=CodecConfig(
-                encoder=EncoderConfig(**_tuples(_stacks(codec.pop("encoder"), "transformer"))),
+                encoder=(STFTEncoderConfig if encoder.get("kind") == "stft" else EncoderConfig)(
+                    **_tuples(_stacks(encoder, "transformer"))
+                ),
                 quantizer=QuantizerConfig(**_tuples(_stacks(codec.pop("quantizer"), "transformer"))),
                 decoder=kinds[decoder["kind"]](**_tuples(decoder)),
                 **codec,

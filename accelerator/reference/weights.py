@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .codec import Codec, DACDecoder, ISTFTDecoder, inverse_stft_basis
+from .codec import Codec, DACDecoder, ISTFTDecoder, STFTEncoder, inverse_stft_basis, stft_basis
 from .config import EngineConfig, from_json, to_json
 from .convolution import CausalConv, ResidualUnit
 from .errors import ReferenceEngineError
@@ -54,6 +54,8 @@ def _restore_constants(codec: Codec) -> None:
     """What is computed rather than stored, and was lost on the meta device."""
     if isinstance(codec.decoder, ISTFTDecoder):
         codec.decoder.basis = inverse_stft_basis(codec.decoder.config.n_fft)
+    if isinstance(codec.encoder, STFTEncoder):
+        codec.encoder.basis = stft_basis(codec.encoder.config.n_fft)
 
 
 def _fill(owner: nn.Module, name: str, parameter: Tensor, generator: torch.Generator) -> None:

@@ -8,7 +8,13 @@ import torch
 
 from accelerator.reference import SIZES, load
 from accelerator.reference.codec import Codec, CodecDecode, CodecEncode, inverse_stft_basis
-from accelerator.reference.config import DACDecoderConfig, EncoderConfig, ISTFTDecoderConfig, QuantizerConfig
+from accelerator.reference.config import (
+    DACDecoderConfig,
+    EncoderConfig,
+    ISTFTDecoderConfig,
+    QuantizerConfig,
+    STFTEncoderConfig,
+)
 from accelerator.reference.weights import build, random_weights
 
 
@@ -149,26 +155,31 @@ def assert_encoder_exports(codec: Codec, path) -> None:
         np.testing.assert_array_equal(codes, codec.encode(audio).numpy())
 
 
-DECODERS = [DACDecoderConfig(dim=8, rates=(8,)), ISTFTDecoderConfig(dim=8, layers=1, ffn_dim=16, hop=8, n_fft=32)]
+HALVES = [
+    (EncoderConfig(dim=4, rates=(8,)), DACDecoderConfig(dim=8, rates=(8,))),
+    (
+        STFTEncoderConfig(dim=8, layers=1, ffn_dim=16, hop=8, n_fft=32),
+        ISTFTDecoderConfig(dim=8, layers=1, ffn_dim=16, hop=8, n_fft=32),
+    ),
+]
 
 
-@pytest.mark.parametrize("decoder", DECODERS, ids=["dac", "istft"])
-def test_codec_exports_with_dynamic_shapes(decoder, tmp_path):
+@pytest.mark.parametrize(("encoder", "decoder"), HALVES, ids=["dac", "stft"])
+def test_codec_exports_with_dynamic_shapes(encoder, decoder, tmp_path):
     """Every kind of layer once; the sizes in use are exported in the slow test below."""
     tiny = SIZES["tiny"].codec
     stack = replace(tiny.quantizer.transformer, dim=8, head_dim=4, ffn_dim=8)
     config = replace(
         tiny,
         latent_dim=8,
-        encoder=EncoderConfig(dim=4, rates=(8,)),
+        encoder=encoder,
         quantizer=QuantizerConfig(codebook_sizes=(16, 8), codebook_dim=4, downsample=(2,), transformer=stack),
         decoder=decoder,
     )
     lm = replace(SIZES["tiny"].language_model, codebooks=2)
     _, codec = random_weights(replace(SIZES["tiny"], language_model=lm, codec=config), seed=0)
     assert_decoder_exports(codec, tmp_path / "decode.onnx")
-    if isinstance(decoder, DACDecoderConfig):  # the encoder is the same for both
-        assert_encoder_exports(codec, tmp_path / "encode.onnx")
+    assert_encoder_exports(codec, tmp_path / "encode.onnx")
 
 
 @pytest.mark.slow

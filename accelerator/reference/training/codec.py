@@ -1,0 +1,212 @@
+"""Training the codec: spectral reconstruction through the residual quantizer, then a discriminator's opinion.
+
+    audio -> encoder -> quantizer (straight through) -> decoder -> audio, LAG samples late
+
+The decoder's windows reach `n_fft - hop` samples ahead of the latents that shape them, and both halves are causal. So
+the decoder is trained to say what the encoder heard that many samples before: nothing has to be guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..codec import Codec, ISTFTDecoder, STFTEncoder, VectorQuantizer
+from ..config import CodecConfig, EngineConfig, ISTFTDecoderConfig
+from ..convolution import ConvNeXtBlock
+from ..weights import random_weights
+from .corpus import Corpus, open_corpus
+from .discriminator import SpectralDiscriminator, discriminator_loss, generator_losses
+from .loop import Average, Checkpoint, Schedule, cosine, run
+from .quantizer import Quantized, Usage, quantize
+from .spectra import reconstruction_loss
+from .voice import VOICE
+
+__all__ = ["CodecTask", "lag", "train_codec", "trained_codec"]
+
+STEPS, BATCH = 12_000, 16
+SEGMENT_FRAMES = 32  # 1.28 s
+_OPEN = 0.03  # share of the steps that pass the quantizer by, so that codebooks begin with latents worth coding
+_JUDGED = 0.7  # share of the steps after which the discriminator takes part
+_RESTARTED = 0.8  # share of the steps in which dead codes are restarted; then all settle
+_PEAK = 1e-3
+
+
+def lag(config: CodecConfig) -> int:
+    """Samples the decoded audio comes late: encode that much silence more, and cut as much from the front."""
+    return config.decoder.n_fft - config.decoder.hop if isinstance(config.decoder, ISTFTDecoderConfig) else 0
+
+
+def train_codec(
+    work: Path,
+    *,
+    steps: int | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int = 2,
+    config: EngineConfig = VOICE,
+    **options: Any,
+) -> int:
+    """Train, or go on; the step reached. `options` are those of `loop.run`."""
+    torch.set_num_threads(threads)
+    folder = work / "codec"
+    before = Checkpoint(folder / "checkpoint.pt").schedule()
+    schedule = before or Schedule(steps=steps or STEPS, batch=batch or BATCH, seed=seed)
+    schedule = Schedule(steps=steps or schedule.steps, batch=batch or schedule.batch, seed=seed)
+    task = CodecTask(config, open_corpus(work), schedule, device=device)
+    return run(task, folder, schedule, **options)
+
+
+def trained_codec(work: Path, config: EngineConfig = VOICE, *, unfinished: bool = False) -> Codec:
+    """The averaged weights, frozen. Raises ReferenceEngineError before the schedule's end, unless `unfinished`."""
+    codec = random_weights(config, 0)[1]
+    codec.load_state_dict(Checkpoint(work / "codec" / "checkpoint.pt").averaged(unfinished=unfinished))
+    return codec
+
+
+class CodecTask:
+    """See `loop.Task`."""
+
+    def __init__(self, config: EngineConfig, corpus: Corpus, schedule: Schedule, *, device: str = "cpu") -> None:
+        self.corpus, self.schedule, self.device = corpus, schedule, device
+        self.segment = SEGMENT_FRAMES * config.codec.hop
+        self.lag = lag(config.codec)
+        self.codec = _prepared(config, schedule.seed).to(device)
+        torch.manual_seed(schedule.seed)
+        self.judge = SpectralDiscriminator().to(device)
+        self.usage = Usage(config.codec.quantizer.codebook_sizes).to(device)
+        self.modules: dict[str, nn.Module] = {"codec": self.codec, "judge": self.judge, "usage": self.usage}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "codec": torch.optim.AdamW(self.codec.parameters(), lr=_PEAK, betas=(0.8, 0.98), weight_decay=1e-3),
+            "judge": torch.optim.AdamW(self.judge.parameters(), lr=_PEAK, betas=(0.8, 0.98), weight_decay=1e-3),
+        }
+        self.average: Average | None = Average(self.codec, 0.999)
+        self.clips = [clip for clip in corpus.of("train") if clip.samples > self.segment // 2]
+        self.lengths = np.array([clip.samples for clip in self.clips], dtype=np.float64)
+
+    def step(self, step: int, random: np.random.Generator) -> dict[str, float]:
+        audio = torch.from_numpy(self._batch(self.clips, self.lengths, random)).to(self.device)
+        rate = cosine(step, self.schedule.steps, peak=_PEAK)
+        opened = step < _OPEN * self.schedule.steps
+        judged = step >= _JUDGED * self.schedule.steps
+        with self._half():
+            decoded, quantized = self._through(audio, opened)
+        heard, said = audio[:, : audio.shape[1] - self.lag], decoded[:, self.lag :].float()
+        losses = {"spectra": reconstruction_loss(said, heard, VOICE.codec.sample_rate)}
+        total = 10 * losses["spectra"] + 0.25 * quantized.commitment + quantized.codebook
+        losses |= {"commitment": quantized.commitment}
+        if judged:
+            length = heard.shape[1] // 2  # as good a judgement at half the price
+            begin = int(random.integers(0, heard.shape[1] - length))
+            real, fake = heard[:, begin : begin + length], said[:, begin : begin + length]
+            losses["judge"] = self._judge_step(real, fake.detach(), rate)
+            with self._half():
+                adversarial, matching = generator_losses(self.judge(real), self.judge(fake))
+            total = total + adversarial + 2 * matching
+            losses |= {"adversarial": adversarial, "matching": matching}
+        norm = _update(self.optimizers["codec"], self.codec, total, rate)
+        if not opened:
+            books = cast(Iterable[VectorQuantizer], self.codec.quantizer.books)
+            self.usage.update(quantized, books, restart=step < _RESTARTED * self.schedule.steps)
+        cast(Average, self.average).update(self.codec)
+        return {**{name: loss.item() for name, loss in losses.items()}, "gradient": norm, **self.usage.report()}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        clips = [clip for clip in self.corpus.of("valid") if clip.samples > self.segment // 2]
+        random = np.random.default_rng(0)
+        lengths = np.array([clip.samples for clip in clips], dtype=np.float64)
+        total, rounds = 0.0, 3
+        with torch.device(self.device), cast(Average, self.average).applied(self.codec):
+            for _ in range(rounds):
+                audio = torch.from_numpy(self._batch(clips, lengths, random)).to(self.device)
+                said = self.codec.decode(self.codec.encode(audio))[:, self.lag :]
+                total += reconstruction_loss(said, audio[:, : said.shape[1]], VOICE.codec.sample_rate).item()
+        return {"spectra": total / rounds}
+
+    def _through(self, audio: Tensor, opened: bool) -> tuple[Tensor, Quantized]:
+        quantizer = self.codec.quantizer
+        latents = quantizer.pre(quantizer.down(_with_exact_spectrum(self.codec.encoder, audio.unsqueeze(1))))
+        with torch.autocast(self.device, enabled=False):
+            quantized = quantize(cast(Iterable[VectorQuantizer], quantizer.books), latents.float(), opened)
+        raised = quantizer.up(quantizer.post(quantized.latents))
+        decoder = self.codec.decoder
+        decoded = _with_exact_head(decoder, raised) if isinstance(decoder, ISTFTDecoder) else decoder(raised)
+        return decoded.squeeze(1), quantized
+
+    def _judge_step(self, heard: Tensor, said: Tensor, rate: float) -> Tensor:
+        with self._half():
+            loss = discriminator_loss(self.judge(heard), self.judge(said))
+        _update(self.optimizers["judge"], self.judge, loss, rate)
+        return loss
+
+    @contextmanager
+    def _half(self) -> Iterator[None]:
+        with torch.device(self.device), torch.autocast(self.device, dtype=torch.bfloat16):
+            yield
+
+    def _batch(self, clips: list[Any], lengths: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Float32 [B, segment]: clips by their length, cut anywhere, at levels around their own."""
+        rows = np.zeros((self.schedule.batch, self.segment), dtype=np.float32)
+        for row, index in zip(
+            rows, random.choice(len(clips), self.schedule.batch, p=lengths / lengths.sum()), strict=True
+        ):
+            samples = self.corpus.samples(clips[index])
+            start = int(random.integers(-self.segment // 4, max(1, samples.size - self.segment // 2)))
+            piece = samples[max(0, start) : start + self.segment]
+            row[max(0, -start) : max(0, -start) + piece.size] = piece
+            row *= 10 ** random.uniform(-0.15, 0.05)
+        return rows
+
+
+def _with_exact_spectrum(encoder: nn.Module, x: Tensor) -> Tensor:
+    """The encoder on its exact spectrum: it is worked out in float32, without gradients."""
+    if not isinstance(encoder, STFTEncoder):
+        return encoder(x)
+    with torch.autocast(x.device.type, enabled=False), torch.no_grad():
+        magnitudes = encoder.log_magnitudes(x)
+    return encoder.encode(magnitudes)
+
+
+def _with_exact_head(decoder: ISTFTDecoder, x: Tensor) -> Tensor:
+    """`ISTFTDecoder.forward` with phases and the transform in float32: eight bits of mantissa would be heard."""
+    x = decoder.norm(decoder.first(x).transpose(1, 2)).transpose(1, 2)
+    for block in decoder.blocks:
+        x = block(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return decoder.synthesize(x.float())
+
+
+def _prepared(config: EngineConfig, seed: int) -> Codec:
+    """Random weights from which training goes well: small residual branches, books that begin as projections."""
+    codec = random_weights(config, seed)[1]
+    generator = torch.Generator().manual_seed(seed)
+    for module in codec.modules():
+        if isinstance(module, ConvNeXtBlock):
+            module.scale.data.fill_(0.2)
+        elif isinstance(module, VectorQuantizer):
+            size, dim = module.project_in.weight.shape[:2]
+            rows = torch.linalg.qr(torch.randn(dim, size, generator=generator))[0].T  # [d, L], orthonormal
+            module.project_in.weight.data.copy_(rows[:, :, None])
+            module.project_out.weight.data.copy_(rows.T[:, :, None])
+            for bias in (module.project_in.bias, module.project_out.bias):
+                cast(Tensor, bias).data.zero_()
+    return codec.requires_grad_(True).train()
+
+
+def _update(optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, rate: float) -> float:
+    """One step of the optimizer; the gradient's norm before it was clipped."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(module.parameters(), 5.0).item()
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return norm

@@ -1,0 +1,212 @@
+"""Training the dual autoregressive model: teacher forcing over packed rows of turns.
+
+A document is what an engine would be asked for, and its answer: a turn of a speaker chosen by name (its token behind
+`im_start`), or two turns of one speaker, the first of which is the reference of the second. A row holds as many
+documents as fit; none sees another. B rows, T columns, C codebooks, N frames to be predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import EngineConfig, LanguageModelConfig
+from ..language_model import LanguageModel
+from ..tokenizer import encode_bytes, frame_columns, text_columns
+from ..transformer import Block, rope_table
+from ..weights import random_weights
+from .loop import Average, Checkpoint, Schedule, cosine, run
+from .tokens import Spoken, open_tokens
+from .voice import SPEAKER_TOKENS, VOICE
+
+__all__ = ["LanguageModelTask", "Rows", "losses", "pack_rows", "train_language_model", "trained_language_model", "turn"]
+
+STEPS, BATCH = 20_000, 8
+COLUMNS = 512  # of a row
+_PEAK = 1.5e-3
+_REFERENCED = 0.5  # share of documents with a reference rather than a name
+_SHORTEST_REFERENCE = 40  # frames
+
+
+def train_language_model(
+    work: Path,
+    *,
+    steps: int | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int = 2,
+    config: EngineConfig = VOICE,
+    **options: Any,
+) -> int:
+    """Train, or go on; the step reached. `options` are those of `loop.run`."""
+    torch.set_num_threads(threads)
+    folder = work / "language-model"
+    before = Checkpoint(folder / "checkpoint.pt").schedule() or Schedule(steps=STEPS, batch=BATCH, seed=seed)
+    schedule = Schedule(steps=steps or before.steps, batch=batch or before.batch, seed=seed)
+    task = LanguageModelTask(config, open_tokens(work, "train"), open_tokens(work, "valid"), schedule, device=device)
+    return run(task, folder, schedule, **options)
+
+
+def trained_language_model(work: Path, config: EngineConfig = VOICE, *, unfinished: bool = False) -> LanguageModel:
+    """The averaged weights, frozen. Raises ReferenceEngineError before the schedule's end, unless `unfinished`."""
+    model = random_weights(config, 0)[0]
+    model.load_state_dict(Checkpoint(work / "language-model" / "checkpoint.pt").averaged(unfinished=unfinished))
+    return model
+
+
+@dataclass(frozen=True)
+class Rows:
+    columns: Tensor  # int64 [B, 1+C, T]
+    document: Tensor  # int64 [B, T], 0 where a row is empty
+    target: Tensor  # int64 [B, T]: index among `candidate_ids` of the next column's token; -100 where none is learnt
+
+    def to(self, device: str) -> Rows:
+        return Rows(self.columns.to(device), self.document.to(device), self.target.to(device))
+
+
+class LanguageModelTask:
+    """See `loop.Task`."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        train: Sequence[Spoken],
+        valid: Sequence[Spoken],
+        schedule: Schedule,
+        *,
+        device: str = "cpu",
+    ) -> None:
+        self.config, self.schedule, self.device = config.language_model, schedule, device
+        self.train, self.valid = train, valid
+        self.model = _prepared(config, schedule.seed).to(device)
+        self.modules: dict[str, nn.Module] = {"language_model": self.model}
+        wide = [p for p in self.model.parameters() if p.ndim > 1]
+        flat = [p for p in self.model.parameters() if p.ndim < 2]
+        groups: list[dict[str, Any]] = [{"params": wide, "weight_decay": 0.05}, {"params": flat}]
+        adam = torch.optim.AdamW(groups, lr=_PEAK, betas=(0.9, 0.98), weight_decay=0.0)
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"language_model": adam}
+        self.average: Average | None = Average(self.model, 0.999)
+
+    def step(self, step: int, random: np.random.Generator) -> dict[str, float]:
+        rows = pack_rows(self.train, self.config, self.schedule.batch, random).to(self.device)
+        adam = self.optimizers["language_model"]
+        with torch.device(self.device), torch.autocast(self.device, dtype=torch.bfloat16):
+            parts = losses(self.model, rows)
+        adam.zero_grad(set_to_none=True)
+        (parts["semantic"] + parts["codes"]).backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).item()
+        for group in adam.param_groups:
+            group["lr"] = cosine(step, self.schedule.steps, peak=_PEAK)
+        adam.step()
+        cast(Average, self.average).update(self.model)
+        return {**{name: value.item() for name, value in parts.items()}, "gradient": norm}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        totals: dict[str, float] = {}
+        with torch.device(self.device), cast(Average, self.average).applied(self.model):
+            for seed in range(4):
+                rows = pack_rows(self.valid, self.config, self.schedule.batch, np.random.default_rng(seed))
+                for name, value in losses(self.model, rows.to(self.device)).items():
+                    totals[name] = totals.get(name, 0.0) + value.item() / 4
+        return totals
+
+
+def turn(text: str, codes: np.ndarray, config: LanguageModelConfig, speaker: str | None = None) -> np.ndarray:
+    """A finished turn, as columns int64 [1+C, T]."""
+    name = [] if speaker is None else [SPEAKER_TOKENS[speaker]]
+    head = text_columns([config.im_start, *name, *encode_bytes(text), config.voice], config)
+    return np.concatenate((head, frame_columns(codes, config), text_columns([config.im_end], config)), axis=1)
+
+
+def pack_rows(
+    corpus: Sequence[Spoken],
+    config: LanguageModelConfig,
+    rows: int,
+    random: np.random.Generator,
+    columns: int = COLUMNS,
+) -> Rows:
+    """Documents drawn at random, one after the other, until a row has no place for the next."""
+    table = torch.zeros(rows, 1 + config.codebooks, columns, dtype=torch.int64)
+    owner = torch.zeros(rows, columns, dtype=torch.int64)
+    target = torch.full((rows, columns), -100)
+    for row in range(rows):
+        filled = number = 0
+        while (document := _document(corpus, config, random, columns)).shape[1] <= columns - filled:
+            number += 1
+            part = slice(filled, filled + document.shape[1])
+            table[row, :, part] = torch.from_numpy(document)
+            owner[row, part] = number
+            target[row, part] = torch.from_numpy(_targets(document[0], config))
+            filled += document.shape[1]
+    return Rows(table, owner, target)
+
+
+def _document(
+    corpus: Sequence[Spoken], config: LanguageModelConfig, random: np.random.Generator, columns: int
+) -> np.ndarray:
+    while True:
+        main = corpus[int(random.integers(len(corpus)))]
+        if random.random() < _REFERENCED:
+            other = corpus[int(random.integers(len(corpus)))]
+            if other.clip.speaker != main.clip.speaker or other.codes.shape[1] < _SHORTEST_REFERENCE:
+                continue
+            parts = [turn(spoken.clip.text, spoken.codes, config) for spoken in (other, main)]
+            document = np.concatenate(parts, axis=1)
+        else:
+            document = turn(main.clip.text, main.codes, config, main.clip.speaker)
+        if document.shape[1] <= columns:
+            return document
+
+
+def _targets(tokens: np.ndarray, config: LanguageModelConfig) -> np.ndarray:
+    following = np.append(tokens[1:], -1)
+    semantic = (following >= config.semantic_begin) & (following <= config.semantic_end)
+    result = np.where(semantic, following - config.semantic_begin, -100)
+    return np.where(following == config.im_end, config.codebook_size, result)
+
+
+def losses(model: LanguageModel, rows: Rows) -> dict[str, Tensor]:
+    """Cross entropies in nats: `semantic` a column (first code or end), `codes` a code of the fast transformer."""
+    config = model.config
+    length = rows.columns.shape[2]
+    seen = (rows.document[:, :, None] == rows.document[:, None, :]).tril()[:, None]  # [B, 1, T, T]
+    x = model.embed(rows.columns)
+    rope = rope_table(length, config.slow)
+    for block in cast(Iterable[Block], model.layers):
+        x = block(x, rope, mask=seen)
+    learnt = rows.target >= 0
+    hidden, target = x[learnt], rows.target[learnt]
+    normed = model.norm(hidden)
+    semantic = F.cross_entropy(model.slow_logits(normed).float(), target)
+
+    frame = target < config.codebook_size  # the end has no codes
+    following = torch.roll(rows.columns[:, 1:], -1, 2).transpose(1, 2)[learnt][frame]  # [N, C]
+    start = (hidden if config.fast_input == "pre_norm" else normed)[frame]
+    embedded = model.fast_embeddings(following[:, :-1])  # [N, C-1, D]
+    y = torch.cat((start[:, None].to(embedded), embedded), dim=1)
+    rope = rope_table(config.codebooks, config.fast)
+    for block in cast(Iterable[Block], model.fast_layers):
+        y = block(y, rope, causal=True)
+    logits = model.fast_output(model.fast_norm(y[:, 1:])).float()  # position i says code i
+    codes = F.cross_entropy(logits.flatten(0, 1), following[:, 1:].flatten())
+    return {"semantic": semantic, "codes": codes}
+
+
+def _prepared(config: EngineConfig, seed: int) -> LanguageModel:
+    """Random weights from which training goes well: embeddings and heads small, so that no token is preferred."""
+    model = random_weights(config, seed)[0]
+    dim = config.language_model.slow.dim
+    for table in (model.embeddings, model.codebook_embeddings, model.fast_embeddings):
+        table.weight.data.mul_(0.1)
+    for weight in (model.output_weight, model.fast_output.weight):
+        weight.data.normal_(0, 0.5 * dim**-0.5, generator=torch.Generator().manual_seed(seed))
+    return model.requires_grad_(True).train()

@@ -1,0 +1,135 @@
+import hashlib
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from accelerator.reference import ReferenceEngineError
+from accelerator.reference.config import ISTFTDecoderConfig, STFTEncoderConfig, from_json, to_json
+from accelerator.reference.training.codec import CodecTask, lag, train_codec, trained_codec
+from accelerator.reference.training.corpus import Clip, open_corpus
+from accelerator.reference.training.loop import Schedule
+from accelerator.reference.training.pause import Pause
+from accelerator.reference.training.quantizer import Usage, quantize
+from accelerator.reference.training.spectra import log_mel, mel_bands, reconstruction_loss
+from accelerator.reference.training.tokens import encode, open_tokens, tokenize
+from accelerator.reference.training.voice import VOICE
+from accelerator.reference.weights import random_weights
+
+_STACK = replace(VOICE.codec.quantizer.transformer, dim=16, heads=2, kv_heads=2, head_dim=8, ffn_dim=16)
+SMALL = replace(
+    VOICE,
+    codec=replace(
+        VOICE.codec,
+        latent_dim=16,
+        encoder=STFTEncoderConfig(dim=16, layers=1, ffn_dim=16, hop=160, n_fft=640),
+        quantizer=replace(VOICE.codec.quantizer, codebook_sizes=(16,) * 6, transformer=_STACK),
+        decoder=ISTFTDecoderConfig(dim=16, layers=1, ffn_dim=16, hop=160, n_fft=640),
+    ),
+)
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A corpus of twelve gliding tones."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    lines, pieces, start = [], [], 0
+    for i in range(12):
+        time = np.arange(16_000 + 500 * i) / 16_000
+        audio = (8000 * np.sin(2 * np.pi * (150 + 20 * i + 40 * time) * time)).astype(np.int16)
+        split = ("train", "train", "valid", "heldout")[i % 4]
+        sha = hashlib.sha256(audio.tobytes()).hexdigest()
+        clip = Clip(f"{i:06d}", "tone", split, "slt", f"tone number {i}.", audio.size, sha, start)
+        lines.append(json.dumps(asdict(clip)))
+        pieces.append(audio)
+        start += audio.size
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    np.concatenate(pieces).tofile(folder / "audio.i16")
+    return tmp_path
+
+
+def test_quantizing_in_training_is_what_the_engine_does():
+    codec = random_weights(SMALL, 0)[1]
+    z = torch.randn(2, 16, 9, generator=torch.Generator().manual_seed(0))
+    found = quantize(codec.quantizer.books, z)
+    codes = codec.quantizer.quantize(z)
+    assert torch.stack(found.codes, dim=1).equal(codes)
+    torch.testing.assert_close(found.latents, codec.quantizer.dequantize(codes), atol=1e-4, rtol=1e-4)
+    assert found.commitment > 0
+    assert found.commitment == found.codebook
+
+
+def test_dead_codes_are_moved_to_latents():
+    codec = random_weights(SMALL, 0)[1]
+    books = list(codec.quantizer.books)
+    usage = Usage(codec.quantizer.sizes)
+    z = torch.randn(2, 16, 30, generator=torch.Generator().manual_seed(0))
+    for step in range(10):
+        found = quantize(books, z)
+        usage.update(found, books)
+        if step == 0:  # every code begins where a latent is
+            assert all(
+                (book.codebook.weight[:, None] == low).all(2).any(1).all()
+                for book, low in zip(books, found.inputs, strict=True)
+            )
+    assert 0.3 < usage.report()["usage"] <= 1
+
+
+def test_config_with_the_spectral_encoder_survives_json():
+    assert from_json(to_json(VOICE)) == VOICE
+    with pytest.raises(ReferenceEngineError, match="four hops"):
+        STFTEncoderConfig(dim=8, layers=1, ffn_dim=8, hop=16, n_fft=32)
+
+
+@torch.inference_mode()
+def test_spectral_encoder_is_causal_and_says_what_torch_stft_says():
+    encoder = random_weights(SMALL, 0)[1].encoder
+    audio = 0.1 * torch.randn(1, 1, 3200, generator=torch.Generator().manual_seed(0))
+    whole = encoder(audio)
+    assert whole.shape == (1, 16, 20)
+    torch.testing.assert_close(encoder(audio[..., :1600]), whole[..., :10], atol=1e-4, rtol=1e-4)
+    spectrum = torch.stft(audio[0], 640, 160, window=torch.hann_window(640), center=False, return_complex=True)
+    expected = 0.25 * (spectrum.abs().square() + 1e-4).log()
+    torch.testing.assert_close(encoder.log_magnitudes(audio)[..., 3:], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_spectra():
+    bands = mel_bands(24, 512, 16_000)
+    assert bands.shape == (24, 257)
+    assert bands.amax(1).min() > 0.4
+    tone = torch.sin(2 * torch.pi * 1000 * torch.arange(4000) / 16_000)[None]
+    peak = log_mel(tone, bands=24, n_fft=512, sample_rate=16_000)[0, :, 10].argmax().item()
+    assert bands[peak].argmax().item() * 16_000 / 512 == pytest.approx(1000, abs=100)
+    assert reconstruction_loss(tone, tone, 16_000) == 0
+    assert reconstruction_loss(0.5 * tone, tone, 16_000) > 0.1
+
+
+def test_training_learns_and_goes_on_and_its_codec_encodes_the_corpus(work):
+    options = {"steps": 8, "batch": 2, "threads": 1, "config": SMALL, "pause": Pause(None)}
+    assert train_codec(work, minutes=0, **options) == 1
+    assert train_codec(work, **options) == 8  # through every phase: open, quantized, judged
+    codec = trained_codec(work, SMALL)
+    folder = tokenize(work, pause=Pause(None), codec=codec)
+    assert tokenize(work, pause=Pause(None), codec=codec) == folder
+    spoken = open_tokens(work, "valid")
+    corpus = open_corpus(work)
+    assert [s.clip for s in spoken] == corpus.of("valid")
+    audio = corpus.samples(spoken[1].clip)
+    np.testing.assert_array_equal(spoken[1].codes, encode(codec, audio))
+    assert codec.decode(torch.from_numpy(spoken[1].codes)[None]).shape[1] - lag(SMALL.codec) >= audio.size
+
+
+def test_the_loss_falls(work):
+    task = CodecTask(SMALL, open_corpus(work), Schedule(steps=400, batch=2, seed=0))
+    found = [task.step(step + 100, np.random.default_rng(0))["spectra"] for step in range(40)]
+    assert found[-1] < 0.8 * found[0]
+
+
+def test_batches_hold_sound(work):
+    task = CodecTask(SMALL, open_corpus(work), Schedule(steps=400, batch=3, seed=0))
+    rows = task._batch(task.clips, task.lengths, np.random.default_rng(0))
+    assert rows.shape == (3, task.segment)
+    assert (np.abs(rows).max(1) > 0.1).all()
