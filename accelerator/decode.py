@@ -1,21 +1,18 @@
-"""The decode loop of a dual autoregressive language model: prefill, then one frame of codes per step."""
+"""What the decode loop runs on: the two transformers with their caches, and the embedding tables."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from .errors import BadOutput, GenerationError
+from .errors import GenerationError
 from .graph.dual_ar import DualARSpec, TransformerSpec
 from .session import Binding, KVCache, Session
 from .tables import Table
 
-__all__ = ["DualARDecoder", "Embeddings", "FrameSampler", "StepTimes", "Transformer"]
+__all__ = ["BLOCK", "Embeddings", "FrameSampler", "StepTimes", "Transformer", "check_room"]
 
 Rows = Table | np.ndarray
 BLOCK = 256  # positions by which a key-value cache grows
@@ -38,68 +35,108 @@ class StepTimes:
 
 
 class Transformer:
-    """One graph of Llama blocks with its key-value cache: the state of one sequence batch."""
+    """One graph of Llama blocks with the key-value caches of several sequences: one row each, of its own length."""
 
     def __init__(
         self, session: Session, spec: TransformerSpec, outputs: dict[str, int], batch: int, capacity: int
     ) -> None:
-        """`outputs`: name -> width of the graph's outputs [B, width]."""
-        self._session, self._spec, self._batch = session, spec, batch
+        """`outputs`: name -> width of the graph's outputs [B, width]. `batch`: rows there is room for."""
+        self._session, self._spec = session, spec
         dtype = session.inputs["past_key.0"][0] or np.float32
         self.cache = KVCache(spec.layers, batch, spec.kv_heads, spec.head_dim, min(capacity, spec.positions), dtype)
-        self.outputs = {name: np.zeros((batch, width), np.float32) for name, width in outputs.items()}
-        self._seqlens = np.zeros(batch, np.int32)
+        self._widths = outputs
         self._total = np.zeros((), np.int32)
         self._first = np.zeros((), np.bool_)  # the cache is empty
-        self._bound: dict[int, tuple[np.ndarray, Binding]] = {}
-        self.length = 0  # positions in the cache
+        self._allocate(batch)
 
-    def input(self, length: int) -> np.ndarray:
-        """The buffer [B, length, D] that the next `step` of that length reads."""
-        return self._binding(length)[0]
+    def _allocate(self, rows: int) -> None:
+        self.outputs = {name: np.zeros((rows, width), np.float32) for name, width in self._widths.items()}
+        self.lengths = np.zeros(rows, np.int32)  # positions in each row's cache
+        self._seqlens = np.zeros(rows, np.int32)
+        self._inputs = {length: np.zeros((rows, length, self._spec.dim), np.float32) for length in (1, 2)}
+        self._bound: dict[tuple[int, int, int], tuple[np.ndarray, Binding]] = {}
 
-    def step(self, length: int) -> dict[str, np.ndarray]:
-        """Run over what `input(length)` holds; returns the outputs, valid until the next step."""
-        total = self.length + length
-        if total > self._spec.positions:
-            raise GenerationError(
-                f"the sequence needs {total} positions, the model has {self._spec.positions}: shorten text or reference"
-            )
+    @property
+    def rows(self) -> int:
+        """Rows there is room for."""
+        return self.cache.rows
+
+    def input(self, length: int, begin: int = 0, end: int | None = None) -> np.ndarray:
+        """The buffer [end - begin, length, D] that the next `step` of the same arguments reads."""
+        return self._binding(length, begin, self.rows if end is None else end)[0]
+
+    def step(self, length: int, begin: int = 0, end: int | None = None) -> dict[str, np.ndarray]:
+        """Run rows begin .. end over what their `input` holds; returns all rows' outputs, valid until the next step.
+
+        Several rows may have lengths of their own when `length` is 1; otherwise theirs must be equal. Raises
+        GenerationError when the model's positions are exceeded.
+        """
+        end = self.rows if end is None else end
+        lengths = self.lengths[begin:end]
+        total = int(lengths.max()) + length
+        check_room(total, self._spec)
         if total > self.cache.capacity:
+            x = self.input(length, begin, end)
             self.grow(total)
-        _, binding = self._binding(length)
-        self._seqlens.fill(total - 1)
+            self.input(length, begin, end)[:] = x
+        _, binding = self._binding(length, begin, end)
+        np.add(lengths, length - 1, out=self._seqlens[begin:end])
         self._total.fill(total)
-        self._first.fill(self.length == 0)
+        self._first.fill(not lengths.any())
         binding.run()
-        self.length = total
+        lengths += length
         if length > 2:
-            del self._bound[length]  # a prefill's buffers are not needed again
+            del self._bound[length, begin, end]  # a prefill's buffers are not needed again
         return self.outputs
 
     def grow(self, total: int) -> None:
         """Make room for `total` positions, in blocks, at least half as much again, up to the model's limit."""
         wanted = max(total, self.cache.capacity * 3 // 2)
         self.cache.grow(min(-(-wanted // BLOCK) * BLOCK, self._spec.positions))
-        self._bound = {n: (x, self._bind(n, x)) for n, (x, _) in self._bound.items()}
+        self._bound = {}
 
-    def _binding(self, length: int) -> tuple[np.ndarray, Binding]:
-        if length not in self._bound:
-            x = np.zeros((self._batch, length, self._spec.dim), np.float32)
-            self._bound[length] = x, self._bind(length, x)
-        return self._bound[length]
+    def make_rows(self, rows: int) -> None:
+        """Make room for so many rows; what the caches hold stays, and so do the outputs of the last step."""
+        lengths, outputs = self.lengths, self.outputs
+        self.cache.grow(self.cache.capacity, rows)
+        self._allocate(rows)
+        self.lengths[: len(lengths)] = lengths
+        for name, array in outputs.items():
+            self.outputs[name][: len(array)] = array
 
-    def _bind(self, length: int, x: np.ndarray) -> Binding:
+    def move(self, source: int, target: int) -> None:
+        """Give a row's sequence another row."""
+        self.cache.move(source, target, int(self.lengths[source]))
+        self.lengths[target] = self.lengths[source]
+
+    def _binding(self, length: int, begin: int, end: int) -> tuple[np.ndarray, Binding]:
+        key = length, begin, end
+        if key not in self._bound:
+            own = self._inputs.get(length)
+            x = np.zeros((end - begin, length, self._spec.dim), np.float32) if own is None else own[begin:end]
+            self._bound[key] = x, self._bind(length, begin, end, x)
+        return self._bound[key]
+
+    def _bind(self, length: int, begin: int, end: int, x: np.ndarray) -> Binding:
         inputs = {
             "x": x,
-            "seqlens_k": self._seqlens,
+            "seqlens_k": self._seqlens[begin:end],
             "total_sequence_length": self._total,
-            "last": np.full((self._batch, 1), length - 1, np.int64),
+            "last": np.full((end - begin, 1), length - 1, np.int64),
             "first": self._first,
-            **self.cache.inputs(),
+            **self.cache.inputs(begin, end),
         }
         wanted = {name: array for name, array in inputs.items() if name in self._session.inputs}
-        return self._session.bind(wanted, {**self.outputs, **self.cache.outputs()})
+        outputs = {name: array[begin:end] for name, array in self.outputs.items()}
+        return self._session.bind(wanted, {**outputs, **self.cache.outputs(begin, end)})
+
+
+def check_room(total: int, spec: TransformerSpec) -> None:
+    """Raises GenerationError if a model has fewer positions than that."""
+    if total > spec.positions:
+        raise GenerationError(
+            f"the sequence needs {total} positions, the model has {spec.positions}: shorten text or reference"
+        )
 
 
 class Embeddings:
@@ -138,105 +175,3 @@ class Embeddings:
     def code(self, code: int, out: np.ndarray) -> None:
         """One code of the fast model -> `out` [fast D]."""
         out[:] = self._fast[code]
-
-
-class DualARDecoder:
-    """Turns a prompt into frames of codes with the two exported graphs. Safe to use from several threads at once."""
-
-    def __init__(self, spec: DualARSpec, slow: Session, fast: Session, embeddings: Embeddings) -> None:
-        self.spec, self.embeddings = spec, embeddings
-        self._slow, self._fast = slow, fast
-        self._lock = threading.Lock()
-        self._idle: list[Transformer] = []  # fast models keep their small caches between requests
-
-    def generate(
-        self,
-        prompt: np.ndarray,
-        sampler: FrameSampler,
-        max_frames: int,
-        *,
-        frames: Sequence[np.ndarray] = (),
-        end_may_come_first: bool = True,
-        times: StepTimes | None = None,
-    ) -> Iterator[np.ndarray]:
-        """Yield frames int64 [1 + C] (main token, codes) until the end token is drawn or `max_frames` are out.
-
-        prompt: int [1 + C, T]. frames: what was generated already; generation goes on behind it. end_may_come_first:
-        some engines do not look for the end token in the prefill's answer. The end token's frame is yielded too, its
-        codes zero, so that the caller can tell an end from a limit.
-        Raises GenerationError when the model's positions are exceeded, BadOutput for non-finite logits.
-        """
-        if max_frames < 1:
-            return
-        spec, times = self.spec, times or StepTimes()
-        prompt = np.concatenate([prompt, *(f[:, None] for f in frames)], axis=1) if len(frames) else prompt
-        first = not len(frames)
-        length = prompt.shape[1]
-        start = time.perf_counter()
-        slow = self._new_slow(length + min(max_frames, BLOCK))
-        fast = self._take_fast()
-        try:
-            slow.input(length)[0] = self.embeddings.frames(np.asarray(prompt, np.int64))
-            out = slow.step(length)
-            times.prefill += time.perf_counter() - start
-            for count in range(max_frames):
-                tick = time.perf_counter()
-                if not np.isfinite(out["logits"].sum()):
-                    raise BadOutput("the language model answered with non-finite logits")
-                token = sampler.main(out["logits"][0])
-                times.sampling += time.perf_counter() - tick
-                frame = np.zeros(1 + spec.codebooks, np.int64)
-                frame[0] = token
-                ended = token == spec.end_id and (end_may_come_first or not (first and count == 0))
-                if not ended:
-                    self._codes(frame, out["hidden"], fast, sampler, times)
-                    sampler.push(frame)
-                times.frames += 1
-                yield frame
-                if ended or count + 1 == max_frames:
-                    return
-                tick = time.perf_counter()
-                if token == spec.end_id:
-                    slow.input(1)[0] = self.embeddings.frames(frame[:, None])
-                else:
-                    self.embeddings.frame(frame, slow.input(1)[0, 0])
-                times.embed += time.perf_counter() - tick
-                tick = time.perf_counter()
-                out = slow.step(1)
-                times.slow += time.perf_counter() - tick
-        finally:
-            with self._lock:
-                self._idle.append(fast)
-
-    def _codes(
-        self, frame: np.ndarray, hidden: np.ndarray, fast: Transformer, sampler: FrameSampler, times: StepTimes
-    ) -> None:
-        """Fill frame[1:]: the first code is the main token's own, each next one is drawn from the fast model."""
-        spec = self.spec
-        code = min(max(int(frame[0]) - spec.semantic_begin, 0), spec.codebook_size - 1)
-        frame[1] = code
-        fast.length = 0
-        # Position 0 takes the hidden state and its logits are never used, so it runs together with position 1.
-        x = fast.input(2)
-        x[0, 0] = hidden[0]
-        self.embeddings.code(code, x[0, 1])
-        for codebook in range(1, spec.codebooks):
-            tick = time.perf_counter()
-            logits = fast.step(2 if codebook == 1 else 1)["logits"]
-            tock = time.perf_counter()
-            code = sampler.code(codebook, logits[0])
-            times.fast += tock - tick
-            times.sampling += time.perf_counter() - tock
-            frame[1 + codebook] = code
-            if codebook + 1 < spec.codebooks:
-                self.embeddings.code(code, fast.input(1)[0, 0])
-
-    def _new_slow(self, capacity: int) -> Transformer:
-        outputs = {"logits": len(self.spec.rows), "hidden": self.spec.fast.dim}
-        return Transformer(self._slow, self.spec.slow, outputs, 1, -(-capacity // BLOCK) * BLOCK)
-
-    def _take_fast(self) -> Transformer:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return Transformer(self._fast, self.spec.fast, {"logits": self.spec.fast_codes}, 1, self.spec.codebooks)

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("errors", "speech", "text", "audio", "hardware", "cache", "sampling", "metrics"),
     ("graph", "tables", "session", "tracing", "proof", "export"),
-    ("decode", "scheduler", "voices"),
+    ("decode", "prefixes", "scheduler", "voices"),
     ("engines",),
     ("loader", "routing", "optimizer"),
     ("cli", "server", "benchmark", "demo", "__main__"),

@@ -134,4 +134,30 @@ def test_a_cache_grows_and_keeps_what_it_holds() -> None:
         assert array.shape == (1, 3, 9, 4)
         np.testing.assert_array_equal(array[:, :, :5], before[name].astype(np.float32))
         assert not array[:, :, 5:].any()
-        assert cache.inputs()[f"past_{name}"] is cache.outputs()[f"present_{name}"] is array
+        for bound in (cache.inputs()[f"past_{name}"], cache.outputs()[f"present_{name}"]):
+            assert bound.ctypes.data == array.ctypes.data
+            assert bound.shape == array.shape
+
+
+def test_rows_of_a_cache_are_sequences_of_their_own() -> None:
+    cache = KVCache(layers=1, batch=2, kv_heads=3, head_dim=4, capacity=5, dtype=np.int8)
+    rng = np.random.default_rng(0)
+    for array in cache.arrays.values():
+        array[:] = rng.integers(-127, 128, array.shape)
+    before = {name: array.copy() for name, array in cache.arrays.items()}
+    cache.grow(7, rows=4)
+    assert (cache.rows, cache.capacity) == (4, 7)
+    cache.move(1, 3, 2)
+    blocks = cache.read(0, 4)
+    cache.write(2, blocks)
+    for block, (name, array) in zip(blocks, cache.arrays.items(), strict=True):
+        np.testing.assert_array_equal(array[:2, :, :5], before[name])
+        np.testing.assert_array_equal(array[3, :, :2], before[name][1, :, :2])
+        np.testing.assert_array_equal(array[2, :, :4], before[name][0, :, :4])
+        assert not array[3, :, 2:].any()
+        assert not array[2, :, 4:].any()
+        assert not np.shares_memory(block, array)
+    some = cache.inputs(1, 3)["past_key.0"]
+    assert some.shape == (2, 3, 7, 4)
+    assert some.flags.c_contiguous
+    assert np.shares_memory(some, cache.arrays["key.0"][1:3])

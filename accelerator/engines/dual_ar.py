@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from .. import decode, proof, tables, tracing
-from ..decode import DualARDecoder, Embeddings
+from ..decode import Embeddings
 from ..export import Component, Progress, ProgressEvent
 from ..graph import dual_ar as graphs
 from ..graph import graph, quantize, rewrite
 from ..graph.dual_ar import DualARSpec, KVRanges, Weights, build_fast, build_slow
 from ..graph.quantize import RECIPES
 from ..proof import BARS, Bar, Trace, compare_arrays, compare_codes, compare_logits, replay
+from ..scheduler import DualARDecoder
 from ..session import Session, SessionOptions
 from ..tables import write_table
 

@@ -120,7 +120,7 @@ def test_prefill_append_and_decode_answer_as_pytorch(tmp_path: Path, variant: st
             slow.input(length)[:] = model.lm.embed(columns).numpy()
         out = slow.step(length)
         start += length
-        assert slow.length == start
+        assert slow.lengths.tolist() == [start] * slow.rows
         np.testing.assert_allclose(out["logits"], logits, atol=BOUND, err_msg=f"logits at {start}")
         np.testing.assert_allclose(out["hidden"], hidden, atol=BOUND, err_msg=f"hidden at {start}")
         assert np.abs(logits).max() > 0.5, "the bound would say nothing"
@@ -131,7 +131,7 @@ def test_the_fast_model_answers_as_pytorch_in_frame_after_frame(tmp_path: Path, 
     model = Model(tmp_path, **VARIANTS[variant])
     fast, cache, rng = model.fast(), model.lm.fast_cache(), np.random.default_rng(1)
     for _ in range(3):  # each frame begins anew on the same cache
-        fast.length, at = 0, 0
+        fast.lengths[:], at = 0, 0
         for length in (2, 1, 1):
             x = rng.standard_normal((1, length, model.spec.fast.dim)).astype(np.float32)
             with torch.inference_mode():
@@ -139,7 +139,7 @@ def test_the_fast_model_answers_as_pytorch_in_frame_after_frame(tmp_path: Path, 
             fast.input(length)[:] = x
             np.testing.assert_allclose(fast.step(length)["logits"], expected, atol=BOUND)
             at += length
-        assert fast.length == model.spec.codebooks
+        assert (fast.lengths == model.spec.codebooks).all()
 
 
 def test_a_batch_of_equal_lengths(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The decode loop against PyTorch's, and what it does at its limits."""
+"""The decode loop against PyTorch's, sequences side by side, and what it does at its limits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from accelerator import decode
-from accelerator.decode import DualARDecoder, Embeddings, StepTimes
+from accelerator import decode, scheduler
+from accelerator.decode import Embeddings, StepTimes
 from accelerator.engines.dual_ar import _WeightEmbeddings
 from accelerator.engines.reference import ReferenceAdapter
-from accelerator.errors import BadOutput, GenerationError
+from accelerator.errors import BadOutput, GenerationError, SessionError
 from accelerator.graph.dual_ar import DualARSpec, build_fast, build_slow
 from accelerator.graph.quantize import RECIPES
+from accelerator.prefixes import cuts
 from accelerator.sampling import Sampler
+from accelerator.scheduler import DualARDecoder
 from accelerator.session import Session
 from accelerator.speech import SamplingParams
 from accelerator.tables import write_table
@@ -78,18 +80,21 @@ def test_greedy_frames_are_pytorchs_token_for_token(decoder: DualARDecoder, adap
 
 @pytest.mark.parametrize("block", [1, 3, 16])
 def test_a_growing_cache_changes_nothing(
-    decoder: DualARDecoder, adapter: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch, block: int
+    built: Path, adapter: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     prompt = tiny.encode_text(TEXT)
-    expected = generate(decoder, adapter, prompt, 70)
+    expected = generate(decoder_of(built, adapter._spec), adapter, prompt, 70)
+    decoder = decoder_of(built, adapter._spec)
     grown = []
     grow = decode.Transformer.grow
 
     def spy(self: Any, total: int) -> None:
         grow(self, total)
-        grown.append(self.cache.capacity)
+        if self._spec is adapter._spec.slow:
+            grown.append(self.cache.capacity)
 
-    monkeypatch.setattr(decode, "BLOCK", block)
+    for module in (decode, scheduler):
+        monkeypatch.setattr(module, "BLOCK", block)
     monkeypatch.setattr(decode.Transformer, "grow", spy)
     np.testing.assert_array_equal(generate(decoder, adapter, prompt, 70), expected)
     assert len(grown) >= 2
@@ -162,7 +167,7 @@ def test_an_abandoned_generator_gives_its_buffers_back(built: Path, adapter: Any
         frames = decoder.generate(prompt, sampler(adapter, temperature=0), 50)
         next(frames)
         frames.close()
-    assert len(decoder._idle) == 1
+    assert decoder.busy == 0
     np.testing.assert_array_equal(generate(decoder, adapter, prompt, 5), expected)
 
 
@@ -218,6 +223,191 @@ def test_some_engines_ignore_an_end_that_comes_first(decoder: DualARDecoder, ada
     assert [f[0] for f in resumed] == [end], "behind earlier frames nothing comes first"
 
 
+def together(decoder: DualARDecoder, adapter: Any, jobs: list[tuple[np.ndarray, int, dict[str, Any]]]) -> list[Any]:
+    """Frames, or the error, of each (prompt, count, sampling), all generated at once by a thread each."""
+    answers: list[Any] = [None] * len(jobs)
+    gate = threading.Barrier(len(jobs))
+
+    def work(n: int) -> None:
+        prompt, count, how = jobs[n]
+        gate.wait()
+        try:
+            answers[n] = generate(decoder, adapter, prompt, count, **how)
+        except (BadOutput, GenerationError) as error:
+            answers[n] = error
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def test_rows_join_and_leave_a_batch_and_none_notices(
+    built: Path, adapter: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty sequences of all lengths through three rows: each as if it were alone, and steps are shared."""
+    decoder = DualARDecoder(
+        adapter._spec,
+        Session(built / "slow.onnx"),
+        Session(built / "fast.onnx"),
+        Embeddings(built, adapter._spec),
+        rows=3,
+    )
+    jobs = [
+        (tiny.encode_text("word " * (n % 5) + "end"), 4 + 7 * (n % 4), {"temperature": 0.8 * (n % 2), "seed": n})
+        for n in range(20)
+    ]
+    alone = [generate(decoder_of(built, adapter._spec), adapter, p, c, **how) for p, c, how in jobs]
+    widths, step = [], decode.Transformer.step
+
+    def spy(self: Any, length: int, begin: int = 0, end: int | None = None) -> Any:
+        if self._session is decoder._slow_session and length == 1:
+            widths.append(end - begin)  # type: ignore[operator]
+        return step(self, length, begin, end)
+
+    monkeypatch.setattr(decode.Transformer, "step", spy)
+    for expected, answer in zip(alone, together(decoder, adapter, jobs), strict=True):
+        np.testing.assert_array_equal(answer, expected)
+    frames = sum(len(a) for a in alone)
+    assert max(widths) == 3, "never more than there are rows"
+    assert len(widths) < 0.6 * frames, "most steps served several sequences"
+    assert decoder.busy == 0
+
+
+def test_one_consumer_advances_all(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
+    """Generators pulled by turns in one thread are a batch too; the order of pulling changes nothing."""
+    prompts = [tiny.encode_text(t) for t in ("one", "two and a half", "three")]
+    alone = [generate(decoder, adapter, p, 12, temperature=0.8, seed=5) for p in prompts]
+    streams = [decoder.generate(p, sampler(adapter, temperature=0.8, seed=5), 12) for p in prompts]
+    taken: list[list[np.ndarray]] = [[], [], []]
+    for which in (0, 1, 0, 2, 2, 1, 0):
+        taken[which].append(next(streams[which]))
+    for which in (2, 0, 1):
+        taken[which] += list(streams[which])
+    for expected, frames in zip(alone, taken, strict=True):
+        np.testing.assert_array_equal(np.stack(frames), expected)
+
+
+def test_a_failing_row_fails_alone(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
+    prompt = tiny.encode_text(TEXT)
+    expected = generate(decoder, adapter, prompt, 15)
+
+    class Refusing(Scripted):
+        def main(self, logits: np.ndarray) -> int:
+            if len(self.pushed) == 4:
+                raise BadOutput("no")
+            return super().main(logits)
+
+        def code(self, codebook: int, logits: np.ndarray) -> int:
+            if len(self.pushed) == 2 and codebook == 2 and self.fast:
+                raise BadOutput("no code")
+            return codebook
+
+        fast = False
+
+    begin = adapter._spec.semantic_begin
+    good = decoder.generate(prompt, sampler(adapter, temperature=0), 15)
+    bad, worse = (Refusing([begin + 1] * 9) for _ in range(2))
+    worse.fast = True
+    wrong = prompt.copy()
+    wrong[0, 2] = -1
+    streams = [good, *(decoder.generate(prompt, s, 9) for s in (bad, worse)), decoder.generate(wrong, bad, 9)]
+    first = [next(s) for s in streams[:3]]
+    with pytest.raises(GenerationError, match="outside the vocabulary"):
+        next(streams[3])
+    for stream, message, count in ((streams[2], "no code", 2), (streams[1], "no", 4)):
+        seen = 1
+        with pytest.raises(BadOutput, match=f"^{message}$"):
+            for _ in stream:
+                seen += 1
+        assert seen == count, "what was drawn before the failure was handed out"
+    np.testing.assert_array_equal(np.stack([first[0], *good]), expected)
+
+
+def test_a_failing_run_fails_its_batch_and_not_the_next(
+    decoder: DualARDecoder, adapter: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = tiny.encode_text(TEXT)
+    expected = generate(decoder, adapter, prompt, 6)
+    streams = [decoder.generate(prompt, sampler(adapter, temperature=0), 6) for _ in range(2)]
+    for stream in streams:
+        next(stream)
+    with monkeypatch.context() as patch:
+        step = decode.Transformer.step
+
+        def broken(self: Any, length: int, begin: int = 0, end: int | None = None) -> Any:
+            if length == 1 and self._session is decoder._slow_session:
+                raise SessionError("out of memory")
+            return step(self, length, begin, end)
+
+        patch.setattr(decode.Transformer, "step", broken)
+        for stream in streams:
+            frames = []
+            with pytest.raises(SessionError, match="out of memory"):
+                frames += list(stream)
+    assert decoder.busy == 0
+    np.testing.assert_array_equal(generate(decoder, adapter, prompt, 6), expected)
+
+
+def test_an_interrupted_thread_leaves_the_others_an_answer(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
+    class Interrupted(Scripted):
+        def main(self, logits: np.ndarray) -> int:
+            raise KeyboardInterrupt
+
+    prompt = tiny.encode_text(TEXT)
+    other = decoder.generate(prompt, sampler(adapter, temperature=0), 5)
+    next(other)
+    with pytest.raises(KeyboardInterrupt):
+        next(decoder.generate(prompt, Interrupted([]), 5))
+    with pytest.raises(GenerationError, match="interrupted"):
+        list(other)
+    assert decoder.busy == 0
+
+
+def test_memory_bounds_who_joins(built: Path, adapter: Any, tiny: Any) -> None:
+    """No room beside the first: the second waits until the first has left, and then both were right."""
+    spec = adapter._spec
+    narrow = DualARDecoder(
+        spec, Session(built / "slow.onnx"), Session(built / "fast.onnx"), Embeddings(built, spec), cache_bytes=1
+    )
+    prompt = tiny.encode_text(TEXT)
+    expected = generate(narrow, adapter, prompt, 8)
+    first, second = (narrow.generate(prompt, sampler(adapter, temperature=0), 8) for _ in range(2))
+    head = next(first)
+    np.testing.assert_array_equal(np.stack(list(second)), expected)
+    np.testing.assert_array_equal(np.stack([head, *first]), expected)
+    assert narrow._slow is not None
+    assert narrow._slow.rows == 1
+
+
+def test_a_known_voice_is_not_prefilled_again(
+    built: Path, adapter: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = decoder_of(built, adapter._spec)
+    codes = np.random.default_rng(0).integers(0, 32, (4, 30))
+    prompts = [tiny.encode_text(t, codes, "says this") for t in ("One.", "Something else.", "One.")]
+    prefilled: list[int] = []
+    step = decode.Transformer.step
+
+    def spy(self: Any, length: int, begin: int = 0, end: int | None = None) -> Any:
+        if self._session is decoder._slow_session and length > 1:
+            prefilled.append(length)
+        return step(self, length, begin, end)
+
+    monkeypatch.setattr(decode.Transformer, "step", spy)
+    answers = [generate(decoder, adapter, p, 20, temperature=0.9, seed=1) for p in prompts]
+    (cut,) = cuts(prompts[0], adapter._spec.semantic_begin, adapter._spec.semantic_end)
+    assert prefilled == [cut, *(p.shape[1] - cut for p in prompts)]
+    assert (decoder.prefixes.hits, decoder.prefixes.misses) == (2, 1)
+    np.testing.assert_array_equal(answers[2], answers[0], "a known voice says what it said when it was new")
+    np.testing.assert_array_equal(
+        generate(decoder_of(built, adapter._spec), adapter, prompts[1], 20, temperature=0.9, seed=1), answers[1]
+    )
+    np.testing.assert_array_equal(generate(decoder, adapter, prompts[1], 20), of_pytorch(tiny, prompts[1], 20))
+
+
 def test_nothing_wanted_nothing_run(decoder: DualARDecoder, tiny: Any) -> None:
     for count in (0, -3):
         assert list(decoder.generate(tiny.encode_text(TEXT), Scripted([]), count)) == []
@@ -230,9 +420,9 @@ def test_logits_that_are_no_numbers_are_refused(
     decoder = decoder_of(built, adapter._spec)
     step = decode.Transformer.step
 
-    def broken(self: Any, length: int) -> Any:
-        out = step(self, length)
-        if self._session is getattr(decoder, f"_{where}") and self.length > 20 * (where == "slow"):
+    def broken(self: Any, length: int, begin: int = 0, end: int | None = None) -> Any:
+        out = step(self, length, begin, end)
+        if self._session is getattr(decoder, f"_{where}_session") and self.lengths[0] > 20 * (where == "slow"):
             out["logits"][0, 3] = np.nan
         return out
 
