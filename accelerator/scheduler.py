@@ -4,6 +4,9 @@ Weights are read from memory once for all rows of a batch, which is what a step 
 at once are advanced together, frame by frame. A sequence joins when there is a row for it and leaves as it ends
 (continuous batching, Yu et al. 2022, "Orca"). There is no thread of the loop's own: whoever waits for a frame and finds
 nobody at work advances everybody by one frame.
+
+Quantized kernels round differently for one row, for two, and for the odd one out, and sampling makes other speech of
+the difference. So a sequence says what it needs of its batch: see `Batching`.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -21,7 +25,16 @@ from .graph.dual_ar import DualARSpec
 from .prefixes import Prefixes, cuts
 from .session import Session
 
-__all__ = ["CACHE_BYTES", "ROWS", "DualARDecoder"]
+__all__ = ["CACHE_BYTES", "ROWS", "Batching", "DualARDecoder"]
+
+Batching = Literal["off", "invariant", "on"]
+"""How a sequence may share its runs.
+
+off: alone, one row a run. Always the same answer, and the fastest for one sequence.
+invariant: in batches of an even number of rows, if need be beside an empty one. Always the same answer as well,
+whatever else is spoken; it may differ from that of "off" in the rounding of quantized weights.
+on: whatever is fastest.
+"""
 
 ROWS = 8  # sequences advanced together; more would wait longer for each frame than they gain
 CACHE_BYTES = 2 * 2**30  # of key-value caches beyond which no sequence joins others
@@ -37,11 +50,12 @@ class _Row:
         frames: Sequence[np.ndarray],
         sampler: FrameSampler,
         max_frames: int,
+        batching: Batching,
         end_may_come_first: bool,
         times: StepTimes,
     ) -> None:
         self.prompt, self.sampler, self.max_frames, self.times = prompt, sampler, max_frames, times
-        self.before = frames
+        self.before, self.batching = frames, batching
         self.end_may_come_first = end_may_come_first or len(frames) > 0
         self.out: deque[np.ndarray] = deque()  # frames nobody has taken yet
         self.count = 0
@@ -52,6 +66,32 @@ class _Row:
 
     def fail(self, error: Exception) -> None:
         self.error, self.finished = error, True
+
+
+class _Lane:
+    """Rows that are run together, in the order of their model's rows."""
+
+    def __init__(self, slow: Transformer) -> None:
+        self.slow, self.rows = slow, list[_Row]()
+
+    @property
+    def width(self) -> int:
+        """Rows of the next run: one more than there are sequences where an odd one out would round differently."""
+        count = len(self.rows)
+        return count + count % 2 if any(row.batching == "invariant" for row in self.rows) else count
+
+    def remove(self, index: int) -> None:
+        """Take a sequence out; the last one takes its place."""
+        last = len(self.rows) - 1
+        if index != last:
+            self.slow.move(last, index)
+            self.rows[index] = self.rows[last]
+        self.rows.pop()
+
+    def drop_finished(self) -> None:
+        for index in reversed(range(len(self.rows))):
+            if self.rows[index].gone or self.rows[index].finished:
+                self.remove(index)
 
 
 class DualARDecoder:
@@ -68,7 +108,7 @@ class DualARDecoder:
         cache_bytes: int = CACHE_BYTES,
         prefixes: Prefixes | None = None,
     ) -> None:
-        """`rows`: sequences advanced together at most; others wait their turn.
+        """`rows`: sequences advanced at the same time at most, an even number; others wait their turn.
 
         They wait, too, while the key-value caches of all would need more than `cache_bytes`.
         """
@@ -76,11 +116,11 @@ class DualARDecoder:
         self._cache_bytes = cache_bytes
         self.prefixes = Prefixes() if prefixes is None else prefixes
         self._slow_session, self._fast_session = slow, fast
-        self._slow: Transformer | None = None
         self._fast: Transformer | None = None
         self._state = threading.Condition()
         self._leading = False  # somebody advances the rows; all that follows is then theirs alone, but for _waiting
-        self._rows: list[_Row] = []  # in the order of the slow model's rows
+        self._shared: _Lane | None = None
+        self._alone: list[_Lane] = []  # of one row each; kept, empty, for the next
         self._waiting: deque[_Row] = deque()
 
     def generate(
@@ -90,6 +130,7 @@ class DualARDecoder:
         max_frames: int,
         *,
         frames: Sequence[np.ndarray] = (),
+        batching: Batching = "off",
         end_may_come_first: bool = True,
         times: StepTimes | None = None,
     ) -> Iterator[np.ndarray]:
@@ -103,7 +144,8 @@ class DualARDecoder:
         """
         if max_frames < 1:
             return
-        row = _Row(np.asarray(prompt, np.int64), frames, sampler, max_frames, end_may_come_first, times or StepTimes())
+        times = times or StepTimes()
+        row = _Row(np.asarray(prompt, np.int64), frames, sampler, max_frames, batching, end_may_come_first, times)
         with self._state:
             self._waiting.append(row)
         try:
@@ -116,7 +158,10 @@ class DualARDecoder:
     def busy(self) -> int:
         """Sequences being generated or waiting."""
         with self._state:
-            return len(self._rows) + len(self._waiting)
+            return sum(len(lane.rows) for lane in self._lanes()) + len(self._waiting)
+
+    def _lanes(self) -> list[_Lane]:
+        return [*self._alone, *([self._shared] if self._shared else [])]
 
     def _next(self, row: _Row) -> np.ndarray | None:
         """The row's next frame, or None at its end."""
@@ -135,13 +180,6 @@ class DualARDecoder:
                     self._state.wait()
             try:
                 self._advance()
-            except BaseException as error:
-                mine = error if isinstance(error, Exception) else GenerationError(f"interrupted: {error!r}")
-                for each in self._rows:
-                    each.fail(mine)
-                self._rows.clear()
-                if mine is not error:
-                    raise
             finally:
                 with self._state:
                     self._leading = False
@@ -153,101 +191,122 @@ class DualARDecoder:
             if row in self._waiting:
                 self._waiting.remove(row)
             if not self._leading:
-                self._drop_gone()
+                self._drop_finished()
 
-    def _drop_gone(self) -> None:
-        for index in reversed(range(len(self._rows))):
-            if self._rows[index].gone or self._rows[index].finished:
-                self._remove(index)
-        if not self._rows and self._slow is not None and self._slow.cache.nbytes > _KEEP_BYTES:
-            self._slow = None
-
-    def _remove(self, index: int) -> None:
-        """Take a row out of the batch; the last one takes its place."""
-        assert self._slow is not None
-        last = len(self._rows) - 1
-        if index != last:
-            self._slow.move(last, index)
-            self._rows[index] = self._rows[last]
-        self._rows.pop()
+    def _drop_finished(self) -> None:
+        for lane in self._lanes():
+            lane.drop_finished()
+        lanes = self._lanes()
+        if not any(lane.rows for lane in lanes) and sum(lane.slow.cache.nbytes for lane in lanes) > _KEEP_BYTES:
+            self._shared, self._alone = None, []
 
     def _advance(self) -> None:
-        """One more frame for every row, and for one that was waiting."""
-        self._drop_gone()
-        if self._rows:
-            self._step()
+        """One more frame for every row, and for one that was waiting. What fails, fails for the rows of its run."""
+        self._drop_finished()
+        for lane in self._lanes():
+            self._guarded(lane, self._step)
         with self._state:
             row = self._waiting.popleft() if self._waiting and self._fits(self._waiting[0]) else None
         if row is not None:
             self._admit(row)
-        if self._rows:
-            self._draw()
-            self._drop_gone()
+        for lane in self._lanes():
+            self._guarded(lane, self._draw)
+        self._drop_finished()
+
+    def _guarded(self, lane: _Lane, work: Callable[[_Lane], None]) -> None:
+        if not lane.rows:
+            return
+        try:
+            work(lane)
+        except BaseException as error:
+            mine = error if isinstance(error, Exception) else GenerationError(f"interrupted: {error!r}")
+            for each in lane.rows:
+                each.fail(mine)
+            lane.rows.clear()
+            if mine is not error:
+                raise
 
     def _fits(self, row: _Row) -> bool:
         """Whether there is a row for it, and memory; the first always fits."""
-        if not self._rows or self._slow is None:
+        lanes = self._lanes()
+        speaking = sum(len(lane.rows) for lane in lanes)
+        if not speaking:
             return True
-        cache = self._slow.cache
+        cache = max((lane.slow.cache for lane in lanes), key=lambda cache: cache.capacity)
         capacity = max(cache.capacity, row.prompt.shape[1] + len(row.before) + BLOCK)
         row_bytes = cache.nbytes // cache.rows * capacity // cache.capacity
-        return len(self._rows) < self.limit and row_bytes * (len(self._rows) + 1) <= self._cache_bytes
+        return speaking < self.limit and row_bytes * (speaking + 1) <= self._cache_bytes
 
     def _admit(self, row: _Row) -> None:
         """Give a sequence a row, and run its prompt through the model."""
         tick = time.perf_counter()
-        index, before = len(self._rows), np.stack(row.before, axis=1) if len(row.before) else None
+        before = np.stack(row.before, axis=1) if len(row.before) else None
         prompt = row.prompt if before is None else np.concatenate([row.prompt, before], axis=1)
         length = prompt.shape[1]
         try:
             check_room(length, self.spec.slow)
             x = self.embeddings.frames(prompt)
-            slow = self._room(index + 1, length + min(row.max_frames, BLOCK))
-            slow.lengths[index] = 0
-            ends = cuts(row.prompt, self.spec.semantic_begin, self.spec.semantic_end)
-            known, blocks = self.prefixes.longest(prompt, ends)
-            if known:
-                slow.cache.write(index, blocks)
-                slow.lengths[index] = known
-            for end in (*(end for end in ends if end > known), length):
-                begin = int(slow.lengths[index])
-                slow.input(end - begin, index, index + 1)[0] = x[begin:end]
-                slow.step(end - begin, index, index + 1)
-                if end < length and self.prefixes.wants(slow.cache.nbytes // slow.rows * end // slow.cache.capacity):
-                    self.prefixes.keep(prompt, end, slow.cache.read(index, end))
+            lane = self._lane(row, length + min(row.max_frames, BLOCK))
+            self._prefill(lane.slow, len(lane.rows), prompt, x, row.prompt)
         except Exception as error:  # this sequence's own trouble: the others go on
             row.fail(error)
             return
-        self._rows.append(row)
+        lane.rows.append(row)
         row.times.prefill += time.perf_counter() - tick
 
-    def _room(self, rows: int, capacity: int) -> Transformer:
-        """The slow model with room for so many rows of so many positions."""
-        capacity = -(-capacity // BLOCK) * BLOCK
-        if self._slow is None:
-            outputs = {"logits": len(self.spec.rows), "hidden": self.spec.fast.dim}
-            self._slow = Transformer(self._slow_session, self.spec.slow, outputs, rows, capacity)
-        if rows > self._slow.rows:
-            self._slow.make_rows(min(2 * self._slow.rows, self.limit))
-        if min(capacity, self.spec.slow.positions) > self._slow.cache.capacity:
-            self._slow.grow(capacity)
-        return self._slow
+    def _prefill(self, slow: Transformer, index: int, prompt: np.ndarray, x: np.ndarray, own: np.ndarray) -> None:
+        """Fill a row of the model's cache with a prompt [1 + C, T], embedded x [T, D], piece by piece: see `prefixes`.
 
-    def _step(self) -> None:
+        own: the prompt without the frames that are generated already, which no other prompt begins with.
+        """
+        ends = cuts(own, self.spec.semantic_begin, self.spec.semantic_end)
+        known, blocks = self.prefixes.longest(prompt, ends)
+        if known:
+            slow.cache.write(index, blocks)
+        slow.lengths[index] = known
+        for end in (*(end for end in ends if end > known), prompt.shape[1]):
+            begin = int(slow.lengths[index])
+            slow.input(end - begin, index, index + 1)[0] = x[begin:end]
+            slow.step(end - begin, index, index + 1)
+            cache = slow.cache
+            if end in ends and self.prefixes.wants(cache.nbytes // cache.rows * end // cache.capacity):
+                self.prefixes.keep(prompt, end, cache.read(index, end))
+
+    def _lane(self, row: _Row, capacity: int) -> _Lane:
+        """The lane for a sequence, with room for one more row of so many positions."""
+        capacity = -(-capacity // BLOCK) * BLOCK
+        if row.batching == "off":
+            lane = next((lane for lane in self._alone if not lane.rows), None) or self._new_lane(1, capacity)
+            if lane not in self._alone:
+                self._alone.append(lane)
+        else:
+            if self._shared is None:
+                self._shared = self._new_lane(2, capacity)
+            lane = self._shared
+            if len(lane.rows) == lane.slow.rows:
+                lane.slow.make_rows(2 * lane.slow.rows)
+        if min(capacity, self.spec.slow.positions) > lane.slow.cache.capacity:
+            lane.slow.grow(capacity)
+        return lane
+
+    def _new_lane(self, rows: int, capacity: int) -> _Lane:
+        outputs = {"logits": len(self.spec.rows), "hidden": self.spec.fast.dim}
+        return _Lane(Transformer(self._slow_session, self.spec.slow, outputs, rows, capacity))
+
+    def _step(self, lane: _Lane) -> None:
         """Feed every row its last frame."""
-        slow = self._slow
-        assert slow is not None
-        for index in reversed(range(len(self._rows))):
+        slow, rows = lane.slow, lane.rows
+        for index in reversed(range(len(rows))):
             try:
                 check_room(int(slow.lengths[index]) + 1, self.spec.slow)
             except GenerationError as error:
-                self._rows[index].fail(error)
-                self._remove(index)
-        rows = self._rows
+                rows[index].fail(error)
+                lane.remove(index)
         if not rows:
             return
         tick = time.perf_counter()
-        x = slow.input(1, 0, len(rows))
+        slow.lengths[len(rows) :] = 0  # of rows that only fill a run up
+        x = slow.input(1, 0, lane.width)
         for index, row in enumerate(rows):
             assert row.frame is not None
             if row.frame[0] == self.spec.end_id:
@@ -255,21 +314,20 @@ class DualARDecoder:
             else:
                 self.embeddings.frame(row.frame, x[index, 0])
         tock = time.perf_counter()
-        slow.step(1, 0, len(rows))
+        slow.step(1, 0, lane.width)
         done = time.perf_counter()
         for row in rows:
             row.times.embed += tock - tick
             row.times.slow += done - tock
 
-    def _draw(self) -> None:
+    def _draw(self, lane: _Lane) -> None:
         """Draw the next frame of every row from what the slow model answered."""
-        spec, slow = self.spec, self._slow
-        assert slow is not None
+        spec, outputs = self.spec, lane.slow.outputs
         tick = time.perf_counter()
         speaking: list[tuple[int, _Row, np.ndarray]] = []
-        for index, row in enumerate(self._rows):
+        for index, row in enumerate(lane.rows):
             try:
-                frame = self._main(row, slow.outputs["logits"][index])
+                frame = self._main(row, outputs["logits"][index])
             except Exception as error:  # a sampler's refusal concerns its own row
                 row.fail(error)
                 continue
@@ -278,10 +336,10 @@ class DualARDecoder:
             else:
                 speaking.append((index, row, frame))
         drawn = time.perf_counter() - tick
-        for row in self._rows:
+        for row in lane.rows:
             row.times.sampling += drawn
         if speaking:
-            self._codes(speaking, slow.outputs["hidden"])
+            self._codes(speaking, outputs["hidden"])
         for _, row, frame in speaking:
             if not row.finished:
                 row.sampler.push(frame)
@@ -304,15 +362,17 @@ class DualARDecoder:
 
     def _codes(self, speaking: list[tuple[int, _Row, np.ndarray]], hidden: np.ndarray) -> None:
         """Fill frame[1:]: the first code is the main token's own, each next one is drawn from the fast model."""
-        spec, count = self.spec, len(speaking)
-        if self._fast is None or self._fast.rows < count:
-            rows = 1 if count == 1 else self.limit
+        spec, width = self.spec, len(speaking)
+        if any(row.batching == "invariant" for _, row, _ in speaking):
+            width += width % 2
+        if self._fast is None or self._fast.rows < width:
+            rows = 1 if width == 1 else self.limit
             outputs = {"logits": spec.fast_codes}
             self._fast = Transformer(self._fast_session, spec.fast, outputs, rows, spec.codebooks)
         fast = self._fast
         fast.lengths[:] = 0
         # Position 0 takes the hidden state and its logits are never used, so it runs together with position 1.
-        x = fast.input(2, 0, count)
+        x = fast.input(2, 0, width)
         for at, (index, _, frame) in enumerate(speaking):
             frame[1] = min(max(int(frame[0]) - spec.semantic_begin, 0), spec.codebook_size - 1)
             x[at, 0] = hidden[index]
@@ -320,9 +380,9 @@ class DualARDecoder:
         ran = drew = 0.0
         for codebook in range(1, spec.codebooks):
             tick = time.perf_counter()
-            logits = fast.step(2 if codebook == 1 else 1, 0, count)["logits"]
+            logits = fast.step(2 if codebook == 1 else 1, 0, width)["logits"]
             tock = time.perf_counter()
-            x = fast.input(1, 0, count)
+            x = fast.input(1, 0, width)
             for at, (_, row, frame) in enumerate(speaking):
                 if row.finished:
                     continue
