@@ -43,6 +43,8 @@ HOMES = {
     "fish_speech": ("engines",),
     "inflect": ("reference",),
     "pocketsphinx": ("reference",),
+    "llama_cpp": ("benchmark",),
+    "gguf": ("benchmark",),
 }
 
 

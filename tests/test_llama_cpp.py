@@ -1,0 +1,111 @@
+"""The yardstick must be the same model: llama.cpp's logits against the slow graph's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from accelerator.benchmark import llama_cpp
+from accelerator.benchmark.llama_cpp import LlamaCpp, write_gguf
+from accelerator.decode import Transformer
+from accelerator.errors import EngineError
+from accelerator.graph.dual_ar import DualARSpec, TransformerSpec, build_slow
+from accelerator.graph.quantize import RECIPES
+from accelerator.session import Session
+
+needs_llama_cpp = pytest.mark.skipif(llama_cpp.missing() is not None, reason=str(llama_cpp.missing()))
+STACK = TransformerSpec(
+    dim=64, layers=2, heads=4, kv_heads=2, head_dim=32, ffn=96, eps=1e-6, rope_base=1e4, positions=128, qk_norm=True
+)
+SPEC = DualARSpec(STACK, replace(STACK, positions=4), 4, 32, 300, 331, 299, 32, "pre_norm", True)
+
+
+def weights(name: str) -> np.ndarray:
+    """Seeded by the name, so that every caller sees the same."""
+    rng, part = np.random.default_rng(list(name.encode())), name.split(".")[-1]
+    width = STACK.heads * STACK.head_dim
+    packed = width + 2 * STACK.kv_heads * STACK.head_dim
+    shapes = {
+        "qkv": (packed, STACK.dim),
+        "bias": (packed,),
+        "out": (STACK.dim, width),
+        "gate": (STACK.ffn, STACK.dim),
+        "up": (STACK.ffn, STACK.dim),
+        "down": (STACK.dim, STACK.ffn),
+        "head": (len(SPEC.rows), STACK.dim),
+        "q_norm": (STACK.head_dim,),
+        "k_norm": (STACK.head_dim,),
+    }
+    shape = shapes.get(part, (STACK.dim,))
+    if len(shape) == 2:
+        return rng.standard_normal(shape).astype(np.float32) / np.float32(np.sqrt(shape[1]))
+    return (1 + 0.2 * rng.standard_normal(shape)).astype(np.float32)
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": False}, {"qk_norm": False, "qkv_bias": True}], ids=str)
+def test_its_logits_are_ours(tmp_path: Path, changes: dict[str, Any]) -> None:
+    spec = replace(SPEC, slow=replace(STACK, **changes))
+    build_slow(tmp_path, spec, weights, RECIPES["fp32"])
+    outputs = {"logits": len(spec.rows), "hidden": spec.fast.dim}
+    slow = Transformer(Session(tmp_path / "slow.onnx"), spec.slow, outputs, 1, 64)
+    with LlamaCpp(spec, weights, "f32", threads=1, positions=64) as other:
+        for seed, length in enumerate((11, 1, 1, 4)):
+            x = np.random.default_rng(seed).standard_normal((length, STACK.dim)).astype(np.float32)
+            slow.input(length)[0] = x
+            expected = slow.step(length)["logits"][0]
+            assert np.abs(expected).max() > 0.5, "the bound would say nothing"
+            np.testing.assert_allclose(other.step(x), expected, atol=5e-3)  # its key-value cache is float16
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(("kind", "bound"), [("f16", 2e-3), ("q8_0", 0.03), ("q4_0", 0.3)])
+def test_quantized_kinds_stay_near(kind: llama_cpp.Kind, bound: float) -> None:
+    x = np.random.default_rng(0).standard_normal((9, STACK.dim)).astype(np.float32)
+    with LlamaCpp(SPEC, weights, "f32", threads=1, positions=16) as exact:
+        expected = exact.step(x).copy()
+    with LlamaCpp(SPEC, weights, kind, threads=1, positions=16) as near:
+        error = np.linalg.norm(near.step(x) - expected) / np.linalg.norm(expected)
+    assert 0 < error < bound
+
+
+@needs_llama_cpp
+def test_it_counts_and_rewinds() -> None:
+    x = np.random.default_rng(0).standard_normal((6, STACK.dim)).astype(np.float32)
+    with LlamaCpp(SPEC, weights, "f32", threads=1, positions=8) as model:
+        model.step(x[:5])
+        first = model.step(x[5:]).copy()
+        assert model.length == 6
+        model.rewind(5)
+        assert model.length == 5
+        np.testing.assert_array_equal(model.step(x[5:]), first)
+        with pytest.raises(EngineError, match="8 positions"):
+            model.step(x[:3])
+
+
+@needs_llama_cpp
+def test_its_file_goes_with_it() -> None:
+    model = LlamaCpp(SPEC, weights, "q4_0", threads=1, positions=8)
+    directory = Path(model._directory.name)
+    assert directory.exists()
+    model.close()
+    model.close()
+    assert not directory.exists()
+
+
+@needs_llama_cpp
+def test_biases_that_it_has_no_architecture_for_are_refused(tmp_path: Path) -> None:
+    spec = replace(SPEC, slow=replace(STACK, qkv_bias=True))
+    with pytest.raises(EngineError, match="biases"):
+        write_gguf(tmp_path / "model.gguf", spec, weights, "f32")
+
+
+def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp.importlib.util, "find_spec", lambda name: None)
+    assert "llama-cpp-python and gguf" in str(llama_cpp.missing())
+    with pytest.raises(EngineError, match="not installed"):
+        LlamaCpp(SPEC, weights, "f32", threads=1, positions=8)
