@@ -10,7 +10,7 @@ import unicodedata
 
 from .errors import InvalidInput, InvalidText
 
-__all__ = ["MAX_CHARS", "check_characters", "check_text"]
+__all__ = ["MAX_CHARS", "check_characters", "check_text", "is_spoken"]
 
 MAX_CHARS = 100_000  # about two hours of speech; a megabyte is above it in every script
 
@@ -27,9 +27,14 @@ def check_text(text: str, *, max_chars: int = MAX_CHARS) -> str:
     check_characters(text, max_chars=max_chars)
     if not text.strip():
         raise InvalidText("the text is empty: give at least one word to speak")
-    if not any(unicodedata.category(char)[0] in "LN" and char not in _BLANK for char in text):
+    if not any(map(is_spoken, text)):
         raise InvalidText(f"the text has no letter or digit, so there is nothing to speak: {_shown(text)}")
     return text
+
+
+def is_spoken(char: str) -> bool:
+    """Whether a character is a letter or digit of any script."""
+    return unicodedata.category(char)[0] in "LN" and char not in _BLANK
 
 
 def check_characters(

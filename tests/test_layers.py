@@ -14,11 +14,11 @@ PACKAGE = Path(__file__).parents[1] / "accelerator"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    ("errors", "speech", "text", "audio", "hardware", "cache", "sampling", "metrics"),
+    ("errors", "speech", "text", "segments", "joins", "audio", "hardware", "cache", "sampling", "metrics"),
     ("graph", "tables", "session", "tracing", "proof", "export"),
     ("decode", "prefixes", "scheduler", "voices"),
     ("engines",),
-    ("loader", "routing", "optimizer"),
+    ("loader", "routing", "speaking", "stream", "dispatch", "optimizer"),
     ("cli", "server", "benchmark", "demo", "__main__"),
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
@@ -43,6 +43,8 @@ HOMES = {
     "fish_speech": ("engines",),
     "inflect": ("reference",),
     "pocketsphinx": ("reference",),
+    "regex": ("segments",),
+    "sentencex": ("segments",),
     "llama_cpp": ("benchmark",),
     "gguf": ("benchmark",),
 }
