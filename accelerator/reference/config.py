@@ -54,7 +54,7 @@ class TransformerConfig:
 class LanguageModelConfig:
     """The dual autoregressive transformer: `slow` runs once a frame, `fast` once a codebook of that frame.
 
-    Token ids: bytes are 0..255, `semantic_begin + i` is code i of the first codebook.
+    Token ids: bytes are 0..255, `semantic_begin + i` is code i of the first codebook, `speaker_begin + i` is speaker i.
     """
 
     slow: TransformerConfig
@@ -73,12 +73,16 @@ class LanguageModelConfig:
     repetition_aware: bool = True  # draw again when a token repeats within the last `repetition_window`
     repetition_window: int = 10
     repetition_penalty: float = 1.0  # the default of `generate`
+    speakers: tuple[str, ...] = ()  # chosen by name: the speaker's token stands behind `im_start`
+    speaker_begin: int = 0
 
     def __post_init__(self) -> None:
         if self.slow.dim != self.fast.dim:
             raise ReferenceEngineError("the slow and the fast transformer must have the same dim")
         if self.codebooks < 2 or self.semantic_begin + self.codebook_size > self.vocab_size:
             raise ReferenceEngineError("two codebooks at least, and the semantic range must lie within the vocabulary")
+        if self.speakers and not self.voice < self.speaker_begin <= self.semantic_begin - len(self.speakers):
+            raise ReferenceEngineError("the speakers' tokens must lie between `voice` and the semantic range")
         if self.fast_input not in ("pre_norm", "post_norm"):
             raise ReferenceEngineError(f"fast_input must be 'pre_norm' or 'post_norm', not {self.fast_input!r}")
 
@@ -163,13 +167,17 @@ class ISTFTDecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecConfig:
-    """waveform -> encoder -> latents -> quantizer -> codes, and back. One frame is `hop` samples."""
+    """waveform -> encoder -> latents -> quantizer -> codes, and back. One frame is `hop` samples.
+
+    `lag`: samples by which decoded audio comes late, as an inverse STFT was trained to; the engine sees to it.
+    """
 
     sample_rate: int
     latent_dim: int
     encoder: EncoderConfig | STFTEncoderConfig
     quantizer: QuantizerConfig
     decoder: DACDecoderConfig | ISTFTDecoderConfig
+    lag: int = 0
 
     def __post_init__(self) -> None:
         if self.encoder.hop != self.decoder.hop:
@@ -184,18 +192,26 @@ class CodecConfig:
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """A whole engine. `max_new_tokens` (frames) is the default bound of `generate`; `stream_context` bounds the frames
-    decoded again before each streamed chunk (a codec whose receptive field is shorter streams exactly)."""
+    decoded again before each streamed chunk (a codec whose receptive field is shorter streams exactly).
+
+    text: "spoken" sends every text through `spoken.spoken` first, as the voice has read nothing else. longest_text:
+    bytes of a turn the voice can speak; a longer text is spoken phrase after phrase.
+    """
 
     name: str
     language_model: LanguageModelConfig
     codec: CodecConfig
     max_new_tokens: int
     stream_context: int = 64
+    text: Literal["as_given", "spoken"] = "as_given"
+    longest_text: int | None = None
 
     def __post_init__(self) -> None:
         sizes = self.codec.quantizer.codebook_sizes
         if len(sizes) != self.language_model.codebooks or max(sizes) > self.language_model.codebook_size:
             raise ReferenceEngineError("language model and quantizer must agree about the codebooks")
+        if self.text not in ("as_given", "spoken"):
+            raise ReferenceEngineError(f"text must be 'as_given' or 'spoken', not {self.text!r}")
 
 
 def to_json(config: EngineConfig) -> str:
@@ -212,7 +228,7 @@ def from_json(text: str) -> EngineConfig:
         kinds = {"dac": DACDecoderConfig, "istft": ISTFTDecoderConfig}
         return EngineConfig(
             **data,
-            language_model=LanguageModelConfig(**_stacks(lm, "slow", "fast")),
+            language_model=LanguageModelConfig(**_tuples(_stacks(lm, "slow", "fast"))),
             codec=CodecConfig(
                 encoder=(STFTEncoderConfig if encoder.get("kind") == "stft" else EncoderConfig)(
                     **_tuples(_stacks(encoder, "transformer"))
@@ -271,34 +287,36 @@ _TINY = EngineConfig(
     max_new_tokens=64,
 )
 
-# Under 8 million parameters, so that half-precision weights fit 16 MB.
+# The bundled voice's. 8 million parameters, so that half-precision weights fit 16 MB.
 _SMALL = EngineConfig(
     name="small",
     language_model=LanguageModelConfig(
         slow=TransformerConfig(
-            dim=256, layers=4, heads=4, kv_heads=2, head_dim=64, ffn_dim=640, qk_norm=True, rope_base=1e5
+            dim=256, layers=6, heads=4, kv_heads=2, head_dim=64, ffn_dim=448, qk_norm=True, rope_base=1e5
         ),
-        fast=TransformerConfig(dim=256, layers=1, heads=4, kv_heads=2, head_dim=64, ffn_dim=640, rope_base=1e5),
-        vocab_size=520,
+        fast=TransformerConfig(dim=256, layers=1, heads=4, kv_heads=2, head_dim=64, ffn_dim=512, rope_base=1e5),
+        vocab_size=776,
         codebooks=6,
-        codebook_size=256,
+        codebook_size=512,
         im_start=256,
         im_end=257,
         voice=258,
         semantic_begin=264,
         max_seq_len=4096,
+        tie_output=True,
     ),
     codec=CodecConfig(
-        sample_rate=24_000,
-        latent_dim=160,
-        encoder=EncoderConfig(dim=12, rates=(2, 4, 4, 8)),
+        sample_rate=16_000,
+        latent_dim=128,
+        encoder=STFTEncoderConfig(dim=128, layers=3, ffn_dim=384, hop=160, n_fft=640),
         quantizer=QuantizerConfig(
-            codebook_sizes=(256, 256, 256, 256, 256, 256),
+            codebook_sizes=(512,) * 6,
             codebook_dim=8,
             downsample=(2, 2),
-            transformer=TransformerConfig(dim=160, layers=1, heads=4, kv_heads=4, head_dim=40, ffn_dim=320, window=16),
+            transformer=TransformerConfig(dim=128, layers=1, heads=4, kv_heads=4, head_dim=32, ffn_dim=256, window=16),
         ),
-        decoder=ISTFTDecoderConfig(dim=192, layers=5, ffn_dim=512, hop=256, n_fft=1024),
+        decoder=ISTFTDecoderConfig(dim=192, layers=5, ffn_dim=576, hop=160, n_fft=640),
+        lag=480,
     ),
     max_new_tokens=512,
 )

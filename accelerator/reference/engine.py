@@ -2,6 +2,10 @@
 
     encode_text -> generate (frame after frame) -> decode          encode_reference for the voice to imitate
 
+A voice is chosen by name (`speakers`), by a reference, or left to `default_speaker`. A text longer than the voice can
+speak in one breath is spoken phrase after phrase. A codec that comes late (`CodecConfig.lag`) is put right here, around
+`encode_reference` and `decode`, which are the bare codec.
+
 `synthesize` and `stream` reach the stages only through `self`, so that a shallow copy with a stage replaced is a whole
 engine. Arrays at this boundary are numpy; the modules inside take and give torch tensors.
 """
@@ -10,6 +14,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import count, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +25,9 @@ from .codec import Codec
 from .config import SIZES, EngineConfig
 from .errors import ReferenceEngineError
 from .language_model import LanguageModel
+from .phrases import phrases
 from .sampling import Sampling, draw, penalise, repetition_aware
+from .spoken import spoken
 from .tokenizer import build_prompt, frame_columns
 from .transformer import KVCache
 from .weights import load_weights, random_weights, save_weights
@@ -53,6 +61,12 @@ class ReferenceEngine:
         self.config = config
         self.language_model = language_model
         self.codec = codec
+        self.default_speaker = next(iter(config.language_model.speakers), None)
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """The voices that can be chosen by name; none where weights are random."""
+        return self.config.language_model.speakers
 
     @property
     def sample_rate(self) -> int:
@@ -80,6 +94,7 @@ class ReferenceEngine:
         reference_audio: np.ndarray | str | os.PathLike[str] | None = None,
         reference_text: str | None = None,
         *,
+        speaker: str | None = None,
         seed: int | None = None,
         temperature: float = 0.7,
         top_p: float = 0.8,
@@ -87,18 +102,18 @@ class ReferenceEngine:
         repetition_penalty: float | None = None,
         max_new_tokens: int | None = None,
     ) -> tuple[np.ndarray, int]:
-        """Speak `text`: (float32 mono [n] in [-1, 1], sample rate). Options as in `generate`."""
-        prompt = self._prompt(text, reference_audio, reference_text)
-        frames = self.generate(
-            prompt,
-            seed=seed,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            repetition_penalty=repetition_penalty,
-            max_new_tokens=max_new_tokens,
-        )
-        return self.decode(_codes_of(list(frames), self.config.language_model.codebooks)), self.sample_rate
+        """Speak `text`: (float32 mono [n] in [-1, 1], sample rate). The voice as in `encode_text`, the other options as
+        in `generate`; max_new_tokens bounds all phrases together, None each of them."""
+        sampling = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "repetition_penalty": repetition_penalty,
+        }
+        turns = self._turns(text, reference_audio, reference_text, speaker, seed, max_new_tokens, sampling)
+        codebooks, lag = self.config.language_model.codebooks, self.config.codec.lag
+        audio = [self.decode(_codes_of(list(frames), codebooks))[lag:] for frames in turns]
+        return (audio[0] if len(audio) == 1 else np.concatenate(audio)), self.sample_rate
 
     def stream(
         self,
@@ -106,6 +121,7 @@ class ReferenceEngine:
         reference_audio: np.ndarray | str | os.PathLike[str] | None = None,
         reference_text: str | None = None,
         *,
+        speaker: str | None = None,
         seed: int | None = None,
         temperature: float = 0.7,
         top_p: float = 0.8,
@@ -117,46 +133,56 @@ class ReferenceEngine:
         """`synthesize` in pieces of `chunk_frames` frames: float32 mono [<= chunk_frames * hop] each.
 
         Each piece is decoded behind enough of the frames before it to be what the whole would give (exactly, unless the
-        codec's receptive field exceeds `config.stream_context`).
+        codec's receptive field exceeds `config.stream_context`). A codec's lag shortens a phrase's first piece.
         """
         if chunk_frames < 1:
             raise ReferenceEngineError("chunk_frames must be 1 or more")
-        prompt = self._prompt(text, reference_audio, reference_text)
+        sampling = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "repetition_penalty": repetition_penalty,
+        }
         context = min(self.codec.receptive_field_frames - 1, self.config.stream_context)
-        frames: list[np.ndarray] = []
-        done = 0
-        for frame in self.generate(
-            prompt,
-            seed=seed,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            repetition_penalty=repetition_penalty,
-            max_new_tokens=max_new_tokens,
-        ):
-            frames.append(frame)
-            if len(frames) - done == chunk_frames:
-                yield self._decode_behind(frames, done, context)
-                done = len(frames)
-        if done < len(frames):
-            yield self._decode_behind(frames, done, context)
+        for turn in self._turns(text, reference_audio, reference_text, speaker, seed, max_new_tokens, sampling):
+            frames: list[np.ndarray] = []
+            done, late = 0, self.config.codec.lag
+            while True:
+                frames.extend(islice(turn, chunk_frames))
+                if done == len(frames):
+                    break
+                audio = self._decode_behind(frames, done, context)
+                if late < len(audio):
+                    yield audio[late:]
+                late, done = max(0, late - len(audio)), len(frames)
 
     def encode_text(
-        self, text: str, reference_codes: np.ndarray | None = None, reference_text: str | None = None
+        self,
+        text: str,
+        reference_codes: np.ndarray | None = None,
+        reference_text: str | None = None,
+        speaker: str | None = None,
     ) -> np.ndarray:
-        """The prompt int64 [1+C, T] that makes the model speak `text`, in the voice of reference_codes [C, m] if given.
+        """The prompt int64 [1+C, T] that makes the model speak `text` as one turn.
 
-        Raises ReferenceEngineError for an empty or unencodable text, a reference text without codes, or codes out of
-        range.
+        In the voice of reference_codes [C, m], or of the speaker named, or of `default_speaker`. Raises
+        ReferenceEngineError for an empty or unencodable text, a reference text without codes, codes out of range, a
+        speaker that is not among `speakers`, or one beside a reference.
         """
         if not isinstance(text, str) or not text.strip():
             raise ReferenceEngineError("there is no text to speak")
         if reference_codes is None and reference_text is not None:
             raise ReferenceEngineError("reference_text needs reference audio")
         if reference_codes is not None:
+            if speaker is not None:
+                raise ReferenceEngineError(f"give a reference or the speaker {speaker!r}, not both")
             reference_codes = self._check_codes(reference_codes)
+            named = None
+        else:
+            named = self._speaker_token(self.default_speaker if speaker is None else speaker)
+        said = self._worded(reference_text or "")
         try:
-            return build_prompt(text, reference_codes, reference_text or "", self.config.language_model)
+            return build_prompt(self._worded(text), reference_codes, said, self.config.language_model, named)
         except UnicodeEncodeError as error:
             raise ReferenceEngineError(f"the text is not valid Unicode: {error}") from error
 
@@ -201,11 +227,11 @@ class ReferenceEngine:
             raise ReferenceEngineError(
                 f"max_new_tokens must be 1 or more, and the prompt below {lm.max_seq_len} columns (it has {start})"
             )
-        count = min(wanted, lm.max_seq_len - start)
-        cache, fast_cache = self.language_model.slow_cache(start + count), self.language_model.fast_cache()
+        bound = min(wanted, lm.max_seq_len - start)
+        cache, fast_cache = self.language_model.slow_cache(start + bound), self.language_model.fast_cache()
         step = torch.from_numpy(columns)[None]  # [1, 1+C, T]
         position = 0
-        for _ in range(count):
+        for _ in range(bound):
             logits, hidden = self.language_model.slow(step, cache, position)
             position += step.shape[2]
             choice = self._choose(logits[0], past, sampling, generator)
@@ -260,14 +286,67 @@ class ReferenceEngine:
                 return np.array([lm.semantic_begin + first_code, *codes], dtype=np.int64)
             x = model.fast_embeddings(torch.tensor([[codes[-1]]]))
 
-    def _prompt(
-        self, text: str, reference_audio: np.ndarray | str | os.PathLike[str] | None, reference_text: str | None
-    ) -> np.ndarray:
-        if reference_audio is None:
-            return self.encode_text(text, None, reference_text)
-        if isinstance(reference_audio, (str, os.PathLike)):
-            reference_audio = load_audio(reference_audio, self.sample_rate)
-        return self.encode_text(text, self.encode_reference(reference_audio), reference_text)
+    def _turns(
+        self,
+        text: str,
+        reference_audio: np.ndarray | str | os.PathLike[str] | None,
+        reference_text: str | None,
+        speaker: str | None,
+        seed: int | None,
+        max_new_tokens: int | None,
+        sampling: dict[str, Any],
+    ) -> Iterator[Iterator[np.ndarray]]:
+        """The frames of one phrase after the other; each must be used up before the next is asked for."""
+        codes = None
+        if reference_audio is not None:
+            if isinstance(reference_audio, (str, os.PathLike)):
+                reference_audio = load_audio(reference_audio, self.sample_rate)
+            codes = self.encode_reference(self.with_lag(reference_audio))
+        left = max_new_tokens
+        for index, phrase in enumerate(self.phrases(text)):
+            named = {} if speaker is None else {"speaker": speaker}
+            prompt = self.encode_text(phrase, codes, reference_text, **named)
+            own_seed = None if seed is None else seed + index
+            frames = self.generate(prompt, seed=own_seed, max_new_tokens=left, **sampling)
+            if left is None:
+                yield frames
+                continue
+            counter = count()
+            yield (frame for frame, _ in zip(frames, counter, strict=False))
+            left -= next(counter)
+            if left < 1:
+                return
+
+    def phrases(self, text: str) -> list[str]:
+        """The text in pieces that the voice can speak in one turn, as words; the text itself where it has no bound."""
+        longest = self.config.longest_text
+        if longest is None or not isinstance(text, str):
+            return [text]
+        return phrases(self._worded(text), longest) or [text]
+
+    def with_lag(self, audio: np.ndarray) -> np.ndarray:
+        """A reference [n] for `encode_reference`, longer by the codec's lag, so that the codes hold all of it."""
+        audio = check_waveform(audio)
+        lag = self.config.codec.lag
+        return np.concatenate((audio, np.zeros(lag, dtype=np.float32))) if lag else audio
+
+    def _worded(self, text: str) -> str:
+        """The text as the voice has learnt to read it. Raises ReferenceEngineError if no word is left of it."""
+        if self.config.text == "as_given" or not text:
+            return text
+        words = spoken(text)
+        if not words:
+            raise ReferenceEngineError(f"there are no words to speak in {text!r}")
+        return words if words[-1] in ".?!" else f"{words}."
+
+    def _speaker_token(self, speaker: str | None) -> int | None:
+        lm = self.config.language_model
+        if speaker is None:
+            return None
+        if speaker not in lm.speakers:
+            there = f"there are {', '.join(lm.speakers)}" if lm.speakers else "this voice has no named speakers"
+            raise ReferenceEngineError(f"unknown speaker {speaker!r}; {there}")
+        return lm.speaker_begin + lm.speakers.index(speaker)
 
     def _decode_behind(self, frames: list[np.ndarray], done: int, context: int) -> np.ndarray:
         """The audio of frames[done:], decoded together with the `context` frames before them."""

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from .errors import ReferenceEngineError
+
 __all__ = ["spoken"]
 
 MONTHS = (
@@ -51,7 +53,10 @@ _NUMBER = r"\d[\d,]*(?:\.\d+)?"
 
 
 def spoken(text: str) -> str:
-    """The words of `text`; empty if there is nothing to say."""
+    """The words of `text`; empty if there is nothing to say.
+
+    Raises ReferenceEngineError for numbers where `inflect` is not installed.
+    """
     text = unicodedata.normalize("NFC", text).replace("’", "'").replace("‘", "'")
     text = re.sub(r"\s+[-–—]+\s+|—|--+", ", ", text)
     for pattern, replace in _RULES:
@@ -72,7 +77,10 @@ def _strongest(marks: str) -> str:
 
 @cache
 def _engine() -> Any:
-    import inflect
+    try:
+        import inflect
+    except ImportError as error:
+        raise ReferenceEngineError("numbers are spoken with the package inflect: pip install inflect") from error
 
     return inflect.engine()
 

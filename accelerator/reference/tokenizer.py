@@ -1,6 +1,7 @@
 """Text -> tokens: UTF-8 bytes, and the columns of a prompt.
 
-A turn is `im_start, text bytes, voice, semantic frames, im_end`. A reference is a finished turn before the one to be
+A turn is `im_start, text bytes, voice, semantic frames, im_end`, with the token of a speaker chosen by name behind
+`im_start`. A reference is a finished turn before the one to be
 spoken, whose frames the model has yet to give.
 """
 
@@ -31,13 +32,18 @@ def frame_columns(codes: np.ndarray, config: LanguageModelConfig) -> np.ndarray:
 
 
 def build_prompt(
-    text: str, reference_codes: np.ndarray | None, reference_text: str, config: LanguageModelConfig
+    text: str,
+    reference_codes: np.ndarray | None,
+    reference_text: str,
+    config: LanguageModelConfig,
+    speaker: int | None = None,
 ) -> np.ndarray:
-    """The columns int64 [1+C, T] after which the model speaks `text`."""
+    """The columns int64 [1+C, T] after which the model speaks `text`; `speaker` is the token of one chosen by name."""
     parts = []
     if reference_codes is not None:
         parts.append(text_columns([config.im_start, *encode_bytes(reference_text), config.voice], config))
         parts.append(frame_columns(reference_codes, config))
         parts.append(text_columns([config.im_end], config))
-    parts.append(text_columns([config.im_start, *encode_bytes(text), config.voice], config))
+    named = [] if speaker is None else [speaker]
+    parts.append(text_columns([config.im_start, *named, *encode_bytes(text), config.voice], config))
     return np.concatenate(parts, axis=1)

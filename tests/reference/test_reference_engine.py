@@ -24,6 +24,73 @@ def test_speech_is_audible_and_bounded(tiny):
     assert np.sqrt(np.mean(audio**2)) > 0.01
 
 
+@pytest.fixture(scope="module")
+def named() -> ReferenceEngine:
+    """Random weights that take speakers' names, spoken words, and few of them at a time."""
+    engine = load("tiny")
+    lm = replace(engine.config.language_model, speakers=("ann",), speaker_begin=259)
+    codec = replace(engine.config.codec, lag=300)
+    config = replace(engine.config, language_model=lm, codec=codec, text="spoken", longest_text=20)
+    return ReferenceEngine(config, engine.language_model, engine.codec)
+
+
+def test_a_speaker_is_a_token_behind_the_start(named, tiny):
+    assert (tiny.speakers, tiny.default_speaker) == ((), None)
+    assert (named.speakers, named.default_speaker) == (("ann",), "ann")
+    by_name = named.encode_text("Hi!", speaker="ann")
+    assert by_name[0].tolist() == [256, 259, *b"hi!", 258]
+    np.testing.assert_array_equal(named.encode_text("Hi!"), by_name)
+    with_reference = named.encode_text("Hi!", np.zeros((4, 1), np.int64), "Two, 2")
+    assert with_reference[0].tolist() == [256, *b"two, two.", 258, 260, 257, 256, *b"hi!", 258]
+    with pytest.raises(ReferenceEngineError, match="tokens must lie"):  # the second's would be the first code's
+        replace(named.config.language_model, speakers=("ann", "bob"))
+
+
+def test_a_long_text_is_spoken_phrase_after_phrase(named):
+    engine = copy.copy(named)
+    assert engine.phrases("It is 5 o'clock. Yes, it really is 5 o'clock.") == [
+        "it is five o'clock.",
+        "yes,",
+        "it really is five",
+        "o'clock.",
+    ]
+    said = []
+    engine.encode_text = lambda text, *a, **k: said.append((text, k)) or named.encode_text(text, *a, **k)
+    options = {"seed": 1, "max_new_tokens": 6}
+    whole, _ = engine.synthesize("Hello there Anna. How are you?", speaker="ann", **options)
+    assert said == [("hello there anna.", {"speaker": "ann"})]  # six frames were all there may be
+    assert whole.size == 6 * 256 - 300
+    engine.config = replace(named.config, max_new_tokens=6)
+    whole, _ = engine.synthesize("Hello there Anna. How are you?", seed=1)
+    chunks = list(engine.stream("Hello there Anna. How are you?", seed=1, chunk_frames=1))
+    assert [len(chunk) for chunk in chunks] == [212, 256, 256, 256, 256] * 2  # the lag swallows the first piece
+    np.testing.assert_allclose(np.concatenate(chunks), whole, atol=1e-5)
+    np.testing.assert_array_equal(whole[:1236], engine.synthesize("Hello there Anna.", seed=1)[0])
+    np.testing.assert_array_equal(whole[1236:], engine.synthesize("How are you?", seed=2)[0])
+
+
+def test_a_reference_is_heard_to_its_end(named):
+    engine, seen = copy.copy(named), []
+    engine.encode_reference = lambda audio: seen.append(audio) or np.zeros((4, 1), np.int64)
+    engine.synthesize("Hi.", np.full(500, 0.1, np.float32), "x", max_new_tokens=1)
+    assert seen[0].tolist() == [*[pytest.approx(0.1)] * 500, *[0.0] * 300]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda e: e.encode_text("x", speaker="bob"), "unknown speaker 'bob'; there are ann"),
+        (lambda e: e.synthesize("x", np.zeros(9, np.float32), "y", speaker="ann"), "a reference or the speaker 'ann'"),
+        (lambda e: list(e.stream("x", speaker="bob")), "unknown speaker"),
+        (lambda e: e.synthesize("* ~"), "no words to speak"),
+        (lambda e: load("tiny").encode_text("x", speaker="ann"), "no named speakers"),
+    ],
+)
+def test_what_cannot_be_spoken(named, call, message):
+    with pytest.raises(ReferenceEngineError, match=message):
+        call(named)
+
+
 def test_same_seed_same_audio(tiny):
     first, _ = tiny.synthesize(TEXT, seed=7, max_new_tokens=6)
     again, _ = tiny.synthesize(TEXT, seed=7, max_new_tokens=6)
@@ -114,7 +181,9 @@ def test_streaming_equals_blocking(size):
     options = {"seed": 3, "max_new_tokens": 50}
     whole, _ = engine.synthesize(TEXT, **options)
     chunks = list(engine.stream(TEXT, **options, chunk_frames=4))
-    assert [len(chunk) // engine.hop for chunk in chunks] == [4] * 12 + [2]
+    hop, lag = engine.hop, engine.config.codec.lag
+    assert [len(chunk) for chunk in chunks] == [4 * hop - lag, *[4 * hop] * 11, 2 * hop]
+    assert (lag > 0) == (size == "small")
     np.testing.assert_allclose(np.concatenate(chunks), whole, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from accelerator.reference import ReferenceEngineError
 from accelerator.reference.config import ISTFTDecoderConfig, STFTEncoderConfig, from_json, to_json
-from accelerator.reference.training.codec import CodecTask, lag, train_codec, trained_codec
+from accelerator.reference.training.codec import CodecTask, train_codec, trained_codec
 from accelerator.reference.training.corpus import Clip, open_corpus
 from accelerator.reference.training.loop import Schedule
 from accelerator.reference.training.pause import Pause
@@ -119,7 +119,7 @@ def test_training_learns_and_goes_on_and_its_codec_encodes_the_corpus(work):
     assert [s.clip for s in spoken] == corpus.of("valid")
     audio = corpus.samples(spoken[1].clip)
     np.testing.assert_array_equal(spoken[1].codes, encode(codec, audio))
-    assert codec.decode(torch.from_numpy(spoken[1].codes)[None]).shape[1] - lag(SMALL.codec) >= audio.size
+    assert codec.decode(torch.from_numpy(spoken[1].codes)[None]).shape[1] - SMALL.codec.lag >= audio.size
 
 
 def test_the_loss_falls(work):

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from accelerator.reference import ReferenceEngineError
 from accelerator.reference.engine import ReferenceEngine
 from accelerator.reference.training.corpus import Clip
-from accelerator.reference.training.evaluate import bootstrap, by_name, cepstra, distortion, errors
 from accelerator.reference.training.language_model import LanguageModelTask, Rows, losses, pack_rows, turn
 from accelerator.reference.training.loop import Schedule
 from accelerator.reference.training.pack import halved
@@ -111,29 +110,15 @@ def test_a_packed_voice_is_an_engine_that_speaks_by_name(tmp_path):
     save_weights(path, SMALL, halved(language_model), halved(codec))
     engine = ReferenceEngine(*load_weights(path))
     torch.testing.assert_close(engine.language_model.norm.weight, language_model.norm.weight, atol=1e-3, rtol=1e-3)
-    audio = by_name(replace_limit(engine, 4), "hello there.", "rms", 0)
+    assert engine.speakers == ("slt", "rms", "awb")
+    prompt = engine.encode_text("Dr. Who", speaker="rms")
+    assert prompt[0].tolist() == [256, 260, *b"doctor who.", 258]
+    audio, _ = engine.synthesize("Hello there", speaker="rms", seed=0, max_new_tokens=4)
     assert audio.size == 4 * 640 - 480
     language_model.norm.weight[0] = 1e6
     with pytest.raises(ReferenceEngineError, match="float16"):
         halved(language_model)
 
 
-def replace_limit(engine: ReferenceEngine, frames: int) -> ReferenceEngine:
-    return ReferenceEngine(replace(engine.config, max_new_tokens=frames), engine.language_model, engine.codec)
-
-
 def test_the_voice_fits_its_budget():
     assert 2 * sum(p.numel() for module in build(VOICE) for p in module.parameters()) < 15_970_000
-
-
-def test_measures():
-    assert errors(["the", "cat", "sat"], ["the", "hat", "sat", "down"]) == 2
-    assert errors([], ["a"]) == errors(["a"], []) == 1
-    value, low, high = bootstrap(np.array([[1.0], [2.0], [3.0]]), lambda rows: rows.mean())
-    assert low < value == 2.0 < high
-    noise = np.random.default_rng(0).normal(size=8000).astype(np.float32) * 0.1
-    ours = cepstra(noise)
-    assert ours.shape[1] == 13
-    assert distortion(ours, ours) == 0
-    assert distortion(ours, np.repeat(ours, 2, axis=0)) == pytest.approx(0, abs=1e-9)
-    assert distortion(ours, ours + 1) == pytest.approx(20 / np.log(10) * np.sqrt(13 / 40), rel=0.4)

@@ -36,6 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
         sub.add_argument("--checkpoint-minutes", type=float, default=5.0)
         sub.add_argument("--device", default="cpu")
         sub.add_argument("--threads", type=int, default=2)
+        if name == "language-model":
+            sub.add_argument(
+                "--compile", action="store_true", dest="compiled", help="with torch.compile: needs a C++ compiler"
+            )
 
     early = "accept a checkpoint before its schedule's end"
     tokens = command("tokens", "encode the corpus with the trained codec")
@@ -47,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     evaluate = command("evaluate", "word error rate, mel-cepstral distortion and speaker similarity, held out")
     evaluate.add_argument("--sentences", type=int, default=120)
     evaluate.add_argument("--system", choices=("flite", "codec", "voice"), default="flite")
+    evaluate.add_argument("--by-reference", action="store_true", help="imitate held-out clips instead of using names")
     evaluate.add_argument("--voice", type=Path, help="a packed voice; without it, DIR/voice.safetensors")
 
     options = vars(parser.parse_args(arguments))

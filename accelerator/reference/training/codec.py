@@ -1,9 +1,10 @@
 """Training the codec: spectral reconstruction through the residual quantizer, then a discriminator's opinion.
 
-    audio -> encoder -> quantizer (straight through) -> decoder -> audio, LAG samples late
+    audio -> encoder -> quantizer (straight through) -> decoder -> audio, `lag` samples late
 
 The decoder's windows reach `n_fft - hop` samples ahead of the latents that shape them, and both halves are causal. So
-the decoder is trained to say what the encoder heard that many samples before: nothing has to be guessed.
+the decoder is trained to say what the encoder heard that many samples before, which is the configuration's `lag`:
+nothing has to be guessed.
 """
 
 from __future__ import annotations
@@ -18,29 +19,26 @@ import torch
 from torch import Tensor, nn
 
 from ..codec import Codec, ISTFTDecoder, STFTEncoder, VectorQuantizer
-from ..config import CodecConfig, EngineConfig, ISTFTDecoderConfig
+from ..config import EngineConfig
 from ..convolution import ConvNeXtBlock
 from ..weights import random_weights
 from .corpus import Corpus, open_corpus
 from .discriminator import SpectralDiscriminator, discriminator_loss, generator_losses
 from .loop import Average, Checkpoint, Schedule, cosine, run
 from .quantizer import Quantized, Usage, quantize
-from .spectra import reconstruction_loss
+from .spectra import SCALES, reconstruction_loss
 from .voice import VOICE
 
-__all__ = ["CodecTask", "lag", "train_codec", "trained_codec"]
+__all__ = ["CodecTask", "train_codec", "trained_codec"]
 
-STEPS, BATCH = 12_000, 16
+STEPS, BATCH = 8_000, 16
 SEGMENT_FRAMES = 32  # 1.28 s
 _OPEN = 0.03  # share of the steps that pass the quantizer by, so that codebooks begin with latents worth coding
-_JUDGED = 0.7  # share of the steps after which the discriminator takes part
+_JUDGED = 0.8  # share of the steps after which the discriminator takes part
 _RESTARTED = 0.8  # share of the steps in which dead codes are restarted; then all settle
 _PEAK = 1e-3
-
-
-def lag(config: CodecConfig) -> int:
-    """Samples the decoded audio comes late: encode that much silence more, and cut as much from the front."""
-    return config.decoder.n_fft - config.decoder.hop if isinstance(config.decoder, ISTFTDecoderConfig) else 0
+_JUDGE_RATE = 5e-4  # constant: the discriminator starts when the codec's own rate is nearly over
+_HEARD = 3  # resolutions of the spectral loss a step: drawn anew each time, the mean is that of all
 
 
 def train_codec(
@@ -77,15 +75,19 @@ class CodecTask:
     def __init__(self, config: EngineConfig, corpus: Corpus, schedule: Schedule, *, device: str = "cpu") -> None:
         self.corpus, self.schedule, self.device = corpus, schedule, device
         self.segment = SEGMENT_FRAMES * config.codec.hop
-        self.lag = lag(config.codec)
+        self.lag = config.codec.lag
         self.codec = _prepared(config, schedule.seed).to(device)
         torch.manual_seed(schedule.seed)
         self.judge = SpectralDiscriminator().to(device)
         self.usage = Usage(config.codec.quantizer.codebook_sizes).to(device)
         self.modules: dict[str, nn.Module] = {"codec": self.codec, "judge": self.judge, "usage": self.usage}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "codec": torch.optim.AdamW(self.codec.parameters(), lr=_PEAK, betas=(0.8, 0.98), weight_decay=1e-3),
-            "judge": torch.optim.AdamW(self.judge.parameters(), lr=_PEAK, betas=(0.8, 0.98), weight_decay=1e-3),
+            "codec": torch.optim.AdamW(
+                self.codec.parameters(), lr=_PEAK, betas=(0.8, 0.98), weight_decay=1e-3, fused=True
+            ),
+            "judge": torch.optim.AdamW(
+                self.judge.parameters(), lr=_PEAK, betas=(0.8, 0.98), weight_decay=1e-3, fused=True
+            ),
         }
         self.average: Average | None = Average(self.codec, 0.999)
         self.clips = [clip for clip in corpus.of("train") if clip.samples > self.segment // 2]
@@ -99,14 +101,15 @@ class CodecTask:
         with self._half():
             decoded, quantized = self._through(audio, opened)
         heard, said = audio[:, : audio.shape[1] - self.lag], decoded[:, self.lag :].float()
-        losses = {"spectra": reconstruction_loss(said, heard, VOICE.codec.sample_rate)}
+        scales = random.choice(len(SCALES), _HEARD, replace=False).tolist()
+        losses = {"spectra": reconstruction_loss(said, heard, VOICE.codec.sample_rate, scales)}
         total = 10 * losses["spectra"] + 0.25 * quantized.commitment + quantized.codebook
         losses |= {"commitment": quantized.commitment}
         if judged:
             length = heard.shape[1] // 2  # as good a judgement at half the price
             begin = int(random.integers(0, heard.shape[1] - length))
             real, fake = heard[:, begin : begin + length], said[:, begin : begin + length]
-            losses["judge"] = self._judge_step(real, fake.detach(), rate)
+            losses["judge"] = self._judge_step(real, fake.detach())
             with self._half():
                 adversarial, matching = generator_losses(self.judge(real), self.judge(fake))
             total = total + adversarial + 2 * matching
@@ -141,10 +144,10 @@ class CodecTask:
         decoded = _with_exact_head(decoder, raised) if isinstance(decoder, ISTFTDecoder) else decoder(raised)
         return decoded.squeeze(1), quantized
 
-    def _judge_step(self, heard: Tensor, said: Tensor, rate: float) -> Tensor:
+    def _judge_step(self, heard: Tensor, said: Tensor) -> Tensor:
         with self._half():
             loss = discriminator_loss(self.judge(heard), self.judge(said))
-        _update(self.optimizers["judge"], self.judge, loss, rate)
+        _update(self.optimizers["judge"], self.judge, loss, _JUDGE_RATE)
         return loss
 
     @contextmanager

@@ -7,7 +7,7 @@ documents as fit; none sees another. B rows, T columns, C codebooks, N frames to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,13 +26,23 @@ from .loop import Average, Checkpoint, Schedule, cosine, run
 from .tokens import Spoken, open_tokens
 from .voice import SPEAKER_TOKENS, VOICE
 
-__all__ = ["LanguageModelTask", "Rows", "losses", "pack_rows", "train_language_model", "trained_language_model", "turn"]
+__all__ = [
+    "LanguageModelTask",
+    "Rows",
+    "cross_entropies",
+    "losses",
+    "pack_rows",
+    "train_language_model",
+    "trained_language_model",
+    "turn",
+]
 
 STEPS, BATCH = 20_000, 8
 COLUMNS = 512  # of a row
 _PEAK = 1.5e-3
 _REFERENCED = 0.5  # share of documents with a reference rather than a name
 _SHORTEST_REFERENCE = 40  # frames
+_MISFITS = 8
 
 
 def train_language_model(
@@ -44,14 +54,22 @@ def train_language_model(
     device: str = "cpu",
     threads: int = 2,
     config: EngineConfig = VOICE,
+    compiled: bool = False,
     **options: Any,
 ) -> int:
-    """Train, or go on; the step reached. `options` are those of `loop.run`."""
+    """Train, or go on; the step reached. `options` are those of `loop.run`. compiled: slow to start, then faster."""
     torch.set_num_threads(threads)
     folder = work / "language-model"
     before = Checkpoint(folder / "checkpoint.pt").schedule() or Schedule(steps=STEPS, batch=BATCH, seed=seed)
     schedule = Schedule(steps=steps or before.steps, batch=batch or before.batch, seed=seed)
-    task = LanguageModelTask(config, open_tokens(work, "train"), open_tokens(work, "valid"), schedule, device=device)
+    task = LanguageModelTask(
+        config,
+        open_tokens(work, "train"),
+        open_tokens(work, "valid"),
+        schedule,
+        device=device,
+        compiled=compiled,
+    )
     return run(task, folder, schedule, **options)
 
 
@@ -83,7 +101,9 @@ class LanguageModelTask:
         schedule: Schedule,
         *,
         device: str = "cpu",
+        compiled: bool = False,
     ) -> None:
+        self.entropies = torch.compile(cross_entropies) if compiled else cross_entropies
         self.config, self.schedule, self.device = config.language_model, schedule, device
         self.train, self.valid = train, valid
         self.model = _prepared(config, schedule.seed).to(device)
@@ -91,7 +111,7 @@ class LanguageModelTask:
         wide = [p for p in self.model.parameters() if p.ndim > 1]
         flat = [p for p in self.model.parameters() if p.ndim < 2]
         groups: list[dict[str, Any]] = [{"params": wide, "weight_decay": 0.05}, {"params": flat}]
-        adam = torch.optim.AdamW(groups, lr=_PEAK, betas=(0.9, 0.98), weight_decay=0.0)
+        adam = torch.optim.AdamW(groups, lr=_PEAK, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
         self.optimizers: dict[str, torch.optim.Optimizer] = {"language_model": adam}
         self.average: Average | None = Average(self.model, 0.999)
 
@@ -99,7 +119,7 @@ class LanguageModelTask:
         rows = pack_rows(self.train, self.config, self.schedule.batch, random).to(self.device)
         adam = self.optimizers["language_model"]
         with torch.device(self.device), torch.autocast(self.device, dtype=torch.bfloat16):
-            parts = losses(self.model, rows)
+            parts = losses(self.model, rows, self.entropies)
         adam.zero_grad(set_to_none=True)
         (parts["semantic"] + parts["codes"]).backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).item()
@@ -134,19 +154,24 @@ def pack_rows(
     random: np.random.Generator,
     columns: int = COLUMNS,
 ) -> Rows:
-    """Documents drawn at random, one after the other, until a row has no place for the next."""
+    """Documents drawn at random, each into the first row that has place for it, until a few in turn find none."""
     table = torch.zeros(rows, 1 + config.codebooks, columns, dtype=torch.int64)
     owner = torch.zeros(rows, columns, dtype=torch.int64)
     target = torch.full((rows, columns), -100)
-    for row in range(rows):
-        filled = number = 0
-        while (document := _document(corpus, config, random, columns)).shape[1] <= columns - filled:
-            number += 1
-            part = slice(filled, filled + document.shape[1])
-            table[row, :, part] = torch.from_numpy(document)
-            owner[row, part] = number
-            target[row, part] = torch.from_numpy(_targets(document[0], config))
-            filled += document.shape[1]
+    filled, number, misfits = [0] * rows, [0] * rows, 0
+    while misfits < _MISFITS:
+        document = _document(corpus, config, random, columns)
+        length = document.shape[1]
+        row = next((i for i in range(rows) if filled[i] + length <= columns), None)
+        if row is None:
+            misfits += 1
+            continue
+        misfits, number[row] = 0, number[row] + 1
+        part = slice(filled[row], filled[row] + length)
+        table[row, :, part] = torch.from_numpy(document)
+        owner[row, part] = number[row]
+        target[row, part] = torch.from_numpy(_targets(document[0], config))
+        filled[row] += length
     return Rows(table, owner, target)
 
 
@@ -174,31 +199,45 @@ def _targets(tokens: np.ndarray, config: LanguageModelConfig) -> np.ndarray:
     return np.where(following == config.im_end, config.codebook_size, result)
 
 
-def losses(model: LanguageModel, rows: Rows) -> dict[str, Tensor]:
-    """Cross entropies in nats: `semantic` a column (first code or end), `codes` a code of the fast transformer."""
+def losses(
+    model: LanguageModel, rows: Rows, entropies: Callable[..., tuple[Tensor, Tensor]] | None = None
+) -> dict[str, Tensor]:
+    """Cross entropies in nats: `semantic` a column (first code or end), `codes` a code of the fast transformer.
+
+    `entropies` is `cross_entropies`, or that function compiled.
+    """
+    size, target = model.config.codebook_size, rows.target.flatten()
+    framed = ((target >= 0) & (target < size)).nonzero().flatten()  # places before a frame, among all columns
+    places = torch.cat((framed, (target == size).nonzero().flatten()))  # the end has no codes
+    following = torch.roll(rows.columns[:, 1:], -1, 2).transpose(1, 2).flatten(0, 1)[framed]
+    semantic, codes = (entropies or cross_entropies)(
+        model, rows.columns, rows.document, places, target[places], following
+    )
+    return {"semantic": semantic, "codes": codes}
+
+
+def cross_entropies(
+    model: LanguageModel, columns: Tensor, document: Tensor, places: Tensor, target: Tensor, following: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(semantic, codes). places [P] of B * T, of which the first N precede the frames following [N, C]; target [P]."""
     config = model.config
-    length = rows.columns.shape[2]
-    seen = (rows.document[:, :, None] == rows.document[:, None, :]).tril()[:, None]  # [B, 1, T, T]
-    x = model.embed(rows.columns)
-    rope = rope_table(length, config.slow)
+    seen = (document[:, :, None] == document[:, None, :]).tril()[:, None]  # [B, 1, T, T]
+    x = model.embed(columns)
+    rope = rope_table(columns.shape[2], config.slow)
     for block in cast(Iterable[Block], model.layers):
         x = block(x, rope, mask=seen)
-    learnt = rows.target >= 0
-    hidden, target = x[learnt], rows.target[learnt]
+    hidden = x.flatten(0, 1)[places]
     normed = model.norm(hidden)
     semantic = F.cross_entropy(model.slow_logits(normed).float(), target)
 
-    frame = target < config.codebook_size  # the end has no codes
-    following = torch.roll(rows.columns[:, 1:], -1, 2).transpose(1, 2)[learnt][frame]  # [N, C]
-    start = (hidden if config.fast_input == "pre_norm" else normed)[frame]
+    start = (hidden if config.fast_input == "pre_norm" else normed)[: following.shape[0]]
     embedded = model.fast_embeddings(following[:, :-1])  # [N, C-1, D]
     y = torch.cat((start[:, None].to(embedded), embedded), dim=1)
     rope = rope_table(config.codebooks, config.fast)
     for block in cast(Iterable[Block], model.fast_layers):
         y = block(y, rope, causal=True)
     logits = model.fast_output(model.fast_norm(y[:, 1:])).float()  # position i says code i
-    codes = F.cross_entropy(logits.flatten(0, 1), following[:, 1:].flatten())
-    return {"semantic": semantic, "codes": codes}
+    return semantic, F.cross_entropy(logits.flatten(0, 1), following[:, 1:].flatten())
 
 
 def _prepared(config: EngineConfig, seed: int) -> LanguageModel:

@@ -6,15 +6,16 @@ B batch, n samples, F bins, T windows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["log_mel", "mel_bands", "reconstruction_loss", "stft"]
+__all__ = ["SCALES", "log_mel", "mel_bands", "reconstruction_loss", "stft"]
 
-_SCALES = ((128, 12), (256, 24), (512, 48), (1024, 80), (2048, 120))  # window, mel bands
+SCALES = ((128, 12), (256, 24), (512, 48), (1024, 80), (2048, 120))  # window, mel bands
 
 
 def stft(audio: Tensor, n_fft: int) -> Tensor:
@@ -40,15 +41,16 @@ def log_mel(audio: Tensor, *, bands: int, n_fft: int, sample_rate: int) -> Tenso
     return (mel_bands(bands, n_fft, sample_rate).to(audio.device) @ magnitude).clamp(min=1e-4).log()
 
 
-def reconstruction_loss(audio: Tensor, target: Tensor, sample_rate: int) -> Tensor:
-    """Mean over resolutions of the L1 distance of log mel bands and of magnitudes."""
+def reconstruction_loss(audio: Tensor, target: Tensor, sample_rate: int, scales: Sequence[int] | None = None) -> Tensor:
+    """Mean over resolutions of the L1 distance of log mel bands and of magnitudes. `scales`: only those of `SCALES`."""
     total = audio.new_zeros(())
-    for n_fft, bands in _SCALES:
+    chosen = SCALES if scales is None else [SCALES[i] for i in scales]
+    for n_fft, bands in chosen:
         filters = mel_bands(bands, n_fft, sample_rate).to(audio.device)
         ours, theirs = (_magnitude(signal, n_fft) for signal in (audio, target))
         total = total + F.l1_loss((filters @ ours).clamp(min=1e-3).log(), (filters @ theirs).clamp(min=1e-3).log())
         total = total + (ours - theirs).abs().sum() / theirs.sum().clamp(min=1e-3)
-    return total / len(_SCALES)
+    return total / len(chosen)
 
 
 def _magnitude(audio: Tensor, n_fft: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 
 from ..codec import Codec
 from ..errors import ReferenceEngineError
-from .codec import lag, trained_codec
+from .codec import trained_codec
 from .corpus import Clip, open_corpus
 from .pause import Pause
 from .sentences import SPLITS
@@ -35,7 +35,7 @@ class Spoken:
 @torch.inference_mode()
 def encode(codec: Codec, audio: np.ndarray) -> np.ndarray:
     """Float32 [n] -> codes int64 [C, m], whose decoded audio holds all of it, `lag` samples late."""
-    late = np.zeros(lag(codec.config), dtype=np.float32)
+    late = np.zeros(codec.config.lag, dtype=np.float32)
     return codec.encode(torch.from_numpy(np.concatenate((audio, late)))[None])[0].numpy()
 
 
