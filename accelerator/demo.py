@@ -53,15 +53,12 @@ def open_voice(size: str | None = None, path: Path | None = None) -> Voice:
     """The engine saved at `path`, else the bundled voice of this size, else random weights. Raises EngineError."""
     from . import reference
 
-    bundled = None
-    if path is None:
-        # The one place that knows how a trained voice ships: a file named by `accelerator.reference.bundled_voice()`.
-        find = getattr(reference, "bundled_voice", None)
-        bundled = find() if find is not None and size in (None, DEFAULT_SIZE) else None
+    if path is None and size in (None, DEFAULT_SIZE):
+        path = reference.bundled_voice()
     try:
-        if (found := path or bundled) is not None:
-            engine = reference.load(size, path=found)
-            return Voice(engine, engine.config.name, True, f"the weights come from {found}")
+        if path is not None:
+            engine = reference.load(size, path=path)
+            return Voice(engine, engine.config.name, True, f"the weights come from {path}")
         name = size or DEFAULT_SIZE
         return Voice(reference.load(name), name, False, UNTRAINED)
     except reference.ReferenceEngineError as error:
@@ -74,6 +71,7 @@ class DemoOptions:
 
     size: str | None = None
     text: str = TEXT
+    speaker: str | None = None  # one of the voice's own; None is its first
     reference: Path | None = None
     reference_text: str | None = None
     precisions: tuple[str, ...] | None = None
@@ -84,6 +82,8 @@ class DemoOptions:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise InvalidOption(f"rounds must be at least 1, not {self.rounds}")
+        if self.speaker is not None and self.reference is not None:
+            raise InvalidOption("give a speaker or a reference, not both")
 
 
 class DemoResult(NamedTuple):
@@ -100,10 +100,22 @@ def run(options: DemoOptions, *, progress: Progress | None = None, report: Calla
 
     check_text(options.text)
     voice = open_voice(options.size)
+    _choose_speaker(voice, options.speaker)
     weights = "trained" if voice.trained else "random weights: noise, not speech"
     report(f"Voice: reference engine, size {voice.size} ({weights})")
     with _best_torch_threads(voice, options) as threads:  # the probes and the comparison are against PyTorch's best
         return _shown(voice, options, threads, progress, report)
+
+
+def _choose_speaker(voice: Voice, speaker: str | None) -> None:
+    """Make `speaker` what the engine, and so its wrapped copy, speaks in when not told otherwise."""
+    if speaker is None:
+        return
+    if speaker not in (there := voice.engine.speakers):
+        raise InvalidOption(
+            f"unknown speaker {speaker!r}; " + (f"there are {', '.join(there)}" if there else "this voice has none")
+        )
+    voice.engine.default_speaker = speaker
 
 
 def _shown(
@@ -140,7 +152,13 @@ def _shown(
             options.text, options.reference, options.reference_text, **_sampling(voice, options)
         )
     figures = {
-        "voice": {"size": voice.size, "trained": voice.trained, "note": voice.note},
+        "voice": {
+            "size": voice.size,
+            "trained": voice.trained,
+            "note": voice.note,
+            "speaker": None if options.reference is not None else voice.engine.default_speaker,
+            "speakers": list(voice.engine.speakers),
+        },
         "text": options.text,
         "tier": status["tier"],
         "cache": status["cache"],

@@ -123,6 +123,8 @@ def test_speaks_in_a_voice(shown: tuple[dict, Path], cache: Path):
     [
         (["--text", "..."], 1),
         (["--reference", "/nowhere/voice.wav"], 1),
+        (["--size", "tiny", "--speaker", "nobody"], 1),
+        (["--speaker", "slt", "--reference", __file__], 1),
         (["-o", "/nowhere/at/all/demo.wav"], 1),
         (["--size", "huge"], 2),
         (["--rounds", "0"], 2),
@@ -138,13 +140,13 @@ def test_refuses(args: list[str], exit_code: int, tmp_path: Path):
 
 class TestVoice:
     def test_random_until_one_is_bundled(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(reference, "bundled_voice", lambda: None, raising=False)
+        monkeypatch.setattr(reference, "bundled_voice", lambda: None)
         voice = open_voice("tiny")
         assert (voice.size, voice.trained) == ("tiny", False)
 
     def test_a_bundled_one_is_found(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         reference.load("small", seed=7).save(tmp_path / "voice.safetensors")
-        monkeypatch.setattr(reference, "bundled_voice", lambda: tmp_path / "voice.safetensors", raising=False)
+        monkeypatch.setattr(reference, "bundled_voice", lambda: tmp_path / "voice.safetensors")
         voice = open_voice()
         assert (voice.size, voice.trained) == ("small", True)
         assert not open_voice("tiny").trained
@@ -182,16 +184,18 @@ class TestPlay:
 
     def test_with_the_first_player_there_is(self, played: list, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(cli_demo.shutil, "which", lambda name: name if name in ("aplay", "ffplay") else None)
-        cli_demo._play(Output(), Path("a.wav"))
+        cli_demo._play(Output(), cli_demo._player(), Path("a.wav"))
         assert played == [["aplay", "-q", "a.wav"]]
 
-    def test_says_when_it_cannot(
-        self, played: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    def test_says_when_it_cannot(self, played: list, capsys: pytest.CaptureFixture[str]):
+        cli_demo._play(Output(), ("afplay",), Path("bad.wav"))
+        assert "afplay could not play bad.wav" in capsys.readouterr().err
+
+    def test_refuses_before_the_work_without_a_player(
+        self, played: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ):
-        monkeypatch.setattr(cli_demo.shutil, "which", lambda name: name)
-        cli_demo._play(Output(), Path("bad.wav"))
         monkeypatch.setattr(cli_demo.shutil, "which", lambda name: None)
-        cli_demo._play(Output(), Path("a.wav"))
-        said = capsys.readouterr().err
-        assert "afplay could not play bad.wav" in said
-        assert "No player was found" in said
+        result = CliRunner().invoke(app, ["demo", "--play", "-o", str(tmp_path / "demo.wav"), "--json"])
+        assert result.exit_code == 1
+        assert "none is installed" in json.loads(result.stdout)["error"]["message"]
+        assert not list(tmp_path.iterdir())

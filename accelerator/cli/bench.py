@@ -36,6 +36,11 @@ def bench(
     threads: Threads = None,
     cache_dir: CacheDir = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only shows that everything runs.")] = False,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Measure how well the trained voice speaks, not how fast (needs flite).")
+    ] = False,
+    voice: Annotated[Path | None, typer.Option("--voice", help="With --quality: the voice's file. [bundled]")] = None,
+    sentences: Annotated[int, typer.Option("--sentences", min=1, help="With --quality: held-out sentences.")] = 120,
     json: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the table to this file.")] = None,
     svg: Annotated[Path | None, typer.Option("--svg", help="Write the chart to this file.")] = None,
@@ -52,6 +57,9 @@ def bench(
     for target in (json, markdown, svg):
         if target is not None:
             check_target(target)
+    if quality:
+        _quality(out, engine, voice, precision, sentences, cache_dir, json, markdown)
+        return
     from .. import benchmark
 
     if seconds is not None:
@@ -78,6 +86,31 @@ def bench(
         if target is not None:
             _write(target, text())
             out.note(f"wrote {target}")
+    out.line(table.rstrip("\n"))
+
+
+def _quality(
+    out: Output,
+    engine: str,
+    voice: Path | None,
+    precision: list[PrecisionName] | None,
+    sentences: int,
+    cache_dir: Path | None,
+    json: Path | None,
+    markdown: Path | None,
+) -> None:
+    from ..benchmark import quality
+
+    if engine != "reference":
+        raise typer.BadParameter("quality is measured of the reference engine's voice", param_hint="--engine")
+    precisions = tuple(p.value for p in precision) if precision else quality.PRECISIONS
+    options = quality.QualityOptions(voice=voice, precisions=precisions, sentences=sentences, cache_dir=cache_dir)
+    result = quality.run(options, report=out.note)
+    table = quality.to_markdown(result)
+    if json is not None:
+        _write(json, jsonlib.dumps(formats.plain(result), indent=2, allow_nan=False) + "\n")
+    if markdown is not None:
+        _write(markdown, table)
     out.line(table.rstrip("\n"))
 
 

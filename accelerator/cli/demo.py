@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InvalidReference
+from ..errors import InvalidOption, InvalidReference
 from . import formats
 from .console import Output
 from .options import CacheDir, Debug, Json, PrecisionName, Size, Verbose
@@ -34,6 +34,7 @@ def demo(
     ctx: typer.Context,
     size: Size = None,
     text: Annotated[str | None, typer.Option("--text", help="What to say.")] = None,
+    speaker: Annotated[str | None, typer.Option("--speaker", help="One of the voice's speakers, by name.")] = None,
     reference: Annotated[Path | None, typer.Option("--reference", help="A recording of the voice to speak in.")] = None,
     reference_text: Annotated[str | None, typer.Option("--reference-text", help="What the recording says.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The WAV file to write.")] = Path("demo.wav"),
@@ -55,9 +56,11 @@ def demo(
     if reference is not None and not reference.is_file():
         raise InvalidReference(f"the reference audio {str(reference)!r} does not exist")
     check_target(output)
+    player = _player() if play else None
     options = DemoOptions(
         size=size.value if size is not None else None,
         text=text if text is not None else TEXT,
+        speaker=speaker,
         reference=reference,
         reference_text=reference_text,
         precisions=tuple(dict.fromkeys(p.value for p in precision)) if precision else None,
@@ -69,8 +72,8 @@ def demo(
     write_file(output, result.audio, result.sample_rate)
     out.document({**result.figures, "output": str(output)})
     _show(out, result, output)
-    if play:
-        _play(out, output)
+    if player is not None:
+        _play(out, player, output)
 
 
 def _show(out: Output, result: DemoResult, output: Path) -> None:
@@ -106,15 +109,21 @@ def _row(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _play(out: Output, path: Path) -> None:
+def _player() -> tuple[str, ...]:
+    """The command of the first player there is. Raises InvalidOption without one: better now than after the work."""
+    if sys.platform == "win32":
+        return ("winsound",)  # a module of Python
+    for player in _PLAYERS:
+        if shutil.which(player[0]):
+            return player
+    names = ", ".join(player[0] for player in _PLAYERS)
+    raise InvalidOption(f"--play needs one of the players {names}, and none is installed; the file can be opened later")
+
+
+def _play(out: Output, player: tuple[str, ...], path: Path) -> None:
     if sys.platform == "win32":
         import winsound
 
         winsound.PlaySound(str(path), winsound.SND_FILENAME)
-        return
-    player = next((p for p in _PLAYERS if shutil.which(p[0])), None)
-    if player is None:
-        out.note(f"No player was found ({', '.join(p[0] for p in _PLAYERS)}): open {path} yourself.")
-        return
-    if subprocess.run([*player, str(path)], check=False).returncode:
+    elif subprocess.run([*player, str(path)], check=False).returncode:
         out.note(f"{player[0]} could not play {path}.")

@@ -81,8 +81,16 @@ class LanguageModelConfig:
             raise ReferenceEngineError("the slow and the fast transformer must have the same dim")
         if self.codebooks < 2 or self.semantic_begin + self.codebook_size > self.vocab_size:
             raise ReferenceEngineError("two codebooks at least, and the semantic range must lie within the vocabulary")
-        if self.speakers and not self.voice < self.speaker_begin <= self.semantic_begin - len(self.speakers):
-            raise ReferenceEngineError("the speakers' tokens must lie between `voice` and the semantic range")
+        named = set(range(self.speaker_begin, self.speaker_begin + len(self.speakers)))
+        taken = {
+            *range(256),
+            self.im_start,
+            self.im_end,
+            self.voice,
+            *range(self.semantic_begin, self.semantic_end + 1),
+        }
+        if named & taken or max(named, default=0) >= self.vocab_size:
+            raise ReferenceEngineError("the speakers' tokens must be in the vocabulary and mean nothing else")
         if self.fast_input not in ("pre_norm", "post_norm"):
             raise ReferenceEngineError(f"fast_input must be 'pre_norm' or 'post_norm', not {self.fast_input!r}")
 

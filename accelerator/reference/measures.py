@@ -9,6 +9,7 @@ Intervals are 95 % percentiles of a bootstrap over sentences. Samples are float3
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -149,15 +150,15 @@ def distortion(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Mean distance in dB along the best monotonic alignment of cepstra [T, 13] and [S, 13]."""
     scale = 20 / np.log(10) / np.sqrt(40)  # orthonormal cepstra of 40 natural logarithms -> RMS over bands, in dB
     costs = np.sqrt(((ours[:, None] - theirs[None]) ** 2).sum(2)) * scale
-    total = np.full((costs.shape[0] + 1, costs.shape[1] + 1), np.inf)
-    steps = np.zeros(total.shape)
-    total[0, 0] = 0
-    for i in range(costs.shape[0]):
-        for j in range(costs.shape[1]):
-            before = min(((total[i, j], i, j), (total[i, j + 1], i, j + 1), (total[i + 1, j], i + 1, j)))
-            total[i + 1, j + 1] = before[0] + costs[i, j]
-            steps[i + 1, j + 1] = steps[before[1:]] + 1
-    return float(total[-1, -1] / steps[-1, -1])
+    before = [(0.0, 0)] + [(math.inf, 0)] * costs.shape[1]  # (cost, steps) of the best path to each cell of a row
+    for row in costs.tolist():
+        now = [(math.inf, 0)]
+        for j, cost in enumerate(row):
+            total, steps = min(before[j], before[j + 1], now[j])
+            now.append((total + cost, steps + 1))
+        before = now
+    total, steps = before[-1]
+    return total / steps
 
 
 class Speakers:

@@ -80,7 +80,7 @@ def _engine() -> Any:
     try:
         import inflect
     except ImportError as error:
-        raise ReferenceEngineError("numbers are spoken with the package inflect: pip install inflect") from error
+        raise ReferenceEngineError("numbers are spoken with inflect: pip install tts-accelerator[voice]") from error
 
     return inflect.engine()
 

@@ -31,10 +31,10 @@ from .voice import VOICE
 
 __all__ = ["CodecTask", "train_codec", "trained_codec"]
 
-STEPS, BATCH = 8_000, 16
+STEPS, BATCH = 5_000, 16
 SEGMENT_FRAMES = 32  # 1.28 s
 _OPEN = 0.03  # share of the steps that pass the quantizer by, so that codebooks begin with latents worth coding
-_JUDGED = 0.8  # share of the steps after which the discriminator takes part
+_JUDGED = 0.9  # share of the steps after which the discriminator takes part
 _RESTARTED = 0.8  # share of the steps in which dead codes are restarted; then all settle
 _PEAK = 1e-3
 _JUDGE_RATE = 5e-4  # constant: the discriminator starts when the codec's own rate is nearly over
