@@ -233,6 +233,7 @@ def _arms(engine: ReferenceEngine, options: QualityOptions) -> Iterator[tuple[di
     from ..optimizer import UniversalOptimizer
 
     yield {"backend": "pytorch", "precision": "fp32"}, engine
+    precision: Any
     for precision in options.precisions:
         with UniversalOptimizer(engine, precision=precision, cache_dir=options.cache_dir) as optimizer:
             optimizer.prepare()
