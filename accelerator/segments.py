@@ -16,7 +16,7 @@ import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ class Grade(IntEnum):
 PAUSE_S = {Grade.CLUSTER: 0.0, Grade.SPACE: 0.0, Grade.CLAUSE: 0.15, Grade.SENTENCE: 0.4, Grade.PARAGRAPH: 0.75}
 _END_COST = {Grade.CLUSTER: 3.0, Grade.SPACE: 1.5, Grade.CLAUSE: 0.5, Grade.SENTENCE: 0.1, Grade.PARAGRAPH: 0.0}
 _CROSSING_COST = 0.7  # of a paragraph's end within a segment
+_HEADING_COST = 0.2  # the same behind a heading, which belongs to what follows
 _LONG_COST = 16.0  # being longer than comfortable weighs four times as much as being shorter
 _SHORTEST = 10  # a limit below about two words makes no sense
 _GRAINS = 16  # units of less than comfortable / _GRAINS are joined first, which bounds the work per character
@@ -90,6 +91,7 @@ class _Unit:
     start: int
     end: int
     grade: Grade
+    heading: bool = False  # the end of a paragraph that has no mark, or a colon
 
 
 def split(text: str, *, comfortable: int = 200, longest: int = 400, first: int | None = None) -> list[Segment]:
@@ -235,6 +237,7 @@ def _units(text: str, scale: _Scale, comfortable: int, longest: int, first: int 
             found += pieces(a, b, Grade.PARAGRAPH if b == end else Grade.SENTENCE, finer)
             if scale.speaks(0, b):
                 limits[0] = longest
+        found[-1] = replace(found[-1], heading=_is_heading(text[begin:end]))
         begin = end
     return _join_small(found, scale, comfortable / _GRAINS, longest)
 
@@ -247,6 +250,11 @@ def _paragraph_ends(text: str) -> list[int]:
         if (sum(map(lines.count, "\n\r\x0b\x0c\x85\u2028")) > 1 or "\u2029" in lines) and 0 < match.end() < len(text):
             ends.append(match.end())
     return ends
+
+
+def _is_heading(paragraph: str) -> bool:
+    last = paragraph.rstrip()[-1:]
+    return last in (":", "：") or (last != "" and is_spoken(last))
 
 
 def _clause_ends(piece: str) -> Iterator[int]:
@@ -341,8 +349,8 @@ def _join_small(units: Iterable[_Unit], scale: _Scale, least: float, longest: fl
             mute = not scale.speaks(unit.start, unit.end) or not scale.speaks(before.start, before.end)
             small = min(scale.between(u.start, u.end) for u in (before, unit)) < least
             fits = scale.between(before.start, unit.end) <= longest
-            if mute or (small and fits and before.grade <= unit.grade):
-                joined[-1] = _Unit(before.start, unit.end, unit.grade)
+            if mute or (small and fits and before.grade <= unit.grade and before.heading >= unit.heading):
+                joined[-1] = replace(unit, start=before.start)
                 continue
         joined.append(unit)
     return joined
@@ -356,14 +364,15 @@ def _pack(units: Sequence[_Unit], scale: _Scale, comfortable: int, longest: int,
     best = [0.0] * (len(units) + 1)
     came = [0] * (len(units) + 1)
     for end in range(1, len(units) + 1):
-        best[end], crossings = float("inf"), 0
+        best[end], crossings = float("inf"), 0.0
         for start in range(end - 1, -1, -1):
             weight = scale.between(units[start].start, units[end - 1].end)
             if weight > longest and start < end - 1:
                 break
-            crossings += start < end - 1 and units[start].grade is Grade.PARAGRAPH
+            if start < end - 1 and units[start].grade is Grade.PARAGRAPH:
+                crossings += _HEADING_COST if units[start].heading else _CROSSING_COST
             aim = first if first is not None and start == 0 else comfortable
-            cost = best[start] + _cost(weight, aim) + _CROSSING_COST * crossings
+            cost = best[start] + _cost(weight, aim) + crossings
             if end < len(units):
                 cost += _END_COST[units[end - 1].grade]
             if cost < best[end]:
@@ -372,7 +381,7 @@ def _pack(units: Sequence[_Unit], scale: _Scale, comfortable: int, longest: int,
     while ends[-1]:
         ends.append(came[ends[-1]])
     for start, end in itertools.pairwise(reversed(ends)):
-        yield _Unit(units[start].start, units[end - 1].end, units[end - 1].grade)
+        yield replace(units[end - 1], start=units[start].start)
 
 
 def _cost(weight: float, aim: float) -> float:

@@ -240,6 +240,14 @@ def test_a_short_tail_joins_what_is_before() -> None:
     assert [s.text for s in split("Preface\n\n" + body)] == ["Preface\n\n" + body]
 
 
+def test_a_heading_stays_with_what_follows() -> None:
+    body = "word " * 25 + "end. "
+    text = f"{body}\n\nChapter Two\n\n{body}\n\n第三章\n\n{body}\n\nThree things:\n\n{body}"
+    found = check(text, 200, 400, None)
+    assert [s.text.split("\n")[0] for s in found] == [body, "Chapter Two", "第三章", "Three things:"]
+    assert [s.pause_s for s in found] == [0.75, 0.75, 0.75, 0.0]
+
+
 def test_lengths_are_evened_out() -> None:
     """Greedy packing would leave 180 and 60."""
     sentence = "Sixty letters are in this sentence, if one counts them well. "
