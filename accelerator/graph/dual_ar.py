@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from onnx import TensorProto
 
 from .graph import Graph
 from .quantize import Recipe, linear
@@ -108,14 +107,21 @@ class DualARSpec:
 
 
 def build_slow(
-    directory: Path, spec: DualARSpec, weights: Weights, recipe: Recipe, ranges: KVRanges | None = None
+    directory: Path,
+    spec: DualARSpec,
+    weights: Weights,
+    recipe: Recipe,
+    ranges: KVRanges | None = None,
+    *,
+    name: str = "slow",
 ) -> None:
-    """Write slow.onnx: embedded frames in, logits of the next main token and the fast model's input out.
+    """Write <name>.onnx: embedded frames in, logits of the next main token and the fast model's input out.
 
-    ranges: makes the key-value cache int8 if the recipe wants that.
+    ranges: makes the key-value cache int8 if the recipe wants that. Graphs of different recipes built with the same
+    ranges can work on one cache: one for prompts, say, and one for steps.
     """
     stack = spec.slow
-    with Graph(directory, "slow") as graph:
+    with Graph(directory, name) as graph:
         x = graph.input("x", np.float32, ["batch", "length", stack.dim])
         last = graph.input("last", np.int64, ["batch", 1])  # each row's last real position
         x, skip = _transformer(graph, stack, "slow", x, weights, recipe, ranges if recipe.kv_bits == 8 else None)
@@ -265,9 +271,8 @@ def _attend_with_int8_cache(
         length = graph.op("Shape", fresh[0], start=2, end=3)
         filled = []
         for old, new, step in zip(past, fresh, steps, strict=True):
-            levels = graph.op("Round", graph.op("Div", new, step))
-            levels = graph.op("Clip", levels, graph.constant(-127, np.float32), graph.constant(127, np.float32))
-            levels = graph.op("Cast", levels, to=TensorProto.INT8)
+            one, zero = graph.constant(1, np.float32), graph.constant(0, np.int8)
+            levels = graph.op("QuantizeLinear", graph.op("Div", new, step), one, zero)  # rounds and saturates
             rest = graph.op("Slice", old, length, graph.constant([_END]), graph.constant([2]))
             filled.append(graph.op("Concat", levels, rest, axis=2))
         return [(attended, np.float32), (filled[0], np.int8), (filled[1], np.int8)]

@@ -11,7 +11,7 @@ import pytest
 from accelerator.decode import Transformer
 from accelerator.engines.reference import ReferenceAdapter
 from accelerator.graph.dual_ar import KV_MARGIN, KVRanges, build_slow
-from accelerator.graph.quantize import Recipe
+from accelerator.graph.quantize import BY_ROW, Recipe
 from accelerator.session import Session
 
 
@@ -132,3 +132,28 @@ def test_growing_an_int8_cache_changes_nothing(graphs: dict[int, Path], adapter:
 def test_a_graph_without_ranges_keeps_a_float_cache(adapter: ReferenceAdapter, tmp_path: Path) -> None:
     build_slow(tmp_path, adapter._spec, adapter._weights, Recipe(kv_bits=8), None)
     assert Session(tmp_path / "slow.onnx").inputs["past_key.0"][0] is np.float32
+
+
+@pytest.mark.usefixtures("exact_sums")
+@pytest.mark.parametrize("pieces", [[20, 1, 1, 1], [12, 6, 1, 1, 5, 1]], ids=["prompt", "appended"])
+def test_prompts_and_steps_by_different_graphs_on_one_cache(
+    adapter: ReferenceAdapter, ranges: KVRanges, tmp_path: Path, pieces: list[int]
+) -> None:
+    """What the prompt's graph leaves in the cache is what the other would have left, so steps go on from it."""
+    spec, outputs = adapter._spec, {"logits": len(adapter._spec.rows), "hidden": adapter._spec.fast.dim}
+    for name in ("slow", "wide"):
+        recipe = Recipe(kv_bits=8) if name == "slow" else BY_ROW
+        build_slow(tmp_path, spec, adapter._weights, recipe, ranges, name=name)
+    sessions = {name: Session(tmp_path / f"{name}.onnx") for name in ("slow", "wide")}
+    steps, prompts = (Transformer(sessions[name], spec.slow, outputs, 1, 64) for name in ("slow", "wide"))
+    prompts.cache = steps.cache
+    x = inputs(adapter, sum(pieces), seed=4)
+    exact = run(Transformer(sessions["slow"], spec.slow, outputs, 1, 64), x, pieces)
+    answers, at = [], 0
+    for length in pieces:
+        model = prompts if length > 1 else steps
+        model.lengths[:] = at
+        model.input(length)[0] = x[at : at + length]
+        answers.append(model.step(length)["logits"][0].copy())
+        at += length
+    assert 0 < relative_error(exact, answers) < 0.05

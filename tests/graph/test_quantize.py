@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from accelerator.graph.graph import Graph
-from accelerator.graph.quantize import RECIPES, Recipe, dequantize_blocks, linear, quantize_blocks
+from accelerator.graph.quantize import (
+    BY_ROW,
+    RECIPES,
+    WHOLE_ROWS,
+    Recipe,
+    dequantize_blocks,
+    linear,
+    quantize_blocks,
+    quantize_rows,
+)
 from accelerator.session import Session
 
 CASES = [(4, 32), (4, 16), (4, 128), (8, 32), (8, 128)]
@@ -195,3 +204,60 @@ def test_the_int4_recipe_is_as_exact_as_blocks_of_32() -> None:
     ours = error(*quantize_blocks(weight, 4, recipe.block, symmetric=recipe.symmetric, search=recipe.search))
     assert ours < 1.03 * error(*quantize_blocks(weight, 4, 32))
     assert recipe.block == 64
+
+
+def by_row(directory: Path, weight: np.ndarray, bias: np.ndarray | None = None) -> Session:
+    with Graph(directory, "linear") as graph:
+        x = graph.input("x", np.float32, ["batch", "length", weight.shape[1]])
+        y = linear(graph, Recipe(bits=8, block=WHOLE_ROWS), x, "w", weight, bias)
+        graph.output(y, "y", np.float32, ["batch", "length", len(weight)])
+    return Session(directory / "linear.onnx")
+
+
+def test_a_row_is_quantized_by_its_largest() -> None:
+    weight = np.array([[1, -2, 0.5], [0, 0, 0], [1e-3, 1e-3, -5e-4]], np.float32)
+    quantized, scales = quantize_rows(weight)
+    assert quantized.dtype == np.int8
+    assert quantized.tolist() == [[64, -127, 32], [0, 0, 0], [127, 127, -64]]
+    np.testing.assert_allclose(scales, [2 / 127, 0, 1e-3 / 127], rtol=1e-6)
+
+
+@pytest.mark.usefixtures("exact_sums")
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_integer_product_is_the_float_one_of_what_was_rounded(tmp_path: Path, biased: bool) -> None:
+    rng = np.random.default_rng(0)
+    weight, x = rng.standard_normal((70, 96)).astype(np.float32), rng.standard_normal((2, 5, 96)).astype(np.float32)
+    x *= np.exp(rng.standard_normal((2, 5, 1))).astype(np.float32) * 10  # rows of different size
+    bias = rng.standard_normal(70).astype(np.float32) if biased else None
+    quantized, scales = quantize_rows(weight)
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    levels = np.rint(x / largest * 127)
+    expected = levels / 127 * largest @ (quantized * scales[:, None]).T + (bias if biased else 0)
+    (y,) = by_row(tmp_path, weight, bias).run({"x": x})
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-3)
+    exact = x @ weight.T + (bias if biased else 0)
+    assert 1e-4 < np.linalg.norm(y - exact) / np.linalg.norm(exact) < 0.02
+
+
+@pytest.mark.usefixtures("exact_sums")
+def test_a_row_of_activations_is_multiplied_as_if_alone(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    session = by_row(tmp_path, rng.standard_normal((64, 128)).astype(np.float32))
+    x = rng.standard_normal((7, 3, 128)).astype(np.float32)
+    x[2], x[3, 1] = x[2] * 1000, 0
+    (together,) = session.run({"x": x})
+    assert not together[3, 1].any()
+    for i in range(7):
+        for j in range(3):
+            (alone,) = session.run({"x": x[i : i + 1, j : j + 1]})
+            np.testing.assert_array_equal(together[i, j], alone[0, 0])
+
+
+def test_by_row_is_nearly_as_fine_as_int8_by_blocks() -> None:
+    weight = np.random.default_rng(2).standard_normal((64, 1024)).astype(np.float32)
+    quantized, scales = quantize_rows(weight)
+    blocks = dequantize_blocks(*quantize_blocks(weight, 8, 128), 8, 1024)
+    rows = np.linalg.norm(quantized * scales[:, None] - weight)
+    assert np.linalg.norm(blocks - weight) < rows < 1.5 * np.linalg.norm(blocks - weight)
+    assert BY_ROW.block == WHOLE_ROWS
+    assert BY_ROW.head().block == 128
