@@ -31,7 +31,7 @@ from .voice import VOICE
 
 __all__ = ["CodecTask", "train_codec", "trained_codec"]
 
-STEPS, BATCH = 5_000, 16
+STEPS, BATCH = 6_000, 8
 SEGMENT_FRAMES = 32  # 1.28 s
 _OPEN = 0.03  # share of the steps that pass the quantizer by, so that codebooks begin with latents worth coding
 _JUDGED = 0.9  # share of the steps after which the discriminator takes part

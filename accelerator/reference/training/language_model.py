@@ -37,7 +37,7 @@ __all__ = [
     "turn",
 ]
 
-STEPS, BATCH = 20_000, 8
+STEPS, BATCH = 9_000, 8
 COLUMNS = 512  # of a row
 _PEAK = 1.5e-3
 _REFERENCED = 0.5  # share of documents with a reference rather than a name
