@@ -238,6 +238,11 @@ def test_memory_is_bounded_by_five_seconds_of_silence() -> None:
     assert peak < 5 * RATE * 4
 
 
+def test_of_a_longer_silence_no_more_than_the_excess_stays() -> None:
+    found = joined([([A, np.zeros(7 * RATE, np.float32)], 0.4), ([B], 0.0)])
+    assert len(parts(found)[1]) == 2 * RATE + FADE + round(0.03 * RATE)
+
+
 def test_the_callers_array_may_be_used_again() -> None:
     joiner, buffer = Joiner(RATE), np.zeros(400, np.float32)
     buffer[:] = hush(400 / RATE)
