@@ -5,9 +5,9 @@ asymmetric, one zero point). MatMulNBits then multiplies with activations quanti
 4, VNNI/dot-product kernels). The layout is that of the operator's documentation (onnxruntime, ContribOperators.md).
 
 Where one scale serves a whole row of the weight, and one a whole row of activations, the sum over K is one of integers
-(MatMulIntegerToFloat), for which processors with AMX have matrix instructions: many times faster on prompts and batches,
-a little coarser. Integer sums are exact, so that a row's answer does not depend on the rows beside it. Processors without
-VNNI must not use it: ONNX Runtime's kernel for them lets pairs of products saturate.
+(MatMulIntegerToFloat), for which processors with AMX have matrix instructions: many times faster on prompts and
+batches, a little coarser. Integer sums are exact, so that a row's answer does not depend on the rows beside it.
+Processors without VNNI must not use it: ONNX Runtime's kernel for them lets pairs of products saturate.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def linear(graph: Graph, recipe: Recipe, x: str, name: str, weight: np.ndarray, 
 
 
 def _by_row(graph: Graph, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None) -> str:
-    """The same with int8 weights, one scale per row of W, and activations quantized to 8 bits, one scale per row of x."""
+    """The same in integers: int8 weights with a scale for each row of W, 8-bit activations with one for each row of x."""
     quantized, scales = quantize_rows(weight)
     largest = graph.op("ReduceMax", graph.op("Abs", x), graph.constant([-1]), keepdims=1)
     largest = graph.op("Max", largest, graph.constant(_SMALLEST, np.float32))  # a row of zeros stays zero
