@@ -176,7 +176,7 @@ def linear(graph: Graph, recipe: Recipe, x: str, name: str, weight: np.ndarray, 
 
 
 def _by_row(graph: Graph, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None) -> str:
-    """The same in integers: int8 weights with a scale for each row of W, 8-bit activations with one for each row of x."""
+    """The same in integers: int8 weights, one scale for each row of W; 8-bit activations, one for each row of x."""
     quantized, scales = quantize_rows(weight)
     largest = graph.op("ReduceMax", graph.op("Abs", x), graph.constant([-1]), keepdims=1)
     largest = graph.op("Max", largest, graph.constant(_SMALLEST, np.float32))  # a row of zeros stays zero
