@@ -14,6 +14,7 @@
     ├── SessionError                   ONNX Runtime refused to load or run a graph
     ├── BadOutput                      a part answered with empty, non-finite, silent or clipped data
     ├── GenerationError                the engine itself failed: PyTorch could not serve the request either
+    ├── Overloaded                     too many requests are waiting already
     └── Closed                         used after close()
 
 Each message says what to do next.
@@ -37,6 +38,7 @@ __all__ = [
     "InvalidOption",
     "InvalidReference",
     "InvalidText",
+    "Overloaded",
     "ProofFailed",
     "SessionError",
     "UnsupportedEngine",
@@ -101,6 +103,10 @@ class BadOutput(AcceleratorError):
 
 class GenerationError(AcceleratorError):
     """The engine itself failed: PyTorch could not serve the request either."""
+
+
+class Overloaded(AcceleratorError):
+    """Too many requests are waiting already; later there will be room."""
 
 
 class Closed(AcceleratorError):

@@ -37,6 +37,7 @@ class Meter:
         self._ttfa: float | None = None
         self._backends: dict[str, str] = {}
         self.frames = 0
+        self.segments: Callable[[], list[dict[str, Any]]] = list  # of a text spoken in pieces: see `Speaker.progress`
         self.fallback: list[dict[str, str]] = []
 
     @contextlib.contextmanager

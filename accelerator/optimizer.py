@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 
 from .cache import ContentCache
+from .dispatch import Dispatcher
 from .engines import Adapter, adapter_for, adapter_from_checkpoint
-from .errors import Closed, EngineError, GenerationError, InvalidInput, InvalidOption, InvalidReference
+from .errors import (
+    Closed,
+    GenerationError,
+    InvalidInput,
+    InvalidOption,
+    InvalidReference,
+)
 from .export import PRECISIONS, Progress, ignore_progress
 from .hardware import HardwareProfile, Tier, choose_tier, detect
 from .loader import Loader
-from .metrics import Meter, measuring
+from .metrics import Meter
 from .routing import Route
+from .scheduler import ROWS
 from .speech import AudioChunk, SamplingParams, Speech, SpeechRequest
+from .stream import SpeechStream
 
 __all__ = ["SpeechStream", "UniversalOptimizer"]
 
@@ -38,7 +49,8 @@ _OWN = (
     "_closed",
     "_release_torch",
     "_released",
-    "_gate",
+    "_dispatcher",
+    "_pool",
 )
 
 
@@ -52,35 +64,6 @@ class _Settings:
     progress: Progress
 
 
-class SpeechStream:
-    """An iterator of audio chunks whose `metrics` are those up to now, and complete once it is exhausted."""
-
-    def __init__(self, chunks: Iterator[AudioChunk], meter: Meter, finish: Any) -> None:
-        self._chunks, self._meter, self._finish = chunks, meter, finish
-
-    def __iter__(self) -> SpeechStream:
-        return self
-
-    def __next__(self) -> AudioChunk:
-        try:
-            return next(self._chunks)
-        except BaseException:
-            self._meter.finish()
-            raise
-
-    def close(self) -> None:
-        """Stop early; what was handed out stays valid."""
-        close = getattr(self._chunks, "close", None)
-        if close is not None:
-            close()
-        self._meter.finish()
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        metrics: dict[str, Any] = self._finish(self._meter)
-        return metrics
-
-
 class UniversalOptimizer:
     """Wraps a text-to-speech engine so that its parts run on ONNX Runtime wherever that is faster and as faithful.
 
@@ -90,6 +73,11 @@ class UniversalOptimizer:
     threads of each session; None lets a probe choose. adapter: an `Adapter` for an engine this package does not know.
     probe: time each part against PyTorch on first use. release_torch: drop the PyTorch weights once everything runs in
     ONNX Runtime; they come back on fallback. progress: called with `ProgressEvent`s while exports are prepared.
+    split_text: speak long texts in segments, several at once; False hands every text to the engine as it is.
+    queue_size: requests that may be spoken or waiting at the same time; beyond them `Overloaded` is raised.
+
+    Requests from several threads share one decode loop: weights are read once for all of them. The same seed gives the
+    same audio whatever runs beside it.
 
     Everything the engine offers is still there: `optimizer.anything` is the engine's, running on the replaced parts.
     Raises InvalidOption for bad options, UnsupportedEngine for engines known not to work.
@@ -107,6 +95,8 @@ class UniversalOptimizer:
         probe: bool = True,
         release_torch: bool = False,
         progress: Progress | None = None,
+        split_text: bool = True,
+        queue_size: int = 64,
     ) -> None:
         if precision != "auto" and precision not in PRECISIONS:
             raise InvalidOption(f"precision must be 'auto' or one of {', '.join(PRECISIONS)}, not {precision!r}")
@@ -114,14 +104,25 @@ class UniversalOptimizer:
             raise InvalidOption(f"proof must be 'strict' or 'warn', not {proof!r}")
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise InvalidOption(f"threads must be a positive integer or None, not {threads!r}")
+        if isinstance(queue_size, bool) or not isinstance(queue_size, int) or queue_size < 1:
+            raise InvalidOption(f"queue_size must be a positive integer, not {queue_size!r}")
         self._lock = threading.RLock()
         self._closed = self._released = False
+        self._pool: ThreadPoolExecutor | None = None
         self._release_torch = release_torch
         self._settings = _Settings(precision, proof, cache_dir, threads, probe, progress or ignore_progress)
         self._loader: Loader | None = None
         self._adapter = adapter if adapter is not None else adapter_for(engine)
         self._routes = {part.name: Route(part, self._load) for part in self._adapter.parts()}
         self._bound = self._adapter.bind(self._routes)
+        self._dispatcher = Dispatcher(
+            self._adapter,
+            self._bound,
+            self._routes,
+            lambda: self._get_loader().cache,
+            split_text=split_text,
+            queue_size=queue_size,
+        )
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, engine: str = "fish-speech", **options: Any) -> UniversalOptimizer:
@@ -156,6 +157,7 @@ class UniversalOptimizer:
         reference_audio: Any = None,
         reference_text: str | None = None,
         *,
+        voice: str | None = None,
         seed: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -165,10 +167,11 @@ class UniversalOptimizer:
     ) -> Speech:
         """Speak `text`, in the voice of `reference_audio` (file, bytes, or (samples, Hz)) which says `reference_text`.
 
-        Returns (float32 mono [n] in [-1, 1], Hz, metrics). temperature 0 is greedy; None leaves an option to the
-        engine.
-        Raises InvalidText, InvalidReference or InvalidOption for a request that cannot be served, GenerationError if
-        the engine itself fails.
+        voice: instead, a voice that the engine knows by name. temperature 0 is greedy; None leaves an option to the
+        engine. max_new_tokens: frames of each segment of a long text, at most.
+        Returns (float32 mono [n] in [-1, 1], Hz, metrics).
+        Raises InvalidText, InvalidReference or InvalidOption for a request that cannot be served, Overloaded when too
+        many are waiting, GenerationError if the engine itself fails.
         """
         sampling = SamplingParams(
             seed=seed,
@@ -178,26 +181,74 @@ class UniversalOptimizer:
             repetition_penalty=repetition_penalty,
             max_new_tokens=max_new_tokens,
         )
-        stream = self._stream(text, reference_audio, reference_text, sampling)
-        chunks = list(stream._chunks)
-        if not chunks:
-            raise GenerationError("the engine produced no audio: try another text, seed or reference")
-        with stream._meter.stage("post"):
-            audio = chunks[0].audio if len(chunks) == 1 else np.concatenate([c.audio for c in chunks])
-        stream._meter.finish()
-        return Speech(audio, chunks[0].sample_rate, stream.metrics)
+        return _whole(self._stream(text, reference_audio, reference_text, voice, sampling, streaming=False))
 
     def stream(
-        self, text: str, reference_audio: Any = None, reference_text: str | None = None, **sampling: Any
+        self,
+        text: str,
+        reference_audio: Any = None,
+        reference_text: str | None = None,
+        *,
+        voice: str | None = None,
+        **sampling: Any,
     ) -> SpeechStream:
         """Speak as `synthesize` does, chunk by chunk as they become ready. The options are those of `synthesize`."""
+        return self._stream(text, reference_audio, reference_text, voice, _params(sampling, "stream"), streaming=True)
+
+    def synthesize_batch(
+        self,
+        texts: Sequence[str],
+        reference_audio: Any = None,
+        reference_text: str | None = None,
+        *,
+        voice: str | None = None,
+        return_exceptions: bool = False,
+        **sampling: Any,
+    ) -> list[Speech | BaseException]:
+        """What `synthesize` answers for each text, in their order, spoken together in one decode loop.
+
+        return_exceptions: a text that fails has its error in the list; otherwise the first error is raised once all
+        are through. The options are those of `synthesize`, for all texts.
+        """
+        if isinstance(texts, str):
+            raise InvalidOption("synthesize_batch() takes a list of texts: for one text there is synthesize()")
+        params = _params(sampling, "synthesize_batch")
+
+        def speak(text: str) -> Speech | BaseException:
+            try:
+                return _whole(self._stream(text, reference_audio, reference_text, voice, params, streaming=False))
+            except Exception as error:  # the others are spoken all the same; the caller gets it
+                return error
+
+        with ThreadPoolExecutor(min(max(len(texts), 1), ROWS), "accelerator-batch") as pool:
+            answers = list(pool.map(speak, texts))
+        if not return_exceptions:
+            for answer in answers:
+                if isinstance(answer, BaseException):
+                    raise answer
+        return answers
+
+    async def asynthesize(
+        self,
+        text: str,
+        reference_audio: Any = None,
+        reference_text: str | None = None,
+        *,
+        voice: str | None = None,
+        **sampling: Any,
+    ) -> Speech:
+        """`synthesize` for asyncio: the event loop goes on meanwhile. Cancelling the task ends the generation."""
+        params = _params(sampling, "asynthesize")
+        stream = await asyncio.to_thread(
+            self._stream, text, reference_audio, reference_text, voice, params, streaming=False
+        )
+        future = asyncio.get_running_loop().run_in_executor(self._executor(), _whole, stream)
         try:
-            params = SamplingParams(**sampling)
-        except TypeError as error:
-            if isinstance(error, InvalidInput):
-                raise
-            raise InvalidOption(f"stream() takes the options of synthesize(): {error}") from error
-        return self._stream(text, reference_audio, reference_text, params)
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            stream.close()
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody asks for it any more
+            raise
 
     def status(self) -> dict[str, Any]:
         """What runs where and why: per part the backend, precision, proof, timings and reason; JSON-able."""
@@ -241,6 +292,8 @@ class UniversalOptimizer:
                 return
             self._closed = True
         self._bound.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
         for route in self._routes.values():
             route.close()
 
@@ -287,11 +340,27 @@ class UniversalOptimizer:
     def __repr__(self) -> str:
         return f"<UniversalOptimizer of {self._adapter.name}{', closed' if self._closed else ''}>"
 
-    def _stream(self, text: str, audio: Any, reference_text: str | None, sampling: SamplingParams) -> SpeechStream:
+    def _stream(
+        self,
+        text: str,
+        audio: Any,
+        reference_text: str | None,
+        voice: str | None,
+        sampling: SamplingParams,
+        *,
+        streaming: bool,
+    ) -> SpeechStream:
         self._check_open()
-        meter = Meter()
-        request = self._request(text, audio, reference_text, sampling, meter)
-        return SpeechStream(self._run(request, meter), meter, self._metrics)
+        meter, cancelled = Meter(), threading.Event()
+        request = replace(self._request(text, audio, reference_text, sampling, meter), voice=voice)
+        if voice is not None and (audio is not None or self._dispatcher.pieces(request) is None):
+            raise InvalidOption(
+                "voice and reference_audio both name a voice: give one of them"
+                if audio is not None
+                else f"{self._adapter.name} knows no voices by name here: give reference_audio"
+            )
+        chunks = self._run(request, meter, streaming, cancelled)
+        return SpeechStream(chunks, meter, self._metrics, cancelled)
 
     def _request(
         self, text: str, audio: Any, reference_text: str | None, sampling: SamplingParams, meter: Meter
@@ -310,44 +379,24 @@ class UniversalOptimizer:
             reference = replace(load_reference(audio, reference_text, sample_rate=rate), source=audio)
         return SpeechRequest(text, reference, sampling)
 
-    def _run(self, request: SpeechRequest, meter: Meter) -> Iterator[AudioChunk]:
-        """Chunks of the routed engine; if its copy fails before any audio is out, the untouched engine speaks."""
+    def _run(
+        self, request: SpeechRequest, meter: Meter, streaming: bool, cancelled: threading.Event
+    ) -> Iterator[AudioChunk]:
         self._check_open()
-        spoken, failure = False, None
-        chunks = _lazily(self._bound.stream, request)
-        try:
-            while True:
-                try:
-                    with measuring(meter):
-                        chunk = next(chunks)
-                except StopIteration:
-                    break
-                except InvalidInput:
-                    raise
-                except Exception as error:
-                    if spoken or failure is not None or self._bound is self._adapter:
-                        _raise_generation_error(error, failure)
-                    failure = error
-                    logger.warning(
-                        "the routed %s failed, the original speaks: %s", self._adapter.name, error, exc_info=True
-                    )
-                    meter.fell_back("engine", error)
-                    meter.used("engine", "pytorch")
-                    chunks = _lazily(self._adapter.original, request)
-                    continue
-                spoken = True
-                meter.chunk(chunk.audio, chunk.sample_rate)
-                yield chunk
-        finally:
-            close = getattr(chunks, "close", None)
-            if close is not None:
-                close()
+        yield from self._dispatcher.chunks(request, meter, streaming, cancelled)
         self._maybe_release()
+
+    def _executor(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(2 * ROWS, "accelerator-async")
+            return self._pool
 
     def _metrics(self, meter: Meter) -> dict[str, Any]:
         choices = {name: route.choice for name, route in self._routes.items()}
         return {
             **meter.result(),
+            "segments": meter.segments(),
             "precision": {n: c.precision for n, c in choices.items() if c is not None and c.call is not None},
             "cache": {
                 n: "built" if any(e.entry.created for e in c.exports.values()) else "hit"
@@ -392,14 +441,21 @@ class UniversalOptimizer:
             raise Closed("this optimizer was closed: wrap the engine again")
 
 
-def _lazily(speak: Callable[[SpeechRequest], Iterator[AudioChunk]], request: SpeechRequest) -> Iterator[AudioChunk]:
-    yield from speak(request)
+def _whole(stream: SpeechStream) -> Speech:
+    """A stream's chunks as one. Raises GenerationError if there are none."""
+    chunks = list(stream._chunks)
+    if not chunks:
+        raise GenerationError("the engine produced no audio: try another text, seed or reference")
+    with stream._meter.stage("post"):
+        audio = chunks[0].audio if len(chunks) == 1 else np.concatenate([c.audio for c in chunks])
+    stream._meter.finish()
+    return Speech(audio, chunks[0].sample_rate, stream.metrics)
 
 
-def _raise_generation_error(error: Exception, before: Exception | None) -> NoReturn:
-    """`before`: why the routed copy had failed, when it is the original that fails now."""
-    if before is not None and error.__cause__ is None:
-        error.__cause__ = before
-    if isinstance(error, (Closed, EngineError, GenerationError)):
-        raise error
-    raise GenerationError(f"the engine failed: {type(error).__name__}: {error}") from error
+def _params(options: dict[str, Any], method: str) -> SamplingParams:
+    try:
+        return SamplingParams(**options)
+    except TypeError as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidOption(f"{method}() takes the options of synthesize(): {error}") from error

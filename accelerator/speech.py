@@ -79,6 +79,7 @@ class SpeechRequest:
     text: str
     reference: Reference | None = None
     sampling: SamplingParams = SamplingParams()
+    voice: str | None = None  # one that the engine knows by name
 
 
 class AudioChunk(NamedTuple):

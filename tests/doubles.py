@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +18,9 @@ from accelerator.loader import Choice
 __all__ = ["QuickAdapter", "component", "probe", "twin", "voice"]
 
 
-def twin(engine: Any, **calls: Any) -> UniversalOptimizer:
+def twin(engine: Any, options: Mapping[str, Any] | None = None, **calls: Any) -> UniversalOptimizer:
     """`engine` wrapped, every part "in ONNX Runtime" by PyTorch's own code, or by what `calls` makes of the part."""
-    optimizer = UniversalOptimizer(engine)
+    optimizer = UniversalOptimizer(engine, **dict(options or {}))
     for name, route in optimizer._routes.items():
         make = calls.get(name, lambda part: part.torch)
         route._choice = Choice(make(route.part), "by the test")

@@ -348,8 +348,8 @@ class TestSynth:
         assert streamed.stdout_bytes[:4] == b"RIFF"
         assert "s of speech" in streamed.stderr
 
-    def test_speaks_in_a_voice(self, cache: Path, tmp_path: Path, voice: Path):
-        options = ["--reference", voice, "--reference-text", "la", "--precision", "fp32", "--cache-dir", cache]
+    def test_speaks_in_a_voice(self, copied: Path, tmp_path: Path, voice: Path):
+        options = ["--reference", voice, "--reference-text", "la", "--precision", "fp32", "--cache-dir", copied]
         found = answer("synth", "Hello", "-o", tmp_path / "a.wav", *TINY, *FEW, *options)
         assert "encoder" in found["metrics"]["backends"]
 

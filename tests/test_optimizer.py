@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 import gc
@@ -30,6 +31,7 @@ from accelerator.errors import (
     InvalidOption,
     InvalidReference,
     InvalidText,
+    Overloaded,
 )
 from accelerator.loader import Choice
 from accelerator.metrics import Meter, current_meter
@@ -222,8 +224,8 @@ def test_a_stream_joined_is_the_blocking_answer(fast: UniversalOptimizer) -> Non
         assert isinstance(chunk, AudioChunk)
         pieces.append(chunk.audio)
         assert stream.metrics["audio_s"] == pytest.approx(sum(map(len, pieces)) / chunk.sample_rate)
-    assert len(pieces) == 8
-    np.testing.assert_array_equal(np.concatenate(pieces), whole.audio)
+    assert len(pieces) == 4
+    np.testing.assert_allclose(np.concatenate(pieces), whole.audio, rtol=0, atol=2e-6)
     final = stream.metrics
     assert final == stream.metrics, "once it is over, no figure moves"
     assert final["ttfa_s"] < final["elapsed_s"]
@@ -316,7 +318,7 @@ def test_every_metric_against_a_clock(monkeypatch: pytest.MonkeyPatch, backend: 
     audio, rate, metrics = optimizer.synthesize("Hello", (tone, 1000), "hello")
     assert (audio.shape, rate) == ((2000,), 1000)
     assert metrics.pop("peak_rss_bytes") > 0
-    exact = {k: metrics.pop(k) for k in ("backend", "backends", "fallback", "precision", "cache", "frames")}
+    exact = {k: metrics.pop(k) for k in ("backend", "backends", "fallback", "precision", "cache", "frames", "segments")}
     parts = ["encoder", "text2semantic", "decoder"]
     fallback = [] if backend == "onnxruntime" else [{"part": p, "reason": "Test", "message": "a test"} for p in parts]
     assert exact == {
@@ -326,6 +328,7 @@ def test_every_metric_against_a_clock(monkeypatch: pytest.MonkeyPatch, backend: 
         "precision": dict.fromkeys(parts, "fp32") if backend == "onnxruntime" else {},
         "cache": {},
         "frames": 4,
+        "segments": [],
     }
     stages = metrics.pop("stages")
     assert stages == pytest.approx({"text": 0, "reference": 0.2, "text2semantic": 0.4, "decoder": 1.0, "post": 0})
@@ -544,10 +547,10 @@ def test_concurrent_requests_equal_their_serial_twins(fast: UniversalOptimizer, 
 def test_streams_may_interleave(fast: UniversalOptimizer) -> None:
     expected = [fast.synthesize(f"Stream {n}.", seed=n, max_new_tokens=24).audio for n in range(3)]
     streams = [fast.stream(f"Stream {n}.", seed=n, max_new_tokens=24) for n in range(3)]
-    turns = [[next(stream).audio for stream in streams] for _ in range(3)]
+    turns = [[next(stream).audio for stream in streams] for _ in range(2)]
     for n, stream in enumerate(streams):
         assert list(stream) == []
-        np.testing.assert_array_equal(np.concatenate([turn[n] for turn in turns]), expected[n])
+        np.testing.assert_allclose(np.concatenate([turn[n] for turn in turns]), expected[n], rtol=0, atol=2e-6)
         assert stream.metrics["frames"] == 24
 
 
@@ -564,6 +567,166 @@ def test_a_long_run_keeps_memory_flat(fast: UniversalOptimizer) -> None:
 
     before = run(40)
     assert run(100) - before < 16 << 20
+
+
+# Many at once
+
+WORDS = ["One.", "Two and three.", "Four.", "Five, six, seven.", "Eight."]
+
+
+def test_a_batch_is_what_one_by_one_would_be(fast: UniversalOptimizer) -> None:
+    options: dict[str, Any] = {"seed": 4, "max_new_tokens": 20}
+    answers = fast.synthesize_batch(WORDS, **options)
+    for text, answer in zip(WORDS, answers, strict=True):
+        assert isinstance(answer, Speech)
+        np.testing.assert_array_equal(answer.audio, fast.synthesize(text, **options).audio)
+        assert answer.metrics["frames"] == 20
+    assert fast.synthesize_batch([]) == []
+    with pytest.raises(InvalidOption, match="list of texts"):
+        fast.synthesize_batch("one text")
+    with pytest.raises(InvalidOption, match="speed"):
+        fast.synthesize_batch(WORDS, speed=2)
+
+
+def test_a_batch_with_a_bad_text_speaks_the_others(fast: UniversalOptimizer) -> None:
+    texts = [WORDS[0], "?!", WORDS[1]]
+    first, bad, last = fast.synthesize_batch(texts, seed=4, max_new_tokens=5, return_exceptions=True)
+    assert isinstance(bad, InvalidText)
+    for text, answer in ((WORDS[0], first), (WORDS[1], last)):
+        assert isinstance(answer, Speech)
+        np.testing.assert_array_equal(answer.audio, fast.synthesize(text, seed=4, max_new_tokens=5).audio)
+    with pytest.raises(InvalidText):
+        fast.synthesize_batch(texts, max_new_tokens=5)
+
+
+def test_asyncio(fast: UniversalOptimizer) -> None:
+    async def several() -> list[Speech]:
+        ticks = 0
+
+        async def ticking() -> None:
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0)
+
+        clock = asyncio.create_task(ticking())
+        answers = await asyncio.gather(*(fast.asynthesize(t, seed=4, max_new_tokens=20) for t in WORDS))
+        clock.cancel()
+        assert ticks > 1, "the event loop goes on meanwhile"
+        with pytest.raises(InvalidText):
+            await fast.asynthesize("")
+        return answers
+
+    for text, answer in zip(WORDS, asyncio.run(several()), strict=True):
+        np.testing.assert_array_equal(answer.audio, fast.synthesize(text, seed=4, max_new_tokens=20).audio)
+
+
+def test_a_cancelled_task_ends_its_generation(tiny: Any) -> None:
+    drawn, begun, left = [], threading.Event(), threading.Event()
+
+    def endless(part: Part) -> Any:
+        def call(prompt: np.ndarray, params: Any, **_: Any) -> Iterator[np.ndarray]:
+            frame = next(part.torch(prompt, params))
+            try:
+                while len(drawn) < 10**6:
+                    drawn.append(1)
+                    begun.set()
+                    yield frame
+            finally:
+                left.set()
+
+        return call
+
+    async def main(optimizer: UniversalOptimizer) -> None:
+        task = asyncio.create_task(optimizer.asynthesize("Never mind."))
+        await asyncio.to_thread(begun.wait, 30)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await asyncio.to_thread(left.wait, 30)
+
+    asyncio.run(main(twin(tiny, text2semantic=endless)))
+    assert len(drawn) < 10**6
+
+
+def test_a_stream_may_be_closed_by_another_thread(tiny: Any) -> None:
+    going = threading.Event()
+
+    def endless(part: Part) -> Any:
+        def call(prompt: np.ndarray, params: Any, **_: Any) -> Iterator[np.ndarray]:
+            frame = next(part.torch(prompt, params))
+            while True:
+                going.set()
+                yield frame
+
+        return call
+
+    optimizer = twin(tiny, {"split_text": False}, text2semantic=endless)
+    stream = optimizer.stream("Never mind.")
+    errors: list[BaseException] = []
+
+    def listen() -> None:
+        try:
+            for _ in stream:
+                pass
+        except GenerationError as error:
+            errors.append(error)
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    assert going.wait(30)
+    stream.close()
+    listener.join(30)
+    assert not listener.is_alive()
+    assert not errors or "nobody listens" in str(errors[0])
+
+
+def test_the_queue_is_bounded(tiny: Any) -> None:
+    optimizer = twin(tiny, {"queue_size": 2})
+    streams = [optimizer.stream(TEXT, **SHORT) for _ in range(3)]
+    for stream in streams[:2]:
+        next(stream)
+    with pytest.raises(Overloaded, match="2 requests"):
+        next(streams[2])
+    with pytest.raises(Overloaded):
+        optimizer.synthesize(TEXT, **SHORT)
+    streams[0].close()
+    assert len(optimizer.synthesize(TEXT, **SHORT).audio) > 0
+    streams[1].close()
+    for wrong in (0, True, "8"):
+        with pytest.raises(InvalidOption, match="queue_size"):
+            UniversalOptimizer(tiny, queue_size=wrong)  # type: ignore[arg-type]
+
+
+def test_a_voice_by_name(tiny: Any, fast: UniversalOptimizer) -> None:
+    with pytest.raises(InvalidOption, match="no voice 'anna'"):
+        fast.synthesize(TEXT, voice="anna", **SHORT)
+    with pytest.raises(InvalidOption, match="give one of them"):
+        fast.synthesize(TEXT, voice(tiny), voice="anna", **SHORT)
+
+    class Anyone:
+        sample_rate = 8000
+
+        def synthesize(self, text: str) -> np.ndarray:
+            return np.full(800, 0.1, np.float32)
+
+    with pytest.raises(InvalidOption, match="knows no voices"):
+        UniversalOptimizer(Anyone()).synthesize(TEXT, voice="anna")
+
+
+def test_a_voice_is_encoded_once_also_by_the_next_process(tiny: Any, tmp_path: Path) -> None:
+    counts = []
+    for _ in range(2):
+        calls: list[int] = []
+
+        def counted(part: Part, calls: list[int] = calls) -> Any:
+            return lambda audio: calls.append(1) or part.torch(audio)  # type: ignore[func-returns-value]
+
+        optimizer = twin(tiny, {"cache_dir": tmp_path}, encoder=counted)
+        answers = [optimizer.synthesize(TEXT, voice(tiny), "la", seed=1, **SHORT).audio for _ in range(2)]
+        np.testing.assert_array_equal(answers[0], answers[1])
+        counts.append(len(calls))
+    assert counts == [1, 0]
 
 
 # Processes

@@ -41,6 +41,11 @@ def expected(tiny: Any) -> np.ndarray:
     return np.concatenate(list(tiny.stream(TEXT, **GREEDY)))
 
 
+def same(audio: np.ndarray, expected: np.ndarray) -> None:
+    """Equal, but for the rounding of windows of other lengths."""
+    np.testing.assert_allclose(audio, expected, rtol=0, atol=2e-6)
+
+
 def frames_until(at: int, error: BaseException | None) -> Callable[[Part], Any]:
     """A generator part that raises (or, with None, just ends) in place of item `at`."""
 
@@ -90,7 +95,7 @@ def nan_in_the_middle(audio: np.ndarray) -> np.ndarray:
 def test_the_twin_answers_as_the_engine_alone(tiny: Any, expected: np.ndarray) -> None:
     for how in ("blocking", "streaming"):
         audio, metrics = speak(twin(tiny), how)
-        np.testing.assert_array_equal(audio, expected)
+        same(audio, expected)
         assert metrics["fallback"] == []
         assert metrics["backend"] == "onnxruntime"
         assert metrics["frames"] == FRAMES
@@ -100,7 +105,7 @@ def test_the_twin_answers_as_the_engine_alone(tiny: Any, expected: np.ndarray) -
 @pytest.mark.parametrize("at", range(FRAMES + 1))
 def test_the_language_model_may_fail_at_any_frame(tiny: Any, expected: np.ndarray, at: int, how: str) -> None:
     audio, metrics = speak(twin(tiny, text2semantic=frames_until(at, RuntimeError(f"at {at}"))), how)
-    np.testing.assert_array_equal(audio, expected)
+    same(audio, expected)
     assert metrics["fallback"] == [{"part": "text2semantic", "reason": "RuntimeError", "message": f"at {at}"}]
     assert metrics["backends"] == {"text2semantic": "hybrid" if at else "pytorch", "decoder": "onnxruntime"}
     assert metrics["backend"] == "hybrid"
@@ -111,14 +116,14 @@ def test_the_language_model_may_fail_at_any_frame(tiny: Any, expected: np.ndarra
 @pytest.mark.parametrize("error", [MemoryError("full"), BadOutput("NaN"), SessionError("ONNX"), StopIteration(3)])
 def test_whatever_the_language_model_raises(tiny: Any, expected: np.ndarray, error: Exception, how: str) -> None:
     audio, metrics = speak(twin(tiny, text2semantic=frames_until(5, error)), how)
-    np.testing.assert_array_equal(audio, expected)
+    same(audio, expected)
     assert [f["part"] for f in metrics["fallback"]] == ["text2semantic"]
 
 
 @pytest.mark.parametrize("how", ["blocking", "streaming"])
 def test_a_language_model_that_says_nothing_at_all(tiny: Any, expected: np.ndarray, how: str) -> None:
     audio, metrics = speak(twin(tiny, text2semantic=frames_until(0, None)), how)
-    np.testing.assert_array_equal(audio, expected)
+    same(audio, expected)
     assert [(f["part"], f["reason"]) for f in metrics["fallback"]] == [("text2semantic", "BadOutput")]
 
 
@@ -143,10 +148,11 @@ def test_the_decoder_decodes_the_same_codes_again(
 ) -> None:
     change, reason = DECODER_FAULTS[fault]
     audio, metrics = speak(twin(tiny, decoder=answer_of(change, calls)), how)
-    np.testing.assert_array_equal(audio, expected)
+    same(audio, expected)
     assert {(f["part"], f["reason"]) for f in metrics["fallback"]} == {("decoder", reason)}
-    assert len(metrics["fallback"]) == (calls or 2)
-    assert metrics["backends"]["decoder"] == ("hybrid" if calls else "pytorch")
+    windows = 2 if how == "streaming" else 1
+    assert len(metrics["fallback"]) == (calls or windows)
+    assert metrics["backends"]["decoder"] == ("hybrid" if calls and windows > 1 else "pytorch")
     assert metrics["backends"]["text2semantic"] == "onnxruntime"
 
 
@@ -161,28 +167,29 @@ ENCODER_FAULTS = {
 
 @pytest.mark.parametrize("how", ["blocking", "streaming"])
 @pytest.mark.parametrize("fault", ENCODER_FAULTS)
-def test_the_encoder_listens_again(tiny: Any, fault: str, how: str) -> None:
+def test_the_encoder_listens_again(tiny: Any, tmp_path: Any, fault: str, how: str) -> None:
     audio, rate = voice(tiny)
     expected = np.concatenate(list(tiny.stream(TEXT, audio, "a", **GREEDY)))
-    optimizer = twin(tiny, encoder=answer_of(ENCODER_FAULTS[fault]))
+    optimizer = twin(tiny, {"cache_dir": tmp_path}, encoder=answer_of(ENCODER_FAULTS[fault]))
     answer, metrics = speak(optimizer, how, reference_audio=(audio, rate), reference_text="a")
-    np.testing.assert_array_equal(answer, expected)
+    same(answer, expected)
     assert [f["part"] for f in metrics["fallback"]] == ["encoder"]
     assert metrics["backends"] == {"encoder": "pytorch", "text2semantic": "onnxruntime", "decoder": "onnxruntime"}
 
 
-def test_all_parts_may_fail_in_one_request(tiny: Any) -> None:
+def test_all_parts_may_fail_in_one_request(tiny: Any, tmp_path: Any) -> None:
     audio, rate = voice(tiny)
     expected = np.concatenate(list(tiny.stream(TEXT, audio, "a", **GREEDY)))
     optimizer = twin(
         tiny,
+        {"cache_dir": tmp_path},
         encoder=answer_of(fails(RuntimeError("1"))),
         text2semantic=frames_until(3, RuntimeError("2")),
         decoder=answer_of(fails(RuntimeError("3"))),
     )
     answer, metrics = speak(optimizer, "blocking", reference_audio=(audio, rate), reference_text="a")
-    np.testing.assert_array_equal(answer, expected)
-    assert [f["message"] for f in metrics["fallback"]] == ["1", "2", "3", "3"]
+    same(answer, expected)
+    assert [f["message"] for f in metrics["fallback"]] == ["1", "2", "3"]
 
 
 def test_onnx_runtime_itself_hands_over_too(fast: UniversalOptimizer, tiny: Any, expected: np.ndarray) -> None:
@@ -219,7 +226,7 @@ def test_a_part_that_keeps_failing_is_switched_off(
     assert "Traceback" in caplog.text
 
     audio, metrics = speak(optimizer, "blocking")
-    np.testing.assert_array_equal(audio, expected)
+    same(audio, expected)
     assert metrics["backends"][part] == "pytorch"
     assert metrics["fallback"] == [{"part": part, "reason": "OSError", "message": status["reason"]}]
 
@@ -243,7 +250,7 @@ def test_only_failures_in_a_row_count(tiny: Any) -> None:
 
 def test_a_failure_that_pytorch_shares_is_the_requests(tiny: Any) -> None:
     """Texts too long for the model, however many: nobody is switched off."""
-    optimizer = twin(tiny)
+    optimizer = twin(tiny, {"split_text": False})
     for _ in range(MAX_FAILURES + 1):
         with pytest.raises(GenerationError, match="2048 columns"):
             optimizer.synthesize("word " * 500)
@@ -349,7 +356,7 @@ def test_a_copy_that_fails_after_audio_is_an_error(tiny: Any) -> None:
     def decode(*_: Any) -> Any:
         raise KeyError("too late")
 
-    optimizer._bound.engine._decode_behind = decode
+    optimizer._bound.pieces.decode = decode
     with pytest.raises(GenerationError, match="too late"):
         list(stream)
     assert stream.metrics["fallback"] == []
@@ -441,7 +448,7 @@ def test_a_part_that_cannot_be_prepared_stays_in_pytorch(tiny: Any, tmp_path: An
     audio, rate = voice(tiny)
     expected = np.concatenate(list(tiny.stream(TEXT, audio, "a", **GREEDY)))
     answer, metrics = speak(optimizer, "blocking", reference_audio=(audio, rate), reference_text="a")
-    np.testing.assert_array_equal(answer, expected)
+    same(answer, expected)
     assert [(f["part"], f["reason"]) for f in metrics["fallback"]] == [(part, reason)]
     assert message in metrics["fallback"][0]["message"]
     assert metrics["backends"][part] == "pytorch"
@@ -450,4 +457,6 @@ def test_a_part_that_cannot_be_prepared_stays_in_pytorch(tiny: Any, tmp_path: An
     assert message in status["reason"]
     json.dumps(optimizer.status())
     again = speak(optimizer, "blocking", reference_audio=(audio, rate), reference_text="a")[1]
-    assert [(f["part"], f["reason"]) for f in again["fallback"]] == [(part, reason)], "each request says so"
+    known = part == "encoder" and fault != "identity"  # a voice that is remembered needs no encoder
+    said = [] if known else [(part, reason)]
+    assert [(f["part"], f["reason"]) for f in again["fallback"]] == said, "each request says so"

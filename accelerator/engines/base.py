@@ -3,6 +3,8 @@
     Part      one stage with two implementations: PyTorch's own, and the one made from exported components
     Adapter   an engine's parts, and a copy of the engine that calls whatever it is given instead of them
     Bound     that copy: the engine's own interface, and a uniform stream of audio
+    Pieces    an autoregressive codec engine's stages, to be called one by one: long texts are then spoken segment by
+              segment, several at once, and audio comes while frames are still being drawn
 
 The parts every engine uses, in the order of a request, with the stages they count to:
 
@@ -23,10 +25,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ..export import Component
+from ..scheduler import Batching
 from ..session import SessionOptions
-from ..speech import AudioChunk, SpeechRequest
+from ..speech import AudioChunk, SamplingParams, SpeechRequest
 
-__all__ = ["Adapter", "Bound", "Part", "tensors_digest"]
+__all__ = ["Adapter", "Bound", "Part", "Pieces", "Voice", "tensors_digest"]
 
 Call = Callable[..., Any]
 
@@ -38,6 +41,8 @@ class Part:
     torch: the engine's own implementation; it must not depend on anything the routed copy changes, and answers with
     what
     `loaded` answers with. load(directories by component name, options): the ONNX Runtime twin with the same signature.
+    twin: the weights of a third implementation, the engine's code rewritten for speed in PyTorch; `load` makes it of
+    {twin.name: directory} when options.backend is "onednn".
     A generator part's two implementations take `resume`, a list of items already produced, and go on behind it.
     check(result): raises BadOutput if an answer cannot be right (for a generator, it sees every item).
     probe(call): times a small typical piece of work on either implementation; seconds per frame or second of audio.
@@ -51,11 +56,58 @@ class Part:
     probe: Callable[[Call], float]
     check: Callable[[Any], Any] = lambda _: None
     generator: bool = False
+    twin: Component | None = None
+
+
+@dataclass(frozen=True)
+class Voice:
+    """Whom to imitate: what was said before, as (codes int [C, m], text) each; or a name the engine knows."""
+
+    turns: tuple[tuple[np.ndarray, str], ...] = ()
+    name: str | None = None
+
+
+@runtime_checkable
+class Pieces(Protocol):
+    """C codebooks, T columns, m frames. All of it runs on the routed parts, and counts to the current meter."""
+
+    samples_per_frame: int
+    context_frames: int  # frames before a window whose codes the decoder must see to answer as for the whole
+    comfortable: int  # letters of a segment: see `segments.split`
+
+    def takes(self, request: SpeechRequest) -> bool:
+        """Whether this text can be cut up; texts with markup of the engine's own may not."""
+        ...
+
+    def encode(self, audio: np.ndarray) -> np.ndarray:
+        """Reference audio, float32 [n], to codes [C, m]."""
+        ...
+
+    def named_voice(self, name: str) -> Voice:
+        """A voice the engine knows. Raises InvalidOption."""
+        ...
+
+    def prompt(self, text: str, voice: Voice) -> np.ndarray:
+        """int64 [1 + C, T]. Raises InvalidText for what the model has no room for."""
+        ...
+
+    def frames(
+        self, prompt: np.ndarray, sampling: SamplingParams, *, batching: Batching, resume: Sequence[np.ndarray] = ()
+    ) -> Iterator[np.ndarray]:
+        """Frames of speech, int64 [1 + C] each, behind those of `resume`. sampling: what the request asks for."""
+        ...
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Codes [C, m] to float32 [m * samples_per_frame]."""
+        ...
 
 
 @runtime_checkable
 class Bound(Protocol):
-    """A copy of the engine with its parts replaced. `engine` offers everything the original offers."""
+    """A copy of the engine with its parts replaced. `engine` offers everything the original offers.
+
+    It may have `pieces`, a `Pieces`: requests that these take are then not given to `stream`.
+    """
 
     engine: Any
 

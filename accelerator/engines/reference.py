@@ -19,9 +19,10 @@ from ..graph.dual_ar import DualARSpec, TransformerSpec
 from ..metrics import current_meter
 from ..proof import Trace
 from ..sampling import Sampler, SamplingRule, TokenLayout
+from ..scheduler import Batching
 from ..session import Session, SessionOptions
 from ..speech import AudioChunk, SamplingParams, SpeechRequest
-from .base import Call, Part, check_codes, tensors_digest
+from .base import Call, Part, Voice, check_codes, tensors_digest
 from .dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model
 
 __all__ = ["ReferenceAdapter"]
@@ -173,7 +174,12 @@ class ReferenceAdapter:
         return Trace(prompt, np.stack(frames), *logits, np.stack(keys), np.stack(values))
 
     def _generate_in_torch(
-        self, prompt: np.ndarray, params: SamplingParams, *, resume: Sequence[np.ndarray] = ()
+        self,
+        prompt: np.ndarray,
+        params: SamplingParams,
+        *,
+        resume: Sequence[np.ndarray] = (),
+        batching: Batching = "off",
     ) -> Iterator[np.ndarray]:
         so_far = np.stack(resume, axis=1)[1:] if len(resume) else None
         limit = params.max_new_tokens or self.engine.config.max_new_tokens
@@ -191,13 +197,15 @@ class ReferenceAdapter:
             params: SamplingParams,
             *,
             resume: Sequence[np.ndarray] = (),
+            batching: Batching = "off",
             times: StepTimes | None = None,
         ) -> Iterator[np.ndarray]:
             params = params.over(self.defaults())
             assert params.max_new_tokens is not None
             sampler = self.sampler(params).resume(resume)
             limit = min(params.max_new_tokens, spec.slow.positions - prompt.shape[1])
-            for frame in decoder.generate(prompt, sampler, limit - len(resume), frames=resume, times=times):
+            left = limit - len(resume)
+            for frame in decoder.generate(prompt, sampler, left, frames=resume, batching=batching, times=times):
                 if frame[0] == spec.end_id:
                     return
                 yield frame
@@ -315,6 +323,7 @@ class _BoundReference:
         # No codes are no question: the engine itself answers with no audio, which from a part would be a failure.
         self.engine.decode = lambda codes: (calls["decoder"] if np.size(codes) else adapter.engine.decode)(codes)
         self.engine.encode_reference = calls["encoder"]
+        self.pieces = _Pieces(adapter, self.engine, calls)
 
     def stream(self, request: SpeechRequest) -> Iterator[AudioChunk]:
         options = {k: v for k, v in vars(request.sampling).items() if v is not None}
@@ -326,6 +335,46 @@ class _BoundReference:
 
     def close(self) -> None:
         pass
+
+
+class _Pieces:
+    """See `base.Pieces`."""
+
+    comfortable = 160  # letters: ten seconds of everyday speech
+
+    def __init__(self, adapter: ReferenceAdapter, engine: Any, calls: Mapping[str, Call]) -> None:
+        self._adapter, self._engine, self._calls = adapter, engine, calls
+        self.samples_per_frame: int = engine.hop
+        self.context_frames: int = min(engine.codec.receptive_field_frames - 1, engine.config.stream_context)
+
+    def takes(self, request: SpeechRequest) -> bool:
+        return True
+
+    def encode(self, audio: np.ndarray) -> np.ndarray:
+        return np.asarray(self._engine.encode_reference(audio))
+
+    def named_voice(self, name: str) -> Voice:
+        known = getattr(self._engine, "speakers", ())
+        if name not in known:
+            raise InvalidOption(f"there is no voice {name!r}; this engine knows {', '.join(known) or 'none'}")
+        return Voice(name=name)
+
+    def prompt(self, text: str, voice: Voice) -> np.ndarray:
+        if voice.name is not None:
+            return np.asarray(self._engine.encode_text(text, speaker=voice.name))
+        codes, said = voice.turns[0] if voice.turns else (None, None)
+        return np.asarray(self._engine.encode_text(text, codes, said or None))
+
+    def frames(
+        self, prompt: np.ndarray, sampling: SamplingParams, *, batching: Batching, resume: Sequence[np.ndarray] = ()
+    ) -> Iterator[np.ndarray]:
+        meter = current_meter()
+        for frame in self._calls[LANGUAGE_MODEL](prompt, sampling, batching=batching, resume=list(resume)):
+            meter.add_frames(1)
+            yield frame
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        return np.asarray(self._engine.decode(codes))
 
 
 def _spec(lm: Any) -> DualARSpec:

@@ -554,12 +554,16 @@ def test_the_codec_may_fail(fast: Any, part: str, streaming: bool) -> None:
 
 
 @real
-def test_the_copy_may_fail_as_a_whole(fast: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast._bound, "_generate", lambda **_: (_ for _ in ()).throw(Fault("all of it")))
+def test_the_copy_may_fail_as_a_whole(fast: Any, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prompt(*_: Any) -> Any:
+        raise Fault("all of it")
+
+    monkeypatch.setattr(fast._bound.pieces, "prompt", prompt)
     audio, _, metrics = fast.synthesize(TEXT, (tone(), 44100), "words", max_new_tokens=5, temperature=0.5)
     assert (len(audio), metrics["backends"]["engine"]) == (5 * 2048, "pytorch")
-    with pytest.raises(InvalidText, match="too long"):
-        fast.synthesize("word " * 4000)
+    whole = UniversalOptimizer(engine, precision="fp32", threads=2, probe=False, split_text=False)
+    with whole, pytest.raises(InvalidText, match="too long"):
+        whole.synthesize("word " * 4000)
 
 
 @real
@@ -613,7 +617,7 @@ def test_a_stream_that_is_left_frees_the_model(fast: Any, monkeypatch: pytest.Mo
             states.append(self)
 
     monkeypatch.setattr(routed, "_Request", Seen)
-    stream = fast.stream(TEXT, max_new_tokens=5)
+    stream = fast.stream("<|speaker:0|>" + TEXT, max_new_tokens=5)
     next(stream)
     assert not states[0].cancelled.is_set()
     stream.close()

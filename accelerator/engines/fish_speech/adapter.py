@@ -26,16 +26,17 @@ from ...errors import EngineError, InvalidOption, UnsupportedEngine
 from ...export import Component
 from ...proof import Trace
 from ...sampling import Sampler
+from ...scheduler import Batching
 from ...session import Session, SessionOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
 from ..base import Call, Part, tensors_digest
 from ..dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model
 from . import codec as codec_graphs
 from . import language_model as lm
-from . import structure, weights
+from . import structure, twin, weights
 from .layouts import SUPPORTED, installed
 from .reach import reach
-from .routed import Routed, chunks_of, tts_request
+from .routed import EngineParams, Routed, chunks_of, tts_request
 from .weights import Held, computing
 
 __all__ = ["FishSpeechAdapter"]
@@ -161,6 +162,7 @@ class FishSpeechAdapter:
         self._dtype = dtype or next(model.shell.parameters()).dtype
         self.sample_rate = int(codec.shell.sample_rate)
         self.samples_per_frame = int(codec.shell.frame_length)
+        self.context_frames: int = codec_graphs.decode_context(codec.shell)
         self.spec = lm.spec_of(model.shell, self.layout)
         self._layout_of_tokens = lm.token_layout(self.spec)
         self._identities = {"model": model_identity, "codec": codec_identity}
@@ -178,6 +180,7 @@ class FishSpeechAdapter:
                 torch=self._encode_in_torch,
                 load=self._load_encoder,
                 probe=lambda call: _seconds(call, self._noise(16)),
+                twin=self._codec_twin("encoder"),
             ),
             Part(
                 LANGUAGE_MODEL,
@@ -202,6 +205,7 @@ class FishSpeechAdapter:
                 load=self._load_decoder,
                 probe=lambda call: _seconds(call, self._codes(16)),
                 check=lambda audio: check_audio(audio, self.sample_rate),
+                twin=self._codec_twin("decoder"),
             ),
         )
 
@@ -272,8 +276,25 @@ class FishSpeechAdapter:
 
     # Language model
 
+    @functools.cached_property
+    def defaults(self) -> SamplingParams:
+        """What fish-speech's requests say when nothing is asked for."""
+        request = tts_request(SpeechRequest("text"), None)
+        return EngineParams(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            repetition_penalty=request.repetition_penalty,
+            max_new_tokens=request.max_new_tokens,
+            top_k=self.layout.top_k,
+        )
+
     def _generate_in_torch(
-        self, prompt: np.ndarray, params: SamplingParams, *, resume: Sequence[np.ndarray] = ()
+        self,
+        prompt: np.ndarray,
+        params: SamplingParams,
+        *,
+        resume: Sequence[np.ndarray] = (),
+        batching: Batching = "off",
     ) -> Iterator[np.ndarray]:
         return lm.generate(self.module, self.layout, self.model.get(), self.spec, prompt, params, resume)
 
@@ -285,12 +306,19 @@ class FishSpeechAdapter:
             params: SamplingParams,
             *,
             resume: Sequence[np.ndarray] = (),
+            batching: Batching = "off",
             times: StepTimes | None = None,
         ) -> Iterator[np.ndarray]:
             assert params.max_new_tokens is not None
-            sampler = Sampler(rule, params, layout).resume(resume)
-            left = params.max_new_tokens - len(resume)
-            yield from decoder.generate(prompt, sampler, left, frames=resume, end_may_come_first=False, times=times)
+            yield from decoder.generate(
+                prompt,
+                Sampler(rule, params, layout).resume(resume),
+                params.max_new_tokens - len(resume),
+                frames=resume,
+                batching=batching,
+                end_may_come_first=False,
+                times=times,
+            )
 
         return generate
 
@@ -329,6 +357,8 @@ class FishSpeechAdapter:
             return np.asarray(engine.get_audio_segment(types.SimpleNamespace(codes=copied)))
 
     def _load_encoder(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
+        if options.backend == "onednn":
+            return twin.EncodeCall(paths["encoder-twin"] / twin.FILE)
         # A voice is encoded once: its gigabyte of activations is given back. The decoder keeps its own, a third faster.
         session = Session(paths["encoder"] / "encoder.onnx", replace(options, arena=False))
         size = self.samples_per_frame
@@ -341,6 +371,8 @@ class FishSpeechAdapter:
         return encode
 
     def _load_decoder(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
+        if options.backend == "onednn":
+            return twin.DecodeCall(paths["decoder-twin"] / twin.FILE, bf16=options.dtype == "bf16")
         session = Session(paths["decoder"] / "decoder.onnx", options)
         return lambda codes: np.asarray(session.run({"codes": np.ascontiguousarray(codes, np.int64)[None]})[0][0])
 
@@ -352,16 +384,28 @@ class FishSpeechAdapter:
             with computing():
                 return make(self.codec.get())
 
-        described = hashlib.sha256(structure.describe(self.codec.shell).encode()).hexdigest()
         return codec_component(
             part,
             module,
             lambda: self._identity("codec"),
-            {"part": part, "structure": described},
+            {"part": part, "structure": structure.digest(self.codec.shell)},
             inputs={"codes": {0: "batch", 2: "frames"}} if decoder else {"audio": {0: "batch", 1: "frames"}},
             outputs=("audio",) if decoder else ("codes",),
             examples=lambda: self._examples(part),
             codes_equal=None if decoder else 0.99,
+            sources=(str(codec_graphs.__file__), str(structure.__file__)),
+        )
+
+    def _codec_twin(self, part: Literal["encoder", "decoder"]) -> Component:
+        def codec() -> Any:
+            return self.codec.get()
+
+        return twin.component(
+            part,
+            codec,
+            lambda: self._identity("codec"),
+            {"part": part, "structure": structure.digest(self.codec.shell)},
+            lambda: self._examples(part),
             sources=(str(codec_graphs.__file__), str(structure.__file__)),
         )
 

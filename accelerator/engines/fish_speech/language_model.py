@@ -165,8 +165,11 @@ class _Prompt(Exception):
     """Carries the prompt out of generate_long."""
 
 
-def prompt_of(module: Any, model: Any, text: str) -> np.ndarray:
-    """The prompt that fish-speech makes of a plain text, int64 [1 + C, T]."""
+def prompt_of(module: Any, model: Any, text: str, turns: Sequence[tuple[torch.Tensor, str]] = ()) -> np.ndarray:
+    """The prompt that fish-speech makes of a text, int64 [1 + C, T]. turns: what a voice said, as (codes, text).
+
+    Raises what fish-speech raises for a prompt that is too long: a ValueError.
+    """
 
     def caught(*, prompt: torch.Tensor, **_: Any) -> None:
         raise _Prompt(prompt.numpy().astype(np.int64))
@@ -177,7 +180,12 @@ def prompt_of(module: Any, model: Any, text: str) -> np.ndarray:
         changes["Conversation"] = type(base.__name__, (base,), {"visualize": lambda *_, **__: None})
     try:
         for _ in with_globals(module.generate_long, changes)(
-            model=model, device="cpu", decode_one_token=None, text=text, prompt_text=[], prompt_tokens=[]
+            model=model,
+            device="cpu",
+            decode_one_token=None,
+            text=text,
+            prompt_text=[said for _, said in turns],
+            prompt_tokens=[codes for codes, _ in turns],
         ):
             pass
     except _Prompt as prompt:

@@ -30,7 +30,7 @@ class Layout:
 
     options: the parameters of its `decode_one_token_ar` that tell it from others. codec_call: the codec's method from
     codes to audio. newest_last: which end of the window of recent frames is filled first; the rest is zeros.
-    code_rows: leading rows of the fast head that are sampled from (None: all).
+    code_rows: leading rows of the fast head that are sampled from (None: all). top_k: its own default (None: all).
     """
 
     name: str
@@ -39,6 +39,7 @@ class Layout:
     rule: SamplingRule
     newest_last: bool
     code_rows: int | None
+    top_k: int | None
     semantic_ids: Callable[[Any], tuple[int, int]]
     sampling: Callable[[Any, Any, SamplingParams], dict[str, Any]]
 
@@ -83,6 +84,7 @@ S1 = Layout(
     rule=RULES["s1"],
     newest_last=False,
     code_rows=1024,
+    top_k=None,
     semantic_ids=lambda model: (model.tokenizer.semantic_begin_id, model.tokenizer.semantic_end_id),
     sampling=_s1_sampling,
 )
@@ -93,6 +95,7 @@ HEAD = Layout(
     rule=RULES["head"],
     newest_last=True,
     code_rows=None,
+    top_k=30,
     semantic_ids=lambda model: (model.config.semantic_begin_id, model.config.semantic_end_id),
     sampling=_head_sampling,
 )

@@ -31,6 +31,7 @@ from ..base import Call
 from ..dual_ar import LANGUAGE_MODEL
 from .language_model import with_cache
 from .layouts import with_globals
+from .pieces import FishSpeechPieces
 from .weights import Held
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ class Routed:
 
         engine.send_Llama_request = send_with_seed
         engine.load_by_hash = load_known_voice
+        self.pieces = FishSpeechPieces(adapter, engine, calls)
         engine._accelerated_by = self  # whoever holds the copy keeps its thread
         thread = threading.Thread(
             target=_serve,

@@ -1,0 +1,163 @@
+"""Who speaks a request: the routed engine through its stages, as a whole, or in the end the untouched original."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
+
+from .cache import ContentCache
+from .engines import Adapter
+from .engines.base import Bound, Pieces, Voice
+from .errors import AcceleratorError, Closed, EngineError, GenerationError, InvalidInput, Overloaded
+from .metrics import Meter, measuring
+from .routing import Route
+from .segments import Segment
+from .speaking import Speaker
+from .speech import AudioChunk, SpeechRequest
+from .voices import VoiceStore
+
+__all__ = ["Dispatcher"]
+
+logger = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """The requests of one optimizer. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        bound: Bound,
+        routes: Mapping[str, Route],
+        cache: Callable[[], ContentCache],
+        *,
+        split_text: bool,
+        queue_size: int,
+    ) -> None:
+        self._adapter, self._bound, self._routes, self._cache = adapter, bound, routes, cache
+        self._split_text, self._queue_size = split_text, queue_size
+        self._lock = threading.Lock()
+        self._requests = 0  # being spoken or waiting
+        self._voices: VoiceStore | None = None
+        self._voices_lock = threading.Lock()
+
+    def pieces(self, request: SpeechRequest) -> Pieces | None:
+        """The engine's stages one by one, if this request is spoken through them."""
+        pieces: Pieces | None = getattr(self._bound, "pieces", None)
+        return pieces if pieces is not None and pieces.takes(request) else None
+
+    def chunks(
+        self, request: SpeechRequest, meter: Meter, streaming: bool, cancelled: threading.Event
+    ) -> Iterator[AudioChunk]:
+        """Speech in order; if the routed engine fails before any audio is out, the untouched one speaks.
+
+        Raises Overloaded, InvalidInput, GenerationError.
+        """
+        with self._lock:
+            if self._requests >= self._queue_size:
+                raise Overloaded(f"{self._requests} requests are being spoken or waiting: try again later")
+            self._requests += 1
+        try:
+            yield from self._chunks(request, meter, streaming, cancelled)
+        finally:
+            with self._lock:
+                self._requests -= 1
+
+    def _chunks(
+        self, request: SpeechRequest, meter: Meter, streaming: bool, cancelled: threading.Event
+    ) -> Iterator[AudioChunk]:
+        spoken, failure = False, None
+        chunks = _lazily(self._speech(meter, streaming, cancelled), request)
+        try:
+            while True:
+                try:
+                    with measuring(meter):
+                        chunk = next(chunks)
+                except StopIteration:
+                    break
+                except InvalidInput:
+                    raise
+                except Exception as error:
+                    if spoken or failure is not None or self._bound is self._adapter or cancelled.is_set():
+                        _raise_generation_error(error, failure)
+                    failure = error
+                    logger.warning(
+                        "the routed %s failed, the original speaks: %s", self._adapter.name, error, exc_info=True
+                    )
+                    meter.fell_back("engine", error)
+                    meter.used("engine", "pytorch")
+                    chunks = _lazily(self._adapter.original, request)
+                    continue
+                spoken = True
+                meter.chunk(chunk.audio, chunk.sample_rate)
+                yield chunk
+        finally:
+            close = getattr(chunks, "close", None)
+            if close is not None:
+                close()
+
+    def _speech(
+        self, meter: Meter, streaming: bool, cancelled: threading.Event
+    ) -> Callable[[SpeechRequest], Iterator[AudioChunk]]:
+        """How the routed engine speaks a request: through its stages, or as a whole."""
+
+        def speak(request: SpeechRequest) -> Iterator[AudioChunk]:
+            pieces = self.pieces(request)
+            if pieces is None:
+                yield from self._bound.stream(request)
+                return
+            speaker = Speaker(
+                pieces,
+                request,
+                self._voice(pieces, request),
+                self._adapter.sample_rate,
+                meter,
+                streaming=streaming,
+                segments=None if self._split_text else [Segment(request.text, 0.0, 0)],
+                cancelled=cancelled.is_set,
+            )
+            meter.segments = speaker.progress
+            yield from speaker.speak()
+
+        return speak
+
+    def _voice(self, pieces: Pieces, request: SpeechRequest) -> Voice:
+        """Whom to imitate; a reference is encoded once, and remembered on disk."""
+        if request.voice is not None:
+            return pieces.named_voice(request.voice)
+        reference = request.reference
+        if reference is None:
+            return Voice()
+        with self._voices_lock:  # one of its own: it may take an export
+            if self._voices is None and (key := self._encoder_key()) is not None:
+                self._voices = VoiceStore(self._cache(), key)
+        if self._voices is None:
+            return Voice(((pieces.encode(reference.audio), reference.text),))
+        codes = self._voices.get_or_encode(reference.digest, lambda: pieces.encode(reference.audio))
+        return Voice(((codes, reference.text),))
+
+    def _encoder_key(self) -> str | None:
+        """Names what makes the codes of a reference: the codec's weights.
+
+        Not the export: to know that, the encoder would have to be loaded, which a known voice does without.
+        """
+        try:
+            return self._routes["encoder"].part.components[-1].identity()
+        except (OSError, AcceleratorError) as error:
+            logger.warning("voices are not remembered, as it cannot be told what encodes them: %s", error)
+            return None
+
+
+def _lazily(speak: Callable[[SpeechRequest], Iterator[AudioChunk]], request: SpeechRequest) -> Iterator[AudioChunk]:
+    yield from speak(request)
+
+
+def _raise_generation_error(error: Exception, before: Exception | None) -> NoReturn:
+    """`before`: why the routed copy had failed, when it is the original that fails now."""
+    if before is not None and error.__cause__ is None:
+        error.__cause__ = before
+    if isinstance(error, (Closed, EngineError, GenerationError)):
+        raise error
+    raise GenerationError(f"the engine failed: {type(error).__name__}: {error}") from error

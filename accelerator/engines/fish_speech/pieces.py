@@ -1,0 +1,77 @@
+"""fish-speech's stages one by one, so that segments of a text share the decode loop and audio comes while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ...errors import InvalidOption, InvalidText
+from ...metrics import current_meter
+from ...scheduler import Batching
+from ...speech import SamplingParams, SpeechRequest
+from ..base import Call, Voice
+from ..dual_ar import LANGUAGE_MODEL
+from . import language_model as lm
+
+if TYPE_CHECKING:
+    from .adapter import FishSpeechAdapter
+
+__all__ = ["FishSpeechPieces"]
+
+_MARKUP = "<|speaker:"  # turns of several speakers, which are a conversation and not segments
+
+
+class FishSpeechPieces:
+    """See `base.Pieces`. What fish-speech does around these stages is done here in the same way."""
+
+    comfortable = 200  # letters: fish-speech's own chunk_length, in which it was meant to be used
+
+    def __init__(self, adapter: FishSpeechAdapter, engine: Any, calls: Mapping[str, Call]) -> None:
+        self._adapter, self._engine, self._calls = adapter, engine, calls
+        self.samples_per_frame, self.context_frames = adapter.samples_per_frame, adapter.context_frames
+
+    def takes(self, request: SpeechRequest) -> bool:
+        return _MARKUP not in request.text
+
+    def encode(self, audio: np.ndarray) -> np.ndarray:
+        return np.asarray(self._calls["encoder"](audio))
+
+    def named_voice(self, name: str) -> Voice:
+        known = self._engine.list_reference_ids()
+        if name not in known:  # to ask for it would make a folder of that name
+            raise InvalidOption(f"there is no voice {name!r}; this engine knows {', '.join(sorted(known)) or 'none'}")
+        codes, texts = self._engine.load_by_id(name, "on")
+        return Voice(tuple((c.numpy().astype(np.int64), text) for c, text in zip(codes, texts, strict=True)), name)
+
+    def prompt(self, text: str, voice: Voice) -> np.ndarray:
+        adapter = self._adapter
+        turns = [(torch.from_numpy(np.array(codes, np.int64)), said) for codes, said in voice.turns]
+        try:
+            return lm.prompt_of(adapter.module, adapter.model.shell, text, turns)
+        except ValueError as error:
+            if "too long" in str(error) or "exceeds max_seq_len" in str(error):
+                raise InvalidText(f"text and reference are too long for the model: {error}") from error
+            raise
+
+    def frames(
+        self, prompt: np.ndarray, sampling: SamplingParams, *, batching: Batching, resume: Sequence[np.ndarray] = ()
+    ) -> Iterator[np.ndarray]:
+        # n tokens are n - 1 frames: fish-speech drops the last token, be it the end or the limit's.
+        room = self._adapter.spec.slow.positions - prompt.shape[1]
+        params = sampling.over(self._adapter.defaults)
+        limit = min((params.max_new_tokens or room) + 1, room)
+        params = replace(params, max_new_tokens=limit)
+        meter, count, end = current_meter(), len(resume), self._adapter.spec.end_id
+        for frame in self._calls[LANGUAGE_MODEL](prompt, params, batching=batching, resume=list(resume)):
+            count += 1
+            if count == limit or (frame[0] == end and count > 1):  # an end that comes first is spoken over
+                return
+            meter.add_frames(1)
+            yield frame
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        return np.asarray(self._calls["decoder"](codes))

@@ -1,0 +1,270 @@
+"""A long text spoken in pieces: nothing lost, one voice, several segments at once, the first audio soon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from doubles import twin
+
+from accelerator.engines.base import Pieces, Voice
+from accelerator.errors import GenerationError, InvalidText
+from accelerator.metrics import Meter
+from accelerator.segments import Segment
+from accelerator.speaking import WINDOWS, Speaker, segment_seed
+from accelerator.speech import SamplingParams, SpeechRequest
+
+HOP = 100
+RATE = 1000
+KNOWN = Voice(name="known")
+TEXTS = ["One is first. ", "Two comes then. ", "Three is third. ", "Four ends it."]
+
+
+class Fake:
+    """Pieces whose frames name their text: frame i of a text of n letters is [1, n, i]; audio is a tone of level n."""
+
+    samples_per_frame, context_frames, comfortable = HOP, 2, 20
+
+    def __init__(self, **faults: Any) -> None:
+        self.prompts: list[tuple[str, Voice]] = []
+        self.log: list[tuple[str, int]] = []  # (text, frame) in the order in which they were drawn
+        self.decoded: list[int] = []
+        self.samplings: list[Any] = []
+        self.closed = 0
+        self.faults = faults  # text -> frames at which a try fails, or its lengths try by try
+
+    def takes(self, request: SpeechRequest) -> bool:
+        return True
+
+    def encode(self, audio: np.ndarray) -> np.ndarray:
+        raise AssertionError("nothing to encode")
+
+    def named_voice(self, name: str) -> Voice:
+        return Voice(name=name)
+
+    def prompt(self, text: str, voice: Voice) -> np.ndarray:
+        self.prompts.append((text, voice))
+        return np.array([[ord(c) for c in text]])
+
+    def frames(
+        self, prompt: np.ndarray, sampling: SamplingParams, *, batching: str, resume: Sequence[np.ndarray] = ()
+    ) -> Iterator[np.ndarray]:
+        text = "".join(map(chr, prompt[0]))
+        self.samplings.append((text, sampling.seed, batching, len(resume)))
+        fault = self.faults.get(text, [])
+        plan = fault.pop(0) if fault else len(text)
+        length = plan if isinstance(plan, int) else len(text)
+        try:
+            for i in range(len(resume), length):
+                if isinstance(plan, Exception) and i >= 5:
+                    raise plan
+                self.log.append((text, i))
+                yield np.array([1, len(text), i])
+        finally:
+            self.closed += 1
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        self.decoded.append(codes.shape[1])
+        return tone(codes[0] / 100 + codes[1] / 1e4)
+
+
+def audio_of(text: str) -> np.ndarray:
+    n = len(text.strip())
+    return tone(n / 100 + np.arange(n) / 1e4)
+
+
+def tone(levels: np.ndarray) -> np.ndarray:
+    """A buzz with a level for each frame."""
+    return (np.repeat(levels, HOP) * np.tile([1, -1], len(levels) * HOP // 2)).astype(np.float32)
+
+
+def speaker(
+    pieces: Fake,
+    texts: Sequence[str] = TEXTS,
+    voice: Voice = KNOWN,
+    **options: Any,
+) -> Speaker:
+    starts = np.cumsum([0, *map(len, texts)])
+    segments = [Segment(t, 0.3, int(s)) for t, s in zip(texts, starts, strict=False)]
+    request = SpeechRequest("".join(texts), None, SamplingParams(**options.pop("sampling", {})))
+    options = {"streaming": False, "segments": segments, **options}
+    return Speaker(pieces, request, voice, RATE, options.pop("meter", Meter()), **options)
+
+
+def whole(speaker: Speaker) -> np.ndarray:
+    return np.concatenate([chunk.audio for chunk in speaker.speak()])
+
+
+def test_the_fake_is_a_pieces() -> None:
+    assert isinstance(Fake(), Pieces)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_segments_come_in_order_with_pauses_and_nothing_else(streaming: bool) -> None:
+    pieces = Fake()
+    said = speaker(pieces, streaming=streaming)
+    audio = whole(said)
+    at = 0
+    for text in TEXTS:
+        part = audio_of(text)
+        found = next(i for i in range(at, len(audio)) if audio[i] == part[0])
+        assert found - at in (0, 300), "a pause of 0.3 s"
+        np.testing.assert_array_equal(audio[found : found + len(part)], part)
+        at = found + len(part)
+    assert at == len(audio)
+    assert [text for text, _ in pieces.prompts] == [t.strip() for t in TEXTS]
+    assert [s["state"] for s in said.progress()] == ["done"] * 4
+    assert [s["frames"] for s in said.progress()] == [len(t.strip()) for t in TEXTS]
+    assert "".join(s["text"] for s in said.progress()) == "".join(TEXTS)
+
+
+def test_all_segments_are_drawn_together_when_the_voice_is_known() -> None:
+    pieces = Fake()
+    whole(speaker(pieces))
+    first = [text for text, i in pieces.log if i == 0]
+    last_of_first = pieces.log.index((TEXTS[0].strip(), len(TEXTS[0].strip()) - 1))
+    assert len(first) == 4
+    assert all(pieces.log.index((text, 0)) < 4 for text in first), "they began at the same time"
+    assert sum(t != TEXTS[0].strip() for t, _ in pieces.log[:last_of_first]) > 3 * 10, "and went on side by side"
+
+
+def test_no_more_rows_than_allowed() -> None:
+    pieces = Fake()
+    whole(speaker(pieces, rows=2))
+    running: set[str] = set()
+    most = 0
+    for text, i in pieces.log:
+        running.add(text)
+        most = max(most, len(running))
+        if i == len(text) - 1:
+            running.discard(text)
+    assert most == 2
+
+
+def test_without_a_voice_the_first_segment_gives_it() -> None:
+    pieces = Fake()
+    whole(speaker(pieces, voice=Voice()))
+    (first, none), *rest = pieces.prompts
+    assert (first, none) == (TEXTS[0].strip(), Voice())
+    for _, voice in rest:
+        ((codes, said),) = voice.turns
+        assert said == TEXTS[0].strip()
+        np.testing.assert_array_equal(codes, [[len(said)] * len(said), range(len(said))])
+    assert pieces.log[: len(first)] == [(first, i) for i in range(len(first))], "the others wait for it"
+
+
+def test_a_stream_decodes_growing_windows_behind_their_context() -> None:
+    text = "x" * 150
+    pieces = Fake()
+    said = speaker(pieces, [text], streaming=True)
+    chunks = said.speak()
+    first = next(chunks)
+    assert len(first.audio) == WINDOWS[0] * HOP
+    assert len(pieces.log) == WINDOWS[0], "no frame more than the first window needs"
+    assert said.progress() == [{"text": text, "frames": 8, "audio_s": 0.8, "tries": 1, "state": "speaking"}]
+    audio = np.concatenate([first.audio, *(c.audio for c in chunks)])
+    np.testing.assert_array_equal(audio, audio_of(text))
+    assert pieces.decoded == [8, 2 + 16, 2 + 32, 2 + 64, 2 + 30]
+
+
+def test_one_segment_is_decoded_once_and_not_touched() -> None:
+    pieces = Fake()
+    (chunk,) = speaker(pieces, ["short"]).speak()
+    np.testing.assert_array_equal(chunk.audio, audio_of("short"))
+    assert pieces.decoded == [5]
+
+
+def test_a_failing_segment_is_redone_from_where_it_stood() -> None:
+    second = TEXTS[1].strip()
+    pieces = Fake(**{second: [RuntimeError("once")]})
+    expected = whole(speaker(Fake()))
+    said = speaker(pieces)
+    np.testing.assert_array_equal(whole(said), expected)
+    assert [s["tries"] for s in said.progress()] == [1, 2, 1, 1]
+    assert [resumed for text, *_, resumed in pieces.samplings if text == second] == [0, 5]
+    assert sum(text == second for text, _ in pieces.log) == len(second), "no frame is drawn twice"
+
+
+def test_a_segment_that_fails_again_is_an_error_and_all_are_closed() -> None:
+    second = TEXTS[1].strip()
+    pieces = Fake(**{second: [RuntimeError("once"), RuntimeError("twice")]})
+    with pytest.raises(RuntimeError, match="twice"):
+        whole(speaker(pieces))
+    assert pieces.closed == 5
+
+
+def test_a_silent_segment_is_tried_with_another_seed_and_then_refused() -> None:
+    second = TEXTS[1].strip()
+    pieces = Fake(**{second: [0]})
+    np.testing.assert_array_equal(whole(speaker(pieces, sampling={"seed": 7})), whole(speaker(Fake())))
+    seeds = [seed for text, seed, *_ in pieces.samplings if text == second]
+    assert len(set(seeds)) == 2
+    with pytest.raises(GenerationError, match="Two comes then"):
+        whole(speaker(Fake(**{second: [0, 0]})))
+
+
+def test_bad_text_is_not_tried_again() -> None:
+    class Strict(Fake):
+        def prompt(self, text: str, voice: Voice) -> np.ndarray:
+            raise InvalidText("no")
+
+    with pytest.raises(InvalidText):
+        whole(speaker(Strict()))
+
+
+def test_seeds_are_each_segments_own_and_make_batches_invariant() -> None:
+    pieces = Fake()
+    whole(speaker(pieces, sampling={"seed": 3}))
+    seeds = [seed for _, seed, *_ in pieces.samplings]
+    assert seeds[0] == 3
+    assert len(set(seeds)) == 4
+    assert seeds == [segment_seed(SamplingParams(seed=3), i).seed for i in range(4)]
+    assert {batching for _, _, batching, _ in pieces.samplings} == {"invariant"}
+    for sampling, batching in (({}, "on"), ({"temperature": 0.0}, "invariant"), ({"temperature": 0.5}, "on")):
+        pieces = Fake()
+        whole(speaker(pieces, sampling=sampling))
+        assert {b for _, _, b, _ in pieces.samplings} == {batching}
+
+
+def test_whoever_stops_listening_stops_the_generation() -> None:
+    pieces = Fake()
+    chunks = speaker(pieces, streaming=True).speak()
+    next(chunks)
+    chunks.close()
+    assert pieces.closed == 1
+    stop = False
+    pieces = Fake()
+    chunks = speaker(pieces, ["x" * 100], streaming=True, cancelled=lambda: stop).speak()
+    next(chunks)
+    stop = True
+    with pytest.raises(GenerationError, match="nobody listens"):
+        next(chunks)
+    assert pieces.closed == 1
+
+
+# On a real engine
+
+LONG = "The first sentence is here. " * 4 + "Then there is a second thought, and a third one. " * 4 + "The end."
+
+
+def test_a_long_text_on_the_reference_engine(tiny: Any) -> None:
+    optimizer = twin(tiny)
+    speech = optimizer.synthesize(LONG, seed=1, max_new_tokens=24)
+    segments = speech.metrics["segments"]
+    assert len(segments) > 1
+    assert "".join(s["text"] for s in segments) == LONG
+    assert speech.metrics["frames"] == sum(s["frames"] for s in segments) == 24 * len(segments)
+    assert speech.metrics["fallback"] == []
+    stream = optimizer.stream(LONG, seed=1, max_new_tokens=24)
+    np.testing.assert_allclose(np.concatenate([c.audio for c in stream]), speech.audio, rtol=0, atol=2e-6)
+    again = optimizer.synthesize(LONG, seed=1, max_new_tokens=24)
+    np.testing.assert_array_equal(again.audio, speech.audio)
+
+
+def test_a_text_that_must_not_be_cut(tiny: Any) -> None:
+    optimizer = twin(tiny, {"split_text": False})
+    speech = optimizer.synthesize(LONG, seed=1, max_new_tokens=24)
+    assert [s["text"] for s in speech.metrics["segments"]] == [LONG]
+    assert len(speech.audio) == 24 * tiny.hop
