@@ -6,6 +6,7 @@ import json
 import shutil
 import types
 import wave
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,23 @@ def test_speaks_in_a_voice(shown: tuple[dict, Path], cache: Path):
     assert set(figures["second_run"]["cache"]) == {"encoder", "text2semantic", "decoder"}
     assert len(audio) == FRAMES * 256
     assert rate == 16_000
+
+
+def test_speaks_as_the_speaker_chosen(cache: Path, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lm = replace(tiny.config.language_model, speakers=("ann", "bob"), speaker_begin=324)
+    config = replace(tiny.config, language_model=lm, max_new_tokens=8)
+    reference.ReferenceEngine(config, tiny.language_model, tiny.codec).save(tmp_path / "voice.safetensors")
+    monkeypatch.setattr(reference, "bundled_voice", lambda: tmp_path / "voice.safetensors")
+    audio = {}
+    for speaker in (None, "ann", "bob"):
+        options = DemoOptions(speaker=speaker, precisions=("fp32",), rounds=1, cache_dir=cache)
+        figures, audio[speaker], _ = run(options, report=lambda line: None)
+        assert figures["voice"]["speaker"] == (speaker or "ann")
+        assert figures["voice"]["speakers"] == ["ann", "bob"]
+        assert figures["voice"]["trained"]
+    np.testing.assert_array_equal(audio[None], audio["ann"])  # the first is the one that speaks unless told otherwise
+    assert audio["ann"].shape == audio["bob"].shape
+    assert not np.array_equal(audio["ann"], audio["bob"])
 
 
 @pytest.mark.parametrize(
