@@ -264,6 +264,17 @@ def test_a_failure_that_pytorch_shares_is_the_requests(tiny: Any) -> None:
     assert {p["backend"] for p in optimizer.status()["parts"].values()} == {"onnxruntime"}
 
 
+def test_a_failed_batch_is_one_failure(tiny: Any, expected: np.ndarray) -> None:
+    """All sequences of a run report its error; that the run failed once must not switch the part off."""
+    shared = SessionError("the run they all were in")
+    optimizer = twin(tiny, text2semantic=frames_until(2, shared))
+    for answer in optimizer.synthesize_batch([TEXT] * (MAX_FAILURES + 2), **GREEDY):
+        same(answer.audio, expected)  # type: ignore[union-attr]
+        assert [f["part"] for f in answer.metrics["fallback"]] == ["text2semantic"]  # type: ignore[union-attr]
+    assert optimizer._routes["text2semantic"]._failures == 1
+    assert optimizer.status()["parts"]["text2semantic"]["backend"] == "onnxruntime"
+
+
 def _never_silent(audio: np.ndarray) -> None:
     if not audio.any():
         raise BadOutput("silent")
