@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .cache import ContentCache
-from .engines.base import Call, Part
-from .errors import CorruptEntry
-from .export import Export, Progress, ProgressEvent, export_best
+from .engines.base import Call, Part, torch_threads
+from .errors import CorruptEntry, ExportError, SessionError
+from .export import Export, Progress, ProgressEvent, export_best, export_component
 from .hardware import HardwareProfile, Tier, choose_tier
+from .hardware.busy import BusyClock
 from .session import SHORT_SPIN_US, SessionOptions, can_bound_spinning
 
 __all__ = ["Choice", "Loader"]
 
 logger = logging.getLogger(__name__)
 
+BUSY = 0.25  # CPUs that others kept busy during a probe, above which it is not believed for good
+PROBES = 3  # at most, while the machine is busy each time
+BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # processors that multiply bfloat16 faster than float32
 MARGIN = 1.0  # ONNX Runtime must need less than this share of PyTorch's time
 
 
@@ -35,7 +39,10 @@ class Choice:
 
     @property
     def backend(self) -> str:
-        return "pytorch" if self.call is None else "onnxruntime"
+        """ "pytorch", "onnxruntime", or "onednn" for the part's twin in PyTorch."""
+        if self.call is None:
+            return "pytorch"
+        return "onnxruntime" if self.options is None else self.options.backend
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Loader:
     threads: int | None
     probe: bool
     progress: Progress
+    clock: Callable[[], BusyClock] = BusyClock
 
     def load(self, part: Part) -> Choice:
         """Export (or find) the part's components, load them, and keep what is faster. Raises what goes wrong."""
@@ -60,6 +68,19 @@ class Loader:
             return self._load(part)
 
     def _load(self, part: Part) -> Choice:
+        note = f"tuning-{self.profile.fingerprint}-{self.threads or 'auto'}"
+        if part.twin is not None and self.precision == "fp32":
+            note += "-fp32"  # what wins in bfloat16 says nothing here
+        twin = self._twin(part) if self.probe else None
+        if twin is not None and (tuned := self._tuned(twin, note)) and tuned["backend"] == "onednn":
+            try:  # without so much as looking at the other export
+                base = Choice(None, "", exports={part.twin.name: twin}, probe=tuned)  # type: ignore[union-attr]
+                options = SessionOptions.from_dict(tuned["options"])
+                if options in self._twins(twin):
+                    return self._open(part, base, options, "fastest when probed before")
+            except SessionError as error:
+                logger.warning("%s: %s; ONNX Runtime is used", part.name, error)
+                twin = None
         precision = self.precision
         if precision == "auto":
             sizes = [component.weight_bytes for component in part.components if component.weight_bytes]
@@ -72,23 +93,58 @@ class Loader:
         base = Choice(None, "", precision=main.precision, exports=exports)
         if not self.probe:
             return self._open(part, base, SessionOptions(threads=self.threads or self.tier.threads), "not probed")
-        note = f"tuning-{self.profile.fingerprint}-{self.threads or 'auto'}"
-        tuned = self.cache.read_note(main.entry.key, note)
-        if tuned is None or (options := _tuned_options(tuned)) is None:
-            return self._probe(part, base, main.entry.key, note)
+        tuned = self._tuned(main, note)
+        if tuned is None or tuned["backend"] == "onednn":
+            return self._probe(part, base, main, twin, note)
         if tuned["backend"] == "pytorch":
             return replace(base, reason=_slower(tuned), cause="Slower", probe=tuned)
+        options = SessionOptions.from_dict(tuned["options"])
         return self._open(part, replace(base, probe=tuned), options, "fastest when probed before")
 
-    def _probe(self, part: Part, base: Choice, key: str, note: str) -> Choice:
-        """Time the part under each setting and in PyTorch, remember the winner."""
+    def _twin(self, part: Part) -> Export | None:
+        """The weights of the part's twin, or None if it has none or it cannot be had."""
+        if part.twin is None:
+            return None
+        try:
+            return export_component(part.twin, "fp32", self.cache, proof=self.proof, progress=self.progress)
+        except ExportError as error:
+            logger.warning("%s has no twin: %s", part.name, error)
+            return None
+
+    def _twins(self, twin: Export | None) -> list[SessionOptions]:
+        """The settings a twin may run with here: bfloat16 only where it was proven, is fast, and is not ruled out."""
+        threads = torch_threads()
+        if twin is None or self.threads not in (None, threads):
+            return []
+        proven = twin.proof.get("bf16", {}).get("passed") is True
+        fast = any(flag in self.profile.isa for flag in BF16_FLAGS)
+        exact = SessionOptions(threads=threads, backend="onednn")
+        return [exact, replace(exact, dtype="bf16")] if proven and fast and self.precision != "fp32" else [exact]
+
+    def _tuned(self, export: Export, note: str) -> dict[str, Any] | None:
+        """What was measured before, unless that is to be measured again."""
+        tuned = self.cache.read_note(export.entry.key, note)
+        if tuned is None or not _is_tuning(tuned):
+            return None
+        again = (tuned.get("others_cpus") or 0.0) > BUSY and tuned.get("probes", PROBES) < PROBES
+        return None if again else dict(tuned)
+
+    def _probe(self, part: Part, base: Choice, main: Export, twin: Export | None, note: str) -> Choice:
+        """Time the part under each setting and in PyTorch, remember the winner, and how busy the machine was."""
         seconds: dict[str, float] = {}
         best: Choice | None = None
-        candidates = self._candidates()
+        clock, before = self.clock(), self.cache.read_note(main.entry.key, note)
+        candidates = [*self._candidates(), *self._twins(twin)]
         for done, options in enumerate(candidates):
             self.progress(ProgressEvent(part.name, "probe", done, len(candidates) + 1, base.precision))
-            choice = self._open(part, base, options, "fastest when probed")
-            taken = min(part.probe(choice.call), part.probe(choice.call))  # type: ignore[arg-type]
+            try:
+                choice = self._open(part, _with(base, part, twin, options), options, "fastest when probed")
+                taken = min(part.probe(choice.call), part.probe(choice.call))  # type: ignore[arg-type]
+            except SessionError as error:
+                if options.backend == "onnxruntime":
+                    raise
+                logger.warning("%s: %s; ONNX Runtime is used", part.name, error)
+                continue
             if best is None or taken < min(seconds.values()):
                 best = choice
             seconds[_name(options)] = taken
@@ -96,13 +152,17 @@ class Loader:
         assert best.options is not None
         self.progress(ProgressEvent(part.name, "probe", len(candidates), len(candidates) + 1, base.precision))
         fastest, pytorch = min(seconds.values()), part.probe(part.torch)
-        backend = "onnxruntime" if fastest < MARGIN * pytorch else "pytorch"
+        backend = best.options.backend if fastest < MARGIN * pytorch else "pytorch"
         result = {
             "backend": backend,
             "options": best.options.to_dict(),
             "seconds": {**seconds, "pytorch": pytorch},
+            "others_cpus": clock.others_cpus(),
+            "probes": 1 + (before.get("probes", 0) if before is not None and _is_tuning(before) else 0),
         }
-        self.cache.write_note(key, note, result)
+        for export in (main, twin):
+            if export is not None:
+                self.cache.write_note(export.entry.key, note, result)
         if backend == "pytorch":
             logger.warning("%s stays in PyTorch: %s", part.name, _slower(result))
             return replace(base, reason=_slower(result), cause="Slower", probe=result)
@@ -116,7 +176,8 @@ class Loader:
         finally:  # whatever a corrupt file made the loader say: what matters is that it is corrupt
             for export in base.exports.values():
                 export.entry.verified()
-        return replace(base, call=call, options=options, reason=reason)
+        precision = options.dtype if options.backend == "onednn" else base.precision
+        return replace(base, call=call, options=options, reason=reason, precision=precision)
 
     def _candidates(self) -> list[SessionOptions]:
         """One thread, the tier's guess, and beyond it; several threads also with a short spin."""
@@ -126,20 +187,30 @@ class Loader:
         return [SessionOptions(threads=n, spin_us=spin) for n in threads for spin in (spins if n > 1 else (0,))]
 
 
+def _with(base: Choice, part: Part, twin: Export | None, options: SessionOptions) -> Choice:
+    """What is opened for these settings: the part's own exports, or its twin's."""
+    if options.backend == "onnxruntime" or twin is None or part.twin is None:
+        return base
+    return replace(base, exports={part.twin.name: twin})
+
+
 def _name(options: SessionOptions) -> str:
+    if options.backend == "onednn":
+        return f"onednn-{options.dtype}-{options.threads}"
     return f"onnxruntime-{options.threads}{f'-spin{options.spin_us}' if options.spin_us else ''}"
 
 
-def _tuned_options(note: Mapping[str, Any]) -> SessionOptions | None:
-    """The settings a tuning note holds, or None if it is not one."""
+def _is_tuning(note: Mapping[str, Any]) -> bool:
+    """Whether it is a note as `_probe` writes them."""
     try:
-        if note["backend"] not in ("pytorch", "onnxruntime"):
-            return None
+        if note["backend"] not in ("pytorch", "onnxruntime", "onednn"):
+            return False
         _slower(note)  # the figures are there
+        float(note.get("others_cpus") or 0.0), int(note.get("probes", 0))
         options = SessionOptions.from_dict(note["options"])
-        return options if isinstance(options.threads, int) and options.threads > 0 else None
+        return isinstance(options.threads, int) and options.threads > 0
     except (KeyError, TypeError, ValueError):
-        return None
+        return False
 
 
 def _slower(tuning: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BARS", "Bar", "Trace", "compare_arrays", "compare_codes", "compare_logits"]
+__all__ = ["BARS", "SNR_DB", "Bar", "Trace", "compare_arrays", "compare_codes", "compare_logits", "compare_signals"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ BARS = {
     "int8": Bar(kl=0.02, relative_error=0.1),
     "int4": Bar(kl=1.0, relative_error=0.6),
 }
+SNR_DB = 40.0  # of audio from a part that multiplies in bfloat16, over its rounding noise
 TIE = 1e-3  # logits closer than this may swap their order through rounding alone
 
 
@@ -150,6 +151,21 @@ def compare_arrays(pairs: Sequence[tuple[np.ndarray, np.ndarray]], tolerance: fl
         "max_error": worst,
         "lengths": lengths,
     }
+
+
+def compare_signals(pairs: Sequence[tuple[np.ndarray, np.ndarray]], at_least: float) -> dict[str, Any]:
+    """The lowest signal-to-noise ratio over pairs (PyTorch, approximation), in dB; shapes must be equal."""
+    worst = np.inf
+    for expected, actual in pairs:
+        if expected.shape != actual.shape:
+            worst = -np.inf
+            continue
+        signal = float(np.square(expected, dtype=np.float64).sum())
+        noise = float(np.square(expected.astype(np.float64) - actual).sum())
+        ratio = 10 * np.log10(signal / noise) if signal and noise else (-np.inf if noise else np.inf)
+        worst = min(worst, ratio if not np.isnan(ratio) else -np.inf)
+    snr = float(np.clip(worst, -200.0, 200.0))  # finite, for JSON
+    return {"passed": bool(pairs) and snr >= at_least, "bar": {"snr_db": at_least}, "snr_db": snr}
 
 
 def compare_codes(pairs: Sequence[tuple[np.ndarray, np.ndarray]], at_least: float) -> dict[str, Any]:

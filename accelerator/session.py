@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -49,6 +49,8 @@ class SessionOptions:
     not at all costs a wake-up per operator. Some tens of microseconds bridge the gaps within one run.
     arena: keep freed memory for the next run; off for graphs whose lengths vary a lot, since arenas never shrink.
     prepack: keep a copy of the weights in the kernels' own order; off, they stay in the mapped file, and runs are slow.
+    backend, dtype: "onednn" is a part's twin in PyTorch (on PyTorch's threads), which multiplies in dtype, "fp32" or
+    "bf16"; everything else here is for "onnxruntime".
     """
 
     threads: int = 1
@@ -57,6 +59,8 @@ class SessionOptions:
     prepack: bool = True
     optimize: bool = True
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    backend: Literal["onnxruntime", "onednn"] = "onnxruntime"
+    dtype: Literal["fp32", "bf16"] = "fp32"
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "providers": list(self.providers)}

@@ -6,15 +6,17 @@ They are made of the engine's own submodules on a replica of the codec. What dec
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from ...errors import UnsupportedEngine
 from .structure import replica
 
-__all__ = ["Decode", "Encode"]
+__all__ = ["Decode", "Encode", "decode_context"]
 
 _ROPE_POSITIONS = 16384  # rows kept of a codec transformer's table: 12 minutes of frames, 190 s of the encoder's
 
@@ -87,6 +89,37 @@ def _traceable(part: nn.Module) -> Any:
         if type(module).__name__ == "LayerScale":
             module.inplace = False
     return traceable.eval()
+
+
+def decode_context(codec: Any) -> int:
+    """Frames before a window that its audio depends on, from the decoder's layers; the codec may be without weights.
+
+    `decode(codes[:, start - context : end])[context * hop :]` is then what the whole would be there, but for the table
+    of rotations, which the codec rounds to bfloat16 by absolute position: a difference of up to 1e-4 was seen. Nearly
+    all of the context is the quantizer's transformer, which sees `window - 1` frames back in each layer; how much of
+    that matters depends on the weights (random ones: 300 frames for 1e-4). A `twin.Stream` needs none of it.
+    """
+    rows = 0  # of the current rate, before the window; from the audio back to the frames
+    for layer in reversed(list(_decoding_layers(codec))):
+        kind = type(layer).__name__
+        if kind == "CausalTransConvNet":
+            rows = -(-rows // int(layer.stride)) + -(-int(layer.kernel_size) // int(layer.stride)) - 1
+        elif kind == "CausalConvNet":
+            rows = rows * int(layer.stride) + int(layer.kernel_size) - int(layer.stride)
+        else:
+            rows += len(layer.layers) * (int(layer.window_size) - 1)
+    return rows
+
+
+def _decoding_layers(codec: Any) -> Iterator[Any]:
+    """The layers of a decode that see more than one step, in order. Raises UnsupportedEngine if one sees all steps."""
+    quantizer = codec.quantizer
+    if type(quantizer.post_module).__name__ != "Identity":
+        if quantizer.post_module.window_size is None:
+            raise UnsupportedEngine("this codec's transformer looks back without limit: it cannot decode by windows")
+        yield quantizer.post_module
+    for part in (quantizer.upsample, codec.decoder):
+        yield from (m for m in part.modules() if type(m).__name__ in ("CausalConvNet", "CausalTransConvNet"))
 
 
 class Encode(nn.Module):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["describe", "on_meta", "replica", "shared", "tensors_of", "unloaded"]
+__all__ = ["describe", "digest", "on_meta", "replica", "shared", "tensors_of", "unloaded"]
 
 
 def tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
@@ -58,3 +59,8 @@ def describe(module: nn.Module) -> str:
         values.pop("training", None)
         lines.append(f"{name} {sorted(values.items())} {getattr(each, 'config', '')}")
     return "\n".join(lines)
+
+
+def digest(module: nn.Module) -> str:
+    """sha256 of `describe`."""
+    return hashlib.sha256(describe(module).encode()).hexdigest()

@@ -1,0 +1,440 @@
+"""The codec's twin in PyTorch: its two directions over channels-last arrays, window by window, from a file of weights.
+
+It computes what the engine's codec computes, only sooner: see `causal` for why. The file holds float32 weights, weight
+norm folded and transposed convolutions as convolutions. In bfloat16 mode the residual units behind the first stage of
+the decoder, four fifths of its arithmetic, multiply in bfloat16; all else, and every sum, stays float32. (What is
+rounded early is amplified by all the stages behind.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from ... import proof
+from ...errors import SessionError
+from ...export import Component, Progress, ProgressEvent
+from ...proof import SNR_DB, compare_arrays, compare_codes, compare_signals
+from .. import causal
+from ..causal import (
+    PIECE,
+    ConvNeXt,
+    Convolution,
+    State,
+    Transformer,
+    Unit,
+    in_pieces,
+    named,
+    polyphase,
+    snake,
+    upsampled,
+)
+from .codec import Decode, Encode
+from .weights import computing
+
+__all__ = [
+    "FILE",
+    "DecodeCall",
+    "Decoder",
+    "EncodeCall",
+    "Encoder",
+    "Stream",
+    "component",
+    "load",
+    "save_decoder",
+    "save_encoder",
+]
+
+FRAMES = 16  # of a window that the later convolutions work on
+FILE = "twin.safetensors"
+LONG = 64  # of a window for the layers whose weights are large: they are read, and ordered, once for each
+_EPS = 1e-6  # of the layer norms
+_TINY = 1e-9  # what Snake adds to its factor before it divides
+
+
+class Decoder:
+    """Codes int64 [B, C, frames] -> audio float32 [B, frames * hop]. Safe to call from several threads."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, bf16: bool = False) -> None:
+        low = torch.bfloat16 if bf16 else torch.float32
+        self._sizes = torch.tensor(config["sizes"])[:, None]
+        self._offsets = self._sizes.cumsum(0) - self._sizes
+        self._books = tensors["books"], tensors["projection.weight"], tensors["projection.bias"]
+        self._post = Transformer(named(tensors, "post"), config["post"]) if config["post"] else None
+        self._up = []
+        for i, rate in enumerate(config["up"]):
+            block = ConvNeXt(named(tensors, f"up.{i}"), config["eps"])
+            self._up.append((_convolution(tensors, f"up.{i}.conv"), rate, block))
+        self._first = _convolution(tensors, "first")
+        self._stages = []
+        for i, rate in enumerate(config["rates"]):
+            units = [
+                Unit(named(tensors, f"stages.{i}.units.{j}"), d, low if i else torch.float32)
+                for j, d in enumerate(config["dilations"])
+            ]
+            self._stages.append((tensors[f"stages.{i}.alpha"], _convolution(tensors, f"stages.{i}"), rate, units))
+        self._last = tensors["last.alpha"], _convolution(tensors, "last")
+
+    def push(self, codes: Tensor, state: State) -> Tensor:
+        """The audio of these frames, behind those that `state` has seen."""
+        return torch.cat([self._window(part, state) for part in codes.split(LONG, dim=2)], dim=1)
+
+    def _window(self, codes: Tensor, state: State) -> Tensor:
+        table, weight, bias = self._books
+        entries = torch.minimum(codes, self._sizes - 1) + self._offsets  # as the engine does: too high is the last one
+        z = functional.embedding(entries.transpose(1, 2), table).flatten(2)  # [B, frames, C * d]
+        z = functional.linear(z, weight, bias)
+        z = z if self._post is None else self._post(z, state)
+        for conv, rate, block in self._up:
+            z = upsampled(conv, z, rate, state)
+            z = block(z, state)
+        z = self._stage(self._stages[0], state, self._first(z, state))
+        piece = max(1, FRAMES * z.shape[1] // codes.shape[2])
+        return in_pieces(z, piece, functools.partial(self._finish, state))[..., 0]
+
+    def _stage(self, stage: Any, state: State, x: Tensor) -> Tensor:
+        alpha, conv, rate, units = stage
+        buffer, new = conv.room(x.shape[0], x.shape[1], state)
+        snake(x * alpha, new)
+        x = conv.run(buffer, state).reshape(x.shape[0], rate * x.shape[1], -1)
+        for unit in units:
+            x = unit(x, state)
+        return x
+
+    def _finish(self, state: State, x: Tensor) -> Tensor:
+        for stage in self._stages[1:]:
+            pieces = PIECE // (x.shape[2] // 2 * stage[2])  # channels halve, rows multiply
+            x = in_pieces(x, pieces, functools.partial(self._stage, stage, state))
+        alpha, conv = self._last
+        buffer, new = conv.room(x.shape[0], x.shape[1], state)
+        snake(x * alpha, new)
+        return torch.tanh(conv.run(buffer, state))
+
+
+class Encoder:
+    """Audio float32 [B, frames * hop] -> codes int64 [B, C, frames]. Safe to call from several threads."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+        self.hop = int(config["hop"])
+        self._first = _convolution(tensors, "first")
+        self._stages = []
+        for i, rate in enumerate(config["rates"]):
+            name = f"stages.{i}"
+            units = [Unit(named(tensors, f"{name}.units.{j}"), d) for j, d in enumerate(config["dilations"])]
+            conv = _convolution(tensors, name, stride=rate)
+            last = config["transformers"][i]
+            transformer = Transformer(named(tensors, f"{name}.transformer"), last) if last else None
+            self._stages.append((units, tensors[f"{name}.alpha"], conv, transformer))
+        self._last = tensors["last.alpha"], _convolution(tensors, "last")
+        self._down = []
+        for i, rate in enumerate(config["down"]):
+            block = ConvNeXt(named(tensors, f"down.{i}"), config["eps"])
+            self._down.append((_convolution(tensors, f"down.{i}.conv", stride=rate), block))
+        self._pre = Transformer(named(tensors, "pre"), config["pre"]) if config["pre"] else None
+        names = ("inward.weight", "inward.bias", "outward.weight", "outward.bias", "codebook")
+        self._books = [[tensors[f"books.{i}.{n}"] for n in names] for i in range(config["books"])]
+
+    def __call__(self, audio: Tensor) -> Tensor:
+        state = State()
+        windows = audio.split(LONG * self.hop, dim=1)
+        return torch.cat([self._quantize(self._window(w[..., None], state)) for w in windows], dim=2)
+
+    def _window(self, x: Tensor, state: State) -> Tensor:
+        piece = max(1, PIECE // (len(self._stages[0][1]) * self.hop)) * self.hop
+        start = 0
+        for i, (_, _, _, transformer) in enumerate(self._stages):  # convolutions up to each transformer go by pieces
+            if transformer is not None or i == len(self._stages) - 1:
+                part = self._stages[start : i + 1]
+                x = in_pieces(x, piece, functools.partial(self._convolve, part, start == 0, state))
+                x = x if transformer is None else transformer(x, state)
+                for stage in part:
+                    piece = max(1, piece // stage[2].stride)
+                start = i + 1
+        alpha, conv = self._last
+        buffer, new = conv.room(x.shape[0], x.shape[1], state)
+        snake(x * alpha, new)
+        x = conv.run(buffer, state)
+        for conv, block in self._down:
+            x = conv(x, state)
+            x = block(x, state)
+        return x if self._pre is None else self._pre(x, state)
+
+    def _convolve(self, stages: list[Any], first: bool, state: State, x: Tensor) -> Tensor:
+        x = self._first(x, state) if first else x
+        for units, alpha, conv, _ in stages:
+            for unit in units:
+                x = unit(x, state)
+            buffer, new = conv.room(x.shape[0], x.shape[1], state)
+            snake(x * alpha, new)
+            x = conv.run(buffer, state)
+        return x
+
+    def _quantize(self, residual: Tensor) -> Tensor:
+        """Latents [B, frames, D] -> codes [B, C, frames]: the nearest row of each codebook, by direction."""
+        codes = []
+        for inward, inward_bias, outward, outward_bias, codebook in self._books:
+            inner = functional.linear(residual, inward, inward_bias)
+            unit, rows = functional.normalize(inner, dim=-1), functional.normalize(codebook)
+            distance = unit.square().sum(-1, keepdim=True) - 2 * unit @ rows.T + rows.square().sum(-1)
+            found = distance.argmin(dim=-1)
+            codes.append(found)
+            quantized = inner + (functional.embedding(found, codebook) - inner)  # rounded as the engine rounds it
+            residual = residual - functional.linear(quantized, outward, outward_bias)
+        return torch.stack(codes, dim=1)
+
+
+def _convolution(tensors: Mapping[str, Tensor], name: str, stride: int = 1) -> Convolution:
+    return Convolution(tensors[f"{name}.kernel"], tensors[f"{name}.bias"], stride=stride)
+
+
+# The component and the calls
+
+
+def component(
+    part: Literal["encoder", "decoder"],
+    codec: Callable[[], Any],
+    identity: Callable[[], str],
+    config: Mapping[str, Any],
+    examples: Callable[[], Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]],
+    *,
+    sources: tuple[str, ...] = (),
+) -> Component:
+    """The twin of one direction, proven in float32 as the ONNX export is, and what bfloat16 costs where it can be told.
+
+    examples: yields (inputs, PyTorch's answer), as for `codec_component`.
+    """
+    decoder = part == "decoder"
+
+    def build(directory: Path, precision: str, progress: Progress) -> None:
+        progress(ProgressEvent(f"{part}-twin", "build", 0, 1, precision))
+        with computing():
+            (save_decoder if decoder else save_encoder)(codec(), directory / FILE)
+
+    def answers(call: Callable[[Tensor], Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
+        pairs = []
+        for (values,), expected in examples():
+            with _plainly(part):
+                given = torch.from_numpy(np.ascontiguousarray(values))
+                pairs.append((expected, call(given if decoder else given.flatten(1)).numpy()))
+        return pairs
+
+    def prove(directory: Path, precision: str) -> dict[str, Any]:
+        tensors, shape = load(directory / FILE)
+        if not decoder:
+            return compare_codes(answers(Encoder(tensors, shape)), 0.99)
+        exact = Decoder(tensors, shape)
+        report = compare_arrays(answers(lambda codes: exact.push(codes, {})), 1e-4)
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            low = Decoder(tensors, shape, bf16=True)
+            report["bf16"] = compare_signals(answers(lambda codes: low.push(codes, {})), SNR_DB)
+        return report
+
+    sources = (*(str(m.__file__) for m in (causal, proof)), str(Path(__file__)), *sources)
+    return Component(f"{part}-twin", identity, config, ("fp32",), build, prove, sources)
+
+
+class Stream:
+    """One utterance, decoded as its frames come; the audio joins to what the whole would be."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder, self._state = decoder, State()
+
+    def push(self, codes: np.ndarray) -> np.ndarray:
+        """The next frames' codes, int [C, frames] -> their audio, float32 [frames * hop]. Raises SessionError."""
+        with _plainly("decoder"):
+            frames = torch.from_numpy(np.ascontiguousarray(codes, np.int64))[None]
+            return np.asarray(self._decoder.push(frames, self._state)[0].numpy())
+
+
+class DecodeCall:
+    """Codes int [C, frames] -> audio float32 [frames * hop]."""
+
+    def __init__(self, path: Path, *, bf16: bool = False) -> None:
+        """Raises SessionError."""
+        with _plainly("decoder"):
+            self._decoder = Decoder(*load(path), bf16=bf16)
+
+    def __call__(self, codes: np.ndarray) -> np.ndarray:
+        return self.stream().push(codes)
+
+    def stream(self) -> Stream:
+        """For frames that are still to come."""
+        return Stream(self._decoder)
+
+
+class EncodeCall:
+    """Audio float32 [n] -> codes int64 [C, ceil(n / hop)]; the end is padded with zeros to whole frames."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises SessionError."""
+        with _plainly("encoder"):
+            self._encoder = Encoder(*load(path))
+
+    def __call__(self, audio: np.ndarray) -> np.ndarray:
+        hop = self._encoder.hop
+        padded = np.zeros((1, -(-len(audio) // hop) * hop), np.float32)
+        padded[0, : len(audio)] = audio
+        with _plainly("encoder"):
+            return np.asarray(self._encoder(torch.from_numpy(padded))[0].numpy())
+
+
+@contextlib.contextmanager
+def _plainly(name: str) -> Iterator[None]:
+    """In float32 and without gradients, whatever modes the caller is in; PyTorch's failures as SessionError."""
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            yield
+    except (RuntimeError, ValueError, KeyError, IndexError, OSError, SafetensorError) as error:
+        raise SessionError(f"the {name}'s twin failed: {error}") from error
+
+
+# The file
+
+
+def save_decoder(codec: Any, path: Path) -> None:
+    """Write the twin of a codec's decoder. Raises AttributeError or ValueError for a codec that is built otherwise."""
+    parts, file = Decode(codec), _File()
+    books = (*parts.semantic.quantizers, *parts.residual.quantizers)
+    file.tensors["books"] = torch.cat([book.codebook.weight for book in books])
+    file.tensors["projection.weight"] = torch.cat([book.out_proj.weight[:, :, 0] for book in books], dim=1)
+    file.tensors["projection.bias"] = torch.stack([book.out_proj.bias for book in books]).sum(0)
+    config: dict[str, Any] = {"sizes": [len(book.codebook.weight) for book in books], "eps": _EPS, "rates": []}
+    config["post"] = file.transformer("post", parts.post_module)
+    for i, (conv, block) in enumerate(parts.upsample):
+        file.upsampling(f"up.{i}.conv", conv)
+        file.convnext(f"up.{i}", block)
+    config["up"] = [int(conv.stride[0]) for conv, _ in parts.upsample]
+    first, *stages, last_snake, last, tanh = parts.decoder.model
+    if type(tanh).__name__ != "Tanh":
+        raise ValueError(f"the decoder ends in {type(tanh).__name__}")
+    file.convolution("first", first)
+    for i, stage in enumerate(stages):
+        before, up, *units = stage.block
+        file.upsampling(f"stages.{i}", up, before)
+        config["rates"].append(int(up.stride[0]))
+        config["dilations"] = file.units(f"stages.{i}.units", units)
+    file.convolution("last", last, last_snake)
+    file.save(path, config)
+
+
+def save_encoder(codec: Any, path: Path) -> None:
+    """Write the twin of a codec's encoder. Raises AttributeError or ValueError for a codec that is built otherwise."""
+    parts, file = Encode(codec), _File()
+    config: dict[str, Any] = {"hop": int(codec.frame_length), "eps": _EPS, "rates": [], "transformers": []}
+    first, *stages, last_snake, last = parts.encoder.block
+    file.convolution("first", first)
+    for i, stage in enumerate(stages):
+        *units, before, down, transformer = stage.block
+        config["dilations"] = file.units(f"stages.{i}.units", units)
+        file.convolution(f"stages.{i}", down, before)
+        config["rates"].append(int(down.stride[0]))
+        config["transformers"].append(file.transformer(f"stages.{i}.transformer", transformer))
+    file.convolution("last", last, last_snake)
+    for i, (conv, block) in enumerate(parts.downsample):
+        file.convolution(f"down.{i}.conv", conv)
+        file.convnext(f"down.{i}", block)
+    config["down"] = [int(conv.stride[0]) for conv, _ in parts.downsample]
+    config["pre"] = file.transformer("pre", parts.pre_module)
+    for i, book in enumerate(cast(Any, parts.quantizers)):
+        for name, conv in (("inward", book.in_proj), ("outward", book.out_proj)):
+            file.linear(f"books.{i}.{name}", conv.weight[:, :, 0], conv.bias)
+        file.tensors[f"books.{i}.codebook"] = book.codebook.weight
+    config["books"] = len(parts.quantizers)
+    file.save(path, config)
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, mapped from the file, and the configuration."""
+    with safe_open(str(path), framework="pt") as file:
+        config = json.loads(file.metadata()["config"])
+        return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118
+
+
+class _File:
+    """Tensors by name, in the forms that `causal` takes."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def save(self, path: Path, config: Mapping[str, Any]) -> None:
+        plain = {name: tensor.detach().contiguous().clone() for name, tensor in self.tensors.items()}
+        save_file(plain, str(path), metadata={"config": json.dumps(config)})
+
+    def linear(self, name: str, weight: Tensor, bias: Tensor) -> None:
+        self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"] = weight, bias
+
+    def convolution(self, name: str, conv: Any, before: Any = None, scale: Tensor | None = None) -> None:
+        """A convolution; `before`: the snake whose second half it takes over; scale: of its outputs."""
+        self._kernel(name, conv.weight, conv.bias, before, scale)
+
+    def upsampling(self, name: str, conv: Any, before: Any = None) -> None:
+        self._kernel(name, *polyphase(conv.weight, conv.bias, int(conv.stride[0])), before, None)
+
+    def _kernel(self, name: str, weight: Tensor, bias: Tensor | None, before: Any, scale: Tensor | None) -> None:
+        if bias is None:
+            raise ValueError(f"{name} has no bias")
+        if before is not None:
+            alpha = before.alpha.flatten()
+            self.tensors[f"{name}.alpha"] = alpha
+            weight = weight / (alpha[:, None] + _TINY)
+        if scale is not None:
+            weight, bias = weight * scale[:, None, None], bias * scale
+        self.tensors[f"{name}.kernel"], self.tensors[f"{name}.bias"] = weight.transpose(1, 2), bias
+
+    def units(self, name: str, units: Any) -> list[int]:
+        """The residual units of a stage; returns their dilations."""
+        for j, unit in enumerate(units):
+            before, first, between, second = unit.block
+            self.convolution(f"{name}.{j}.first", first, before, between.alpha.flatten())
+            self.convolution(f"{name}.{j}.second", second, between)
+            self.tensors[f"{name}.{j}.alpha"] = self.tensors.pop(f"{name}.{j}.first.alpha")
+            del self.tensors[f"{name}.{j}.second.alpha"]  # it is in the first convolution's outputs
+        return [int(unit.block[1].dilation[0]) for unit in units]
+
+    def convnext(self, name: str, block: Any) -> None:
+        if block.norm.eps != _EPS or block.gamma is None:
+            raise ValueError("a ConvNeXt block of another kind")
+        self.convolution(f"{name}.depth", block.dwconv)
+        self.linear(f"{name}.norm", block.norm.weight, block.norm.bias)
+        self.linear(f"{name}.wide", block.pwconv1.weight, block.pwconv1.bias)
+        gamma = block.gamma
+        self.linear(f"{name}.narrow", block.pwconv2.weight * gamma[:, None], block.pwconv2.bias * gamma)
+
+    def transformer(self, name: str, module: Any) -> dict[str, Any] | None:
+        """A transformer limited to a window, its layer scales folded; None for no transformer at all."""
+        kind = type(module).__name__
+        if kind == "Identity":
+            return None
+        look_ahead, config = type(module.look_ahead_conv).__name__, module.config
+        if kind != "WindowLimitedTransformer" or not module.causal or look_ahead != "Identity":
+            raise ValueError(f"a transformer of another kind: {kind}, look-ahead {look_ahead}")
+        if config.pos_embed_type != "rope" or not module.channels_first:
+            raise ValueError(f"a transformer with {config.pos_embed_type} positions")
+        ends = {"input": module.input_proj, "output": module.output_proj}
+        for end, layer in ends.items():
+            if hasattr(layer, "weight"):
+                self.linear(f"{name}.{end}", layer.weight, layer.bias)
+        for i, layer in enumerate(module.layers):
+            scales = layer.attention_layer_scale.gamma, layer.ffn_layer_scale.gamma
+            ffn = layer.feed_forward
+            self.tensors[f"{name}.{i}.attention_norm"] = layer.attention_norm.weight
+            self.tensors[f"{name}.{i}.qkv"] = layer.attention.wqkv.weight
+            self.tensors[f"{name}.{i}.out"] = layer.attention.wo.weight * scales[0][:, None]
+            self.tensors[f"{name}.{i}.ffn_norm"] = layer.ffn_norm.weight
+            self.tensors[f"{name}.{i}.gate_up"] = torch.cat((ffn.w1.weight, ffn.w3.weight))
+            self.tensors[f"{name}.{i}.down"] = ffn.w2.weight * scales[1][:, None]
+        self.tensors[f"{name}.norm"], self.tensors[f"{name}.rotations"] = module.norm.weight, module.freqs_cis
+        shape = {"layers": len(module.layers), "heads": config.n_head, "kv_heads": config.n_local_heads}
+        more = {"head_dim": config.head_dim, "eps": config.norm_eps, "window": module.window_size}
+        return {**shape, **more, **{end: hasattr(layer, "weight") for end, layer in ends.items()}}

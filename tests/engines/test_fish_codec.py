@@ -1,0 +1,167 @@
+"""fish-speech's codec beside its twin in PyTorch, whole and window by window. See test_fish_speech for the setup."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from accelerator.engines.fish_speech import twin, weights
+from accelerator.engines.fish_speech.adapter import FishSpeechAdapter
+from accelerator.engines.fish_speech.codec import decode_context
+from accelerator.errors import SessionError, UnsupportedEngine
+from accelerator.proof import compare_signals
+from accelerator.session import SessionOptions
+
+ROOT = os.environ.get("ACCELERATOR_FISH_SPEECH_ROOT")
+CHECKPOINT = os.environ.get("ACCELERATOR_FISH_SPEECH_CHECKPOINT")
+CODEC = os.environ.get("ACCELERATOR_FISH_SPEECH_CODEC", "modded_dac_vq")
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(not ROOT or not CHECKPOINT, reason="needs a fish-speech checkout and checkpoint"),
+    pytest.mark.filterwarnings("ignore"),  # of the engine and the dozens of packages it imports
+]
+
+
+@pytest.fixture(scope="module")
+def adapter() -> Iterator[FishSpeechAdapter]:
+    assert ROOT is not None
+    assert CHECKPOINT is not None
+    sys.path.insert(0, ROOT)
+    yield FishSpeechAdapter.from_checkpoint(CHECKPOINT, decoder_config_name=CODEC)
+    sys.path.remove(ROOT)
+
+
+@pytest.fixture(scope="module")
+def folder(adapter: FishSpeechAdapter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both twins, as their components build them."""
+    folder = tmp_path_factory.mktemp("twins")
+    for part in adapter.parts():
+        if part.twin is not None:
+            (folder / part.twin.name).mkdir()
+            part.twin.build(folder / part.twin.name, "fp32", lambda event: None)
+    return folder
+
+
+@pytest.fixture
+def decode(adapter: FishSpeechAdapter, folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+    return adapter._load_decoder({"decoder-twin": folder / "decoder-twin"}, SessionOptions(backend="onednn"))
+
+
+def own(adapter: FishSpeechAdapter, codes: np.ndarray) -> np.ndarray:
+    """What the engine's codec makes of codes, in float32."""
+    codec, frames = adapter.codec.get(), torch.from_numpy(codes.copy())[None]
+    with weights.computing():
+        if adapter.layout.codec_call == "decode":
+            return codec.decode(frames, torch.tensor([codes.shape[1]]))[0][0, 0].numpy()
+        return codec.from_indices(frames)[0, 0].numpy()
+
+
+@pytest.mark.parametrize("frames", [1, 2, 17, 70, 131])
+def test_the_twin_decodes_what_the_codec_decodes(adapter: Any, decode: Any, frames: int) -> None:
+    codes = adapter._codes(frames, seed=3)
+    np.testing.assert_allclose(decode(codes), own(adapter, codes), atol=1e-4, rtol=0)
+
+
+def test_codes_beyond_a_codebook_count_as_its_last(adapter: Any, decode: Any) -> None:
+    codes = adapter._codes(9)
+    codes[1:, 4] = 4095
+    np.testing.assert_allclose(decode(codes), own(adapter, codes), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("window", [1, 5, 20, 64, 90])
+def test_a_stream_joins_to_the_whole(adapter: Any, decode: Any, window: int) -> None:
+    codes = adapter._codes(150, seed=window)
+    stream = decode.stream()
+    joined = np.concatenate([stream.push(codes[:, i : i + window]) for i in range(0, 150, window)])
+    np.testing.assert_allclose(joined, own(adapter, codes), atol=1e-4, rtol=0)
+
+
+def test_streams_do_not_mix(adapter: Any, decode: Any) -> None:
+    a, b = adapter._codes(24, seed=1), adapter._codes(24, seed=2)
+    first, second = decode.stream(), decode.stream()
+    parts = [(first.push(a[:, i : i + 8]), second.push(b[:, i : i + 8])) for i in (0, 8, 16)]
+    for codes, joined in zip((a, b), zip(*parts, strict=True), strict=True):
+        np.testing.assert_allclose(np.concatenate(joined), own(adapter, codes), atol=1e-4, rtol=0)
+
+
+def test_bfloat16_is_close_and_the_transformer_is_not_touched_by_it(adapter: Any, folder: Path) -> None:
+    options = SessionOptions(backend="onednn", dtype="bf16")
+    low = adapter._load_decoder({"decoder-twin": folder / "decoder-twin"}, options)
+    codes = adapter._codes(30)
+    figures = compare_signals([(own(adapter, codes), low(codes))], 30.0)
+    assert figures["passed"], figures
+    assert figures["snr_db"] < 80, "bfloat16 was not used"
+
+
+def test_the_twin_encodes_what_the_codec_encodes(adapter: Any, folder: Path) -> None:
+    encode = adapter._load_encoder({"encoder-twin": folder / "encoder-twin"}, SessionOptions(backend="onednn"))
+    for samples in (1, 2048, 5 * 2048 + 7, 140 * 2048):
+        audio = adapter._noise(140)[:samples]
+        codes = encode(audio)
+        expected = adapter._encode_in_torch(audio)
+        assert codes.shape == expected.shape
+        assert (codes == expected).mean() >= 0.99
+        assert codes.dtype == np.int64
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_the_proof_passes_the_twin_and_catches_a_wrong_weight(adapter: Any, folder: Path, part: str) -> None:
+    component = next(p.twin for p in adapter.parts() if p.name == part)
+    where = folder / component.name
+    report = component.prove(where, "fp32")
+    assert report["passed"], report
+    json.dumps(report)
+    if part == "decoder" and "bf16" in report:
+        assert report["bf16"]["bar"] == {"snr_db": 40.0}
+    file = where / twin.FILE
+    kept, (tensors, config) = file.read_bytes(), twin.load(file)
+    try:
+        wrong = {name: tensor.clone() for name, tensor in tensors.items()}
+        name = "stages.2.units.1.first.kernel" if part == "decoder" else "stages.3.kernel"
+        wrong[name] = wrong[name].flip(1)
+        made = twin._File()
+        made.tensors = wrong
+        made.save(file, config)
+        assert not component.prove(where, "fp32")["passed"]
+    finally:
+        file.write_bytes(kept)
+
+
+def test_a_damaged_twin_is_said_to_be_one(adapter: Any, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / twin.FILE).write_bytes((folder / "decoder-twin" / twin.FILE).read_bytes()[:5000])
+    with pytest.raises(SessionError, match="decoder's twin failed"):
+        adapter._load_decoder({"decoder-twin": tmp_path}, SessionOptions(backend="onednn"))
+
+
+def test_the_context_is_derived_and_suffices(adapter: Any, decode: Any) -> None:
+    context, hop = adapter.context_frames, adapter.samples_per_frame
+    quantizer = adapter.codec.shell.quantizer
+    seen = len(quantizer.post_module.layers) * (quantizer.post_module.window_size - 1)
+    assert seen < context < seen + 40, "the transformer's window, layer by layer, and a few frames of convolutions"
+    codes = adapter._codes(context + 60)
+    whole = decode(codes)
+    for start, end in ((context, context + 7), (context + 20, context + 60)):
+        part = decode(codes[:, start - context : end])[context * hop :]
+        np.testing.assert_allclose(part, whole[start * hop : end * hop], atol=1e-4, rtol=0)
+    changed = codes.copy()
+    changed[:, 0] = (changed[:, 0] + 500) % 1024
+    after = decode(changed)[(context + 1) * hop :]
+    np.testing.assert_array_equal(after, whole[(context + 1) * hop :])
+
+
+def test_a_transformer_without_a_window_has_no_context(adapter: Any) -> None:
+    module = adapter.codec.shell.quantizer.post_module
+    kept, module.window_size = module.window_size, None
+    try:
+        with pytest.raises(UnsupportedEngine, match="without limit"):
+            decode_context(adapter.codec.shell)
+    finally:
+        module.window_size = kept
