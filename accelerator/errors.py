@@ -12,6 +12,7 @@
     ├── CacheError                     the artifact cache is unusable (never fails synthesis)
     │   └── CorruptEntry               an entry's files do not match its manifest
     ├── SessionError                   ONNX Runtime refused to load or run a graph
+    │   └── BatchFailed                a run that served several sequences failed; each of them gets this one error
     ├── BadOutput                      a part answered with empty, non-finite, silent or clipped data
     ├── GenerationError                the engine itself failed: PyTorch could not serve the request either
     ├── Overloaded                     too many requests are waiting already
@@ -28,6 +29,7 @@ from typing import Any
 __all__ = [
     "AcceleratorError",
     "BadOutput",
+    "BatchFailed",
     "CacheError",
     "Closed",
     "CorruptEntry",
@@ -95,6 +97,12 @@ class CorruptEntry(CacheError):
 
 class SessionError(AcceleratorError):
     """ONNX Runtime refused to load or run a graph."""
+
+
+class BatchFailed(SessionError):
+    """A run that served several sequences failed. All of them raise this same error; `counted`: somebody noted it."""
+
+    counted = False
 
 
 class BadOutput(AcceleratorError):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .engines.base import Part
-from .errors import BadOutput, InvalidInput
+from .errors import BadOutput, BatchFailed, InvalidInput
 from .loader import Choice
 from .metrics import Meter, current_meter
 
@@ -26,7 +26,6 @@ __all__ = ["MAX_FAILURES", "Route"]
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-_COUNTED = "_accelerator_counted"
 
 
 class Route:
@@ -160,9 +159,10 @@ class Route:
     def _count(self, error: Exception) -> None:
         """PyTorch has served what the part could not: switch the part off if that happens too often."""
         with self._lock:
-            if getattr(error, _COUNTED, None) is self:
-                return  # one failed run of a batch, which all of its sequences have reported
-            setattr(error, _COUNTED, self)
+            if isinstance(error, BatchFailed):
+                if error.counted:
+                    return  # one failed run, which all of its sequences report
+                error.counted = True
             self._failures += 1
             if self._failures >= MAX_FAILURES and self._choice is not None and self._choice.call is not None:
                 logger.error(

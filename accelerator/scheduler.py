@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from .decode import BLOCK, Embeddings, FrameSampler, StepTimes, Transformer, check_room
-from .errors import BadOutput, GenerationError
+from .errors import BadOutput, BatchFailed, GenerationError
 from .graph.dual_ar import DualARSpec
 from .prefixes import Prefixes, cuts
 from .session import Session
@@ -219,11 +219,13 @@ class DualARDecoder:
         try:
             work(lane)
         except BaseException as error:
-            mine = error if isinstance(error, Exception) else GenerationError(f"interrupted: {error!r}")
+            interrupted = not isinstance(error, Exception)
+            mine = BatchFailed(f"a run of {len(lane.rows)} sequences failed: {type(error).__name__}: {error}")
+            mine.__cause__ = error
             for each in lane.rows:
-                each.fail(mine)
+                each.fail(error if isinstance(error, Exception) and len(lane.rows) == 1 else mine)
             lane.rows.clear()
-            if mine is not error:
+            if interrupted:
                 raise
 
     def _fits(self, row: _Row) -> bool:

@@ -14,7 +14,7 @@ from doubles import QuickAdapter, component, probe, twin, voice
 
 from accelerator import UniversalOptimizer
 from accelerator.engines.base import Part
-from accelerator.errors import BadOutput, GenerationError, InvalidOption, InvalidReference, SessionError
+from accelerator.errors import BadOutput, BatchFailed, GenerationError, InvalidOption, InvalidReference, SessionError
 from accelerator.loader import Choice
 from accelerator.metrics import Meter, measuring
 from accelerator.routing import MAX_FAILURES, Route
@@ -266,7 +266,7 @@ def test_a_failure_that_pytorch_shares_is_the_requests(tiny: Any) -> None:
 
 def test_a_failed_batch_is_one_failure(tiny: Any, expected: np.ndarray) -> None:
     """All sequences of a run report its error; that the run failed once must not switch the part off."""
-    shared = SessionError("the run they all were in")
+    shared = BatchFailed("the run they all were in")
     optimizer = twin(tiny, text2semantic=frames_until(2, shared))
     for answer in optimizer.synthesize_batch([TEXT] * (MAX_FAILURES + 2), **GREEDY):
         same(answer.audio, expected)  # type: ignore[union-attr]

@@ -15,7 +15,7 @@ from accelerator import decode, scheduler
 from accelerator.decode import Embeddings, StepTimes
 from accelerator.engines.dual_ar import _WeightEmbeddings
 from accelerator.engines.reference import ReferenceAdapter
-from accelerator.errors import BadOutput, GenerationError, SessionError
+from accelerator.errors import BadOutput, BatchFailed, GenerationError, SessionError
 from accelerator.graph.dual_ar import DualARSpec, build_fast, build_slow
 from accelerator.graph.quantize import RECIPES
 from accelerator.prefixes import cuts
@@ -353,9 +353,16 @@ def test_a_failing_run_fails_its_batch_and_not_the_next(
             return step(self, length, begin, end)
 
         patch.setattr(decode.Transformer, "step", broken)
+        failures = []
         for stream in streams:
-            with pytest.raises(SessionError, match="out of memory"):
+            with pytest.raises(BatchFailed, match=r"2 sequences failed: SessionError: out of memory") as caught:
                 list(stream)
+            failures.append(caught.value)
+        assert failures[0] is failures[1]
+        alone = decoder.generate(prompt, sampler(adapter, temperature=0), 6, batching="on")
+        next(alone)
+        with pytest.raises(SessionError, match="^out of memory$"):
+            next(alone)
     assert decoder.busy == 0
     np.testing.assert_array_equal(generate(decoder, adapter, prompt, 6), expected)
 
@@ -370,7 +377,7 @@ def test_an_interrupted_thread_leaves_the_others_an_answer(decoder: DualARDecode
     next(other)
     with pytest.raises(KeyboardInterrupt):
         next(decoder.generate(prompt, Interrupted([]), 5, batching="on"))
-    with pytest.raises(GenerationError, match="interrupted"):
+    with pytest.raises(BatchFailed, match="KeyboardInterrupt"):
         list(other)
     assert decoder.busy == 0
 
