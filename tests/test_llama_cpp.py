@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from accelerator.benchmark import llama_cpp
-from accelerator.benchmark.llama_cpp import LlamaCpp, write_gguf
+from accelerator.benchmark.llama_cpp import LlamaCpp, compare, write_gguf
 from accelerator.decode import Transformer
 from accelerator.errors import EngineError
 from accelerator.graph.dual_ar import DualARSpec, TransformerSpec, build_slow
 from accelerator.graph.quantize import RECIPES
-from accelerator.session import Session
+from accelerator.session import Session, SessionOptions
 
 needs_llama_cpp = pytest.mark.skipif(llama_cpp.missing() is not None, reason=str(llama_cpp.missing()))
 STACK = TransformerSpec(
@@ -102,6 +102,19 @@ def test_biases_that_it_has_no_architecture_for_are_refused(tmp_path: Path) -> N
     spec = replace(SPEC, slow=replace(STACK, qkv_bias=True))
     with pytest.raises(EngineError, match="biases"):
         write_gguf(tmp_path / "model.gguf", spec, weights, "f32")
+
+
+@needs_llama_cpp
+def test_all_arms_are_timed_in_all_measures(tmp_path: Path) -> None:
+    build_slow(tmp_path, SPEC, weights, RECIPES["fp32"])
+    arms = {"ours": tmp_path / "slow.onnx"}
+    figures = compare(SPEC, weights, arms, SessionOptions(), kinds=("q4_0",), contexts=(40, 8), rounds=3, steps=2)
+    assert set(figures) == {"step_8", "step_40", "prompt_8"}
+    for by_arm in figures.values():
+        assert list(by_arm) == ["llama.cpp q4_0", "ours"]
+        for summary in by_arm.values():
+            assert summary["n"] == 3
+            assert 0 < summary["min"] <= summary["median"]
 
 
 def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

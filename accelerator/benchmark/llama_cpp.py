@@ -13,15 +13,23 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from ..decode import Transformer
 from ..errors import EngineError
 from ..graph.dual_ar import DualARSpec, TransformerSpec, Weights
+from ..hardware.pages import huge_pages
+from ..session import Session, SessionOptions
+from .statistics import summarize
 
-__all__ = ["Kind", "LlamaCpp", "missing", "write_gguf"]
+__all__ = ["Kind", "LlamaCpp", "compare", "missing", "write_gguf"]
 
 Kind = Literal["f32", "f16", "q8_0", "q4_0"]
 _TYPES = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
@@ -191,3 +199,73 @@ class LlamaCpp:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Ours:
+    """The slow graph behind the calls of `LlamaCpp`."""
+
+    def __init__(self, path: Path, spec: DualARSpec, options: SessionOptions, positions: int) -> None:
+        widths = {"logits": len(spec.rows), "hidden": spec.fast.dim}
+        self._model = Transformer(Session(path, options), spec.slow, widths, 1, positions)
+
+    def step(self, x: np.ndarray) -> np.ndarray:
+        self._model.input(len(x))[0] = x
+        logits: np.ndarray = self._model.step(len(x))["logits"][0]
+        return logits
+
+    def rewind(self, length: int) -> None:
+        self._model.lengths[:] = length
+
+
+def compare(
+    spec: DualARSpec,
+    weights: Weights,
+    graphs: Mapping[str, Path],
+    options: SessionOptions,
+    *,
+    kinds: Sequence[Kind] = ("q4_0", "q8_0"),
+    contexts: Sequence[int] = (200, 1500),
+    rounds: int = 5,
+    steps: int = 8,
+) -> dict[str, dict[str, Any]]:
+    """Seconds of the slow model, measure -> arm -> figures of `summarize`: arms take turns within each round.
+
+    graphs: arm -> path of a slow graph, float32 or quantized, of the same weights. Measures are "step_<context>", the
+    mean of `steps` steps behind that many positions, and "prompt_<context>", of the shortest context. Both sides have
+    `options.threads` threads and memory in huge pages where the system has them. Raises EngineError without llama.cpp.
+    """
+    positions = max(contexts) + 1
+    took: dict[str, dict[str, list[float | None]]] = defaultdict(lambda: defaultdict(list))
+    with ExitStack() as opened:
+        with huge_pages():
+            arms: dict[str, LlamaCpp | Ours] = {
+                f"llama.cpp {kind}": opened.enter_context(
+                    LlamaCpp(spec, weights, kind, threads=options.threads, positions=positions)
+                )
+                for kind in kinds
+            }
+            arms |= {name: Ours(path, spec, options, positions) for name, path in graphs.items()}
+        prompt = np.random.default_rng(0).standard_normal((max(contexts), spec.slow.dim)).astype(np.float32) * 0.1
+        for context in sorted(contexts):
+            for arm in arms.values():
+                arm.rewind(0)
+                arm.step(prompt[:context])
+                arm.step(prompt[:1])
+            for _ in range(rounds):
+                for name, arm in arms.items():
+                    _seconds(arm, prompt[:1], context)  # what the arm before left in the processor's caches
+                    took[f"step_{context}"][name].append(_seconds(arm, prompt[:1], context, steps))
+        shortest = min(contexts)
+        for _ in range(rounds):
+            for name, arm in arms.items():
+                took[f"prompt_{shortest}"][name].append(_seconds(arm, prompt[:shortest], 0))
+    return {measure: {arm: summarize(v, "s") for arm, v in by_arm.items()} for measure, by_arm in took.items()}
+
+
+def _seconds(arm: LlamaCpp | Ours, x: np.ndarray, behind: int, times: int = 1) -> float:
+    """Mean time of appending x behind so many positions."""
+    start = time.perf_counter()
+    for _ in range(times):
+        arm.rewind(behind)
+        arm.step(x)
+    return (time.perf_counter() - start) / times
