@@ -1,0 +1,242 @@
+"""A part's twin in PyTorch among the loader's choices, and probes that were taken on a busy machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doubles import component
+
+from accelerator.cache import ContentCache
+from accelerator.engines.base import Part, torch_threads
+from accelerator.errors import SessionError
+from accelerator.hardware import choose_tier, detect
+from accelerator.loader import BUSY, PROBES, Loader
+from accelerator.session import SessionOptions
+
+PROVEN = {"passed": True, "bar": {}, "bf16": {"passed": True, "bar": {"snr_db": 40.0}, "snr_db": 41.0}}
+
+
+class Profile:
+    """This machine's, with the instructions a test wants."""
+
+    def __init__(self, *isa: str) -> None:
+        self._real, self.isa = detect(), isa
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+class Clock:
+    """The others' CPUs in the probes to come; the last one stays."""
+
+    def __init__(self, *busy: float | None) -> None:
+        self.busy = list(busy)
+
+    def __call__(self) -> Any:
+        return self
+
+    def others_cpus(self) -> float | None:
+        return self.busy.pop(0) if len(self.busy) > 1 else self.busy[0]
+
+
+class Machine:
+    """A part with a twin: seconds by "onnxruntime", "onednn-fp32", "onednn-bf16", "pytorch"."""
+
+    def __init__(self, proof: dict[str, Any] = PROVEN, **seconds: float) -> None:
+        self.seconds = {"pytorch": 10.0, "onnxruntime": 5.0, "onednn_fp32": 2.0, "onednn_bf16": 1.0, **seconds}
+        self.proof, self.loads, self.probes, self.broken = proof, [], 0, False  # type: ignore[var-annotated]
+
+    def part(self, **changed: Any) -> Part:
+        def load(paths: Any, options: SessionOptions) -> Any:
+            self.loads.append(options)
+            assert list(paths) == ["quick-twin" if options.backend == "onednn" else "quick"]
+            if options.backend == "onednn" and self.broken:
+                raise SessionError("the twin is broken")
+            return lambda: options
+
+        def probe(call: Any) -> float:
+            self.probes += 1
+            options = call()
+            if options is None:
+                return self.seconds["pytorch"]
+            if options.backend == "onnxruntime":
+                return self.seconds["onnxruntime"]
+            return self.seconds[f"onednn_{options.dtype}"]
+
+        twin = component("quick-twin", prove=lambda directory, precision: self.proof)
+        fields = {"components": (component("quick"),), "torch": lambda: None, "load": load, "probe": probe}
+        return Part("quick", "decoder", **{**fields, "twin": twin, **changed})
+
+
+@pytest.fixture
+def loader(tmp_path: Path) -> Loader:
+    return Loader(
+        cache=ContentCache(tmp_path),
+        profile=Profile("avx2", "amx_bf16"),  # type: ignore[arg-type]
+        tier=replace(choose_tier(detect()), threads=2),
+        precision="auto",
+        proof="strict",
+        threads=None,
+        probe=True,
+        progress=lambda event: None,
+        clock=Clock(0.0),  # type: ignore[arg-type]
+    )
+
+
+def test_the_twin_wins_where_it_is_fastest(loader: Loader) -> None:
+    machine = Machine()
+    choice = loader.load(machine.part())
+    assert (choice.backend, choice.precision, choice.reason) == ("onednn", "bf16", "fastest when probed")
+    assert choice.options == SessionOptions(threads=torch_threads(), backend="onednn", dtype="bf16")
+    assert list(choice.exports) == ["quick-twin"]
+    assert choice.probe["seconds"][f"onednn-bf16-{torch_threads()}"] == 1.0
+    assert choice.probe["seconds"][f"onednn-fp32-{torch_threads()}"] == 2.0
+
+
+def test_later_only_the_twin_is_opened(loader: Loader) -> None:
+    machine = Machine()
+    first = loader.load(machine.part())
+    machine.loads, probes = [], machine.probes
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("nobody needs this export")
+
+    again = loader.load(machine.part(components=(replace(component("quick"), identity=never),)))
+    assert (again.options, again.backend, again.precision) == (first.options, "onednn", "bf16")
+    assert again.reason == "fastest when probed before"
+    assert machine.loads == [first.options]
+    assert machine.probes == probes
+
+
+@pytest.mark.parametrize(
+    ("changed", "isa", "precision"),
+    [
+        ({"passed": True, "bar": {}}, ("amx_bf16",), "auto"),  # nothing is known of bfloat16
+        ({"passed": True, "bar": {}, "bf16": {"passed": False}}, ("amx_bf16",), "auto"),  # its proof failed
+        (PROVEN, ("avx2",), "auto"),  # the processor emulates it
+        (PROVEN, ("amx_bf16",), "fp32"),  # the user rules it out
+    ],
+    ids=["not proven", "rejected", "not fast", "fp32 asked for"],
+)
+def test_float32_where_bfloat16_is_out_of_the_question(
+    loader: Loader, changed: Any, isa: tuple[str, ...], precision: str
+) -> None:
+    machine = Machine(proof=changed)
+    here = replace(loader, profile=Profile(*isa), precision=precision)  # type: ignore[arg-type]
+    choice = here.load(machine.part())
+    assert (choice.backend, choice.precision) == ("onednn", "fp32")
+    assert "bf16" not in {options.dtype for options in machine.loads}
+
+
+def test_float32_when_asked_for_though_bfloat16_was_chosen_before(loader: Loader) -> None:
+    machine = Machine()
+    exact = replace(loader, precision="fp32")
+    assert [each.load(machine.part()).precision for each in (loader, exact, loader, exact)] == [
+        *("bf16", "fp32", "bf16", "fp32"),
+    ]
+    probes = machine.probes
+    assert loader.load(machine.part()).precision == "bf16"
+    assert machine.probes == probes, "each is remembered"
+
+
+def test_onnx_runtime_where_the_twin_is_slower(loader: Loader) -> None:
+    machine = Machine(onednn_fp32=6.0, onednn_bf16=7.0)
+    for reason in ("fastest when probed", "fastest when probed before"):
+        choice = loader.load(machine.part())
+        assert (choice.backend, choice.precision, choice.reason) == ("onnxruntime", "fp32", reason)
+        assert list(choice.exports) == ["quick"]
+
+
+def test_pytorch_where_both_are_slower(loader: Loader) -> None:
+    choice = loader.load(Machine(pytorch=0.5).part())
+    assert (choice.backend, choice.cause) == ("pytorch", "Slower")
+
+
+def test_a_twin_that_cannot_be_loaded_is_left_out(loader: Loader, caplog: pytest.LogCaptureFixture) -> None:
+    machine = Machine()
+    machine.broken = True
+    assert loader.load(machine.part()).backend == "onnxruntime"
+    assert "the twin is broken; ONNX Runtime is used" in caplog.text
+
+
+def test_a_twin_that_breaks_later_is_left_out(loader: Loader) -> None:
+    machine = Machine()
+    assert loader.load(machine.part()).backend == "onednn"
+    machine.broken = True
+    assert loader.load(machine.part()).backend == "onnxruntime"
+
+
+@pytest.mark.parametrize("how", ["rejected", "failing"])
+def test_a_twin_that_cannot_be_built_is_left_out(loader: Loader, how: str, caplog: pytest.LogCaptureFixture) -> None:
+    def build(*_: Any) -> None:
+        raise ValueError("a codec of another kind")
+
+    broken = component("quick-twin", build=build)
+    wrong = component("quick-twin", prove=lambda directory, precision: {"passed": False, "bar": {}})
+    machine = Machine()
+    choice = loader.load(machine.part(twin=wrong if how == "rejected" else broken))
+    assert choice.backend == "onnxruntime"
+    assert "quick has no twin" in caplog.text
+
+
+def test_threads_that_are_not_pytorchs_rule_the_twin_out(loader: Loader) -> None:
+    other = torch_threads() + 1
+    assert replace(loader, threads=other).load(Machine().part()).backend == "onnxruntime"
+    assert replace(loader, threads=torch_threads()).load(Machine().part()).backend == "onednn"
+
+
+def test_unprobed_there_is_no_twin(loader: Loader) -> None:
+    assert replace(loader, probe=False).load(Machine().part()).backend == "onnxruntime"
+
+
+def test_a_damaged_twin_is_built_anew(loader: Loader) -> None:
+    machine = Machine()
+    (export,) = loader.load(machine.part()).exports.values()
+    (export.path / "weights.bin").write_bytes(b"2")
+    choice = replace(loader, cache=ContentCache(loader.cache.root)).load(machine.part())
+    assert choice.backend == "onednn"
+    (again,) = choice.exports.values()
+    assert (again.path / "weights.bin").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("twin", [True, False])
+def test_a_probe_on_a_busy_machine_is_taken_again(loader: Loader, twin: bool) -> None:
+    """Others used the cores, and the wrong setting won: the next process measures again and finds the right one."""
+    machine = Machine(onnxruntime=0.5)
+    changed: dict[str, Any] = {} if twin else {"twin": None}
+    clock = Clock(1.4, 0.02, 0.02)
+    here = replace(loader, clock=clock)  # type: ignore[arg-type]
+    first = here.load(machine.part(**changed))
+    assert (first.backend, first.probe["others_cpus"], first.probe["probes"]) == ("onnxruntime", 1.4, 1)
+    machine.seconds["onnxruntime"], machine.seconds["pytorch"] = 5.0, 4.0
+    probes = machine.probes
+    second = here.load(machine.part(**changed))
+    assert machine.probes > probes
+    assert second.backend == ("onednn" if twin else "pytorch")
+    assert (second.probe["others_cpus"], second.probe["probes"]) == (0.02, 2)
+    probes = machine.probes
+    assert here.load(machine.part(**changed)).backend == second.backend
+    assert machine.probes == probes, "an idle machine's probe is believed"
+
+
+def test_a_machine_that_is_always_busy_is_not_probed_forever(loader: Loader) -> None:
+    machine, counts = Machine(), []
+    here = replace(loader, clock=Clock(BUSY * 2))  # type: ignore[arg-type]
+    for _ in range(PROBES + 2):
+        here.load(machine.part())
+        counts.append(machine.probes)
+    assert counts[0] < counts[1] < counts[PROBES - 1]
+    assert counts[PROBES - 1] == counts[PROBES] == counts[PROBES + 1]
+
+
+@pytest.mark.parametrize("others", [None, 0.0, BUSY])
+def test_an_idle_machine_or_one_that_does_not_tell_is_believed(loader: Loader, others: float | None) -> None:
+    machine = Machine()
+    here = replace(loader, clock=Clock(others))  # type: ignore[arg-type]
+    here.load(machine.part())
+    probes = machine.probes
+    here.load(machine.part())
+    assert machine.probes == probes
