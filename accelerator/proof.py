@@ -162,8 +162,8 @@ def compare_signals(pairs: Sequence[tuple[np.ndarray, np.ndarray]], at_least: fl
             continue
         signal = float(np.square(expected, dtype=np.float64).sum())
         noise = float(np.square(expected.astype(np.float64) - actual).sum())
-        ratio = 10 * np.log10(signal / noise) if signal and noise else (-np.inf if noise else np.inf)
-        worst = min(worst, ratio if not np.isnan(ratio) else -np.inf)
+        if noise:
+            worst = min(worst, 10 * np.log10(signal / noise) if signal and np.isfinite(noise) else -np.inf)
     snr = float(np.clip(worst, -200.0, 200.0))  # finite, for JSON
     return {"passed": bool(pairs) and snr >= at_least, "bar": {"snr_db": at_least}, "snr_db": snr}
 

@@ -16,7 +16,18 @@ from accelerator.engines.reference import ReferenceAdapter
 from accelerator.errors import BadOutput
 from accelerator.graph.dual_ar import DualARSpec
 from accelerator.graph.quantize import RECIPES
-from accelerator.proof import BARS, TIE, Bar, Trace, compare_arrays, compare_codes, compare_logits, replay
+from accelerator.proof import (
+    BARS,
+    SNR_DB,
+    TIE,
+    Bar,
+    Trace,
+    compare_arrays,
+    compare_codes,
+    compare_logits,
+    compare_signals,
+    replay,
+)
 
 FP32 = BARS["fp32"]
 
@@ -320,3 +331,29 @@ def test_the_report_is_in_the_manifest(fast: Any) -> None:
             assert manifest["meta"]["proof"] == export.proof
             assert manifest["meta"]["proof"]["passed"] is True
             assert manifest["meta"]["proof"]["bar"]
+
+
+def signals(noise: float) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    tone = np.sin(np.arange(20_000) / 7).astype(np.float32)
+    return tone, tone + (noise * rng.standard_normal(20_000)).astype(np.float32)
+
+
+def test_the_noisiest_signal_decides() -> None:
+    figures = compare_signals([signals(1e-4), signals(1e-2), signals(1e-3)], 30.0)
+    assert figures["snr_db"] == pytest.approx(10 * math.log10(0.5 / 1e-4), abs=0.2)  # a sine's power over the noise's
+    assert figures["passed"]
+    assert figures["bar"] == {"snr_db": 30.0}
+    assert not compare_signals([signals(1e-4), signals(1e-2)], 40.0)["passed"]
+
+
+def test_signals_equal_silent_broken_or_none() -> None:
+    tone, _ = signals(0.0)
+    assert compare_signals([(tone, tone)], SNR_DB)["passed"]
+    assert compare_signals([(tone * 0, tone * 0)], SNR_DB)["passed"]
+    for wrong in (tone[:-1], np.full_like(tone, np.nan), np.full_like(tone, np.inf), -tone):
+        figures = compare_signals([(tone, tone), (tone, wrong)], SNR_DB)
+        assert not figures["passed"], figures
+        assert math.isfinite(figures["snr_db"])
+    assert not compare_signals([(tone * 0, tone)], SNR_DB)["passed"]
+    assert not compare_signals([], SNR_DB)["passed"]

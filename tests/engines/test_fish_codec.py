@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,46 @@ def test_a_stream_joins_to_the_whole(adapter: Any, decode: Any, window: int) -> 
     stream = decode.stream()
     joined = np.concatenate([stream.push(codes[:, i : i + window]) for i in range(0, 150, window)])
     np.testing.assert_allclose(joined, own(adapter, codes), atol=1e-4, rtol=0)
+
+
+def test_a_decode_goes_on_where_an_earlier_one_ended(adapter: Any, decode: Any, monkeypatch: Any) -> None:
+    pushed: list[int] = []
+    push = twin.Stream.push
+
+    def counted(self: Any, codes: np.ndarray) -> np.ndarray:
+        pushed.append(codes.shape[1])
+        return push(self, codes)
+
+    monkeypatch.setattr(twin.Stream, "push", counted)
+    codes, other = adapter._codes(40, seed=1), adapter._codes(40, seed=2)
+    whole, another = own(adapter, codes), own(adapter, other)
+    hop = adapter.samples_per_frame
+    for end in (3, 10, 40):
+        np.testing.assert_allclose(decode(codes[:, :end]), whole[: end * hop], atol=1e-4, rtol=0)
+        answer = decode(other[:, :end])
+        np.testing.assert_allclose(answer, another[: end * hop], atol=1e-4, rtol=0)
+        answer[:] = 9  # what a caller does to its audio is not remembered
+    assert pushed == [3, 3, 7, 7, 30, 30]
+    changed = codes.copy()
+    changed[0, 2] = (changed[0, 2] + 1) % 1024
+    np.testing.assert_allclose(decode(changed), own(adapter, changed), atol=1e-4, rtol=0)
+    assert pushed[-1] == 40, "one code differs"
+    np.testing.assert_allclose(decode(codes), whole, atol=1e-4, rtol=0)
+    for seed in range(2 * twin.REMEMBERED):
+        decode(adapter._codes(2, seed=seed))
+    assert len(decode._recent) == twin.REMEMBERED
+
+
+def test_decodes_from_many_threads(adapter: Any, decode: Any) -> None:
+    codes = [adapter._codes(24, seed=seed) for seed in range(4)]
+    expected = [own(adapter, each) for each in codes]
+
+    def windows(i: int) -> np.ndarray:
+        return [decode(codes[i % 4][:, :end]) for end in (4, 9, 24)][-1]
+
+    with ThreadPoolExecutor(8) as pool:
+        for i, audio in enumerate(pool.map(windows, range(16))):
+            np.testing.assert_allclose(audio, expected[i % 4], atol=1e-4, rtol=0)
 
 
 def test_streams_do_not_mix(adapter: Any, decode: Any) -> None:
