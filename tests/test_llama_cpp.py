@@ -47,13 +47,14 @@ def weights(name: str) -> np.ndarray:
 
 
 @needs_llama_cpp
+@pytest.mark.parametrize("flash", [None, False])
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": False}, {"qk_norm": False, "qkv_bias": True}], ids=str)
-def test_its_logits_are_ours(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_its_logits_are_ours(tmp_path: Path, changes: dict[str, Any], flash: bool | None) -> None:
     spec = replace(SPEC, slow=replace(STACK, **changes))
     build_slow(tmp_path, spec, weights, RECIPES["fp32"])
     outputs = {"logits": len(spec.rows), "hidden": spec.fast.dim}
     slow = Transformer(Session(tmp_path / "slow.onnx"), spec.slow, outputs, 1, 64)
-    with LlamaCpp(spec, weights, "f32", threads=1, positions=64) as other:
+    with LlamaCpp(spec, weights, "f32", threads=1, positions=64, flash=flash) as other:
         for seed, length in enumerate((11, 1, 1, 4)):
             x = np.random.default_rng(seed).standard_normal((length, STACK.dim)).astype(np.float32)
             slow.input(length)[0] = x
@@ -111,7 +112,7 @@ def test_all_arms_are_timed_in_all_measures(tmp_path: Path) -> None:
     figures = compare(SPEC, weights, arms, SessionOptions(), kinds=("q4_0",), contexts=(40, 8), rounds=3, steps=2)
     assert set(figures) == {"step_8", "step_40", "prompt_8"}
     for by_arm in figures.values():
-        assert list(by_arm) == ["llama.cpp q4_0", "ours"]
+        assert list(by_arm) == ["llama.cpp q4_0", "llama.cpp q4_0, no flash attention", "ours"]
         for summary in by_arm.values():
             assert summary["n"] == 3
             assert 0 < summary["min"] <= summary["median"]

@@ -34,7 +34,7 @@ __all__ = ["Kind", "LlamaCpp", "compare", "missing", "write_gguf"]
 Kind = Literal["f32", "f16", "q8_0", "q4_0"]
 _TYPES = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 _PACKAGES = {"llama_cpp": "llama-cpp-python", "gguf": "gguf"}
-_FLASH_ATTENTION_AUTO = -1
+_FLASH_ATTENTION = {None: -1, False: 0, True: 1}
 
 
 def missing() -> str | None:
@@ -118,8 +118,20 @@ class LlamaCpp:
     repacked for the processor, a float16 key-value cache, flash attention where it chooses it.
     """
 
-    def __init__(self, spec: DualARSpec, weights: Weights, kind: Kind, *, threads: int, positions: int) -> None:
-        """positions: room of the key-value cache. Raises EngineError without the packages, or if loading fails."""
+    def __init__(
+        self,
+        spec: DualARSpec,
+        weights: Weights,
+        kind: Kind,
+        *,
+        threads: int,
+        positions: int,
+        flash: bool | None = None,
+    ) -> None:
+        """positions: room of the key-value cache. flash: attention in one pass; None leaves it to llama.cpp.
+
+        Raises EngineError without the packages, or if loading fails.
+        """
         if reason := missing():
             raise EngineError(reason)
         self._model = self._context = None
@@ -127,14 +139,14 @@ class LlamaCpp:
         try:
             path = Path(self._directory.name) / "model.gguf"
             write_gguf(path, spec, weights, kind)
-            self._load(path, threads, positions)
+            self._load(path, threads, positions, flash)
         except BaseException:
             self.close()
             raise
         self._rows, self._dim, self._positions = len(spec.rows), spec.slow.dim, positions
         self.length = 0  # positions in the cache
 
-    def _load(self, path: Path, threads: int, positions: int) -> None:
+    def _load(self, path: Path, threads: int, positions: int, flash: bool | None) -> None:
         import llama_cpp.llama_cpp as low
 
         self._low: Any = low
@@ -150,7 +162,7 @@ class LlamaCpp:
         room.n_ctx = room.n_batch = room.n_ubatch = positions
         room.n_threads = room.n_threads_batch = threads
         room.n_seq_max = 1
-        room.flash_attn_type = _FLASH_ATTENTION_AUTO
+        room.flash_attn_type = _FLASH_ATTENTION[flash]
         room.offload_kqv = room.op_offload = False
         self._context = low.llama_init_from_model(self._model, room)
         if not self._context:
@@ -232,17 +244,19 @@ def compare(
 
     graphs: arm -> path of a slow graph, float32 or quantized, of the same weights. Measures are "step_<context>", the
     mean of `steps` steps behind that many positions, and "prompt_<context>", of the shortest context. Both sides have
-    `options.threads` threads and memory in huge pages where the system has them. Raises EngineError without llama.cpp.
+    `options.threads` threads and memory in huge pages where the system has them. llama.cpp is there twice, since what it
+    chooses by default is slower at long contexts on some processors. Raises EngineError without llama.cpp.
     """
     positions = max(contexts) + 1
     took: dict[str, dict[str, list[float | None]]] = defaultdict(lambda: defaultdict(list))
     with ExitStack() as opened:
         with huge_pages():
             arms: dict[str, LlamaCpp | Ours] = {
-                f"llama.cpp {kind}": opened.enter_context(
-                    LlamaCpp(spec, weights, kind, threads=options.threads, positions=positions)
+                f"llama.cpp {kind}{note}": opened.enter_context(
+                    LlamaCpp(spec, weights, kind, threads=options.threads, positions=positions, flash=flash)
                 )
                 for kind in kinds
+                for flash, note in ((None, ""), (False, ", no flash attention"))
             }
             arms |= {name: Ours(path, spec, options, positions) for name, path in graphs.items()}
         prompt = np.random.default_rng(0).standard_normal((max(contexts), spec.slow.dim)).astype(np.float32) * 0.1
