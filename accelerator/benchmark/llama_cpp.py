@@ -244,7 +244,7 @@ def compare(
 
     graphs: arm -> path of a slow graph, float32 or quantized, of the same weights. Measures are "step_<context>", the
     mean of `steps` steps behind that many positions, and "prompt_<context>", of the shortest context. Both sides have
-    `options.threads` threads and memory in huge pages where the system has them. llama.cpp is there twice, since what it
+    `options.threads` threads and memory in huge pages where the system has them. llama.cpp is there twice: what it
     chooses by default is slower at long contexts on some processors. Raises EngineError without llama.cpp.
     """
     positions = max(contexts) + 1
