@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .engines.base import Pieces, Voice
+from .engines.base import Decoding, Pieces, Voice
 from .errors import GenerationError, InvalidInput
 from .joins import Joiner
 from .metrics import Meter
@@ -43,6 +43,7 @@ class _Spoken:
     frames: list[np.ndarray] = field(default_factory=list)  # [1 + C] each
     source: Iterator[np.ndarray] | None = None
     voice: Voice = field(default_factory=Voice)
+    decoding: Decoding | None = None
     done: bool = False  # no more frames will come
     tries: int = 0
     drawn: int = 0  # frames so far
@@ -78,7 +79,8 @@ class Speaker:
         self._pieces, self._rate, self._meter, self._streaming = pieces, sample_rate, meter, streaming
         self._rows, self._cancelled = min(rows, STREAM_ROWS) if streaming else rows, cancelled
         with meter.stage("text"):
-            segments = cut(request.text, pieces.comfortable) if segments is None else segments
+            if segments is None:
+                segments = split(request.text, comfortable=pieces.comfortable, longest=pieces.longest)
         self._voice = voice
         self._waits = len(segments) > 1 and not voice.turns and voice.name is None  # for the first one's voice
         self._all = [_Spoken(s, segment_seed(request.sampling, i)) for i, s in enumerate(segments)]
@@ -137,7 +139,7 @@ class Speaker:
             window = self._window(spoken)
             if window is not None:
                 yield window
-        spoken.frames = []
+        spoken.frames, spoken.decoding = [], None
         if not spoken.samples:
             raise GenerationError(f"the engine produced no audio for {spoken.segment.text!r}: try another seed or text")
 
@@ -148,10 +150,10 @@ class Speaker:
         if not ready or not (spoken.done or (self._streaming and ready >= wanted)):
             return None
         size = min(ready, wanted) if self._streaming else ready
-        first = max(0, spoken.decoded - self._pieces.context_frames)
-        codes = np.stack(spoken.frames[first : spoken.decoded + size], axis=1)[1:]
-        skipped = (spoken.decoded - first) * self._pieces.samples_per_frame
-        audio = np.asarray(self._pieces.decode(codes))[skipped:]
+        codes = np.stack(spoken.frames[spoken.decoded : spoken.decoded + size], axis=1)[1:]
+        if spoken.decoding is None:
+            spoken.decoding = self._pieces.decoding()
+        audio = spoken.decoding.push(codes)
         spoken.decoded += size
         spoken.windows += 1
         spoken.samples += len(audio)
@@ -214,11 +216,6 @@ class Speaker:
     def _batching(self, spoken: _Spoken) -> Batching:
         """A seed has one meaning, whatever else runs beside it and whichever method it is given to."""
         return "on" if spoken.sampling.seed is None and spoken.sampling.temperature != 0 else "invariant"
-
-
-def cut(text: str, comfortable: int) -> list[Segment]:
-    """The segments of a text; one that is not much longer than comfortable stays whole."""
-    return split(text, comfortable=comfortable, longest=2 * comfortable)
 
 
 def segment_seed(sampling: SamplingParams, number: int) -> SamplingParams:

@@ -13,7 +13,7 @@ import pytest
 from doubles import QuickAdapter, component, probe, twin, voice
 
 from accelerator import UniversalOptimizer
-from accelerator.engines.base import Part
+from accelerator.engines.base import Decoding, Part
 from accelerator.errors import BadOutput, BatchFailed, GenerationError, InvalidOption, InvalidReference, SessionError
 from accelerator.loader import Choice
 from accelerator.metrics import Meter, measuring
@@ -69,10 +69,10 @@ def answer_of(change: Callable[[Any], Any], calls: int | None = None) -> Callabl
     def make(part: Part) -> Any:
         count = 0
 
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
             nonlocal count
             count += 1
-            answer = part.torch(*args)
+            answer = part.torch(*args, **options)
             return change(answer.copy()) if calls is None or count <= calls else answer
 
         return call
@@ -235,10 +235,10 @@ def test_only_failures_in_a_row_count(tiny: Any) -> None:
     turns = iter([True, True, False] * 3)
 
     def make(part: Part) -> Any:
-        def call(codes: np.ndarray) -> np.ndarray:
+        def call(*args: Any, **options: Any) -> np.ndarray:
             if next(turns):
                 raise RuntimeError("sometimes")
-            return part.torch(codes)
+            return np.asarray(part.torch(*args, **options))
 
         return call
 
@@ -337,7 +337,7 @@ def test_when_pytorch_fails_too_the_error_tells_of_both(monkeypatch: pytest.Monk
 
     engine = broken_engine(monkeypatch, decode)
     optimizer = twin(engine, decoder=answer_of(lambda a: a))
-    optimizer._routes["decoder"]._choice = Choice(lambda codes: fails(OSError("ONNX cannot"))(codes), "")
+    optimizer._routes["decoder"]._choice = Choice(lambda codes, **_: fails(OSError("ONNX cannot"))(codes), "")
     with pytest.raises(GenerationError, match="PyTorch cannot") as caught:
         speak(optimizer, how)
     chain = " <- ".join(causes(caught.value))
@@ -358,7 +358,7 @@ def test_a_copy_that_fails_before_any_audio_leaves_the_word_to_the_original(tiny
     assert metrics["backend"] == "pytorch"
 
 
-def test_a_copy_that_fails_after_audio_is_an_error(tiny: Any) -> None:
+def test_a_copy_that_fails_after_audio_is_an_error(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer = twin(tiny)
     stream = optimizer.stream(TEXT, **GREEDY)
     first = next(stream)
@@ -367,7 +367,7 @@ def test_a_copy_that_fails_after_audio_is_an_error(tiny: Any) -> None:
     def decode(*_: Any) -> Any:
         raise KeyError("too late")
 
-    optimizer._bound.pieces.decode = decode
+    monkeypatch.setattr(Decoding, "push", decode)
     with pytest.raises(GenerationError, match="too late"):
         list(stream)
     assert stream.metrics["fallback"] == []

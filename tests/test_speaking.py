@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from doubles import twin
 
-from accelerator.engines.base import Pieces, Voice
+from accelerator.engines.base import Decoding, Pieces, Voice, windowed
 from accelerator.errors import GenerationError, InvalidText
 from accelerator.metrics import Meter
 from accelerator.segments import Segment
@@ -25,7 +25,7 @@ TEXTS = ["One is first. ", "Two comes then. ", "Three is third. ", "Four ends it
 class Fake:
     """Pieces whose frames name their text: frame i of a text of n letters is [1, n, i]; audio is a tone of level n."""
 
-    samples_per_frame, context_frames, comfortable = HOP, 2, 20
+    samples_per_frame, comfortable, longest = HOP, 20, 40
 
     def __init__(self, **faults: Any) -> None:
         self.prompts: list[tuple[str, Voice]] = []
@@ -64,6 +64,9 @@ class Fake:
                 yield np.array([1, len(text), i])
         finally:
             self.closed += 1
+
+    def decoding(self) -> Decoding:
+        return Decoding(windowed(self.decode), 2, HOP)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         self.decoded.append(codes.shape[1])

@@ -29,7 +29,7 @@ from ..scheduler import Batching
 from ..session import SessionOptions
 from ..speech import AudioChunk, SamplingParams, SpeechRequest
 
-__all__ = ["Adapter", "Bound", "Part", "Pieces", "Voice", "tensors_digest"]
+__all__ = ["Adapter", "Bound", "Decoding", "Part", "Pieces", "Voice", "tensors_digest", "windowed"]
 
 Call = Callable[..., Any]
 
@@ -67,13 +67,45 @@ class Voice:
     name: str | None = None
 
 
+class Decoding:
+    """One utterance, decoded window by window; the windows join to what the whole would be.
+
+    call(codes [C, m], after=...): a route to a decoder part. A decoder without a memory is given `context` frames before
+    the window, and the audio is cut (see `windowed`); one that can go on where it ended keeps its state in `state`.
+    """
+
+    def __init__(self, call: Call, context: int, samples_per_frame: int) -> None:
+        self._call, self._context, self.samples_per_frame = call, context, samples_per_frame
+        self.seen: np.ndarray | None = None  # the context's codes [C, up to context]
+        self.state: Any = None  # the decoder's own; None where it has not begun, or lost its way
+
+    def push(self, codes: np.ndarray) -> np.ndarray:
+        """The audio of the next frames' codes [C, m], float32 [n]."""
+        audio = np.asarray(self._call(codes, after=self))
+        joined = codes if self.seen is None else np.concatenate([self.seen, codes], axis=1)
+        self.seen = joined[:, max(0, joined.shape[1] - self._context) :]
+        return audio
+
+
+def windowed(decode: Call) -> Call:
+    """A decoder without a memory, codes [C, m] -> audio, as a call that also takes `after`, a `Decoding`."""
+
+    def call(codes: np.ndarray, *, after: Decoding | None = None) -> np.ndarray:
+        if after is None or after.seen is None or not after.seen.shape[1]:
+            return np.asarray(decode(codes))
+        audio = np.asarray(decode(np.concatenate([after.seen, codes], axis=1)))
+        return audio[after.seen.shape[1] * after.samples_per_frame :]
+
+    return call
+
+
 @runtime_checkable
 class Pieces(Protocol):
     """C codebooks, T columns, m frames. All of it runs on the routed parts, and counts to the current meter."""
 
     samples_per_frame: int
-    context_frames: int  # frames before a window whose codes the decoder must see to answer as for the whole
-    comfortable: int  # letters of a segment: see `segments.split`
+    comfortable: int  # letters of a segment, and at most: see `segments.split`
+    longest: int
 
     def takes(self, request: SpeechRequest) -> bool:
         """Whether this text can be cut up; texts with markup of the engine's own may not."""
@@ -97,8 +129,8 @@ class Pieces(Protocol):
         """Frames of speech, int64 [1 + C] each, behind those of `resume`. sampling: what the request asks for."""
         ...
 
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Codes [C, m] to float32 [m * samples_per_frame]."""
+    def decoding(self) -> Decoding:
+        """For one segment's codes, window by window."""
         ...
 
 

@@ -22,7 +22,7 @@ from ..sampling import Sampler, SamplingRule, TokenLayout
 from ..scheduler import Batching
 from ..session import Session, SessionOptions
 from ..speech import AudioChunk, SamplingParams, SpeechRequest
-from .base import Call, Part, Voice, check_codes, tensors_digest
+from .base import Call, Decoding, Part, Voice, check_codes, tensors_digest, windowed
 from .dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model
 
 __all__ = ["ReferenceAdapter"]
@@ -30,7 +30,7 @@ __all__ = ["ReferenceAdapter"]
 PROOF_TEXT = "The quick brown fox jumps over the lazy dog."
 PROOF_FRAMES = 96
 PROBE_FRAMES = 12
-SILENT_S = 0.1
+SILENT_S = 0.03
 
 
 class ReferenceAdapter:
@@ -72,7 +72,7 @@ class ReferenceAdapter:
                 "decoder",
                 "decoder",
                 (self._codec_part("decoder"),),
-                torch=engine.decode,
+                torch=self._decode_in_torch,
                 load=self._load_decoder,
                 probe=lambda call: _seconds(lambda: call(self._codes(32))),
                 # Pieces are short; one that is digitally silent is a pause only if PyTorch says so.
@@ -277,13 +277,16 @@ class ReferenceAdapter:
             sources=(_source(modules),),
         )
 
+    def _decode_in_torch(self, codes: np.ndarray, *, after: Decoding | None = None) -> np.ndarray:
+        return np.asarray(windowed(self.engine.decode)(codes, after=after))
+
     def _load_encoder(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
         session = Session(paths["encoder"] / "encoder.onnx", options)
         return lambda audio: session.run({"audio": np.ascontiguousarray(audio, np.float32)[None]})[0][0]
 
     def _load_decoder(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
         session = Session(paths["decoder"] / "decoder.onnx", options)
-        return lambda codes: session.run({"codes": np.ascontiguousarray(codes, np.int64)[None]})[0][0]
+        return windowed(lambda codes: session.run({"codes": np.ascontiguousarray(codes, np.int64)[None]})[0][0])
 
     def _codes(self, frames: int) -> np.ndarray:
         """Seeded codes [C, frames] within each codebook."""
@@ -340,21 +343,20 @@ class _BoundReference:
 class _Pieces:
     """See `base.Pieces`."""
 
-    comfortable = 160  # letters: ten seconds of everyday speech
-
     def __init__(self, adapter: ReferenceAdapter, engine: Any, calls: Mapping[str, Call]) -> None:
         self._adapter, self._engine, self._calls = adapter, engine, calls
         self.samples_per_frame: int = engine.hop
-        self.context_frames: int = min(engine.codec.receptive_field_frames - 1, engine.config.stream_context)
+        self.longest = engine.config.longest_text or 320  # letters; a voice may have learnt shorter turns only
+        self.comfortable = min(160, 2 * self.longest // 3)  # ten seconds of everyday speech
 
     def takes(self, request: SpeechRequest) -> bool:
         return True
 
     def encode(self, audio: np.ndarray) -> np.ndarray:
-        return np.asarray(self._engine.encode_reference(audio))
+        return np.asarray(self._engine.encode_reference(self._engine.with_lag(audio)))
 
     def named_voice(self, name: str) -> Voice:
-        known = getattr(self._engine, "speakers", ())
+        known = self._engine.speakers
         if name not in known:
             raise InvalidOption(f"there is no voice {name!r}; this engine knows {', '.join(known) or 'none'}")
         return Voice(name=name)
@@ -373,8 +375,24 @@ class _Pieces:
             meter.add_frames(1)
             yield frame
 
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        return np.asarray(self._engine.decode(codes))
+    def decoding(self) -> Decoding:
+        config = self._engine.config
+        context = min(self._engine.codec.receptive_field_frames - 1, config.stream_context)
+        return _InTime(self._calls["decoder"], context, self._engine.hop, config.codec.lag)
+
+
+class _InTime(Decoding):
+    """Without the codec's lag: its audio comes that many samples late."""
+
+    def __init__(self, call: Call, context: int, samples_per_frame: int, lag: int) -> None:
+        super().__init__(call, context, samples_per_frame)
+        self._late = lag
+
+    def push(self, codes: np.ndarray) -> np.ndarray:
+        audio = super().push(codes)
+        cut = min(self._late, len(audio))
+        self._late -= cut
+        return audio[cut:]
 
 
 def _spec(lm: Any) -> DualARSpec:

@@ -33,7 +33,7 @@ import pytest
 import torch
 from torch import nn
 
-from accelerator import UniversalOptimizer, sampling
+from accelerator import ContentCache, UniversalOptimizer, sampling
 from accelerator.audio import write_wav
 from accelerator.engines.fish_speech import layouts, routed, weights
 from accelerator.engines.fish_speech.adapter import FishSpeechAdapter, _check_engine
@@ -44,6 +44,7 @@ from accelerator.engines.fish_speech.structure import on_meta, replica, shared
 from accelerator.errors import Closed, EngineError, InvalidOption, InvalidText, UnsupportedEngine
 from accelerator.metrics import Meter, measuring
 from accelerator.speech import SamplingParams
+from accelerator.voices import VoiceStore
 
 ROOT = os.environ.get("ACCELERATOR_FISH_SPEECH_ROOT")
 CHECKPOINT = os.environ.get("ACCELERATOR_FISH_SPEECH_CHECKPOINT")
@@ -541,16 +542,81 @@ def test_the_language_model_may_fail_at_every_frame(fast: Any, at: int, streamin
 @real
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_the_codec_may_fail(fast: Any, part: str, streaming: bool) -> None:
-    voice = {"reference_audio": (tone(1.1), 44100), "reference_text": "words", "temperature": 0, "max_new_tokens": 8}
-    fast._bound._voices.clear()
+def test_the_codec_may_fail(fast: Any, tmp_path: Path, part: str, streaming: bool) -> None:
+    voice = {"reference_audio": (tone(1.1), 44100), "reference_text": "words", "temperature": 0, "max_new_tokens": 12}
+    fast._dispatcher._voices = VoiceStore(ContentCache(tmp_path / "1"), "nothing known")
     expected = fast.synthesize(TEXT, **voice)
-    fast._bound._voices.clear()
+    fast._dispatcher._voices = VoiceStore(ContentCache(tmp_path / "2"), "nothing known")
     break_after(fast, part, 0)
     stream = fast.stream(TEXT, **voice)
-    audio = np.concatenate([c.audio for c in stream]) if streaming else fast.synthesize(TEXT, **voice).audio
-    stream.close()
+    if streaming:
+        audio, metrics = np.concatenate([c.audio for c in stream]), stream.metrics
+    else:
+        audio, _, metrics = fast.synthesize(TEXT, **voice)
     np.testing.assert_allclose(audio, expected.audio, atol=2e-4)
+    assert {f["part"] for f in metrics["fallback"]} == {part}
+
+
+@real
+def test_a_stream_survives_a_window_that_failed(fast: Any) -> None:
+    """PyTorch decodes one window in the middle; the decoder with a memory then finds its way again."""
+    options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 70}
+    expected = fast.synthesize(TEXT, **options).audio
+    route, count = fast._routes["decoder"], 0
+    call = route._choice.call
+
+    def sometimes(*args: Any, **more: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise Fault("once")
+        return call(*args, **more)
+
+    route._choice = replace(route._choice, call=sometimes)
+    stream = fast.stream(TEXT, **options)
+    chunks = [chunk.audio for chunk in stream]
+    assert [len(c) // 2048 for c in chunks] == [8, 16, 32, 14]
+    np.testing.assert_allclose(np.concatenate(chunks), expected, atol=2e-4)
+    assert stream.metrics["backends"]["decoder"] == "hybrid"
+
+
+LONG = "The first of these sentences is here to be spoken. " * 4 + "A second part follows, which has more to say. " * 4
+
+
+@real
+def test_a_long_text_is_spoken_in_segments_with_one_voice(fast: Any) -> None:
+    options: dict[str, Any] = {"seed": 5, "max_new_tokens": 12}
+    speech = fast.synthesize(LONG, **options)
+    segments = speech.metrics["segments"]
+    assert len(segments) >= 2
+    assert "".join(s["text"] for s in segments) == LONG
+    assert speech.metrics["fallback"] == []
+    stream = fast.stream(LONG, **options)
+    np.testing.assert_allclose(np.concatenate([c.audio for c in stream]), speech.audio, atol=2e-4)
+
+
+@real
+def test_requests_at_once_are_what_they_are_alone(fast: Any) -> None:
+    texts = ["Hello.", "How are you today?", "One two three four five.", "Yes.", "The quick brown fox."]
+    options: dict[str, Any] = {"seed": 3, "max_new_tokens": 20}
+    for text, answer in zip(texts, fast.synthesize_batch(texts, **options), strict=True):
+        np.testing.assert_array_equal(answer.audio, fast.synthesize(text, **options).audio)
+
+
+@real
+def test_the_pieces_are_what_inference_does(fast: Any) -> None:
+    """The engine's own method, through the wrapper, and the wrapper's: the same frames of the same prompt."""
+    (final,) = [r for r in fast.inference(tts(max_new_tokens=17, seed=11)) if r.code == "final"]
+    speech = fast.synthesize(TEXT, seed=11, max_new_tokens=16)
+    np.testing.assert_allclose(speech.audio, final.audio[1], atol=2e-4)
+
+
+@real
+def test_a_voice_that_the_engine_does_not_know_makes_no_folder(fast: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidOption, match="no voice 'nobody'"):
+        fast.synthesize(TEXT, voice="nobody")
+    assert not (tmp_path / "references" / "nobody").exists()
 
 
 @real

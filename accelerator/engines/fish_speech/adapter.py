@@ -29,7 +29,7 @@ from ...sampling import Sampler
 from ...scheduler import Batching
 from ...session import Session, SessionOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
-from ..base import Call, Part, tensors_digest
+from ..base import Call, Decoding, Part, tensors_digest, windowed
 from ..dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model
 from . import codec as codec_graphs
 from . import language_model as lm
@@ -349,12 +349,16 @@ class FishSpeechAdapter:
             codes = self.codec.get().encode(samples, torch.tensor([samples.shape[-1]]))[0][0]
         return np.asarray(codes.numpy())
 
-    def _decode_in_torch(self, codes: np.ndarray) -> np.ndarray:
+    def _decode_in_torch(self, codes: np.ndarray, *, after: Decoding | None = None) -> np.ndarray:
         engine = copy.copy(self.engine)
         engine.decoder_model = self.codec.get()
-        copied = torch.from_numpy(np.array(codes, np.int64))  # newer versions clamp their argument in place
-        with torch.inference_mode():
-            return np.asarray(engine.get_audio_segment(types.SimpleNamespace(codes=copied)))
+
+        def decode(codes: np.ndarray) -> np.ndarray:
+            copied = torch.from_numpy(np.array(codes, np.int64))  # newer versions clamp their argument in place
+            with torch.inference_mode():
+                return np.asarray(engine.get_audio_segment(types.SimpleNamespace(codes=copied)))
+
+        return np.asarray(windowed(decode)(codes, after=after))
 
     def _load_encoder(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
         if options.backend == "onednn":
@@ -372,9 +376,9 @@ class FishSpeechAdapter:
 
     def _load_decoder(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
         if options.backend == "onednn":
-            return twin.DecodeCall(paths["decoder-twin"] / twin.FILE, bf16=options.dtype == "bf16")
+            return _resuming(twin.DecodeCall(paths["decoder-twin"] / twin.FILE, bf16=options.dtype == "bf16"))
         session = Session(paths["decoder"] / "decoder.onnx", options)
-        return lambda codes: np.asarray(session.run({"codes": np.ascontiguousarray(codes, np.int64)[None]})[0][0])
+        return windowed(lambda codes: session.run({"codes": np.ascontiguousarray(codes, np.int64)[None]})[0][0])
 
     def _codec_part(self, part: Literal["encoder", "decoder"]) -> Component:
         decoder = part == "decoder"
@@ -459,6 +463,24 @@ def _files_digest(cache: ContentCache, files: Sequence[Path]) -> str:
     except OSError as error:
         raise EngineError(f"a checkpoint file cannot be read: {error}") from error
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _resuming(decode: twin.DecodeCall) -> Call:
+    """A decoder that goes on where it ended, as a call that takes `after`, a `Decoding`."""
+
+    def call(codes: np.ndarray, *, after: Decoding | None = None) -> np.ndarray:
+        if after is None:
+            return decode(codes)
+        stream, after.state = after.state, None  # lost, should this fail
+        if stream is None:
+            stream = decode.stream()
+            if after.seen is not None and after.seen.shape[1]:
+                stream.push(after.seen)  # what PyTorch has decoded meanwhile
+        audio = stream.push(codes)
+        after.state = stream
+        return np.asarray(audio)
+
+    return call
 
 
 def _seconds(call: Call, argument: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from ...errors import InvalidOption, InvalidText
 from ...metrics import current_meter
 from ...scheduler import Batching
 from ...speech import SamplingParams, SpeechRequest
-from ..base import Call, Voice
+from ..base import Call, Decoding, Voice
 from ..dual_ar import LANGUAGE_MODEL
 from . import language_model as lm
 
@@ -28,11 +28,11 @@ _MARKUP = "<|speaker:"  # turns of several speakers, which are a conversation an
 class FishSpeechPieces:
     """See `base.Pieces`. What fish-speech does around these stages is done here in the same way."""
 
-    comfortable = 200  # letters: fish-speech's own chunk_length, in which it was meant to be used
+    comfortable, longest = 200, 400  # letters; 200 is fish-speech's own chunk_length
 
     def __init__(self, adapter: FishSpeechAdapter, engine: Any, calls: Mapping[str, Call]) -> None:
         self._adapter, self._engine, self._calls = adapter, engine, calls
-        self.samples_per_frame, self.context_frames = adapter.samples_per_frame, adapter.context_frames
+        self.samples_per_frame = adapter.samples_per_frame
 
     def takes(self, request: SpeechRequest) -> bool:
         return _MARKUP not in request.text
@@ -73,5 +73,6 @@ class FishSpeechPieces:
             meter.add_frames(1)
             yield frame
 
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        return np.asarray(self._calls["decoder"](codes))
+    def decoding(self) -> Decoding:
+        adapter = self._adapter
+        return Decoding(self._calls["decoder"], adapter.context_frames, adapter.samples_per_frame)
