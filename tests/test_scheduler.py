@@ -16,7 +16,7 @@ from accelerator.decode import Embeddings, StepTimes
 from accelerator.engines.dual_ar import _WeightEmbeddings
 from accelerator.engines.reference import ReferenceAdapter
 from accelerator.errors import BadOutput, BatchFailed, GenerationError, SessionError
-from accelerator.graph.dual_ar import DualARSpec, build_fast, build_slow
+from accelerator.graph.dual_ar import DualARSpec, KVRanges, build_fast, build_slow
 from accelerator.graph.quantize import RECIPES
 from accelerator.prefixes import cuts
 from accelerator.sampling import Sampler
@@ -277,6 +277,22 @@ def test_rows_join_and_leave_a_batch_and_none_notices(
     assert batching == "on" or {width % 2 for width in widths} == {0}
     assert len(widths) < 0.6 * frames, "most steps served several sequences"
     assert decoder.busy == 0
+
+
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+def test_quantized_rows_are_the_same_in_any_company(adapter: Any, tiny: Any, tmp_path: Path, precision: str) -> None:
+    """Quantized kernels round by the number of rows; a seed must not hear that."""
+    trace, spec, recipe = adapter._trace(), adapter._spec, RECIPES[precision]
+    build_slow(tmp_path, spec, adapter._weights, recipe, KVRanges(trace.key_range, trace.value_range))
+    build_fast(tmp_path, spec, adapter._weights, recipe)
+    for name in ("embeddings", "codebook_embeddings", "fast_embeddings"):
+        write_table(tmp_path / f"{name}.npy", adapter._weights(name))
+    decoder = decoder_of(tmp_path, spec)
+    how: dict[str, Any] = {"temperature": 0.9, "batching": "invariant"}
+    jobs = [(tiny.encode_text("word " * n + "end"), 20 + 3 * n, {**how, "seed": n}) for n in range(5)]
+    alone = [generate(decoder, adapter, p, c, **options) for p, c, options in jobs]
+    for expected, answer in zip(alone, together(decoder, adapter, jobs), strict=True):
+        np.testing.assert_array_equal(answer, expected)
 
 
 def test_one_consumer_advances_all(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
