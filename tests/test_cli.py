@@ -348,6 +348,21 @@ class TestSynth:
         assert streamed.stdout_bytes[:4] == b"RIFF"
         assert "s of speech" in streamed.stderr
 
+    def test_speaks_by_name(self, cache: Path, tmp_path: Path, voice: Path):
+        options = [*TINY, *FEW, "--precision", "fp32", "--cache-dir", cache]
+        found = error("synth", "Hello", "-o", tmp_path / "a.wav", "--voice", "anna", *options, exit_code=1)
+        assert (found["type"], "anna" in found["message"]) == ("InvalidOption", True)
+        both = ["--voice", "anna", "--reference", voice]
+        found = error("synth", "Hello", "-o", tmp_path / "a.wav", *both, *options, exit_code=2)
+        assert "not both" in found["message"]
+
+    def test_speaks_a_long_text_in_segments(self, cache: Path, tmp_path: Path):
+        options = [*TINY, *FEW, "--precision", "fp32", "--cache-dir", cache]
+        text = "This is a sentence that is spoken. " * 12
+        found = answer("synth", text, "-o", tmp_path / "a.wav", *options)
+        assert "".join(s["text"] for s in found["metrics"]["segments"]) == text
+        assert len(found["metrics"]["segments"]) > 1
+
     def test_speaks_in_a_voice(self, copied: Path, tmp_path: Path, voice: Path):
         options = ["--reference", voice, "--reference-text", "la", "--precision", "fp32", "--cache-dir", copied]
         found = answer("synth", "Hello", "-o", tmp_path / "a.wav", *TINY, *FEW, *options)

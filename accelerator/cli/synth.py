@@ -36,6 +36,7 @@ def synth(
         Path | None, typer.Option("--reference", help="A recording of the voice to speak in, 5 to 15 seconds.")
     ] = None,
     reference_text: Annotated[str | None, typer.Option("--reference-text", help="What the recording says.")] = None,
+    voice: Annotated[str | None, typer.Option("--voice", help="Instead: a voice the engine knows by name.")] = None,
     precision: Precision = PrecisionName.auto,
     seed: Annotated[int | None, typer.Option(help="Same seed, same audio.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
@@ -65,16 +66,19 @@ def synth(
         "max_new_tokens": max_new_tokens,
     }
     _check_early(text, output, reference, reference_text, sampling)
+    if voice is not None and reference is not None:
+        raise typer.BadParameter("give --voice or --reference, not both", param_hint="--voice")
     options = {"precision": precision.value, "threads": threads, "cache_dir": cache_dir}
     with out.progress() as progress:
         optimizer = engines.open_engine(out, engine, size, checkpoint, progress=progress, **options)
         with_voice = reference is not None
         engines.prepare(optimizer, encoder=with_voice)  # before the clock of the request starts
+    spoken = {"voice": voice, **sampling}
     with optimizer:
         if stream:
-            result = _stream(optimizer, output, text, reference, reference_text, sampling)
+            result = _stream(optimizer, output, text, reference, reference_text, spoken)
         else:
-            speech = optimizer.synthesize(text, reference, reference_text, **sampling)
+            speech = optimizer.synthesize(text, reference, reference_text, **spoken)
             write_file(output, speech.audio, speech.sample_rate)
             result = {"sample_rate": speech.sample_rate, "samples": len(speech.audio), "metrics": speech.metrics}
     _report(out, {"output": str(output), "engine": engine, **result})
@@ -157,6 +161,9 @@ def _report(out: Output, result: dict[str, Any]) -> None:
         out.note(line)
     else:
         out.line(line)
+    if len(metrics["segments"]) > 1:
+        again = sum(segment["tries"] > 1 for segment in metrics["segments"])
+        out.note(f"{len(metrics['segments'])} segments" + (f", {again} of them tried twice" if again else ""))
     for fallback in metrics["fallback"]:
         out.note(f"Fallback: {fallback['part']} ran in PyTorch: {fallback['reason']}: {fallback['message']}")
 
