@@ -371,13 +371,13 @@ def test_a_failing_run_fails_its_batch_and_not_the_next(
         patch.setattr(decode.Transformer, "step", broken)
         failures = []
         for stream in streams:
-            with pytest.raises(BatchFailed, match=r"2 sequences failed: SessionError: out of memory") as caught:
+            with pytest.raises(BatchFailed, match="2 sequences failed") as caught:
                 list(stream)
             failures.append(caught.value)
         assert failures[0] is failures[1]
         alone = decoder.generate(prompt, sampler(adapter, temperature=0), 6, batching="on")
         next(alone)
-        with pytest.raises(SessionError, match="^out of memory$"):
+        with pytest.raises(SessionError, match=r"^out of memory$"):
             next(alone)
     assert decoder.busy == 0
     np.testing.assert_array_equal(generate(decoder, adapter, prompt, 6), expected)
