@@ -113,6 +113,9 @@ class Session:
         if spins:
             settings.add_session_config_entry("session.intra_op.spin_duration_us", str(options.spin_us))
         settings.add_session_config_entry("session.set_denormal_as_zero", "1")
+        settings.add_session_config_entry(
+            "session.prepack.enable_parallel", "1"
+        )  # where known; halves the time to load
         settings.add_session_config_entry("session.disable_prepacking", str(int(not options.prepack)))
         try:
             # In a thread of its own: the first session's denormal mode stays with the thread that made it, for good.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,8 @@ def folder(adapter: FishSpeechAdapter, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def decode(adapter: FishSpeechAdapter, folder: Path) -> Callable[[np.ndarray], np.ndarray]:
-    return adapter._load_decoder({"decoder-twin": folder / "decoder-twin"}, SessionOptions(backend="onednn"))
+def decode(folder: Path) -> twin.DecodeCall:
+    return twin.DecodeCall(folder / "decoder-twin" / twin.FILE)
 
 
 def own(adapter: FishSpeechAdapter, codes: np.ndarray) -> np.ndarray:
@@ -63,6 +63,12 @@ def own(adapter: FishSpeechAdapter, codes: np.ndarray) -> np.ndarray:
         if adapter.layout.codec_call == "decode":
             return codec.decode(frames, torch.tensor([codes.shape[1]]))[0][0, 0].numpy()
         return codec.from_indices(frames)[0, 0].numpy()
+
+
+def test_the_adapter_loads_the_twin(adapter: Any, decode: Any, folder: Path) -> None:
+    loaded = adapter._load_decoder({"decoder-twin": folder / "decoder-twin"}, SessionOptions(backend="onednn"))
+    codes = adapter._codes(5)
+    np.testing.assert_array_equal(loaded(codes), decode(codes))
 
 
 @pytest.mark.parametrize("frames", [1, 2, 17, 70, 131])
@@ -85,40 +91,13 @@ def test_a_stream_joins_to_the_whole(adapter: Any, decode: Any, window: int) -> 
     np.testing.assert_allclose(joined, own(adapter, codes), atol=1e-4, rtol=0)
 
 
-def test_a_decode_goes_on_where_an_earlier_one_ended(adapter: Any, decode: Any, monkeypatch: Any) -> None:
-    pushed: list[int] = []
-    push = twin.Stream.push
-
-    def counted(self: Any, codes: np.ndarray) -> np.ndarray:
-        pushed.append(codes.shape[1])
-        return push(self, codes)
-
-    monkeypatch.setattr(twin.Stream, "push", counted)
-    codes, other = adapter._codes(40, seed=1), adapter._codes(40, seed=2)
-    whole, another = own(adapter, codes), own(adapter, other)
-    hop = adapter.samples_per_frame
-    for end in (3, 10, 40):
-        np.testing.assert_allclose(decode(codes[:, :end]), whole[: end * hop], atol=1e-4, rtol=0)
-        answer = decode(other[:, :end])
-        np.testing.assert_allclose(answer, another[: end * hop], atol=1e-4, rtol=0)
-        answer[:] = 9  # what a caller does to its audio is not remembered
-    assert pushed == [3, 3, 7, 7, 30, 30]
-    changed = codes.copy()
-    changed[0, 2] = (changed[0, 2] + 1) % 1024
-    np.testing.assert_allclose(decode(changed), own(adapter, changed), atol=1e-4, rtol=0)
-    assert pushed[-1] == 40, "one code differs"
-    np.testing.assert_allclose(decode(codes), whole, atol=1e-4, rtol=0)
-    for seed in range(2 * twin.REMEMBERED):
-        decode(adapter._codes(2, seed=seed))
-    assert len(decode._recent) == twin.REMEMBERED
-
-
 def test_decodes_from_many_threads(adapter: Any, decode: Any) -> None:
     codes = [adapter._codes(24, seed=seed) for seed in range(4)]
     expected = [own(adapter, each) for each in codes]
 
     def windows(i: int) -> np.ndarray:
-        return [decode(codes[i % 4][:, :end]) for end in (4, 9, 24)][-1]
+        stream = decode.stream()
+        return np.concatenate([stream.push(codes[i % 4][:, j : j + 8]) for j in (0, 8, 16)])
 
     with ThreadPoolExecutor(8) as pool:
         for i, audio in enumerate(pool.map(windows, range(16))):
@@ -174,6 +153,14 @@ def test_the_proof_passes_the_twin_and_catches_a_wrong_weight(adapter: Any, fold
         assert not component.prove(where, "fp32")["passed"]
     finally:
         file.write_bytes(kept)
+
+
+def test_without_bfloat16_kernels_nothing_is_said_of_it(adapter: Any, folder: Path, monkeypatch: Any) -> None:
+    component = next(p.twin for p in adapter.parts() if p.name == "decoder")
+    monkeypatch.setattr(twin, "_has_bf16", lambda: False)
+    report = component.prove(folder / component.name, "fp32")
+    assert report["passed"]
+    assert "bf16" not in report
 
 
 def test_a_damaged_twin_is_said_to_be_one(adapter: Any, folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -269,37 +268,15 @@ class Stream:
 
 
 class DecodeCall:
-    """Codes int [C, frames] -> audio float32 [frames * hop].
-
-    What a call has decoded is remembered for the last few: one that begins with the same codes goes on from there. So a
-    stream that decodes everything so far again and again pays only for what is new.
-    """
+    """Codes int [C, frames] -> audio float32 [frames * hop]."""
 
     def __init__(self, path: Path, *, bf16: bool = False) -> None:
         """Raises SessionError."""
         with _plainly("decoder"):
             self._decoder = Decoder(*load(path), bf16=bf16)
-        self._recent: list[tuple[np.ndarray, Stream, list[np.ndarray]]] = []  # codes, what follows them, their audio
-        self._lock = threading.Lock()
 
     def __call__(self, codes: np.ndarray) -> np.ndarray:
-        seen, stream, audio = self._begun(codes)
-        audio.append(stream.push(codes[:, seen:]))
-        whole = np.concatenate(audio)
-        if codes.shape[1] <= REMEMBERED_FRAMES:
-            with self._lock:
-                self._recent = [*self._recent, (codes.copy(), stream, [whole.copy()])][-REMEMBERED:]
-        return whole
-
-    def _begun(self, codes: np.ndarray) -> tuple[int, Stream, list[np.ndarray]]:
-        """Frames that are decoded already, the stream behind them, and their audio, which nobody else has any more."""
-        with self._lock:
-            for i, (known, stream, audio) in enumerate(self._recent):
-                seen = known.shape[1]
-                if seen < codes.shape[1] and np.array_equal(known, codes[:, :seen]):
-                    del self._recent[i]
-                    return seen, stream, audio
-        return 0, self.stream(), []
+        return self.stream().push(codes)
 
     def stream(self) -> Stream:
         """For frames that are still to come."""
