@@ -31,16 +31,21 @@ class ArmGone(ArmFailed):
 
 
 class Process:
-    """A started worker. `started`: `time.perf_counter()` just before. progress: told what the worker reports."""
+    """A started worker. `started`: `time.perf_counter()` just before. progress: told what the worker reports.
 
-    def __init__(self, progress: Callable[[str], None], *, patience_s: float = _PATIENCE_S) -> None:
+    module: the worker's, which is run.
+    """
+
+    def __init__(
+        self, progress: Callable[[str], None], *, patience_s: float = _PATIENCE_S, module: str = _MODULE
+    ) -> None:
         self._progress, self._patience_s = progress, patience_s
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - see close
         # The engine may have been made importable by the caller's sys.path alone.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self.started = time.perf_counter()
         self._child = subprocess.Popen(
-            [sys.executable, "-m", _MODULE],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from .machine import memory
 from .plan import Measure, Plan
 
-__all__ = ["main"]
+__all__ = ["Worker", "main", "serve"]
 
 
 class Worker:
@@ -55,14 +55,14 @@ class Worker:
         return memory()
 
 
-def serve(questions: TextIO, answers: TextIO) -> None:
-    """Answer until the questions end."""
+def serve(questions: TextIO, answers: TextIO, make: Callable[[Callable[[str], None]], Any] = Worker) -> None:
+    """Answer until the questions end. make: the worker, whose methods they name."""
 
     def send(message: dict[str, Any]) -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
-    worker = Worker(lambda text: send({"progress": text}))
+    worker = make(lambda text: send({"progress": text}))
     for line in questions:
         question = json.loads(line)
         try:
@@ -74,12 +74,12 @@ def serve(questions: TextIO, answers: TextIO) -> None:
             send({"answer": answer})
 
 
-def main() -> None:
+def main(make: Callable[[Callable[[str], None]], Any] = Worker) -> None:
     # Engines print to stdout as they please: the pipe is kept for answers, and everything else goes to stderr.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    serve(sys.stdin, answers)
+    serve(sys.stdin, answers, make)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`accelerator bench`: the options of `accelerator.benchmark`, and files for its results."""
+"""`accelerator bench`: the options of `accelerator.benchmark` and its `serving`, and files for their results."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ def bench(
     ] = False,
     voice: Annotated[Path | None, typer.Option("--voice", help="With --quality: the voice's file. [bundled]")] = None,
     sentences: Annotated[int, typer.Option("--sentences", min=1, help="With --quality: held-out sentences.")] = 120,
+    serving: Annotated[
+        bool, typer.Option("--serving", help="Measure batches, streams, voices, long text, callers and memory.")
+    ] = False,
+    scenario: Annotated[
+        list[str] | None, typer.Option("--scenario", help="With --serving: only this one; repeatable. [default: all]")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="With --serving: 10,000 words and 1,000 requests, too.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the table to this file.")] = None,
     svg: Annotated[Path | None, typer.Option("--svg", help="Write the chart to this file.")] = None,
@@ -60,33 +67,50 @@ def bench(
     if quality:
         _quality(out, engine, voice, precision, sentences, cache_dir, json, markdown)
         return
-    from .. import benchmark
-
+    if (scenario or full) and not serving:
+        raise typer.BadParameter("only --serving has scenarios", param_hint="--scenario" if scenario else "--full")
     if seconds is not None:
         frames = math.ceil(seconds * _frame_rate(engine, size))
+    if serving and (context or (precision and len(precision) > 1)):
+        raise typer.BadParameter("--serving measures one precision, and no --context", param_hint="--serving")
     given: dict[str, Any] = {
         "size": size.value if size is not None else None,
         "checkpoint": checkpoint,
-        "precisions": tuple(p.value for p in precision) if precision else None,
         "rounds": rounds,
         "frames": frames,
-        "contexts": tuple(context) if context else None,
         "threads": threads,
         "cache_dir": cache_dir,
         "quick": quick,
     }
-    options = benchmark.BenchOptions(engine=engine, **{k: v for k, v in given.items() if v is not None})
-    result = benchmark.run(options, report=out.note)
-    table = benchmark.to_markdown(result)
+    measure: Any
+    options: Any
+    if serving:
+        from ..benchmark import serving as measure
+
+        given |= {"scenarios": tuple(scenario or ()), "full": full}
+        given |= {"precision": precision[0].value if precision else None}
+        options = measure.ServingOptions(engine=engine, **_known(given))
+    else:
+        from .. import benchmark as measure
+
+        given |= {"precisions": tuple(p.value for p in precision) if precision else None}
+        given |= {"contexts": tuple(context) if context else None}
+        options = measure.BenchOptions(engine=engine, **_known(given))
+    result = measure.run(options, report=out.note)
+    table = measure.to_markdown(result)
     for target, text in (
         (json, lambda: jsonlib.dumps(formats.plain(result), indent=2, allow_nan=False) + "\n"),
         (markdown, lambda: table),
-        (svg, lambda: benchmark.to_svg(result)),
+        (svg, lambda: measure.to_svg(result)),
     ):
         if target is not None:
             _write(target, text())
             out.note(f"wrote {target}")
     out.line(table.rstrip("\n"))
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _quality(
