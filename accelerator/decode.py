@@ -38,10 +38,20 @@ class Transformer:
     """One graph of Llama blocks with the key-value caches of several sequences: one row each, of its own length."""
 
     def __init__(
-        self, session: Session, spec: TransformerSpec, outputs: dict[str, int], batch: int, capacity: int
+        self,
+        session: Session,
+        spec: TransformerSpec,
+        outputs: dict[str, int],
+        batch: int,
+        capacity: int,
+        wide: Session | None = None,
     ) -> None:
-        """`outputs`: name -> width of the graph's outputs [B, width]. `batch`: rows there is room for."""
-        self._session, self._spec = session, spec
+        """`outputs`: name -> width of the graph's outputs [B, width]. `batch`: rows there is room for.
+
+        wide: the same graph in weights that suit matrices better than vectors, over the same cache. It runs prompts,
+        and steps that ask for it.
+        """
+        self._session, self._spec, self._wide = session, spec, wide
         dtype = session.inputs["past_key.0"][0] or np.float32
         self.cache = KVCache(spec.layers, batch, spec.kv_heads, spec.head_dim, min(capacity, spec.positions), dtype)
         self._widths = outputs
@@ -54,7 +64,7 @@ class Transformer:
         self.lengths = np.zeros(rows, np.int32)  # positions in each row's cache
         self._seqlens = np.zeros(rows, np.int32)
         self._inputs = {length: np.zeros((rows, length, self._spec.dim), np.float32) for length in (1, 2)}
-        self._bound: dict[tuple[int, int, int], tuple[np.ndarray, Binding]] = {}
+        self._bound: dict[tuple[int, int, int, bool], tuple[np.ndarray, Binding]] = {}
 
     @property
     def rows(self) -> int:
@@ -63,13 +73,16 @@ class Transformer:
 
     def input(self, length: int, begin: int = 0, end: int | None = None) -> np.ndarray:
         """The buffer [end - begin, length, D] that the next `step` of the same arguments reads."""
-        return self._binding(length, begin, self.rows if end is None else end)[0]
+        end = self.rows if end is None else end
+        own = self._inputs.get(length)
+        return self._binding(length, begin, end, self._is_wide(length))[0] if own is None else own[begin:end]
 
-    def step(self, length: int, begin: int = 0, end: int | None = None) -> dict[str, np.ndarray]:
+    def step(self, length: int, begin: int = 0, end: int | None = None, *, wide: bool = False) -> dict[str, np.ndarray]:
         """Run rows begin .. end over what their `input` holds; returns all rows' outputs, valid until the next step.
 
-        Several rows may have lengths of their own when `length` is 1; otherwise theirs must be equal. Raises
-        GenerationError when the model's positions are exceeded.
+        wide: by the wide graph, if there is one; it runs more than two positions in any case. Several rows may have
+        lengths of their own when `length` is 1; otherwise theirs must be equal. Raises GenerationError when the model's
+        positions are exceeded.
         """
         end = self.rows if end is None else end
         lengths = self.lengths[begin:end]
@@ -79,14 +92,15 @@ class Transformer:
             x = self.input(length, begin, end)
             self.grow(total)
             self.input(length, begin, end)[:] = x
-        _, binding = self._binding(length, begin, end)
+        wide = self._is_wide(length, wide)
+        _, binding = self._binding(length, begin, end, wide)
         np.add(lengths, length - 1, out=self._seqlens[begin:end])
         self._total.fill(total)
         self._first.fill(not lengths.any())
         binding.run()
         lengths += length
         if length > 2:
-            del self._bound[length, begin, end]  # a prefill's buffers are not needed again
+            del self._bound[length, begin, end, wide]  # a prefill's buffers are not needed again
         return self.outputs
 
     def grow(self, total: int) -> None:
@@ -109,15 +123,19 @@ class Transformer:
         self.cache.move(source, target, int(self.lengths[source]))
         self.lengths[target] = self.lengths[source]
 
-    def _binding(self, length: int, begin: int, end: int) -> tuple[np.ndarray, Binding]:
-        key = length, begin, end
+    def _is_wide(self, length: int, asked: bool = False) -> bool:
+        return self._wide is not None and (asked or length > 2)
+
+    def _binding(self, length: int, begin: int, end: int, wide: bool) -> tuple[np.ndarray, Binding]:
+        key = length, begin, end, wide
         if key not in self._bound:
             own = self._inputs.get(length)
             x = np.zeros((end - begin, length, self._spec.dim), np.float32) if own is None else own[begin:end]
-            self._bound[key] = x, self._bind(length, begin, end, x)
+            self._bound[key] = x, self._bind(length, begin, end, x, wide)
         return self._bound[key]
 
-    def _bind(self, length: int, begin: int, end: int, x: np.ndarray) -> Binding:
+    def _bind(self, length: int, begin: int, end: int, x: np.ndarray, wide: bool) -> Binding:
+        session = self._wide if wide and self._wide is not None else self._session
         inputs = {
             "x": x,
             "seqlens_k": self._seqlens[begin:end],
@@ -126,9 +144,9 @@ class Transformer:
             "first": self._first,
             **self.cache.inputs(begin, end),
         }
-        wanted = {name: array for name, array in inputs.items() if name in self._session.inputs}
+        wanted = {name: array for name, array in inputs.items() if name in session.inputs}
         outputs = {name: array[begin:end] for name, array in self.outputs.items()}
-        return self._session.bind(wanted, {**outputs, **self.cache.outputs(begin, end)})
+        return session.bind(wanted, {**outputs, **self.cache.outputs(begin, end)})
 
 
 def check_room(total: int, spec: TransformerSpec) -> None:

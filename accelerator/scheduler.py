@@ -104,18 +104,22 @@ class DualARDecoder:
         fast: Session,
         embeddings: Embeddings,
         *,
+        wide: tuple[Session, Session] | None = None,
+        wide_rows: int = 4,
         rows: int = ROWS,
         cache_bytes: int = CACHE_BYTES,
         prefixes: Prefixes | None = None,
     ) -> None:
         """`rows`: sequences advanced at the same time at most, an even number; others wait their turn.
 
-        They wait, too, while the key-value caches of all would need more than `cache_bytes`.
+        They wait, too, while the key-value caches of all would need more than `cache_bytes`. wide: slow and fast in
+        weights that suit matrices better than vectors, for prompts and for runs of at least `wide_rows` rows whose
+        rounding nobody minds.
         """
         self.spec, self.embeddings, self.limit = spec, embeddings, rows
         self._cache_bytes = cache_bytes
         self.prefixes = Prefixes() if prefixes is None else prefixes
-        self._slow_session, self._fast_session = slow, fast
+        self._slow_session, self._fast_session, self._wide, self._wide_rows = slow, fast, wide, wide_rows
         self._fast: Transformer | None = None
         self._state = threading.Condition()
         self._leading = False  # somebody advances the rows; all that follows is then theirs alone, but for _waiting
@@ -293,7 +297,8 @@ class DualARDecoder:
 
     def _new_lane(self, rows: int, capacity: int) -> _Lane:
         outputs = {"logits": len(self.spec.rows), "hidden": self.spec.fast.dim}
-        return _Lane(Transformer(self._slow_session, self.spec.slow, outputs, rows, capacity))
+        wide = None if self._wide is None else self._wide[0]
+        return _Lane(Transformer(self._slow_session, self.spec.slow, outputs, rows, capacity, wide))
 
     def _step(self, lane: _Lane) -> None:
         """Feed every row its last frame."""
@@ -316,11 +321,15 @@ class DualARDecoder:
             else:
                 self.embeddings.frame(row.frame, x[index, 0])
         tock = time.perf_counter()
-        slow.step(1, 0, lane.width)
+        slow.step(1, 0, lane.width, wide=self._is_wide(rows))
         done = time.perf_counter()
         for row in rows:
             row.times.embed += tock - tick
             row.times.slow += done - tock
+
+    def _is_wide(self, rows: Sequence[_Row]) -> bool:
+        """Whether a run of these rows is one for the wide graphs: enough of them, and none that must be invariant."""
+        return len(rows) >= self._wide_rows and all(row.batching == "on" for row in rows)
 
     def _draw(self, lane: _Lane) -> None:
         """Draw the next frame of every row from what the slow model answered."""
@@ -365,12 +374,14 @@ class DualARDecoder:
     def _codes(self, speaking: list[tuple[int, _Row, np.ndarray]], hidden: np.ndarray) -> None:
         """Fill frame[1:]: the first code is the main token's own, each next one is drawn from the fast model."""
         spec, width = self.spec, len(speaking)
+        wide = self._is_wide([row for _, row, _ in speaking])
         if any(row.batching == "invariant" for _, row, _ in speaking):
             width += width % 2
         if self._fast is None or self._fast.rows < width:
             rows = 1 if width == 1 else self.limit
             outputs = {"logits": spec.fast_codes}
-            self._fast = Transformer(self._fast_session, spec.fast, outputs, rows, spec.codebooks)
+            session = None if self._wide is None else self._wide[1]
+            self._fast = Transformer(self._fast_session, spec.fast, outputs, rows, spec.codebooks, session)
         fast = self._fast
         fast.lengths[:] = 0
         # Position 0 takes the hidden state and its logits are never used, so it runs together with position 1.
@@ -382,7 +393,7 @@ class DualARDecoder:
         ran = drew = 0.0
         for codebook in range(1, spec.codebooks):
             tick = time.perf_counter()
-            logits = fast.step(2 if codebook == 1 else 1, 0, width)["logits"]
+            logits = fast.step(2 if codebook == 1 else 1, 0, width, wide=wide)["logits"]
             tock = time.perf_counter()
             x = fast.input(1, 0, width)
             for at, (_, row, frame) in enumerate(speaking):

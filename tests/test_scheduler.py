@@ -264,10 +264,10 @@ def test_rows_join_and_leave_a_batch_and_none_notices(
     jobs = [(p, c, {**how, "batching": batching}) for p, c, how in jobs]
     widths, step = [], decode.Transformer.step
 
-    def spy(self: Any, length: int, begin: int = 0, end: int | None = None) -> Any:
+    def spy(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
         if self._session is decoder._slow_session and length == 1:
             widths.append(end - begin)  # type: ignore[operator]
-        return step(self, length, begin, end)
+        return step(self, length, begin, end, **how)
 
     monkeypatch.setattr(decode.Transformer, "step", spy)
     for expected, answer in zip(alone, together(decoder, adapter, jobs), strict=True):
@@ -363,10 +363,10 @@ def test_a_failing_run_fails_its_batch_and_not_the_next(
     with monkeypatch.context() as patch:
         step = decode.Transformer.step
 
-        def broken(self: Any, length: int, begin: int = 0, end: int | None = None) -> Any:
+        def broken(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
             if length == 1 and self._session is decoder._slow_session:
                 raise SessionError("out of memory")
-            return step(self, length, begin, end)
+            return step(self, length, begin, end, **how)
 
         patch.setattr(decode.Transformer, "step", broken)
         failures = []
@@ -423,10 +423,10 @@ def test_a_known_voice_is_not_prefilled_again(
     prefilled: list[int] = []
     step = decode.Transformer.step
 
-    def spy(self: Any, length: int, begin: int = 0, end: int | None = None) -> Any:
+    def spy(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
         if self._session is decoder._slow_session and length > 1:
             prefilled.append(length)
-        return step(self, length, begin, end)
+        return step(self, length, begin, end, **how)
 
     monkeypatch.setattr(decode.Transformer, "step", spy)
     answers = [generate(decoder, adapter, p, 20, temperature=0.9, seed=1) for p in prompts]
@@ -452,8 +452,8 @@ def test_logits_that_are_no_numbers_are_refused(
     decoder = decoder_of(built, adapter._spec)
     step = decode.Transformer.step
 
-    def broken(self: Any, length: int, begin: int = 0, end: int | None = None) -> Any:
-        out = step(self, length, begin, end)
+    def broken(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
+        out = step(self, length, begin, end, **how)
         if self._session is getattr(decoder, f"_{where}_session") and self.lengths[0] > 20 * (where == "slow"):
             out["logits"][0, 3] = np.nan
         return out

@@ -70,8 +70,9 @@ class Voice:
 class Decoding:
     """One utterance, decoded window by window; the windows join to what the whole would be.
 
-    call(codes [C, m], after=...): a route to a decoder part. A decoder without a memory is given `context` frames before
-    the window, and the audio is cut (see `windowed`); one that can go on where it ended keeps its state in `state`.
+    call(codes [C, m], after=...): a route to a decoder part. A decoder without a memory is given `context` frames
+    before the window, and the audio is cut (see `windowed`); one that can go on where it ended keeps its state in
+    `state`.
     """
 
     def __init__(self, call: Call, context: int, samples_per_frame: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from ..export import Component, Progress, ProgressEvent
 from ..graph import dual_ar as graphs
 from ..graph import graph, quantize, rewrite
 from ..graph.dual_ar import DualARSpec, KVRanges, Weights, build_fast, build_slow
-from ..graph.quantize import RECIPES
+from ..graph.quantize import BY_ROW, RECIPES
+from ..hardware import detect
+from ..hardware.pages import huge_pages
 from ..proof import BARS, Bar, Trace, compare_arrays, compare_codes, compare_logits, replay
 from ..scheduler import DualARDecoder
 from ..session import Session, SessionOptions
@@ -28,6 +30,7 @@ __all__ = ["EMBEDDINGS", "LANGUAGE_MODEL", "codec_component", "language_model_co
 EMBEDDINGS, LANGUAGE_MODEL = "embeddings", "text2semantic"
 _TABLES = ("embeddings", "codebook_embeddings", "fast_embeddings")
 _PROOF_THREADS = 2
+WIDE = "wide_"  # names graphs in integers by rows
 
 
 def _source(thing: Any) -> str:
@@ -45,13 +48,17 @@ def language_model_components(
     trace: Callable[[], Trace],
     *,
     dtype: str = "fp32",
+    wide: bool | None = None,
 ) -> tuple[Component, Component]:
-    """The embedding tables and the two graphs of a dual autoregressive model.
+    """The embedding tables and the graphs of a dual autoregressive model.
 
     weights: called while exporting only. trace: PyTorch's answers, recorded once and kept for all precisions. dtype:
     what the engine computes in, "fp32" or "bf16"; an engine that rounds to bfloat16 cannot be matched to float32's bar.
+    wide: whether a quantized export has both graphs once more, in integers by rows, which processors with integer
+    matrix units (AMX) run several times faster over prompts and large batches. None asks this machine.
     """
     config = spec.to_dict()
+    wide = "amx_int8" in detect().isa if wide is None else wide
     recorded: list[Trace] = []
 
     def the_trace() -> Trace:
@@ -87,12 +94,18 @@ def language_model_components(
             ranges = KVRanges(seen_by.key_range, seen_by.value_range)
         build_slow(directory, spec, counted, recipe, ranges)
         build_fast(directory, spec, counted, recipe)
+        if wide and ranges is not None:  # the same ranges: both work on one cache
+            build_slow(directory, spec, counted, BY_ROW, ranges, name=f"{WIDE}slow")
+            build_fast(directory, spec, counted, BY_ROW, name=f"{WIDE}fast")
         (directory / "spec.json").write_text(json.dumps(config))
 
-    def compared(directory: Path, bar: Bar, options: SessionOptions) -> dict[str, Any]:
+    def compared(
+        directory: Path, bar: Bar, options: SessionOptions, graphs: Sequence[str] = ("slow", "fast")
+    ) -> dict[str, Any]:
         trace = the_trace()
-        slow, fast = (Session(directory / f"{name}.onnx", options) for name in ("slow", "fast"))
-        answers = replay(DualARDecoder(spec, slow, fast, _WeightEmbeddings(spec, weights)).generate, trace)
+        slow, fast, *wider = (Session(directory / f"{name}.onnx", options) for name in graphs)
+        pair = (wider[0], wider[1]) if wider else None
+        answers = replay(DualARDecoder(spec, slow, fast, _WeightEmbeddings(spec, weights), wide=pair).generate, trace)
         pairs = {
             "main": (trace.main_logits, answers.main_logits),
             "codes": (trace.code_logits, answers.code_logits),
@@ -117,7 +130,18 @@ def language_model_components(
             proven.append(structure(directory))
         if not proven[0]["passed"]:
             return {**proven[0], "structure": proven[0]}
-        report = compared(directory, BARS[precision], SessionOptions(threads=_PROOF_THREADS))
+        options = SessionOptions(threads=_PROOF_THREADS)
+        report = compared(directory, BARS[precision], options)
+        if (directory / f"{WIDE}slow.onnx").exists():
+            # Prompts by the wide graphs and steps by the others; and all of it by the wide ones, as in a batch.
+            names = [f"{WIDE}slow", f"{WIDE}fast"]
+            wide_reports = [compared(directory, BARS[precision], options, g) for g in (["slow", "fast", *names], names)]
+            report["wide"] = {"passed": all(r["passed"] for r in wide_reports), "prompts": wide_reports[0]}
+            report["wide"]["all"] = wide_reports[1]
+            if not report["wide"]["passed"]:  # the export is published without them
+                for name in names:
+                    for file in directory.glob(f"{name}.*"):
+                        file.unlink()
         return {**report, "structure": proven[0]}
 
     recipes = {p: vars(r) for p, r in RECIPES.items()}
@@ -127,7 +151,7 @@ def language_model_components(
         Component(
             LANGUAGE_MODEL,
             identity,
-            {**config, "engine_dtype": dtype},
+            {**config, "engine_dtype": dtype, "wide": wide},
             tuple(RECIPES),
             build_graphs,
             prove_graphs,
@@ -142,8 +166,13 @@ def load_language_model(paths: Mapping[str, Path], options: SessionOptions) -> D
     """A decoder over the two exports of `language_model_components`."""
     directory = paths[LANGUAGE_MODEL]
     spec = DualARSpec.from_dict(json.loads((directory / "spec.json").read_text()))
-    slow, fast = (Session(directory / f"{name}.onnx", options) for name in ("slow", "fast"))
-    return DualARDecoder(spec, slow, fast, Embeddings(paths[EMBEDDINGS], spec))
+    names = ["slow", "fast"]
+    if (directory / f"{WIDE}slow.onnx").exists():
+        names += [f"{WIDE}slow", f"{WIDE}fast"]
+    with huge_pages():  # a step reads all weights
+        slow, fast, *wide = (Session(directory / f"{name}.onnx", options) for name in names)
+    pair = (wide[0], wide[1]) if wide else None
+    return DualARDecoder(spec, slow, fast, Embeddings(paths[EMBEDDINGS], spec), wide=pair)
 
 
 class _WeightEmbeddings(Embeddings):

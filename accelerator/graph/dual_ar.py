@@ -136,10 +136,10 @@ def build_slow(
         graph.output(hidden, "hidden", np.float32, ["batch", spec.fast.dim])
 
 
-def build_fast(directory: Path, spec: DualARSpec, weights: Weights, recipe: Recipe) -> None:
-    """Write fast.onnx: embedded codes in, logits of the next codebook out (last position only)."""
+def build_fast(directory: Path, spec: DualARSpec, weights: Weights, recipe: Recipe, *, name: str = "fast") -> None:
+    """Write <name>.onnx: embedded codes in, logits of the next codebook out (last position only)."""
     stack = spec.fast
-    with Graph(directory, "fast") as graph:
+    with Graph(directory, name) as graph:
         x = graph.input("x", np.float32, ["batch", "length", stack.dim])
         x, skip = _transformer(graph, stack, "fast", x, weights, recipe)
         x = graph.op("Add", x, skip)

@@ -1,0 +1,144 @@
+"""Graphs in integers by rows beside the others: which runs they take, and when an export has them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from accelerator import decode
+from accelerator.cache import ContentCache
+from accelerator.engines import dual_ar
+from accelerator.engines.dual_ar import EMBEDDINGS, LANGUAGE_MODEL, language_model_components, load_language_model
+from accelerator.engines.reference import ReferenceAdapter
+from accelerator.export import export_component
+from accelerator.hardware import detect
+from accelerator.scheduler import DualARDecoder
+from accelerator.session import SessionOptions
+from accelerator.speech import SamplingParams
+
+needs_exact_sums = pytest.mark.skipif(
+    not {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"} & set(detect().isa), reason="8-bit sums may saturate here"
+)
+pytestmark = needs_exact_sums
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny: Any) -> ReferenceAdapter:
+    return ReferenceAdapter(tiny)
+
+
+def paths(adapter: ReferenceAdapter, cache: ContentCache, *, wide: bool) -> dict[str, Path]:
+    components = language_model_components(adapter._spec, adapter._weights, lambda: "0" * 64, adapter._trace, wide=wide)
+    exports = [export_component(c, p, cache, proof="warn") for c, p in zip(components, ("fp32", "int8"), strict=True)]
+    return {c.name: e.path for c, e in zip(components, exports, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def both(adapter: ReferenceAdapter, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return paths(adapter, ContentCache(tmp_path_factory.mktemp("cache")), wide=True)
+
+
+@pytest.fixture
+def decoder(both: dict[str, Path]) -> DualARDecoder:
+    return load_language_model(both, SessionOptions())
+
+
+@pytest.fixture
+def runs(decoder: DualARDecoder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """(graph, rows, length) of every run."""
+    seen: list[tuple[str, int, int]] = []
+    bind = decode.Transformer._bind
+
+    def spy(self: Any, length: int, begin: int, end: int, x: np.ndarray, wide: bool) -> Any:
+        binding = bind(self, length, begin, end, x, wide)
+        run, name = binding.run, (self._wide if wide else self._session).path.stem
+        binding.run = lambda: (seen.append((name, end - begin, length)), run())  # type: ignore[method-assign]
+        return binding
+
+    monkeypatch.setattr(decode.Transformer, "_bind", spy)
+    return seen
+
+
+def speak(decoder: DualARDecoder, adapter: Any, count: int, batching: Any, frames: int = 6) -> list[np.ndarray]:
+    prompts = [adapter.engine.encode_text("word " * (n + 1)) for n in range(count)]
+    answers: list[Any] = [None] * count
+    gate = threading.Barrier(count)
+
+    def work(n: int) -> None:
+        gate.wait()
+        params = SamplingParams(temperature=0.7, top_p=0.8, top_k=30, seed=n, repetition_penalty=1.0)
+        answers[n] = np.stack(list(decoder.generate(prompts[n], adapter.sampler(params), frames, batching=batching)))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def test_prompts_and_large_batches_are_for_the_wide_graphs(decoder: DualARDecoder, adapter: Any, runs: Any) -> None:
+    speak(decoder, adapter, 6, "on", frames=12)
+    for name, rows, length in runs:
+        if length > 2:
+            assert (name, rows) == ("wide_slow", 1), "a prompt"
+        else:
+            assert name.startswith("wide_") == (rows >= 4), "a step"
+    widths = {rows for name, rows, length in runs if name == "wide_slow" and length == 1}
+    assert widths
+    assert min(widths) >= 4
+
+
+def test_what_must_be_invariant_never_changes_its_graph(decoder: DualARDecoder, adapter: Any, runs: Any) -> None:
+    together = speak(decoder, adapter, 6, "invariant")
+    assert {name for name, _, length in runs if length <= 2} == {"slow", "fast"}
+    alone = [a for n in range(6) for a in [speak_one(decoder, adapter, n)]]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def speak_one(decoder: DualARDecoder, adapter: Any, n: int) -> np.ndarray:
+    prompt = adapter.engine.encode_text("word " * (n + 1))
+    params = SamplingParams(temperature=0.7, top_p=0.8, top_k=30, seed=n, repetition_penalty=1.0)
+    return np.stack(list(decoder.generate(prompt, adapter.sampler(params), 6, batching="invariant")))
+
+
+def test_the_proof_covers_both_ways_of_using_them(both: dict[str, Path]) -> None:
+    directory = both[LANGUAGE_MODEL]
+    assert {p.name for p in directory.glob("*.onnx")} == {"slow.onnx", "fast.onnx", "wide_slow.onnx", "wide_fast.onnx"}
+    report = json.loads((directory / "manifest.json").read_text())["meta"]["proof"]
+    assert report["wide"]["passed"] is True
+    assert report["wide"]["prompts"]["kl"] != report["wide"]["all"]["kl"] != report["kl"]
+
+
+def test_unfaithful_ones_are_left_out(
+    adapter: ReferenceAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = dual_ar.build_slow
+
+    def wrong(directory: Path, spec: Any, weights: Any, *args: Any, **options: Any) -> None:
+        if options.get("name"):  # the wide one
+            good = weights
+            weights = lambda name: -good(name) if name.endswith(".out") else good(name)  # noqa: E731
+        build(directory, spec, weights, *args, **options)
+
+    monkeypatch.setattr(dual_ar, "build_slow", wrong)
+    found = paths(adapter, ContentCache(tmp_path), wide=True)
+    assert not list(found[LANGUAGE_MODEL].glob("wide_*"))
+    proof = json.loads((found[LANGUAGE_MODEL] / "manifest.json").read_text())["meta"]["proof"]
+    assert (proof["passed"], proof["wide"]["passed"]) == (True, False)
+    decoder = load_language_model(found, SessionOptions())
+    assert decoder._wide is None
+    assert len(speak(decoder, adapter, 5, "on")) == 5
+
+
+def test_machines_without_integer_matrices_have_none(adapter: ReferenceAdapter, tmp_path: Path) -> None:
+    found = paths(adapter, ContentCache(tmp_path), wide=False)
+    assert not list(found[LANGUAGE_MODEL].glob("wide_*"))
+    assert load_language_model(found, SessionOptions())._wide is None
+    assert EMBEDDINGS in found
