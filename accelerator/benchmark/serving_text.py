@@ -8,7 +8,7 @@ __all__ = ["SENTENCES", "text_of"]
 
 SENTENCES = (  # of 20 words each
     "The quick brown fox jumps over the lazy dog while the evening sun goes slowly down behind the distant hills.",
-    "Every morning before breakfast my neighbour walks along the river with two small dogs and his very old black umbrella.",
+    "Every morning before breakfast my uncle walks along the river with two small dogs and his big old red umbrella.",
     "Nobody in the village could remember a winter so mild that roses were still in bloom on the last day.",
     "She opened the heavy door, looked into the empty hall, and wondered why all of the lamps were already burning.",
     "When the train finally arrived, most of the people on the platform had given up waiting and gone home again.",
