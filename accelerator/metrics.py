@@ -12,7 +12,7 @@ import contextvars
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,6 @@ class Meter:
         elapsed = (self._clock() if self._end is None else self._end) - self._start
         audio_s = self._samples / self._sample_rate if self._sample_rate else 0.0
         spoken = self._stages["text2semantic"]
-        backends = set(self._backends.values())
         return {
             "rtf": elapsed / audio_s if audio_s else float("inf"),
             "rtfx": audio_s / elapsed if elapsed else float("inf"),
@@ -100,11 +99,19 @@ class Meter:
             "stages": dict(self._stages),
             "frames": self.frames,
             "frames_per_s": self.frames / spoken if spoken else 0.0,
-            "backend": backends.pop() if len(backends) == 1 else "hybrid" if backends else "pytorch",
+            "backend": _overall(self._backends.values()),
             "backends": dict(self._backends),
             "fallback": [dict(f) for f in self.fallback],
             "peak_rss_bytes": peak_rss_bytes(),
         }
+
+
+def _overall(backends: Iterable[str]) -> str:
+    """One word for a request: "hybrid" where the engine's own PyTorch served some of it."""
+    found = sorted(set(backends))
+    if not found:
+        return "pytorch"
+    return "hybrid" if len(found) > 1 and {"pytorch", "hybrid"} & set(found) else "+".join(found)
 
 
 def current_meter() -> Meter:

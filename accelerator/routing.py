@@ -81,7 +81,7 @@ class Route:
             except Exception as error:
                 failure = self._failed(error, meter)
             else:
-                return self._succeeded(answer, meter)
+                return self._succeeded(answer, meter, choice)
         meter.used(self.part.name, "pytorch")
         with meter.stage(self.part.stage):
             answer = _after(failure, lambda: self.part.torch(*args, **options))
@@ -103,7 +103,7 @@ class Route:
                     item = self._next(produced, meter)
                 except StopIteration:
                     if items:
-                        self._succeeded(None, meter)
+                        self._succeeded(None, meter, choice)
                         return
                     failure = self._failed(BadOutput(f"{self.part.name} answered with nothing"), meter)
                     break
@@ -112,7 +112,7 @@ class Route:
                 except Exception as error:
                     failure = self._failed(error, meter)
                     break
-                meter.used(self.part.name, "onnxruntime")
+                meter.used(self.part.name, choice.backend)
                 items.append(item)
                 yield item
         produced = _lazily(lambda: self.part.torch(*args, resume=list(items), **options))
@@ -137,13 +137,13 @@ class Route:
         self.part.check(item)
         return item
 
-    def _succeeded(self, answer: Any, meter: Meter) -> Any:
+    def _succeeded(self, answer: Any, meter: Meter, choice: Choice) -> Any:
         self._failures = 0
-        meter.used(self.part.name, "onnxruntime")
+        meter.used(self.part.name, choice.backend)
         return answer
 
     def _failed(self, error: Exception, meter: Meter) -> Exception:
-        logger.warning("%s failed in ONNX Runtime, PyTorch takes over: %s", self.part.name, error, exc_info=True)
+        logger.warning("%s failed, PyTorch takes over: %s", self.part.name, error, exc_info=True)
         meter.fell_back(self.part.name, error)
         self.errors.append(_describe(error))
         del self.errors[:-10]

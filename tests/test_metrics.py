@@ -145,3 +145,22 @@ def test_peak_memory_is_this_process() -> None:
     psutil = pytest.importorskip("psutil")
     now = psutil.Process().memory_info().rss
     assert now * 0.9 < peak_rss_bytes() < psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    ("parts", "overall"),
+    [
+        ({}, "pytorch"),
+        ({"a": "onednn", "b": "onnxruntime"}, "onednn+onnxruntime"),
+        ({"a": "onednn", "b": "onednn"}, "onednn"),
+        ({"a": "onednn", "b": "pytorch"}, "hybrid"),
+        ({"a": "onnxruntime", "b": "hybrid"}, "hybrid"),
+        ({"a": "pytorch"}, "pytorch"),
+    ],
+)
+def test_one_word_for_all_parts(parts: dict[str, str], overall: str) -> None:
+    meter = Meter()
+    for part, backend in parts.items():
+        for each in ("onednn", "pytorch") if backend == "hybrid" else (backend,):
+            meter.used(part, each)
+    assert meter.result()["backend"] == overall

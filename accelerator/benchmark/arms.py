@@ -6,6 +6,7 @@ An adapter may offer two hooks; see `Benchmarked`. Everything else is the adapte
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -75,6 +76,7 @@ class Arm:
     threads: dict[str, int]
     notes: list[str] = field(default_factory=list)
     spin_us: dict[str, int] = field(default_factory=dict)  # by part, ONNX Runtime's
+    prompts: int = 0  # asked for so far
     seeds: dict[str, int] = field(default_factory=dict)  # measure -> a seed that does not end early
 
     @property
@@ -104,7 +106,8 @@ class Arm:
         prompt[0] = np.resize(text, positions)
         voice = slice(positions // 8, positions - positions // 8)
         frames = voice.stop - voice.start
-        codes = np.random.default_rng(positions).integers(0, spec.fast_codes, (spec.codebooks, frames))
+        self.prompts += 1  # a new voice each time: the beginnings of known ones are not prefilled again
+        codes = np.random.default_rng([positions, self.prompts]).integers(0, spec.fast_codes, (spec.codebooks, frames))
         prompt[1:, voice] = codes
         prompt[0, voice] = spec.semantic_begin + codes[0]
         return prompt
@@ -128,7 +131,8 @@ class Arm:
         for part in self.adapter.parts():
             for component in part.components:
                 if part.name == LANGUAGE_MODEL and component.name == LANGUAGE_MODEL:
-                    return DualARSpec.from_dict({k: v for k, v in component.config.items() if k != "engine_dtype"})
+                    known = {f.name for f in dataclasses.fields(DualARSpec)}
+                    return DualARSpec.from_dict({k: v for k, v in component.config.items() if k in known})
         raise EngineError(f"{self.adapter.name} has no dual autoregressive language model to measure alone")
 
 

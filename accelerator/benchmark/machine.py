@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import time
 from pathlib import Path
 from typing import Any
 
 from ..hardware import choose_tier, describe, detect
+from ..hardware.busy import BusyClock
 from ..metrics import peak_rss_bytes
 from ..session import SessionOptions
 
@@ -58,31 +58,6 @@ def busy_warning(machine: dict[str, Any]) -> str | None:
     if load is None or load[0] <= _BUSY * cpus:
         return None
     return f"the machine was not idle at the start: load {load[0]:g} on {cpus:g} CPUs; figures may be too high"
-
-
-class BusyClock:
-    """How busy the machine is with other things than this process and its ended children, since it was made."""
-
-    def __init__(self) -> None:
-        self._start = self._now()
-
-    def others_cpus(self) -> float | None:
-        """CPUs' worth of time, or None where the system does not tell (elsewhere than on Linux)."""
-        if self._start is None or (now := self._now()) is None:
-            return None
-        wall, busy, ours = (b - a for a, b in zip(self._start, now, strict=True))
-        return round(max(0.0, busy - ours) / wall, 3) if wall > 0 else None
-
-    @staticmethod
-    def _now() -> tuple[float, float, float] | None:
-        """Seconds on the clock, of all CPUs at work, and of ours."""
-        try:
-            fields = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()
-            # user, nice, system, irq, softirq, and steal: what a hypervisor gave to somebody else
-            busy = sum(int(fields[i]) for i in (1, 2, 3, 6, 7, 8)) / os.sysconf("SC_CLK_TCK")
-        except (OSError, AttributeError, ValueError, IndexError):
-            return None
-        return time.monotonic(), busy, sum(os.times()[:4])
 
 
 def others_warning(machine: dict[str, Any]) -> str | None:

@@ -150,7 +150,8 @@ def _report(out: Output, result: dict[str, Any]) -> None:
     out.document(result)
     metrics = result["metrics"]
     backends = ", ".join(
-        f"{part} {backend}" + (f" {p}" if backend == "onnxruntime" and (p := metrics["precision"].get(part)) else "")
+        f"{part} {backend}"
+        + (f" {p}" if backend in ("onnxruntime", "onednn") and (p := metrics["precision"].get(part)) else "")
         for part, backend in metrics["backends"].items()
     )
     line = (
