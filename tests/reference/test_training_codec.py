@@ -8,7 +8,7 @@ import torch
 
 from accelerator.reference import ReferenceEngineError
 from accelerator.reference.config import ISTFTDecoderConfig, STFTEncoderConfig, from_json, to_json
-from accelerator.reference.training.codec import CodecTask, train_codec, trained_codec
+from accelerator.reference.training.codec import CodecTask, encoding, train_codec, train_decoder, trained_codec
 from accelerator.reference.training.corpus import Clip, open_corpus
 from accelerator.reference.training.loop import Schedule
 from accelerator.reference.training.pause import Pause
@@ -120,6 +120,28 @@ def test_training_learns_and_goes_on_and_its_codec_encodes_the_corpus(work):
     audio = corpus.samples(spoken[1].clip)
     np.testing.assert_array_equal(spoken[1].codes, encode(codec, audio))
     assert codec.decode(torch.from_numpy(spoken[1].codes)[None]).shape[1] - SMALL.codec.lag >= audio.size
+
+
+def test_a_decoder_trained_on_leaves_the_codes_alone(work):
+    options = {"batch": 2, "threads": 1, "config": SMALL, "pause": Pause(None)}
+    train_codec(work, steps=4, **options)
+    before = trained_codec(work, SMALL)
+    folder = tokenize(work, pause=Pause(None), codec=before)
+    written = (folder / "train.npz").stat().st_mtime_ns
+    assert train_decoder(work, steps=4, minutes=0, **options) == 1
+    with pytest.raises(ReferenceEngineError, match="is at step 1 of 4"):
+        trained_codec(work, SMALL)
+    assert train_decoder(work, **options) == 4  # the second half of it judged
+    after = trained_codec(work, SMALL)
+    for name, tensor in encoding(after).items():
+        assert tensor.equal(before.state_dict()[name]), name
+    assert not after.decoder.head.weight.equal(before.decoder.head.weight)
+    tokenize(work, pause=Pause(None), codec=after)
+    assert (folder / "train.npz").stat().st_mtime_ns == written
+    (work / "codec" / "checkpoint.pt").unlink()
+    train_codec(work, steps=2, seed=1, **options)
+    with pytest.raises(ReferenceEngineError, match="belongs to another codec"):
+        trained_codec(work, SMALL)
 
 
 def test_the_loss_falls(work):

@@ -28,7 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
     data.add_argument("--processes", type=int, default=2)
     data.add_argument("--expect", type=Path, help="a manifest that must come out again, clip for clip")
 
-    for name, about in (("codec", "train the codec"), ("language-model", "train the language model on the tokens")):
+    early = "accept a checkpoint before its schedule's end"
+    for name, about in (
+        ("codec", "train the codec"),
+        ("decoder", "train the codec's decoder on; codes stay as they are"),
+        ("language-model", "train the language model on the tokens"),
+    ):
         sub = command(name, f"{about}; a second run goes on where the first one stopped")
         sub.add_argument("--steps", type=int, help="the whole schedule's length (fixed by the first run)")
         sub.add_argument("--batch", type=int, help="fixed by the first run")
@@ -36,12 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
         sub.add_argument("--checkpoint-minutes", type=float, default=5.0)
         sub.add_argument("--device", default="cpu")
         sub.add_argument("--threads", type=int, default=2)
+        if name == "decoder":
+            sub.add_argument("--unfinished", action="store_true", help=early)
         if name == "language-model":
             sub.add_argument(
                 "--compile", action="store_true", dest="compiled", help="with torch.compile: needs a C++ compiler"
             )
 
-    early = "accept a checkpoint before its schedule's end"
     tokens = command("tokens", "encode the corpus with the trained codec")
     tokens.add_argument("--unfinished", action="store_true", help=early)
     command("plot", "draw the loss curves as SVG")
@@ -83,6 +89,10 @@ def _run(command: str, options: dict[str, Any]) -> object:
             from .codec import train_codec
 
             return train_codec(work, **options)
+        case "decoder":
+            from .codec import train_decoder
+
+            return train_decoder(work, **options)
         case "tokens":
             from .tokens import tokenize
 

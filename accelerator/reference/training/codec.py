@@ -2,6 +2,9 @@
 
     audio -> encoder -> quantizer (straight through) -> decoder -> audio, `lag` samples late
 
+`train_decoder` then goes on with what lies behind the codes alone: encoder and quantizer stay as they are, and so do
+the corpus's codes and a language model that has learnt them.
+
 The decoder's windows reach `n_fft - hop` samples ahead of the latents that shape them, and both halves are causal. So
 the decoder is trained to say what the encoder heard that many samples before, which is the configuration's `lag`:
 nothing has to be guessed.
@@ -21,6 +24,7 @@ from torch import Tensor, nn
 from ..codec import Codec, ISTFTDecoder, STFTEncoder, VectorQuantizer
 from ..config import EngineConfig
 from ..convolution import ConvNeXtBlock
+from ..errors import ReferenceEngineError
 from ..weights import random_weights
 from .corpus import Corpus, open_corpus
 from .discriminator import SpectralDiscriminator, discriminator_loss, generator_losses
@@ -29,14 +33,15 @@ from .quantizer import Quantized, Usage, quantize
 from .spectra import SCALES, reconstruction_loss
 from .voice import VOICE
 
-__all__ = ["CodecTask", "train_codec", "trained_codec"]
+__all__ = ["CodecTask", "encoding", "train_codec", "train_decoder", "trained_codec"]
 
-STEPS, BATCH = 6_000, 8
+STEPS, DECODER_STEPS, BATCH = 6_000, 6_000, 8
 SEGMENT_FRAMES = 32  # 1.28 s
 _OPEN = 0.03  # share of the steps that pass the quantizer by, so that codebooks begin with latents worth coding
-_JUDGED = 0.9  # share of the steps after which the discriminator takes part
+_JUDGED, _DECODER_JUDGED = 0.9, 0.5  # share of the steps after which the discriminator takes part
 _RESTARTED = 0.8  # share of the steps in which dead codes are restarted; then all settle
 _PEAK = 1e-3
+_ENCODING = ("encoder.", "quantizer.down.", "quantizer.pre.", "quantizer.books.")
 _JUDGE_RATE = 5e-4  # constant: the discriminator starts when the codec's own rate is nearly over
 _HEARD = 3  # resolutions of the spectral loss a step: drawn anew each time, the mean is that of all
 
@@ -55,36 +60,84 @@ def train_codec(
     """Train, or go on; the step reached. `options` are those of `loop.run`."""
     torch.set_num_threads(threads)
     folder = work / "codec"
-    before = Checkpoint(folder / "checkpoint.pt").schedule()
-    schedule = before or Schedule(steps=steps or STEPS, batch=batch or BATCH, seed=seed)
-    schedule = Schedule(steps=steps or schedule.steps, batch=batch or schedule.batch, seed=seed)
-    task = CodecTask(config, open_corpus(work), schedule, device=device)
+    schedule = _schedule(folder, steps, batch, seed, STEPS)
+    return run(CodecTask(config, open_corpus(work), schedule, device=device), folder, schedule, **options)
+
+
+def train_decoder(
+    work: Path,
+    *,
+    steps: int | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int = 2,
+    config: EngineConfig = VOICE,
+    unfinished: bool = False,
+    **options: Any,
+) -> int:
+    """As `train_codec`, of the decoder behind the codes that the trained codec gives."""
+    torch.set_num_threads(threads)
+    folder = work / "decoder"
+    schedule = _schedule(folder, steps, batch, seed, DECODER_STEPS)
+    state = Checkpoint(work / "codec" / "checkpoint.pt").averaged(unfinished=unfinished)
+    task = CodecTask(config, open_corpus(work), schedule, device=device, encoder=state)
     return run(task, folder, schedule, **options)
 
 
+def _schedule(folder: Path, steps: int | None, batch: int | None, seed: int, default: int) -> Schedule:
+    before = Checkpoint(folder / "checkpoint.pt").schedule() or Schedule(steps=default, batch=BATCH, seed=seed)
+    return Schedule(steps=steps or before.steps, batch=batch or before.batch, seed=seed)
+
+
 def trained_codec(work: Path, config: EngineConfig = VOICE, *, unfinished: bool = False) -> Codec:
-    """The averaged weights, frozen. Raises ReferenceEngineError before the schedule's end, unless `unfinished`."""
+    """The averaged weights, frozen; with the decoder of `train_decoder`, if there is one.
+
+    Raises ReferenceEngineError before a schedule's end, unless `unfinished`.
+    """
     codec = random_weights(config, 0)[1]
-    codec.load_state_dict(Checkpoint(work / "codec" / "checkpoint.pt").averaged(unfinished=unfinished))
+    state = Checkpoint(work / "codec" / "checkpoint.pt").averaged(unfinished=unfinished)
+    later = Checkpoint(work / "decoder" / "checkpoint.pt")
+    codec.load_state_dict(later.averaged(unfinished=unfinished) if later.path.is_file() else state)
+    if not all(tensor.equal(state[name]) for name, tensor in encoding(codec).items()):
+        raise ReferenceEngineError(f"{later.path} belongs to another codec: train the decoder again")
     return codec
+
+
+def encoding(codec: Codec) -> dict[str, Tensor]:
+    """The weights that decide which codes a sound gets."""
+    return {name: tensor for name, tensor in codec.state_dict().items() if name.startswith(_ENCODING)}
 
 
 class CodecTask:
     """See `loop.Task`."""
 
-    def __init__(self, config: EngineConfig, corpus: Corpus, schedule: Schedule, *, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        corpus: Corpus,
+        schedule: Schedule,
+        *,
+        device: str = "cpu",
+        encoder: dict[str, Tensor] | None = None,
+    ) -> None:
+        """encoder: a trained codec's weights, of which only the decoder's are to change."""
         self.corpus, self.schedule, self.device = corpus, schedule, device
         self.segment = SEGMENT_FRAMES * config.codec.hop
         self.lag = config.codec.lag
         self.codec = _prepared(config, schedule.seed).to(device)
+        self.frozen = encoder is not None
+        if encoder is not None:
+            self.codec.load_state_dict(encoder)
+            for name, parameter in self.codec.named_parameters():
+                parameter.requires_grad_(not name.startswith(_ENCODING))
+        learning = [p for p in self.codec.parameters() if p.requires_grad]
         torch.manual_seed(schedule.seed)
         self.judge = SpectralDiscriminator().to(device)
         self.usage = Usage(config.codec.quantizer.codebook_sizes).to(device)
         self.modules: dict[str, nn.Module] = {"codec": self.codec, "judge": self.judge, "usage": self.usage}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "codec": torch.optim.AdamW(
-                self.codec.parameters(), lr=_PEAK, betas=(0.8, 0.98), weight_decay=1e-3, fused=True
-            ),
+            "codec": torch.optim.AdamW(learning, lr=_PEAK, betas=(0.8, 0.98), weight_decay=1e-3, fused=True),
             "judge": torch.optim.AdamW(
                 self.judge.parameters(), lr=_PEAK, betas=(0.8, 0.98), weight_decay=1e-3, fused=True
             ),
@@ -96,8 +149,8 @@ class CodecTask:
     def step(self, step: int, random: np.random.Generator) -> dict[str, float]:
         audio = torch.from_numpy(self._batch(self.clips, self.lengths, random)).to(self.device)
         rate = cosine(step, self.schedule.steps, peak=_PEAK)
-        opened = step < _OPEN * self.schedule.steps
-        judged = step >= _JUDGED * self.schedule.steps
+        opened = not self.frozen and step < _OPEN * self.schedule.steps
+        judged = step >= (_DECODER_JUDGED if self.frozen else _JUDGED) * self.schedule.steps
         with self._half():
             decoded, quantized = self._through(audio, opened)
         heard, said = audio[:, : audio.shape[1] - self.lag], decoded[:, self.lag :].float()
@@ -115,7 +168,7 @@ class CodecTask:
             total = total + adversarial + 2 * matching
             losses |= {"adversarial": adversarial, "matching": matching}
         norm = _update(self.optimizers["codec"], self.codec, total, rate)
-        if not opened:
+        if not opened and not self.frozen:
             books = cast(Iterable[VectorQuantizer], self.codec.quantizer.books)
             self.usage.update(quantized, books, restart=step < _RESTARTED * self.schedule.steps)
         cast(Average, self.average).update(self.codec)

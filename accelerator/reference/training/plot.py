@@ -14,6 +14,7 @@ __all__ = ["curves", "draw", "plot"]
 
 _SHOWN = {
     "codec": ("spectra", "valid_spectra", "usage", "judge", "matching"),
+    "decoder": ("spectra", "valid_spectra", "judge", "matching"),
     "language-model": ("semantic", "valid_semantic", "codes", "valid_codes"),
 }
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e")

@@ -16,7 +16,7 @@ import torch
 
 from ..codec import Codec
 from ..errors import ReferenceEngineError
-from .codec import trained_codec
+from .codec import encoding, trained_codec
 from .corpus import Clip, open_corpus
 from .pause import Pause
 from .sentences import SPLITS
@@ -40,9 +40,9 @@ def encode(codec: Codec, audio: np.ndarray) -> np.ndarray:
 
 
 def digest(codec: Codec) -> str:
-    """sha256 of the weights."""
+    """sha256 of the weights that decide about codes."""
     state = hashlib.sha256()
-    for name, tensor in sorted(codec.state_dict().items()):
+    for name, tensor in sorted(encoding(codec).items()):
         state.update(name.encode() + tensor.numpy().tobytes())
     return state.hexdigest()
 
