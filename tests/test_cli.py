@@ -175,6 +175,7 @@ class TestEnds:
     def test_ctrl_c_in_a_process(self, tmp_path: Path):
         code = (
             "import os, signal, time\nfrom accelerator.cli import main, synth\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job's shell ignores it
             "def read():\n os.kill(os.getpid(), signal.SIGINT)\n time.sleep(20)\n"
             "synth._read_stdin = read\nmain()"
         )
