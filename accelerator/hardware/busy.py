@@ -6,7 +6,9 @@ import os
 import time
 from pathlib import Path
 
-__all__ = ["BusyClock"]
+__all__ = ["SHORTEST_S", "BusyClock"]
+
+SHORTEST_S = 0.2
 
 
 class BusyClock:
@@ -16,11 +18,14 @@ class BusyClock:
         self._start = self._now()
 
     def others_cpus(self) -> float | None:
-        """CPUs' worth of time, or None where the system does not tell (elsewhere than on Linux)."""
+        """CPUs' worth of time; None where the system does not tell (as outside Linux), or so soon that it cannot.
+
+        The kernel counts in hundredths of a second: over a moment that is no figure.
+        """
         if self._start is None or (now := self._now()) is None:
             return None
         wall, busy, ours = (b - a for a, b in zip(self._start, now, strict=True))
-        return round(max(0.0, busy - ours) / wall, 3) if wall > 0 else None
+        return round(max(0.0, busy - ours) / wall, 3) if wall >= SHORTEST_S else None
 
     @staticmethod
     def _now() -> tuple[float, float, float] | None:
