@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +64,16 @@ def runs(decoder: DualARDecoder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[
 
 
 def speak(decoder: DualARDecoder, adapter: Any, count: int, batching: Any, frames: int = 6) -> list[np.ndarray]:
-    prompts = [adapter.engine.encode_text("word " * (n + 1)) for n in range(count)]
-    answers: list[Any] = [None] * count
-    gate = threading.Barrier(count)
-
-    def work(n: int) -> None:
-        gate.wait()
+    """Sequences of one batch: pulled by turns, so that all of them are being generated from the first turn on."""
+    streams = []
+    for n in range(count):
         params = SamplingParams(temperature=0.7, top_p=0.8, top_k=30, seed=n, repetition_penalty=1.0)
-        answers[n] = np.stack(list(decoder.generate(prompts[n], adapter.sampler(params), frames, batching=batching)))
-
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return answers
+        prompt = adapter.engine.encode_text("word " * (n + 1))
+        streams.append(decoder.generate(prompt, adapter.sampler(params), frames, batching=batching))
+    taken: list[list[np.ndarray]] = [[next(stream)] for stream in streams]
+    for stream, own in zip(streams, taken, strict=True):
+        own.extend(stream)
+    return [np.stack(own) for own in taken]
 
 
 def test_prompts_and_large_batches_are_for_the_wide_graphs(decoder: DualARDecoder, adapter: Any, runs: Any) -> None:
