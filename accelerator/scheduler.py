@@ -68,6 +68,12 @@ class _Row:
         self.error, self.finished = error, True
 
 
+def _width(rows: Sequence[_Row]) -> int:
+    """Rows of a run of these: one more than there are sequences where an odd one out would round differently."""
+    count = len(rows)
+    return count + count % 2 if any(row.batching == "invariant" for row in rows) else count
+
+
 class _Lane:
     """Rows that are run together, in the order of their model's rows."""
 
@@ -76,9 +82,8 @@ class _Lane:
 
     @property
     def width(self) -> int:
-        """Rows of the next run: one more than there are sequences where an odd one out would round differently."""
-        count = len(self.rows)
-        return count + count % 2 if any(row.batching == "invariant" for row in self.rows) else count
+        """Rows of the next run."""
+        return _width(self.rows)
 
     def remove(self, index: int) -> None:
         """Take a sequence out; the last one takes its place."""
@@ -373,10 +378,8 @@ class DualARDecoder:
 
     def _codes(self, speaking: list[tuple[int, _Row, np.ndarray]], hidden: np.ndarray) -> None:
         """Fill frame[1:]: the first code is the main token's own, each next one is drawn from the fast model."""
-        spec, width = self.spec, len(speaking)
-        wide = self._is_wide([row for _, row, _ in speaking])
-        if any(row.batching == "invariant" for _, row, _ in speaking):
-            width += width % 2
+        spec, sequences = self.spec, [row for _, row, _ in speaking]
+        width, wide = _width(sequences), self._is_wide(sequences)
         if self._fast is None or self._fast.rows < width:
             rows = 1 if width == 1 else self.limit
             outputs = {"logits": spec.fast_codes}
@@ -408,6 +411,6 @@ class DualARDecoder:
                     self.embeddings.code(int(frame[1 + codebook]), x[at, 0])
             ran += tock - tick
             drew += time.perf_counter() - tock
-        for _, row, _ in speaking:
+        for row in sequences:
             row.times.fast += ran
             row.times.sampling += drew

@@ -9,10 +9,9 @@ ones are ready when their turn comes.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,9 @@ from .joins import Joiner
 from .metrics import Meter
 from .scheduler import ROWS, Batching
 from .segments import Segment, split
-from .speech import AudioChunk, SamplingParams, SpeechRequest
+from .speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
 
-__all__ = ["WINDOWS", "Speaker", "segment_seed"]
+__all__ = ["WINDOWS", "Speaker"]
 
 logger = logging.getLogger(__name__)
 
@@ -216,14 +215,6 @@ class Speaker:
     def _batching(self, spoken: _Spoken) -> Batching:
         """A seed has one meaning, whatever else runs beside it and whichever method it is given to."""
         return "on" if spoken.sampling.seed is None and spoken.sampling.temperature != 0 else "invariant"
-
-
-def segment_seed(sampling: SamplingParams, number: int) -> SamplingParams:
-    """Sampling of a text's segment: each has a seed of its own, or all would draw the same random numbers."""
-    if sampling.seed is None or number == 0:
-        return sampling
-    digest = hashlib.sha256(f"{sampling.seed} {number}".encode()).digest()
-    return replace(sampling, seed=int.from_bytes(digest[:7], "little"))
 
 
 def _close(spoken: _Spoken) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 
 from .errors import InvalidOption
 
-__all__ = ["AudioChunk", "Reference", "SamplingParams", "Speech", "SpeechRequest"]
+__all__ = ["AudioChunk", "Reference", "SamplingParams", "Speech", "SpeechRequest", "segment_seed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,14 @@ class SamplingParams:
         """These parameters, with `defaults` where this one says None."""
         given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
         return replace(defaults, **given)
+
+
+def segment_seed(sampling: SamplingParams, number: int) -> SamplingParams:
+    """Sampling of a text's segment: each has a seed of its own, or all would draw the same random numbers."""
+    if sampling.seed is None or number == 0:
+        return sampling
+    digest = hashlib.sha256(f"{sampling.seed} {number}".encode()).digest()
+    return replace(sampling, seed=int.from_bytes(digest[:7], "little"))
 
 
 def _check_range(name: str, value: Any, low: float, high: float, *, low_open: bool = False) -> None:

@@ -13,8 +13,8 @@ from accelerator.engines.base import Decoding, Pieces, Voice, windowed
 from accelerator.errors import GenerationError, InvalidText
 from accelerator.metrics import Meter
 from accelerator.segments import Segment
-from accelerator.speaking import WINDOWS, Speaker, segment_seed
-from accelerator.speech import SamplingParams, SpeechRequest
+from accelerator.speaking import WINDOWS, Speaker
+from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
 
 HOP = 100
 RATE = 1000

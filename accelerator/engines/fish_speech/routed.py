@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
-import hashlib
 import itertools
 import logging
 import queue
@@ -26,7 +25,7 @@ import torch
 
 from ...errors import AcceleratorError, Closed, GenerationError, InvalidText
 from ...metrics import current_meter
-from ...speech import AudioChunk, Reference, SamplingParams, SpeechRequest
+from ...speech import AudioChunk, Reference, SamplingParams, SpeechRequest, segment_seed
 from ..base import Call
 from ..dual_ar import LANGUAGE_MODEL
 from .language_model import with_cache
@@ -64,12 +63,7 @@ class _Request:
         """Resolved parameters of the next batch of text: the caller's, else the engine's own. limit: of frames."""
         known = {k: engine[k] for k in ("temperature", "top_p", "top_k", "repetition_penalty") if k in engine}
         params = replace(self.sampling, max_new_tokens=None).over(EngineParams(**known, max_new_tokens=limit))
-        batch = next(self.batches)
-        if params.seed is None or batch == 0:
-            return params
-        # Batches of one request must not repeat each other's random numbers.
-        digest = hashlib.sha256(f"{params.seed} {batch}".encode()).digest()
-        return replace(params, seed=int.from_bytes(digest[:7], "little"))
+        return segment_seed(params, next(self.batches))
 
 
 _request: contextvars.ContextVar[_Request | None] = contextvars.ContextVar("accelerator_fish_request", default=None)
