@@ -18,8 +18,10 @@ __all__ = [
     "Metric",
     "Plan",
     "arms_of",
+    "from_json",
     "metrics_of",
     "schedule",
+    "to_json",
 ]
 
 AS_SHIPPED, RIGHT_SIZED, ONNX = "as-shipped", "pytorch-right-sized", "onnxruntime-"
@@ -112,21 +114,33 @@ class Plan:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it: paths are strings, tuples are lists."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
-        return values
+        """As JSON has it."""
+        return to_json(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Plan:
-        """The inverse of `to_dict`, also behind JSON, which has no tuples."""
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_dict`."""
+        fields, options = from_json(values)
+        return cls(**fields, options=BenchOptions(**options))
 
-        def tuples(data: dict[str, Any]) -> dict[str, Any]:
-            return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
 
-        options = tuples(values["options"])
-        for name in ("checkpoint", "cache_dir"):
-            options[name] = None if options[name] is None else Path(options[name])
-        return cls(**{**tuples(values), "options": BenchOptions(**options)})
+def to_json(plan: Any) -> dict[str, Any]:
+    """A plan, a dataclass, as JSON has it: paths are strings, tuples are lists."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(plan), default=str))
+    return values
+
+
+def from_json(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(a plan's fields without its options, its options), from `to_json`, also behind JSON, which has no tuples."""
+
+    def tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+
+    fields = tuples(values)
+    options = tuples(fields.pop("options"))
+    for name in ("checkpoint", "cache_dir"):
+        options[name] = None if options[name] is None else Path(options[name])
+    return fields, options
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InvalidOption
-from .plan import PRECISIONS
+from .plan import PRECISIONS, from_json, to_json
 
 __all__ = ["PYTORCH", "SCENARIOS", "Figure", "Scenario", "ServingOptions", "ServingPlan"]
 
@@ -134,21 +133,14 @@ class ServingPlan:
         return cls(options, options.size, options.rounds, options.frames, scenarios, **more)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it: paths are strings, tuples are lists."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
-        return values
+        """As JSON has it."""
+        return to_json(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ServingPlan:
-        """The inverse of `to_dict`, also behind JSON, which has no tuples."""
-
-        def tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-            return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-
-        options = tuples(values["options"])
-        for name in ("checkpoint", "cache_dir"):
-            options[name] = None if options[name] is None else Path(options[name])
-        return cls(**{**tuples(values), "options": ServingOptions(**options)})
+        """The inverse of `to_dict`."""
+        fields, options = from_json(values)
+        return cls(**fields, options=ServingOptions(**options))
 
 
 def _at_once(plan: ServingPlan) -> list[str]:

@@ -60,7 +60,9 @@ def train_codec(
     """Train, or go on; the step reached. `options` are those of `loop.run`."""
     torch.set_num_threads(threads)
     folder = work / "codec"
-    schedule = _schedule(folder, steps, batch, seed, STEPS)
+    schedule = Checkpoint(folder / "checkpoint.pt").continued(
+        steps, batch, Schedule(steps=STEPS, batch=BATCH, seed=seed)
+    )
     return run(CodecTask(config, open_corpus(work), schedule, device=device), folder, schedule, **options)
 
 
@@ -79,15 +81,12 @@ def train_decoder(
     """As `train_codec`, of the decoder behind the codes that the trained codec gives."""
     torch.set_num_threads(threads)
     folder = work / "decoder"
-    schedule = _schedule(folder, steps, batch, seed, DECODER_STEPS)
+    schedule = Checkpoint(folder / "checkpoint.pt").continued(
+        steps, batch, Schedule(steps=DECODER_STEPS, batch=BATCH, seed=seed)
+    )
     state = Checkpoint(work / "codec" / "checkpoint.pt").averaged(unfinished=unfinished)
     task = CodecTask(config, open_corpus(work), schedule, device=device, encoder=state)
     return run(task, folder, schedule, **options)
-
-
-def _schedule(folder: Path, steps: int | None, batch: int | None, seed: int, default: int) -> Schedule:
-    before = Checkpoint(folder / "checkpoint.pt").schedule() or Schedule(steps=default, batch=BATCH, seed=seed)
-    return Schedule(steps=steps or before.steps, batch=batch or before.batch, seed=seed)
 
 
 def trained_codec(work: Path, config: EngineConfig = VOICE, *, unfinished: bool = False) -> Codec:

@@ -60,8 +60,9 @@ def train_language_model(
     """Train, or go on; the step reached. `options` are those of `loop.run`. compiled: slow to start, then faster."""
     torch.set_num_threads(threads)
     folder = work / "language-model"
-    before = Checkpoint(folder / "checkpoint.pt").schedule() or Schedule(steps=STEPS, batch=BATCH, seed=seed)
-    schedule = Schedule(steps=steps or before.steps, batch=batch or before.batch, seed=seed)
+    schedule = Checkpoint(folder / "checkpoint.pt").continued(
+        steps, batch, Schedule(steps=STEPS, batch=BATCH, seed=seed)
+    )
     task = LanguageModelTask(
         config,
         open_tokens(work, "train"),

@@ -152,6 +152,11 @@ class Checkpoint:
     def schedule(self) -> Schedule | None:
         return Schedule(**self.read()["schedule"]) if self.path.is_file() else None
 
+    def continued(self, steps: int | None, batch: int | None, default: Schedule) -> Schedule:
+        """What is asked for, else what the run before had, else the default; the seed is the default's."""
+        before = self.schedule() or default
+        return Schedule(steps=steps or before.steps, batch=batch or before.batch, seed=default.seed)
+
 
 def run(
     task: Task,
