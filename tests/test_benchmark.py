@@ -383,7 +383,7 @@ class SameAsShipped(FakeAdapter):
 def test_pytorch_arms_run_what_the_adapter_says(
     adapter: FakeAdapter, name: str, language_model: str | None, audio_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(the_arms, "_adapter", lambda plan, weights, **_: adapter)
+    monkeypatch.setattr(the_arms, "open_adapter", lambda plan, weights, **_: adapter)
     arm = the_arms.open_arm(Plan.of(QUICK), name, None)
     assert arm.call("decoder")() == "part decoder"
     assert arm.speak("Hello.", SamplingParams()).audio_s == audio_s

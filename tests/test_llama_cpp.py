@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from accelerator.benchmark import llama_cpp
+from accelerator.benchmark import BenchOptions, llama_cpp, yardstick
 from accelerator.benchmark.llama_cpp import LlamaCpp, compare, write_gguf
+from accelerator.cli import app
 from accelerator.decode import Transformer
-from accelerator.errors import EngineError
+from accelerator.errors import EngineError, ExportError, ProofFailed
 from accelerator.graph.dual_ar import DualARSpec, TransformerSpec, build_slow
 from accelerator.graph.quantize import RECIPES
 from accelerator.session import Session, SessionOptions
@@ -123,3 +126,69 @@ def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "llama-cpp-python and gguf" in str(llama_cpp.missing())
     with pytest.raises(EngineError, match="not installed"):
         LlamaCpp(SPEC, weights, "f32", threads=1, positions=8)
+
+
+QUICK = ("bench", "--llama-cpp", "--quick", "--rounds", "2", "--frames", "2", "--threads", "1")
+
+
+@needs_llama_cpp
+def test_the_command_measures_int4_and_int8_at_every_context(exports: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "out.json", tmp_path / "out.md"]
+    contexts = ("--context", "24", "--context", "48")
+    args = [*QUICK, *contexts, "--cache-dir", exports, "--json", files[0], "--markdown", files[1]]
+    done = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert done.exit_code == 0, done.output
+    result = json.loads(files[0].read_text())
+    assert (result["kind"], result["threads"], result["errors"]) == ("accelerator-llama-cpp-benchmark", 1, {})
+    assert result["plan"]["contexts"] == [24, 48]
+    assert list(result["figures"]) == ["step_24", "step_48", "prompt_24"]
+    arms = [f"llama.cpp {kind}{note}" for kind in ("q4_0", "q8_0") for note in ("", ", no flash attention")]
+    for measure, by_arm in result["figures"].items():
+        assert list(by_arm) == [*arms, "int4", "int8"]
+        assert all(figures["n"] == 2 and figures["min"] > 0 for figures in by_arm.values())
+        for precision, theirs in (("int4", arms[:2]), ("int8", arms[2:])):
+            best = min((by_arm[arm] for arm in theirs), key=lambda figures: figures["median"])
+            times = [a / b for a, b in zip(best["values"], by_arm[precision]["values"], strict=True)]
+            assert result["ratios"][measure][precision]["values"] == pytest.approx(times)
+    table = files[1].read_text()
+    assert done.stdout.strip() == table.strip()
+    assert "| step at context 48 |" in table
+    assert "| prompt of 24 positions |" in table
+    assert "`int8`: times less" in table
+
+
+@needs_llama_cpp
+def test_a_precision_that_cannot_be_exported_is_told_of(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = yardstick.export_component
+
+    def without(rejected: tuple[str, ...]) -> None:
+        def exported(component: Any, precision: str, *args: Any, **options: Any) -> Any:
+            if precision in rejected:
+                raise ProofFailed(f"{precision} is not faithful", {})
+            return export(component, precision, *args, **options)
+
+        monkeypatch.setattr(yardstick, "export_component", exported)
+
+    options = BenchOptions(
+        quick=True, precisions=("int4", "int8"), contexts=(16,), rounds=1, frames=2, cache_dir=exports
+    )
+    without(("int4",))
+    result = yardstick.run(options, report=lambda text: None)
+    assert result["errors"] == {"int4": "int4 is not faithful"}
+    assert list(result["ratios"]["step_16"]) == ["int8"]
+    assert "`int4` failed: int4 is not faithful" in yardstick.to_markdown(result)
+    without(("int4", "int8"))
+    with pytest.raises(ExportError, match="int8 is not faithful"):
+        yardstick.run(options, report=lambda text: None)
+
+
+def test_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp.importlib.util, "find_spec", lambda name: None)
+    done = CliRunner().invoke(app, list(QUICK))
+    assert done.exit_code == 1
+    assert "pip install llama-cpp-python gguf" in done.stderr
+
+
+@pytest.mark.parametrize("other", ["--serving", "--quality", "--svg=out.svg"])
+def test_it_has_a_table_of_its_own(other: str) -> None:
+    assert CliRunner().invoke(app, [*QUICK, other]).exit_code == 2

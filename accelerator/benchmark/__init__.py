@@ -9,7 +9,9 @@
     worker      that process                        arms      an engine under one setting, and its measures
     statistics  figures and ratios                  machine   what it ran on
     report      Markdown                            chart     SVG
+    record      when, on what and how undisturbed
     serving*    another comparison: batches, streams, voices, long text, callers and memory of one engine
+    yardstick   a third: the language model's steps beside llama.cpp's, which llama_cpp drives
 
 Every arm lives in a process of its own, so that no arm's threads, allocator or memory disturb another's, and so that
 one that dies is only that. Rounds are interleaved: one measure, all arms, then the next measure. Only one process works

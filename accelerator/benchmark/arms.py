@@ -1,6 +1,6 @@
 """The arms: an engine under one setting, behind the calls of its adapter's parts.
 
-An adapter may offer two hooks; see `Benchmarked`. Everything else is the adapter protocol.
+An adapter may offer hooks; see `Benchmarked`. Everything else is the adapter protocol.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ..engines.base import Adapter, Call, torch_threads
 from ..engines.dual_ar import LANGUAGE_MODEL
 from ..errors import EngineError, ProofFailed
 from ..export import ProgressEvent
-from ..graph.dual_ar import DualARSpec
+from ..graph.dual_ar import DualARSpec, Weights
 from ..optimizer import UniversalOptimizer
 from ..routing import Route
 from ..session import SessionOptions
 from ..speech import SamplingParams, SpeechRequest
 from .plan import AS_SHIPPED, ONNX, Plan, precision_of
 
-__all__ = ["Arm", "Benchmarked", "Spoken", "open_arm", "prepare", "tone"]
+__all__ = ["Arm", "Benchmarked", "Spoken", "open_adapter", "open_arm", "prepare", "tone"]
 
 KINDS = ("language_model", "codec", "speak")  # what an arm may have its own thread settings for
 SHIPPED: Mapping[str, Mapping[str, Any]] = {"fish-speech": {"dtype": "bf16"}}  # options its own tools use on CPUs
@@ -45,7 +45,8 @@ class Benchmarked(Protocol):
     without it is measured end to end only, by `original`. open_as_shipped: for engines with checkpoints, a class
     method: the adapter of an engine that the engine's own loaders opened, so that `original` is that engine itself;
     without it there is no as-shipped arm. torch_times: within the block, PyTorch's language model adds the seconds of
-    its slow and its fast model to `times`; nothing stays changed afterwards.
+    its slow and its fast model to `times`; nothing stays changed afterwards. backbone: the language model's dimensions
+    and its weights by the graphs' names, so that other software can be given the same.
 
     A part loaded in ONNX Runtime whose call takes `times` (a `StepTimes`) has its frames split into stages.
     """
@@ -56,6 +57,8 @@ class Benchmarked(Protocol):
     def open_as_shipped(cls, path: Path, **engine_options: Any) -> Adapter: ...
 
     def torch_times(self, times: StepTimes) -> AbstractContextManager[None]: ...
+
+    def backbone(self) -> tuple[DualARSpec, Weights]: ...
 
 
 class Spoken(NamedTuple):
@@ -152,7 +155,7 @@ def prepare(plan: Plan, scratch: Path, say: Callable[[str], None]) -> dict[str, 
         say(f"making random weights of size {plan.size}")
         weights = scratch / "reference.safetensors"
         load(plan.size).save(weights)
-    adapter = _adapter(plan, weights)
+    adapter = open_adapter(plan, weights)
     rejected: dict[str, str] = {}
     for precision in plan.options.precisions:
         try:
@@ -177,17 +180,21 @@ def open_arm(plan: Plan, name: str, weights: Path | None) -> Arm:
     return _torch_arm(plan, name, weights) if precision is None else _onnx_arm(plan, name, precision, weights)
 
 
-def _adapter(plan: Plan, weights: Path | None, **options: Any) -> Adapter:
+def open_adapter(plan: Plan, weights: Path | None, **options: Any) -> Adapter:
+    """The engine that the plan is about; without `weights` the reference engine's are random."""
     if plan.options.engine == "reference":
-        from ..reference import load
+        from ..reference import ReferenceEngineError, load
 
-        return adapter_for(load(path=weights))
+        try:
+            return adapter_for(load(plan.size) if weights is None else load(path=weights))
+        except ReferenceEngineError as error:
+            raise EngineError(str(error)) from error
     return adapter_from_checkpoint(plan.options.engine, weights, **{**options, **plan.options.engine_options})
 
 
 def _shipped_adapter(plan: Plan, weights: Path | None) -> Adapter:
     """The engine as its own loaders open it. Raises EngineError if the adapter does not know how."""
-    adapter = _adapter(plan, weights)
+    adapter = open_adapter(plan, weights)
     if plan.options.engine == "reference":
         return adapter
     if not hasattr(adapter, "open_as_shipped"):
@@ -198,7 +205,7 @@ def _shipped_adapter(plan: Plan, weights: Path | None) -> Adapter:
 
 def _torch_arm(plan: Plan, name: str, weights: Path | None) -> Arm:
     usual = SHIPPED.get(plan.options.engine, {})
-    adapter = _shipped_adapter(plan, weights) if name == AS_SHIPPED else _adapter(plan, weights, **usual)
+    adapter = _shipped_adapter(plan, weights) if name == AS_SHIPPED else open_adapter(plan, weights, **usual)
     calls = {part.name: part.torch for part in adapter.parts()}
     hook = getattr(adapter, "as_shipped", ...)
     notes = [f"opened with {k} {v}, as the engine's own tools do on CPUs" for k, v in usual.items()]
@@ -226,7 +233,7 @@ def _torch_arm(plan: Plan, name: str, weights: Path | None) -> Arm:
 
 def _onnx_arm(plan: Plan, name: str, precision: str, weights: Path | None) -> Arm:
     if plan.options.engine == "reference":
-        optimizer = _optimizer(plan, _adapter(plan, weights), precision)
+        optimizer = _optimizer(plan, open_adapter(plan, weights), precision)
     else:
         assert weights is not None
         settings = {**_settings(plan, precision), **plan.options.engine_options}

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..decode import Transformer
+from ..engines.dual_ar import WIDE
 from ..errors import EngineError
 from ..graph.dual_ar import DualARSpec, TransformerSpec, Weights
 from ..hardware.pages import huge_pages
@@ -40,7 +41,9 @@ _FLASH_ATTENTION = {None: -1, False: 0, True: 1}
 def missing() -> str | None:
     """Why llama.cpp cannot be measured here, or None."""
     absent = [package for module, package in _PACKAGES.items() if importlib.util.find_spec(module) is None]
-    return f"llama.cpp is not measured: {' and '.join(absent)} not installed" if absent else None
+    if not absent:
+        return None
+    return f"llama.cpp is not measured: {' and '.join(absent)} not installed, try `pip install {' '.join(absent)}`"
 
 
 def write_gguf(path: Path, spec: DualARSpec, weights: Weights, kind: Kind) -> None:
@@ -218,7 +221,9 @@ class Ours:
 
     def __init__(self, path: Path, spec: DualARSpec, options: SessionOptions, positions: int) -> None:
         widths = {"logits": len(spec.rows), "hidden": spec.fast.dim}
-        self._model = Transformer(Session(path, options), spec.slow, widths, 1, positions)
+        wide = path.with_name(WIDE + path.name)  # runs prompts, if the export has it
+        matrices = Session(wide, options) if wide.exists() else None
+        self._model = Transformer(Session(path, options), spec.slow, widths, 1, positions, matrices)
 
     def step(self, x: np.ndarray) -> np.ndarray:
         self._model.input(len(x))[0] = x

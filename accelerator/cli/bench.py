@@ -47,6 +47,10 @@ def bench(
     scenario: Annotated[
         list[str] | None, typer.Option("--scenario", help="With --serving: only this one; repeatable. [default: all]")
     ] = None,
+    llama_cpp: Annotated[
+        bool,
+        typer.Option("--llama-cpp", help="Measure the language model's steps beside llama.cpp, which must be there."),
+    ] = False,
     full: Annotated[bool, typer.Option("--full", help="With --serving: 10,000 words and 1,000 requests, too.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the table to this file.")] = None,
@@ -64,6 +68,9 @@ def bench(
     for target in (json, markdown, svg):
         if target is not None:
             check_target(target)
+    if llama_cpp and (quality or serving or svg is not None):
+        other = "--quality" if quality else "--serving" if serving else "--svg"
+        raise typer.BadParameter(f"--llama-cpp prints a table of its own, without {other}", param_hint="--llama-cpp")
     if quality:
         _quality(out, engine, voice, precision, sentences, cache_dir, json, markdown)
         return
@@ -92,10 +99,15 @@ def bench(
         options = measure.ServingOptions(engine=engine, **_known(given))
     else:
         from .. import benchmark as measure
+        from ..benchmark import BenchOptions
 
         given |= {"precisions": tuple(p.value for p in precision) if precision else None}
         given |= {"contexts": tuple(context) if context else None}
-        options = measure.BenchOptions(engine=engine, **_known(given))
+        if llama_cpp:
+            from ..benchmark import yardstick as measure
+
+            given = {**measure.DEFAULTS, **_known(given)}
+        options = BenchOptions(engine=engine, **_known(given))
     result = measure.run(options, report=out.note)
     table = measure.to_markdown(result)
     for target, text in (

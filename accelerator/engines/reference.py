@@ -15,7 +15,7 @@ import numpy as np
 from ..audio import check_audio
 from ..decode import StepTimes
 from ..errors import InvalidOption
-from ..graph.dual_ar import DualARSpec, TransformerSpec
+from ..graph.dual_ar import DualARSpec, TransformerSpec, Weights
 from ..metrics import current_meter
 from ..proof import Trace
 from ..sampling import Sampler, SamplingRule, TokenLayout
@@ -60,9 +60,7 @@ class ReferenceAdapter:
             Part(
                 LANGUAGE_MODEL,
                 LANGUAGE_MODEL,
-                language_model_components(
-                    self._spec, self._weights, lambda: self._digest("language_model"), self._trace
-                ),
+                language_model_components(*self.backbone(), lambda: self._digest("language_model"), self._trace),
                 torch=self._generate_in_torch,
                 load=self._load_language_model,
                 probe=self._probe_language_model,
@@ -79,6 +77,10 @@ class ReferenceAdapter:
                 check=lambda audio: check_audio(audio, self.sample_rate, silent_s=SILENT_S),
             ),
         )
+
+    def backbone(self) -> tuple[DualARSpec, Weights]:
+        """The language model's dimensions, and its weights by the graphs' names."""
+        return self._spec, self._weights
 
     def bind(self, calls: Mapping[str, Call]) -> _BoundReference:
         return _BoundReference(self, calls)

@@ -24,6 +24,7 @@ from ...cache import ContentCache
 from ...decode import StepTimes
 from ...errors import EngineError, InvalidOption, UnsupportedEngine
 from ...export import Component
+from ...graph.dual_ar import DualARSpec, Weights
 from ...proof import Trace
 from ...sampling import Sampler
 from ...scheduler import Batching
@@ -186,8 +187,7 @@ class FishSpeechAdapter:
                 LANGUAGE_MODEL,
                 LANGUAGE_MODEL,
                 language_model_components(
-                    self.spec,
-                    functools.partial(lm.weight, self.model.get, self.spec),
+                    *self.backbone(),
                     lambda: self._identity("model"),
                     self._trace,
                     dtype=kind,
@@ -208,6 +208,10 @@ class FishSpeechAdapter:
                 twin=self._codec_twin("decoder"),
             ),
         )
+
+    def backbone(self) -> tuple[DualARSpec, Weights]:
+        """The language model's dimensions, and its weights by the graphs' names."""
+        return self.spec, functools.partial(lm.weight, self.model.get, self.spec)
 
     def bind(self, calls: Mapping[str, Call]) -> Routed:
         routed = Routed(self, calls)

@@ -1,0 +1,140 @@
+"""The language model's backbone beside llama.cpp: `accelerator bench --llama-cpp`.
+
+    result = run(BenchOptions(size="s1-mini", **DEFAULTS), report=print)    # JSON-able
+    print(to_markdown(result))
+
+The export's slow graph and llama.cpp get the same weights and inputs and as many threads; see `llama_cpp.compare`.
+Everything happens in this process, whose memory holds all arms at once.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..cache import ContentCache
+from ..engines.dual_ar import LANGUAGE_MODEL
+from ..errors import EngineError, ExportError
+from ..export import export_component
+from ..hardware import choose_tier, detect
+from ..session import SHORT_SPIN_US, SessionOptions
+from . import llama_cpp
+from .arms import open_adapter
+from .plan import BenchOptions, Plan
+from .record import Record
+from .report import _cell, _engine, _introduction, _list, _machine, _table
+from .statistics import ratio
+
+__all__ = ["DEFAULTS", "SCHEMA", "run", "to_markdown"]
+
+SCHEMA = 1
+DEFAULTS: Mapping[str, Any] = {"precisions": ("int4", "int8"), "contexts": (200, 600, 1500)}
+_KINDS: Mapping[str, llama_cpp.Kind] = {"int4": "q4_0", "int8": "q8_0", "fp32": "f32"}
+_MEASURES = {"step": "step at context {}", "prompt": "prompt of {} positions"}
+
+
+def run(options: BenchOptions, report: Callable[[str], None]) -> dict[str, Any]:
+    """Measure, which takes minutes, and return the JSON-able result. report: told each step in one line.
+
+    `frames` steps are taken at each context and round. A precision that cannot be exported is in the result with its
+    reason. Raises EngineError without llama.cpp or for an engine without a backbone, ExportError if there is no export.
+    """
+    if reason := llama_cpp.missing():
+        raise EngineError(reason)
+    plan, record = Plan.of(options), Record("accelerator-llama-cpp-benchmark", SCHEMA, report)
+    adapter = open_adapter(plan, options.checkpoint)
+    backbone = getattr(adapter, "backbone", None)
+    if backbone is None:
+        raise EngineError(f"{adapter.name} has no language model that llama.cpp could be given, too")
+    spec, weights = backbone()
+    graphs, errors = _exports(plan, adapter, report)
+    tier = choose_tier(detect())
+    settings = SessionOptions(threads=options.threads or tier.threads, spin_us=SHORT_SPIN_US)
+    report(f"measuring {', '.join(graphs)} and llama.cpp with {settings.threads} threads")
+    figures = llama_cpp.compare(
+        spec,
+        weights,
+        graphs,
+        settings,
+        kinds=[_KINDS[precision] for precision in graphs],
+        contexts=plan.contexts,
+        rounds=plan.rounds,
+        steps=plan.frames,
+    )
+    return record.result(
+        plan.to_dict(),
+        engine={"name": adapter.name, "size": plan.size if options.checkpoint is None else None},
+        llama_cpp=importlib.metadata.version("llama-cpp-python"),
+        threads=settings.threads,
+        figures=figures,
+        ratios={measure: _times(by_arm, graphs) for measure, by_arm in figures.items()},
+        errors=errors,
+    )
+
+
+def _exports(plan: Plan, adapter: Any, report: Callable[[str], None]) -> tuple[dict[str, Path], dict[str, str]]:
+    """Precision -> slow graph, and what became of the others."""
+    options, cache = plan.options, ContentCache(plan.options.cache_dir)
+    component = next(c for part in adapter.parts() for c in part.components if c.name == LANGUAGE_MODEL)
+    graphs: dict[str, Path] = {}
+    errors: dict[str, str] = {}
+    failure = ExportError("no precision was asked for: name one")
+    for precision in options.precisions:
+        report(f"exporting {precision}, unless it is in the cache")
+        try:
+            export = export_component(component, precision, cache, proof=options.proof)
+            export.entry.verified()
+        except ExportError as error:
+            failure, errors[precision] = error, str(error)
+            report(f"{precision} failed: {error}")
+        else:
+            graphs[precision] = export.path / "slow.onnx"
+    if not graphs:
+        raise failure
+    return graphs, errors
+
+
+def _times(by_arm: Mapping[str, Any], precisions: Iterable[str]) -> dict[str, Any]:
+    """Precision -> how many times less it needs than llama.cpp's better setting, round by round."""
+    times = {}
+    for precision in precisions:
+        others = [figures for name, figures in by_arm.items() if name.startswith(f"llama.cpp {_KINDS[precision]}")]
+        best = min(others, key=lambda figures: float(figures["median"]))
+        times[precision] = ratio(best["values"], by_arm[precision]["values"])
+    return times
+
+
+def to_markdown(result: Mapping[str, Any]) -> str:
+    """The figures of `run`: medians with quartiles, and quotients with llama.cpp's better setting."""
+    ratios = result["ratios"]
+    precisions = list(next(iter(ratios.values())))
+    head, rows = [""], [[_title(measure)] for measure in ratios]
+    for precision in precisions:
+        theirs = f"llama.cpp {_KINDS[precision]}"
+        arms = [theirs, f"{theirs}, no flash attention", precision]
+        head += [*(f"`{arm}`" for arm in arms), f"`{precision}`: times less"]
+        for row, (measure, times) in zip(rows, ratios.items(), strict=True):
+            row += [*(_cell(result["figures"][measure][arm], True) for arm in arms), _cell(times[precision], True)]
+    sections = [
+        f"# The slow model of {_engine(result)}, beside llama.cpp",
+        f"{_introduction(result)} llama-cpp-python {result['llama_cpp']}.",
+        *(f"> **Warning:** {warning}" for warning in result["warnings"]),
+        _table(head, rows),
+        _list(f"`{precision}` failed: {reason}" for precision, reason in result["errors"].items()),
+        (
+            f"The same weights and inputs, {result['threads']} threads, and huge pages on both sides where the system "
+            f"has them. A step's time is the mean over {result['plan']['frames']} steps behind so many positions. "
+            "llama.cpp is there as it chooses by itself and without flash attention; *times less* compares with "
+            "whichever is faster, round by round."
+        ),
+        "## Machine",
+        _table(["", ""], _machine(result["machine"])),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _title(measure: str) -> str:
+    kind, _, positions = measure.partition("_")
+    return _MEASURES[kind].format(positions)
