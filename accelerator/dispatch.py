@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
+import numpy as np
+
 from .cache import ContentCache
 from .engines import Adapter
 from .engines.base import Bound, Pieces, Voice
@@ -15,7 +17,7 @@ from .metrics import Meter, measuring
 from .routing import Route
 from .segments import Segment
 from .speaking import Speaker
-from .speech import AudioChunk, SpeechRequest
+from .speech import AudioChunk, Reference, SpeechRequest
 from .voices import VoiceStore
 
 __all__ = ["Dispatcher"]
@@ -111,7 +113,7 @@ class Dispatcher:
             speaker = Speaker(
                 pieces,
                 request,
-                self._voice(pieces, request),
+                self._voice(pieces, request, meter),
                 self._adapter.sample_rate,
                 meter,
                 streaming=streaming,
@@ -123,7 +125,7 @@ class Dispatcher:
 
         return speak
 
-    def _voice(self, pieces: Pieces, request: SpeechRequest) -> Voice:
+    def _voice(self, pieces: Pieces, request: SpeechRequest, meter: Meter) -> Voice:
         """Whom to imitate; a reference is encoded once, and remembered on disk."""
         if request.voice is not None:
             return pieces.named_voice(request.voice)
@@ -135,8 +137,22 @@ class Dispatcher:
                 self._voices = VoiceStore(self._cache(), key)
         if self._voices is None:
             return Voice(((pieces.encode(reference.audio), reference.text),))
-        codes = self._voices.get_or_encode(reference.digest, lambda: pieces.encode(reference.audio))
+        codes = self._voices.get(reference.digest)
+        if codes is None:
+            codes = self._encoded(self._voices, pieces, reference, meter)
         return Voice(((codes, reference.text),))
+
+    def _encoded(self, voices: VoiceStore, pieces: Pieces, reference: Reference, meter: Meter) -> np.ndarray:
+        """The codes of a voice that is not known. Some of PyTorch's differ from the export's: they are kept apart.
+
+        Codes that PyTorch made because the export failed this once are not kept: the next request tries again.
+        """
+        in_torch = self._routes["encoder"].prepare().call is None
+        return voices.get_or_encode(
+            f"{reference.digest}-pytorch" if in_torch else reference.digest,
+            lambda: pieces.encode(reference.audio),
+            keep=lambda: in_torch or meter.backend("encoder") != "pytorch",
+        )
 
     def _encoder_key(self) -> str | None:
         """Names what makes the codes of a reference: the codec's weights.

@@ -59,6 +59,11 @@ class Meter:
             before = self._backends.get(part, backend)
             self._backends[part] = backend if before == backend else "hybrid"
 
+    def backend(self, part: str) -> str | None:
+        """Which backend answered so far, "hybrid" for both; None if the part was not called."""
+        with self._lock:
+            return self._backends.get(part)
+
     def fell_back(self, part: str, error: BaseException) -> None:
         with self._lock:
             self.fallback.append({"part": part, "reason": type(error).__name__, "message": str(error)})

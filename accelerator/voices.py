@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,9 +75,22 @@ class VoiceStore:
         with self._lock:
             return VoiceStats(**self._counts, voices=len(self._kept), bytes=self._kept_bytes)
 
-    def get_or_encode(self, reference_digest: str, encode: Encode) -> np.ndarray:
+    def get(self, reference_digest: str) -> np.ndarray | None:
+        """The voice's codes, the caller's own copy, from memory or disk; None if it is not known."""
+        codes = self._recall(reference_digest)
+        if codes is None:
+            with self._alone(reference_digest):
+                codes = self._recall(reference_digest)
+                if codes is None and (codes := self._read(self._key(reference_digest))) is not None:
+                    self._keep(reference_digest, codes)
+        return None if codes is None else codes.copy()
+
+    def get_or_encode(
+        self, reference_digest: str, encode: Encode, *, keep: Callable[[], bool] = lambda: True
+    ) -> np.ndarray:
         """The voice's codes, the caller's own copy; `encode` is called when they are found nowhere.
 
+        keep: asked after `encode`; the codes of a stand-in for the encoder are handed out, and forgotten.
         Threads that ask for the same voice meanwhile wait for it; processes too, a bounded time. What `encode` raises
         is passed on, and the next one that waits tries itself. Raises BadOutput for codes that are not integers [C, T].
         """
@@ -85,7 +99,10 @@ class VoiceStore:
             with self._alone(reference_digest):
                 codes = self._recall(reference_digest)  # by the one that was waited for
                 if codes is None:
-                    codes = self._load(reference_digest, encode)
+                    try:
+                        codes = self._load(reference_digest, encode, keep)
+                    except _NotKept as made:
+                        return made.codes
                     self._keep(reference_digest, codes)
         return codes.copy()
 
@@ -122,38 +139,59 @@ class VoiceStore:
         with self._lock:
             self._counts[what] += 1
 
-    def _load(self, digest: str, encode: Encode) -> np.ndarray:
-        """From the disk, or encoded and stored there if it can be."""
-        fields = {"format": _FORMAT, "encoder": self._encoder_key, "reference": digest}
-        key = make_key(kind="voice", **fields)
-        if (codes := _read(self._cache.get(key))) is not None:
+    def _fields(self, digest: str) -> dict[str, Any]:
+        return {"format": _FORMAT, "encoder": self._encoder_key, "reference": digest}
+
+    def _key(self, digest: str) -> str:
+        return make_key(kind="voice", **self._fields(digest))
+
+    def _read(self, key: str) -> np.ndarray | None:
+        codes = _read(self._cache.get(key))
+        if codes is not None:
             self._count("disk")
+        return codes
+
+    def _load(self, digest: str, encode: Encode, keep: Callable[[], bool]) -> np.ndarray:
+        """From the disk, or encoded and stored there if it can be. Raises _NotKept."""
+        key = self._key(digest)
+        if (codes := self._read(key)) is not None:
             return codes
         made: list[np.ndarray] = []
 
         def build(directory: Path) -> None:
-            made.append(self._encoded(encode))
+            made.append(self._encoded(encode, keep))
             with open(directory / _FILE, "xb") as file:
                 np.lib.format.write_array(file, made[0], allow_pickle=False)
 
         # Without a disk there is no use in the cache's temporary entries: memory does as well.
         if self._cache.writable:
             try:
-                entry = self._cache.get_or_create(key, build, name="voice", fields=fields)
+                entry = self._cache.get_or_create(key, build, name="voice", fields=self._fields(digest))
             except CacheError as error:  # a full disk, among others
                 logger.warning("The voice %s cannot be stored: %s", digest[:16], error)
             else:
                 if not made and (codes := _read(entry)) is not None:  # another process was first
                     self._count("disk")
                     return codes
-        return made[0] if made else self._encoded(encode)
+        return made[0] if made else self._encoded(encode, keep)
 
-    def _encoded(self, encode: Encode) -> np.ndarray:
+    def _encoded(self, encode: Encode, keep: Callable[[], bool]) -> np.ndarray:
         self._count("misses")
         codes = np.asarray(encode())
         if not _are_codes(codes):
             raise BadOutput(f"the encoder answered with {codes.dtype} of shape {codes.shape} instead of codes [C, T]")
-        return codes.astype(np.int64)
+        codes = codes.astype(np.int64)
+        if not keep():
+            raise _NotKept(codes)
+        return codes
+
+
+class _NotKept(Exception):
+    """Carries codes that must not be stored past the cache, which publishes whatever is built."""
+
+    def __init__(self, codes: np.ndarray) -> None:
+        super().__init__("these codes are not kept")
+        self.codes = codes
 
 
 def _are_codes(codes: np.ndarray) -> bool:

@@ -177,6 +177,62 @@ def test_the_encoder_listens_again(tiny: Any, tmp_path: Any, fault: str, how: st
     assert metrics["backends"] == {"encoder": "pytorch", "text2semantic": "onnxruntime", "decoder": "onnxruntime"}
 
 
+def test_codes_of_a_stand_in_are_not_remembered(tiny: Any, tmp_path: Any) -> None:
+    """The export's codes, here all zero, differ from PyTorch's: a voice must not depend on when the export failed."""
+    heard: list[str] = []
+    broken = [True]
+
+    def encoder(part: Part) -> Any:
+        def call(audio: np.ndarray) -> np.ndarray:
+            heard.append("broken" if broken[0] else "whole")
+            if broken[0]:
+                raise RuntimeError("no")
+            return np.zeros_like(part.torch(audio))
+
+        return call
+
+    audio, rate = voice(tiny)
+    asked = {"reference_audio": (audio, rate), "reference_text": "a"}
+    by_torch = np.concatenate(list(tiny.stream(TEXT, audio, "a", **GREEDY)))
+    optimizer = twin(tiny, {"cache_dir": tmp_path}, encoder=encoder)
+    same(speak(optimizer, "blocking", **asked)[0], by_torch)
+    assert optimizer._dispatcher._voices.stats.voices == 0
+    broken[0] = False
+    by_export, metrics = speak(optimizer, "blocking", **asked)
+    assert (metrics["backends"]["encoder"], metrics["fallback"]) == ("onnxruntime", [])
+    assert not np.array_equal(by_export, by_torch[: len(by_export)])
+    again = twin(tiny, {"cache_dir": tmp_path}, encoder=answer_of(fails(RuntimeError("not asked"))))
+    answer, metrics = speak(again, "blocking", **asked)
+    assert np.array_equal(answer, by_export), "found on disk"
+    assert (metrics["backends"].get("encoder"), metrics["fallback"]) == (None, [])
+    assert heard == ["broken", "whole"]
+
+
+def test_voices_of_pytorch_and_of_the_export_are_kept_apart(tiny: Any, tmp_path: Any) -> None:
+    audio, rate = voice(tiny)
+    asked = {"reference_audio": (audio, rate), "reference_text": "a"}
+    heard: list[str] = []
+
+    def optimizer(call: Any) -> UniversalOptimizer:
+        made = twin(tiny, {"cache_dir": tmp_path}, encoder=lambda part: call)
+        torch = made._routes["encoder"].part.torch
+        part = replace(made._routes["encoder"].part, torch=lambda audio: heard.append("pytorch") or torch(audio))
+        made._routes["encoder"].part = part
+        return made
+
+    def export(audio: np.ndarray) -> np.ndarray:
+        heard.append("export")
+        return np.zeros_like(tiny.encode_reference(audio))
+
+    for _ in range(2):  # switched off, or slower: PyTorch's for good, and remembered as such
+        slow = speak(optimizer(None), "blocking", **asked)[0]
+    assert heard == ["pytorch"]
+    for _ in range(2):
+        fast = speak(optimizer(export), "blocking", **asked)[0]
+    assert heard == ["pytorch", "export"]
+    assert not np.array_equal(fast, slow[: len(fast)])
+
+
 def test_all_parts_may_fail_in_one_request(tiny: Any, tmp_path: Any) -> None:
     audio, rate = voice(tiny)
     expected = np.concatenate(list(tiny.stream(TEXT, audio, "a", **GREEDY)))

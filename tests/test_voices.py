@@ -173,6 +173,33 @@ def test_different_voices_do_not_wait_for_each_other(tmp_path: Path) -> None:
             assert np.array_equal(future.result(), CODES)
 
 
+def test_codes_that_are_not_to_be_kept_are_handed_out_once(tmp_path: Path) -> None:
+    cache, other = ContentCache(tmp_path / "a"), Encoder(CODES + 1)
+    (tmp_path / "file").write_text("not a directory")
+    for place in (cache, ContentCache(tmp_path / "file" / "cache")):
+        store, stand_in = VoiceStore(place, "encoder"), Encoder()
+        for calls in (1, 2):
+            assert np.array_equal(store.get_or_encode(name(0), stand_in, keep=lambda: False), CODES)
+            assert (stand_in.calls, store.get(name(0)), store.stats.voices) == (calls, None, 0)
+        assert place.entries() == []
+        assert np.array_equal(store.get_or_encode(name(0), other, keep=lambda: True), CODES + 1)
+        assert np.array_equal(store.get_or_encode(name(0), never), CODES + 1)
+
+
+def test_a_voice_can_be_asked_for_without_an_encoder(tmp_path: Path) -> None:
+    store = VoiceStore(ContentCache(tmp_path), "encoder")
+    assert store.get(name(0)) is None
+    assert store.stats == VoiceStats()
+    store.get_or_encode(name(0), Encoder())
+    other = VoiceStore(ContentCache(tmp_path), "encoder")
+    for _ in range(2):
+        codes = other.get(name(0))
+        assert codes is not None
+        assert np.array_equal(codes, CODES)
+        codes[:] = 0  # the caller's own
+    assert other.stats == VoiceStats(memory=1, disk=1, voices=1, bytes=CODES.nbytes)
+
+
 def test_an_encoder_that_fails_leaves_no_trace_and_is_asked_again(tmp_path: Path) -> None:
     cache = ContentCache(tmp_path)
     store, begin, failed = VoiceStore(cache, "encoder"), threading.Barrier(3), []

@@ -18,7 +18,7 @@ from ..audio import load_reference
 from ..cache import ContentCache
 from ..engines.base import Pieces, Voice
 from ..errors import EngineError
-from ..metrics import peak_rss_bytes
+from ..metrics import Meter, measuring, peak_rss_bytes
 from ..optimizer import UniversalOptimizer
 from ..segments import Segment, split
 from ..speech import SamplingParams, Speech, SpeechRequest
@@ -189,7 +189,7 @@ def _known_voice(served: Served, item: str, number: int) -> dict[str, float]:
         dispatcher._voices = None  # as in a new process
     request = _request(served, served.reference(2000 + number, said=said))
     start = served.clock()
-    codes = dispatcher._voice(pieces, request)
+    codes = _voice(served, request)
     known = served.clock()
     prompt = pieces.prompt(request.text, codes)
     frames = pieces.frames(prompt, SamplingParams(max_new_tokens=2), batching="on")
@@ -301,10 +301,16 @@ def _request(served: Served, reference: tuple[Any, str]) -> SpeechRequest:
     return SpeechRequest(SENTENCES[0], load_reference(audio, said, sample_rate=served.optimizer.sample_rate))
 
 
+def _voice(served: Served, request: SpeechRequest) -> Voice:
+    """The request's voice, as the optimizer finds it."""
+    with measuring(Meter()) as meter:
+        return served.optimizer._dispatcher._voice(served.pieces, request, meter)
+
+
 def _voice_of(served: Served, reference: tuple[Any, str], *, prefill: bool = False) -> Voice:
     """The reference's codes, known from now on; with `prefill`, so are its keys and values."""
     pieces, request = served.pieces, _request(served, reference)
-    known = served.optimizer._dispatcher._voice(pieces, request)
+    known = _voice(served, request)
     if prefill:
         frames: Iterator[np.ndarray] = pieces.frames(
             pieces.prompt(SENTENCES[3], known), SamplingParams(max_new_tokens=2), batching="on"
