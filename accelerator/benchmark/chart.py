@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape
 
 from .report import format_value
 
-__all__ = ["to_svg"]
+__all__ = ["Panel", "drawing", "to_svg"]
 
 WIDTH, LEFT, RIGHT = 860, 190, 90  # labels left of the bars, values right of them
 BAR, GAP, HEAD, FOOT = 20, 8, 46, 40
@@ -34,7 +34,7 @@ _STYLE = """
 
 
 @dataclass(frozen=True)
-class _Panel:
+class Panel:
     """One group of bars. bars: (arm, figures or None if it failed). limit: where real time is, in the bars' unit."""
 
     title: str
@@ -49,7 +49,13 @@ class _Panel:
 
 def to_svg(result: Mapping[str, Any]) -> str:
     """A chart of `run`'s result; shorter bars are better, red lines are real time."""
-    panels = _panels(result)
+    size = result["engine"]["size"]
+    title = f"Speech on a CPU: {result['engine']['name']}{f' {size}' if size else ''}, shorter is better"
+    return drawing(result, title, _panels(result))
+
+
+def drawing(result: Mapping[str, Any], title: str, panels: Sequence[Panel], style: str = "") -> str:
+    """The panels below each other, under a title and what the result was measured on. style: more rules."""
     hardware, plan = result["machine"]["hardware"], result["plan"]
     subtitle = (
         f"{hardware['brand']}, {hardware['usable_cores']} cores; median of {plan['rounds']} interleaved rounds, "
@@ -57,13 +63,11 @@ def to_svg(result: Mapping[str, Any]) -> str:
     )
     top = 62
     height = top + sum(panel.height for panel in panels)
-    size = result["engine"]["size"]
-    title = f"Speech on a CPU: {result['engine']['name']}{f' {size}' if size else ''}, shorter is better"
     body = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
         f'role="img">',
         f"<title>{escape(title)}</title>",
-        f"<style>{_STYLE}</style>",
+        f"<style>{_STYLE}{style}</style>",
         _text(16, 26, title, "title"),
         _text(16, 46, subtitle, "small"),
     ]
@@ -73,7 +77,7 @@ def to_svg(result: Mapping[str, Any]) -> str:
     return "\n".join([*body, "</svg>"]) + "\n"
 
 
-def _panels(result: Mapping[str, Any]) -> list[_Panel]:
+def _panels(result: Mapping[str, Any]) -> list[Panel]:
     frame_s = result["engine"]["frame_s"]
     wanted = [
         (f"frame_{context}", f"One frame at context {context}", frame_s, f"real time, {format_value(frame_s, 's')}")
@@ -85,11 +89,11 @@ def _panels(result: Mapping[str, Any]) -> list[_Panel]:
     panels = []
     for metric, title, limit, label in wanted:
         bars = [(name, arm["metrics"].get(metric)) for name, arm in result["arms"].items()]
-        panels.append(_Panel(title, bars, limit, label))
+        panels.append(Panel(title, bars, limit, label))
     return panels
 
 
-def _draw(panel: _Panel, top: int) -> list[str]:
+def _draw(panel: Panel, top: int) -> list[str]:
     values = [f[k] for _, f in panel.bars if f is not None for k in ("median", "p25", "p75")]
     medians = [f["median"] for _, f in panel.bars if f is not None]
     if not medians:

@@ -49,18 +49,18 @@ def _engine(result: Mapping[str, Any]) -> str:
     return engine["name"] + (f" {engine['size']}, random weights" if engine["size"] else "")
 
 
-def _introduction(result: Mapping[str, Any]) -> str:
+def _introduction(result: Mapping[str, Any], *more: str) -> str:
+    """What it was measured on, and how; more sentences behind that."""
     machine, plan = result["machine"], result["plan"]
-    hardware = machine["hardware"]
-    versions = machine["versions"]
+    hardware, versions = machine["hardware"], machine["versions"]
     lines = (
         f"{hardware['brand']}, {hardware['usable_cores']} usable cores ({hardware['usable_cpus']:g} CPUs), "
         f"{hardware['os']}; PyTorch {versions['torch']}, ONNX Runtime {versions['onnxruntime']}. "
         f"Median of {plan['rounds']} interleaved rounds, quartiles in brackets; {result['began'][:10]}."
     )
     if result["options"]["quick"]:
-        lines += " **A quick run: it shows that everything works, its figures mean nothing.**"
-    return lines
+        more += ("**A quick run: it shows that everything works, its figures mean nothing.**",)
+    return " ".join((lines, *more))
 
 
 def _arm_title(name: str) -> str:

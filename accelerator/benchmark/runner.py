@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .machine import BusyClock, available_memory, busy_warning, describe_machine, others_warning
+from .machine import available_memory
 from .plan import AS_SHIPPED, RIGHT_SIZED, BenchOptions, Measure, Plan, arms_of, metrics_of, schedule
 from .process import ArmFailed, ArmGone, Process
+from .record import Record
 from .statistics import ratio, summarize
 
 __all__ = ["SCHEMA", "run"]
@@ -54,10 +55,7 @@ def run(options: BenchOptions, report: Report, *, start: Callable[[Report], Proc
 
     An arm that fails is in the result with its reason. Raises EngineError if the engine itself cannot be opened.
     """
-    plan, machine, began, clock = Plan.of(options), describe_machine(), time.time(), BusyClock()
-    warnings = [w] if (w := busy_warning(machine)) else []
-    for warning in warnings:
-        report(f"warning: {warning}")
+    plan, record = Plan.of(options), Record("accelerator-benchmark", SCHEMA, report)
     with tempfile.TemporaryDirectory(prefix="accelerator-benchmark-", dir=_scratch()) as scratch:
         process = start(report)
         try:
@@ -76,29 +74,18 @@ def run(options: BenchOptions, report: Report, *, start: Callable[[Report], Proc
             team.rounds(resident)
         finally:
             team.close()
-    machine["others_cpus"] = clock.others_cpus()
-    if w := others_warning(machine):
-        warnings.append(w)
-        report(f"warning: {w}")
-    return {
-        "schema": SCHEMA,
-        "kind": "accelerator-benchmark",
-        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
-        "elapsed_s": time.time() - began,
-        "options": plan.to_dict()["options"],
-        "plan": {k: v for k, v in plan.to_dict().items() if k != "options"},
-        "engine": {
+    return record.result(
+        plan.to_dict(),
+        engine={
             "name": facts["engine"],
             "size": plan.size if options.engine == "reference" and options.checkpoint is None else None,
             "sample_rate": facts["sample_rate"],
             "frame_s": next((a.frame_s for a in arms.values() if a.frame_s), None),
             "as_shipped": facts["as_shipped"],
         },
-        "method": {"order": "measure by measure" if resident else "arm by arm", "resident": resident},
-        "machine": machine,
-        "warnings": warnings,
+        method={"order": "measure by measure" if resident else "arm by arm", "resident": resident},
         **compile_figures(plan, arms.values()),
-    }
+    )
 
 
 def compile_figures(plan: Plan, arms: Collection[ArmRecord]) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .machine import BusyClock, busy_warning, describe_machine, others_warning
 from .plan import RIGHT_SIZED, BenchOptions, Measure, Plan
 from .process import ArmFailed, ArmGone, Process
+from .record import Record
 from .runner import _scratch
 from .serving_plan import PYTORCH, SCENARIOS, Scenario, ServingOptions, ServingPlan
 from .serving_report import to_markdown, to_svg
@@ -54,10 +54,7 @@ def run(
 
     An item that fails is in the result with its reason. Raises EngineError if the engine cannot be opened.
     """
-    plan, machine, began, clock = ServingPlan.of(options), describe_machine(), time.time(), BusyClock()
-    warnings = [w] if (w := busy_warning(machine)) else []
-    for warning in warnings:
-        report(f"warning: {warning}")
+    plan, record = ServingPlan.of(options), Record("accelerator-serving-benchmark", SCHEMA, report)
     scenarios: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="accelerator-benchmark-", dir=_scratch()) as scratch:
         process = start(report)
@@ -68,23 +65,12 @@ def run(
         for name in plan.scenarios:
             at_work = _AtWork(name, plan, engine, report)
             scenarios[name] = at_work.measured(start, start_pytorch, Path(scratch) / name)
-    machine["others_cpus"] = clock.others_cpus()
-    if w := others_warning(machine):
-        warnings.append(w)
-        report(f"warning: {w}")
     random = options.engine == "reference" and options.checkpoint is None
-    return {
-        "schema": SCHEMA,
-        "kind": "accelerator-serving-benchmark",
-        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
-        "elapsed_s": time.time() - began,
-        "options": plan.to_dict()["options"],
-        "plan": {k: v for k, v in plan.to_dict().items() if k != "options"},
-        "engine": {k: v for k, v in engine.items() if k != "weights"} | {"size": plan.size if random else None},
-        "machine": machine,
-        "warnings": warnings,
-        "scenarios": scenarios,
-    }
+    return record.result(
+        plan.to_dict(),
+        engine={k: v for k, v in engine.items() if k != "weights"} | {"size": plan.size if random else None},
+        scenarios=scenarios,
+    )
 
 
 class _AtWork:

@@ -119,7 +119,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
             row += [*(_cell(result["figures"][measure][arm], True) for arm in arms), _cell(times[precision], True)]
     sections = [
         f"# The slow model of {_engine(result)}, beside llama.cpp",
-        f"{_introduction(result)} llama-cpp-python {result['llama_cpp']}.",
+        _introduction(result, f"llama-cpp-python {result['llama_cpp']}."),
         *(f"> **Warning:** {warning}" for warning in result["warnings"]),
         _table(head, rows),
         _list(f"`{precision}` failed: {reason}" for precision, reason in result["errors"].items()),
