@@ -47,8 +47,11 @@ class Dispatcher:
 
     def pieces(self, request: SpeechRequest) -> Pieces | None:
         """The engine's stages one by one, if this request is spoken through them."""
-        pieces: Pieces | None = getattr(self._bound, "pieces", None)
+        pieces = self._stages()
         return pieces if pieces is not None and pieces.takes(request) else None
+
+    def _stages(self) -> Pieces | None:
+        return getattr(self._bound, "pieces", None)
 
     def chunks(
         self, request: SpeechRequest, meter: Meter, streaming: bool, cancelled: threading.Event
@@ -106,14 +109,18 @@ class Dispatcher:
         """How the routed engine speaks a request: through its stages, or as a whole."""
 
         def speak(request: SpeechRequest) -> Iterator[AudioChunk]:
-            pieces = self.pieces(request)
+            pieces = self._stages()
             if pieces is None:
                 yield from self._bound.stream(request)
+                return
+            voice = self._voice(pieces, request, meter)
+            if not pieces.takes(request):
+                yield from self._bound.stream(request, voice)
                 return
             speaker = Speaker(
                 pieces,
                 request,
-                self._voice(pieces, request, meter),
+                voice,
                 self._adapter.sample_rate,
                 meter,
                 streaming=streaming,

@@ -139,13 +139,17 @@ class Pieces(Protocol):
 class Bound(Protocol):
     """A copy of the engine with its parts replaced. `engine` offers everything the original offers.
 
-    It may have `pieces`, a `Pieces`: requests that these take are then not given to `stream`.
+    It may have `pieces`, a `Pieces`: requests that these take are then not given to `stream`, and others come with
+    their voice.
     """
 
     engine: Any
 
-    def stream(self, request: SpeechRequest) -> Iterator[AudioChunk]:
-        """Speech in order, as it becomes ready. Raises what the engine raises."""
+    def stream(self, request: SpeechRequest, voice: Voice | None = None) -> Iterator[AudioChunk]:
+        """Speech in order, as it becomes ready. voice: of the request's reference, whose codes may have been known.
+
+        Only a copy with `pieces` is given one. Raises what the engine raises.
+        """
         ...
 
     def close(self) -> None: ...

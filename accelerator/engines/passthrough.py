@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import EngineError, InvalidOption
 from ..metrics import current_meter
 from ..speech import AudioChunk, SpeechRequest
-from .base import Call, Part
+from .base import Call, Part, Voice
 
 __all__ = ["PassThroughAdapter"]
 
@@ -45,7 +45,7 @@ class PassThroughAdapter:
     def bind(self, calls: Mapping[str, Call]) -> PassThroughAdapter:
         return self
 
-    def stream(self, request: SpeechRequest) -> Iterator[AudioChunk]:
+    def stream(self, request: SpeechRequest, voice: Voice | None = None) -> Iterator[AudioChunk]:
         return self.original(request)
 
     def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:

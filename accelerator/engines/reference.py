@@ -16,6 +16,7 @@ from ..audio import check_audio
 from ..decode import StepTimes
 from ..errors import InvalidOption
 from ..graph.dual_ar import DualARSpec, TransformerSpec, Weights
+from ..graph.quantize import RECIPES, Recipe
 from ..metrics import current_meter
 from ..proof import Trace
 from ..sampling import Sampler, SamplingRule, TokenLayout
@@ -34,13 +35,17 @@ SILENT_S = 0.03
 
 
 class ReferenceAdapter:
-    """Parts: `encoder`, `text2semantic` and `decoder` of a `ReferenceEngine`."""
+    """Parts: `encoder`, `text2semantic` and `decoder` of a `ReferenceEngine`.
+
+    recipes: what each precision means, for benchmarks of others than the shipped.
+    """
 
     name = "reference"
     as_shipped = None  # for benchmarks: the engine itself sizes its cache to the request, as the parts' `torch` does
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, *, recipes: Mapping[str, Recipe] = RECIPES) -> None:
         self.engine = engine
+        self._recipes = recipes
         self.sample_rate: int = engine.sample_rate
         self._spec = _spec(engine.config.language_model)
         self._digests: dict[str, str] = {}
@@ -60,7 +65,9 @@ class ReferenceAdapter:
             Part(
                 LANGUAGE_MODEL,
                 LANGUAGE_MODEL,
-                language_model_components(*self.backbone(), lambda: self._digest("language_model"), self._trace),
+                language_model_components(
+                    *self.backbone(), lambda: self._digest("language_model"), self._trace, recipes=self._recipes
+                ),
                 torch=self._generate_in_torch,
                 load=self._load_language_model,
                 probe=self._probe_language_model,
@@ -330,7 +337,7 @@ class _BoundReference:
         self.engine.encode_reference = calls["encoder"]
         self.pieces = _Pieces(adapter, self.engine, calls)
 
-    def stream(self, request: SpeechRequest) -> Iterator[AudioChunk]:
+    def stream(self, request: SpeechRequest, voice: Voice | None = None) -> Iterator[AudioChunk]:
         options = {k: v for k, v in vars(request.sampling).items() if v is not None}
         reference = request.reference
         audio = None if reference is None else reference.audio

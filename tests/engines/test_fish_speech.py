@@ -633,16 +633,21 @@ def test_the_copy_may_fail_as_a_whole(fast: Any, engine: Any, monkeypatch: pytes
 
 
 @real
-def test_a_voice_is_encoded_once(fast: Any) -> None:
+def test_a_voice_is_encoded_once(fast: Any, tmp_path: Path) -> None:
     calls: list[int] = []
     route = fast._routes["encoder"]
     encode = route._choice.call
     route._choice = replace(route._choice, call=lambda audio: calls.append(1) or encode(audio))
-    fast._bound._voices.clear()
+    fast._dispatcher._voices = VoiceStore(ContentCache(tmp_path), "nothing known")
     first, second = (fast.synthesize(TEXT, wav(1.2), "words", temperature=0, max_new_tokens=5) for _ in range(2))
     np.testing.assert_array_equal(first.audio, second.audio)
     plain = fast.synthesize(TEXT, temperature=0, max_new_tokens=5)
     assert not np.array_equal(plain.audio, first.audio)
+    assert len(calls) == 1
+    turns = "<|speaker:0|>" + TEXT  # not spoken in pieces, but in the same voice
+    fast._dispatcher._voices = VoiceStore(ContentCache(tmp_path), "nothing known")  # as in another process
+    tagged = [fast.synthesize(turns, *voice, temperature=0, max_new_tokens=5) for voice in ((wav(1.2), "words"), ())]
+    assert not np.array_equal(tagged[0].audio, tagged[1].audio)
     assert len(calls) == 1
 
 

@@ -15,7 +15,6 @@ import logging
 import queue
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -25,8 +24,8 @@ import torch
 
 from ...errors import AcceleratorError, Closed, GenerationError, InvalidText
 from ...metrics import current_meter
-from ...speech import AudioChunk, Reference, SamplingParams, SpeechRequest, segment_seed
-from ..base import Call
+from ...speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
+from ..base import Call, Voice
 from ..dual_ar import LANGUAGE_MODEL
 from .language_model import with_cache
 from .layouts import with_globals
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["Routed", "chunks_of", "tts_request"]
 
 logger = logging.getLogger(__name__)
-
-VOICES = 32  # reference codes kept in memory; one takes some kilobytes
 
 
 class EngineParams(SamplingParams):
@@ -108,8 +105,6 @@ class Routed:
 
     def __init__(self, adapter: FishSpeechAdapter, calls: Mapping[str, Call]) -> None:
         self._adapter, self._calls = adapter, calls
-        self._voices: OrderedDict[str, torch.Tensor] = OrderedDict()
-        self._voices_lock = threading.Lock()
         self._requests = _Requests()
         self.engine = engine = copy.copy(adapter.engine)
         engine.decoder_model = _routed_codec(adapter, calls)
@@ -143,12 +138,14 @@ class Routed:
         thread.start()
         weakref.finalize(self, self._requests.put, None).atexit = False
 
-    def stream(self, request: SpeechRequest) -> Iterator[AudioChunk]:
+    def stream(self, request: SpeechRequest, voice: Voice | None = None) -> Iterator[AudioChunk]:
         """Speech in order. Raises InvalidText for what the model has no room for, GenerationError."""
-        reference = request.reference
-        voice = None if reference is None else (self._voice(reference), reference.text)
-        state = _Request(request.sampling, voice)
-        results = self.engine.inference(tts_request(request, b"" if voice else None))
+        reference, known = request.reference, None
+        if reference is not None:
+            codes = voice.turns[0][0] if voice is not None else self._calls["encoder"](reference.audio)
+            known = torch.from_numpy(np.array(codes, np.int64)), reference.text
+        state = _Request(request.sampling, known)
+        results = self.engine.inference(tts_request(request, b"" if known else None))
         try:
             with _serving(state):  # the first result follows upon the request's way into the queue
                 first = next(results, None)
@@ -213,20 +210,6 @@ class Routed:
                 meter.add_frames(1)  # the last token of the sequence is dropped by fish-speech: n tokens, n - 1 frames
             frames.append(frame)
         return torch.cat([prompt, torch.from_numpy(np.stack(frames, axis=1)).to(prompt.dtype)], dim=1)
-
-    def _voice(self, reference: Reference) -> torch.Tensor:
-        """A reference's codes [C, T], encoded once."""
-        with self._voices_lock:
-            codes = self._voices.get(reference.digest)
-            if codes is not None:
-                self._voices.move_to_end(reference.digest)
-                return codes
-        codes = torch.from_numpy(np.ascontiguousarray(self._calls["encoder"](reference.audio)))
-        with self._voices_lock:
-            self._voices[reference.digest] = codes
-            while len(self._voices) > VOICES:
-                self._voices.popitem(last=False)
-        return codes
 
 
 def tts_request(request: SpeechRequest, wav: bytes | None) -> Any:
