@@ -22,6 +22,7 @@ from doubles import QuickAdapter, twin, voice
 
 import accelerator
 from accelerator import AudioChunk, ProgressEvent, Speech, SpeechRequest, UniversalOptimizer
+from accelerator.cache import ContentCache
 from accelerator.engines.base import Part
 from accelerator.errors import (
     AcceleratorError,
@@ -36,6 +37,7 @@ from accelerator.errors import (
 from accelerator.loader import Choice
 from accelerator.metrics import Meter, current_meter
 from accelerator.reference import ReferenceEngine, load
+from accelerator.voices import VoiceStore
 
 ROOT = Path(__file__).parents[1]
 TEXT = "Hello there."
@@ -178,7 +180,10 @@ def test_a_transcript_without_a_voice(fast: UniversalOptimizer) -> None:
         fast.synthesize(TEXT, reference_text="hello")
 
 
-def test_references_of_any_rate_and_shape(fast: UniversalOptimizer, tiny: Any) -> None:
+def test_references_of_any_rate_and_shape(
+    fast: UniversalOptimizer, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast._dispatcher, "_voices", VoiceStore(ContentCache(tmp_path), "nothing known"))
     t = np.arange(8000) / 8000
     stereo = np.stack([np.sin(1000 * t), np.sin(1000 * t)], axis=1).astype(np.float32) * 0.3
     audio, _, metrics = fast.synthesize(TEXT, (stereo, 8000), "a voice", temperature=0, **SHORT)
