@@ -297,7 +297,7 @@ def test_quantized_logits_are_held_to_their_own_bar(
     adapter: Any, trace: Trace, tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A right graph whose recipe is too coarse: the structure passes, the fidelity does not."""
-    coarse = replace(RECIPES["int4"], block=128, symmetric=True, search=False, head_bits=4, head_block=128)
+    coarse = replace(RECIPES["int4"], block=128, symmetric=True, fit="extremes", head_bits=4, head_block=128)
     monkeypatch.setitem(RECIPES, precision, coarse)
     monkeypatch.setitem(BARS, precision, Bar(kl=1e-3, relative_error=0.02))
     report = proof_of(adapter, trace, tmp_path, precision=precision)

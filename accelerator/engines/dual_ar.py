@@ -15,9 +15,9 @@ from .. import decode, proof, tables, tracing
 from ..decode import Embeddings
 from ..export import Component, Progress, ProgressEvent
 from ..graph import dual_ar as graphs
-from ..graph import graph, quantize, rewrite
+from ..graph import fitting, graph, quantize, rewrite
 from ..graph.dual_ar import DualARSpec, KVRanges, Weights, build_fast, build_slow
-from ..graph.quantize import BY_ROW, RECIPES
+from ..graph.quantize import BY_ROW, RECIPES, Recipe
 from ..hardware import detect
 from ..hardware.pages import huge_pages
 from ..proof import BARS, Bar, Trace, compare_arrays, compare_codes, compare_logits, replay
@@ -49,6 +49,7 @@ def language_model_components(
     *,
     dtype: str = "fp32",
     wide: bool | None = None,
+    recipes: Mapping[str, Recipe] = RECIPES,
 ) -> tuple[Component, Component]:
     """The embedding tables and the graphs of a dual autoregressive model.
 
@@ -56,6 +57,7 @@ def language_model_components(
     what the engine computes in, "fp32" or "bf16"; an engine that rounds to bfloat16 cannot be matched to float32's bar.
     wide: whether a quantized export has both graphs once more, in integers by rows, which processors with integer
     matrix units (AMX) run several times faster over prompts and large batches. None asks this machine.
+    recipes: what each precision means; another one than the shipped makes other exports, held to the same bars.
     """
     config = spec.to_dict()
     wide = "amx_int8" in detect().isa if wide is None else wide
@@ -89,7 +91,7 @@ def language_model_components(
             progress(ProgressEvent(LANGUAGE_MODEL, "build", min(seen, total), total, precision))
             return weights(name)
 
-        recipe, ranges = RECIPES[precision], None
+        recipe, ranges = recipes[precision], None
         if recipe.kv_bits == 8 and (seen_by := the_trace()).key_range is not None and seen_by.value_range is not None:
             ranges = KVRanges(seen_by.key_range, seen_by.value_range)
         build_slow(directory, spec, counted, recipe, ranges)
@@ -144,7 +146,6 @@ def language_model_components(
                         file.unlink()
         return {**report, "structure": proven[0]}
 
-    recipes = {p: vars(r) for p, r in RECIPES.items()}
     shared = (*_HERE, _source(weights), _source(graph), _source(graphs), _source(tables))
     return (
         Component(EMBEDDINGS, identity, config, ("fp32",), build_tables, prove_tables, shared),
@@ -152,11 +153,11 @@ def language_model_components(
             LANGUAGE_MODEL,
             identity,
             {**config, "engine_dtype": dtype, "wide": wide},
-            tuple(RECIPES),
+            tuple(recipes),
             build_graphs,
             prove_graphs,
-            (*shared, _source(quantize), _source(decode)),
-            recipes,
+            (*shared, _source(quantize), _source(fitting), _source(decode)),
+            {precision: vars(recipe) for precision, recipe in recipes.items()},
             spec.weight_bytes,
         ),
     )

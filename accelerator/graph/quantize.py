@@ -12,11 +12,15 @@ Processors without VNNI must not use it: ONNX Runtime's kernel for them lets pai
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
+from .fitting import SMALLEST, Fit, fit_blocks
 from .graph import Graph
 
 __all__ = [
@@ -32,7 +36,8 @@ __all__ = [
 
 
 WHOLE_ROWS = 0  # as a block's size: one scale per row of a weight, and integer matrix multiplication
-_SMALLEST = float(np.finfo(np.float32).tiny)  # ONNX Runtime counts what is smaller as zero
+_SLICE = 2**18  # weights that are quantized at once
+_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -42,87 +47,70 @@ class Recipe:
     bits: int = 32
     block: int = 32  # WHOLE_ROWS with 8 bits only
     symmetric: bool = True
-    search: bool = False
+    fit: Fit = "extremes"
     head_bits: int = 32  # output heads decide the argmax, so a recipe may keep them wider
     head_block: int = 32
     kv_bits: int = 32  # the slow model's key-value cache, 8 or 32
+    wider: tuple[str, ...] = ()  # patterns of names of matrices that are stored as heads are: "*.down", "fast.*"
 
     def head(self) -> Recipe:
         """The same recipe for an output head."""
-        return replace(self, bits=self.head_bits, block=self.head_block)
+        return replace(self, bits=self.head_bits, block=self.head_block, wider=())
+
+    def of(self, name: str) -> Recipe:
+        """The recipe of the matrix of that name."""
+        return self.head() if any(fnmatchcase(name, pattern) for pattern in self.wider) else self
 
 
 RECIPES = {
     "fp32": Recipe(),
     "int8": Recipe(bits=8, block=128, head_bits=8, head_block=128, kv_bits=8),
     # The squared error of llama.cpp's Q4_0 (blocks of 32, symmetric), with half the scales to read.
-    "int4": Recipe(bits=4, block=64, symmetric=False, search=True, head_bits=8, head_block=64, kv_bits=8),
+    "int4": Recipe(bits=4, block=64, symmetric=False, fit="clipped", head_bits=8, head_block=64, kv_bits=8),
 }
 # For prompts and batches on processors with AMX.
 BY_ROW = Recipe(bits=8, block=WHOLE_ROWS, head_bits=8, head_block=128, kv_bits=8)
-NARROWER = (0.93, 0.86, 0.79)  # shares of a block's range that `search` tries beside the whole
 
 
 def quantize_blocks(
-    weight: np.ndarray, bits: int, block: int, *, symmetric: bool = True, search: bool = False
+    weight: np.ndarray, bits: int, block: int, *, symmetric: bool = True, fit: Fit = "extremes"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Quantize float32 `weight` [N, K] to `bits` (4 or 8) in blocks along K.
+    """Quantize float32 `weight` [N, K] to `bits` (4 or 8) in blocks along K, their scales chosen as `fit` says.
 
     Returns packed values uint8 [N, ceil(K/block), block*bits/8], scales float32 [N, ceil(K/block)] and, if not
-    symmetric, zero points uint8 [N, ceil(ceil(K/block)*bits/8)]. Symmetric blocks map their largest magnitude, with its
-    sign, to the most negative level, which uses all 2**bits levels (as llama.cpp's Q4_0 does); others map their
-    extremes to the ends. search: per block, the narrowed range (of `NARROWER`) with the least squared error: clipping
-    extremes a little makes every other weight finer.
+    symmetric, zero points uint8 [N, ceil(ceil(K/block)*bits/8)]. Works in slices of rows, several at once: they stay in
+    the processor's caches, and the memory needed beside the result is small.
     """
     if bits not in (4, 8):
         raise ValueError(f"bits must be 4 or 8, not {bits}")
     rows, columns = weight.shape
     blocks = -(-columns // block)
-    if blocks * block != columns:
-        weight = np.pad(weight, ((0, 0), (0, blocks * block - columns)))
-    values = weight.reshape(rows, blocks, block)
-    chosen = list(_quantize(values, bits, symmetric, 1.0))  # quantized values, scales, zero points
-    if search:
-        least = _squared_error(values, *chosen)
-        for share in NARROWER:
-            narrowed = _quantize(values, bits, symmetric, share)
-            error = _squared_error(values, *narrowed)
-            better = error < least
-            least = np.minimum(error, least)
-            for kept, new in zip(chosen, narrowed, strict=True):
-                np.copyto(kept, new, where=better.reshape(*better.shape, *[1] * (new.ndim - 2)))
-    quantized, scales, zero = chosen
-    packed = _pack_nibbles(quantized) if bits == 4 else quantized
+    packed = np.empty((rows, blocks, block * bits // 8), np.uint8)
+    scales = np.empty((rows, blocks), np.float32)
+    zero = np.empty((rows, blocks), np.uint8)
+
+    def quantize(begin: int) -> None:
+        part = weight[begin : begin + step]
+        if blocks * block != columns:
+            part = np.pad(part, ((0, 0), (0, blocks * block - columns)))
+        fitted = fit_blocks(part.reshape(-1, block), bits, symmetric, fit)
+        levels = _pack_nibbles(fitted.levels) if bits == 4 else fitted.levels
+        shape = len(part), blocks
+        packed[begin : begin + step] = levels.reshape(*shape, -1)
+        scales[begin : begin + step] = fitted.scales.reshape(shape)
+        zero[begin : begin + step] = fitted.zero.reshape(shape)
+
+    step = max(1, _SLICE // max(columns, 1))
+    if rows <= step:
+        quantize(0)
+    else:
+        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+            list(pool.map(quantize, range(0, rows, step)))
     if symmetric:
         return packed, scales, None
-    points = zero.astype(np.uint8)
     if bits == 4:
-        points = _pack_nibbles(np.pad(points, ((0, 0), (0, blocks % 2)), constant_values=8))
-    return packed, scales, points
-
-
-def _quantize(
-    values: np.ndarray, bits: int, symmetric: bool, share: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Blocks [N, n, block] within a share of their range -> levels uint8, scales and zero points float32 [N, n]."""
-    levels, middle = 2**bits - 1, 2 ** (bits - 1)
-    high, low = values.max(axis=2) * np.float32(share), values.min(axis=2) * np.float32(share)
-    if symmetric:
-        scales = np.where(high > -low, high, low) / -middle
-    else:
-        high, low = np.maximum(high, 0), np.minimum(low, 0)
-        scales = (high - low) / levels
-    scales[np.abs(scales) < _SMALLEST] = 0  # its inverse would be infinite
-    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
-    zero = np.full_like(scales, middle) if symmetric else np.rint(-low * inverse)
-    scaled = values * inverse[:, :, None]
-    scaled += zero[:, :, None] + np.float32(0.5)  # +0.5 and truncation is rounding, far faster than rint on float32
-    return np.clip(scaled, 0, levels, out=scaled).astype(np.uint8), scales, zero
-
-
-def _squared_error(values: np.ndarray, quantized: np.ndarray, scales: np.ndarray, zero: np.ndarray) -> np.ndarray:
-    error = (quantized - zero[:, :, None]) * scales[:, :, None] - values
-    return np.einsum("nbk,nbk->nb", error, error)
+        zero = _pack_nibbles(np.pad(zero, ((0, 0), (0, blocks % 2)), constant_values=8))
+    return packed, scales, zero
 
 
 def dequantize_blocks(
@@ -142,7 +130,7 @@ def dequantize_blocks(
 def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Quantize float32 `weight` [N, K] to int8 with one scale per row: int8 [N, K], float32 [N]."""
     scales = np.abs(weight).max(axis=1) / np.float32(127)
-    scales[scales < _SMALLEST] = 0
+    scales[scales < SMALLEST] = 0
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
     return np.rint(weight * inverse[:, None]).astype(np.int8), scales
 
@@ -158,13 +146,14 @@ def _unpack_nibbles(packed: np.ndarray) -> np.ndarray:
 def linear(graph: Graph, recipe: Recipe, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None = None) -> str:
     """y = x W^T + b for a float32 `weight` [N, K], stored as `recipe` says. x [..., K] -> y [..., N]."""
     rows, columns = weight.shape
+    recipe = recipe.of(name)
     if recipe.bits == 32:
         y = graph.op("MatMul", x, graph.weight(name, weight.T))
         return y if bias is None else graph.op("Add", y, graph.weight(f"{name}.bias", bias))
     if recipe.block == WHOLE_ROWS:
         return _by_row(graph, x, name, weight, bias)
     packed, scales, points = quantize_blocks(
-        weight, recipe.bits, recipe.block, symmetric=recipe.symmetric, search=recipe.search
+        weight, recipe.bits, recipe.block, symmetric=recipe.symmetric, fit=recipe.fit
     )
     inputs = [x, graph.weight(f"{name}.q{recipe.bits}", packed), graph.weight(f"{name}.scales", scales.reshape(-1))]
     if points is not None or bias is not None:
@@ -179,7 +168,7 @@ def _by_row(graph: Graph, x: str, name: str, weight: np.ndarray, bias: np.ndarra
     """The same in integers: int8 weights, one scale for each row of W; 8-bit activations, one for each row of x."""
     quantized, scales = quantize_rows(weight)
     largest = graph.op("ReduceMax", graph.op("Abs", x), graph.constant([-1]), keepdims=1)
-    largest = graph.op("Max", largest, graph.constant(_SMALLEST, np.float32))  # a row of zeros stays zero
+    largest = graph.op("Max", largest, graph.constant(SMALLEST, np.float32))  # a row of zeros stays zero
     step, middle = graph.constant(1 / 127, np.float32), graph.constant(128, np.uint8)
     levels = graph.op("QuantizeLinear", graph.op("Div", x, largest), step, middle)
     values, scale = graph.weight(f"{name}.q8", quantized.T), graph.weight(f"{name}.scales", scales)

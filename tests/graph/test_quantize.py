@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
+from accelerator.graph import quantize
+from accelerator.graph.fitting import Fit
 from accelerator.graph.graph import Graph
 from accelerator.graph.quantize import (
     BY_ROW,
@@ -184,7 +187,7 @@ def test_a_searched_range_is_never_worse_and_mostly_better(bits: int, symmetric:
     weight = np.random.default_rng(4).standard_t(5, (64, 512)).astype(np.float32)
 
     def errors(search: bool) -> np.ndarray:
-        stored = quantize_blocks(weight, bits, 64, symmetric=symmetric, search=search)
+        stored = quantize_blocks(weight, bits, 64, symmetric=symmetric, fit="clipped" if search else "extremes")
         difference = dequantize_blocks(*stored, bits, 512) - weight
         return np.square(difference).reshape(64, 8, 64).sum(axis=2)
 
@@ -201,9 +204,114 @@ def test_the_int4_recipe_is_as_exact_as_blocks_of_32() -> None:
     def error(*stored: Any) -> float:
         return float(np.linalg.norm(dequantize_blocks(*stored, 4, 1024) - weight) / np.linalg.norm(weight))
 
-    ours = error(*quantize_blocks(weight, 4, recipe.block, symmetric=recipe.symmetric, search=recipe.search))
+    ours = error(*quantize_blocks(weight, 4, recipe.block, symmetric=recipe.symmetric, fit=recipe.fit))
     assert ours < 1.03 * error(*quantize_blocks(weight, 4, 32))
     assert recipe.block == 64
+
+
+def heavy_tailed(rows: int, columns: int) -> np.ndarray:
+    return np.random.default_rng(6).standard_t(4, (rows, columns)).astype(np.float32) / 50
+
+
+def blockwise(weight: np.ndarray, measure: Callable[[np.ndarray, np.ndarray], np.ndarray], **how: Any) -> np.ndarray:
+    """`measure` of (errors, weights), summed over each block of 64."""
+    error = dequantize_blocks(*quantize_blocks(weight, 4, 64, **how), 4, weight.shape[1]) - weight
+    return measure(error, weight).reshape(len(weight), -1, 64).sum(axis=2)
+
+
+def by_magnitude(error: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """What k-quant minimises: squares, weighted by |x| and the block's root mean square."""
+    blocks = weight.reshape(-1, 64)
+    rms = np.sqrt(np.square(blocks).mean(axis=1, keepdims=True))
+    return np.square(error) * (np.abs(blocks) + rms).reshape(weight.shape)
+
+
+def sparse(error: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """What HQQ minimises."""
+    return np.abs(error) ** 0.7
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    ("fit", "measure", "less"), [("k-quant", by_magnitude, 0.96), ("hqq", sparse, 0.96), ("clipped", sparse, 0.99)]
+)
+def test_a_fit_lowers_the_error_it_minimises(
+    fit: Fit, measure: Callable[[np.ndarray, np.ndarray], np.ndarray], less: float, symmetric: bool
+) -> None:
+    weight = heavy_tailed(128, 1024)
+    plain = blockwise(weight, measure, symmetric=symmetric)
+    fitted = blockwise(weight, measure, symmetric=symmetric, fit=fit)
+    assert fitted.sum() < less * plain.sum()
+    assert (fitted <= plain * 1.001).mean() > 0.75
+
+
+def test_hqq_starts_from_round_to_nearest_and_only_leaves_it_for_less() -> None:
+    weight = heavy_tailed(64, 512)
+    assert (blockwise(weight, sparse, fit="hqq") <= blockwise(weight, sparse) * 1.001).all()
+
+
+@pytest.mark.parametrize("fit", ["k-quant", "hqq"])
+def test_a_fit_does_not_depend_on_the_weights_size(fit: Fit) -> None:
+    weight = heavy_tailed(8, 256)
+    packed, scales, points = quantize_blocks(weight, 4, 64, symmetric=False, fit=fit)
+    again = quantize_blocks(weight * 1024, 4, 64, symmetric=False, fit=fit)
+    np.testing.assert_array_equal(again[0], packed)
+    np.testing.assert_array_equal(again[1], scales * 1024)
+    np.testing.assert_array_equal(again[2], points)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("fit", ["k-quant", "hqq", "clipped"])
+def test_a_fit_of_blocks_without_a_range(fit: Fit, symmetric: bool) -> None:
+    weight = np.zeros((5, 64), np.float32)
+    weight[1, :32], weight[2], weight[3, 5], weight[4] = 0.7, -0.7, 1e-30, 1e-40
+    packed, scales, points = quantize_blocks(weight, 4, 32, symmetric=symmetric, fit=fit)
+    again = dequantize_blocks(packed, scales, points, 4, 64)
+    assert np.isfinite(scales).all()
+    np.testing.assert_allclose(again, weight, rtol=2e-3, atol=1e-29)
+    assert not again[0].any()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("fit", ["k-quant", "hqq"])
+def test_onnx_runtime_multiplies_with_what_was_fitted(tmp_path: Path, fit: Fit, symmetric: bool) -> None:
+    rng = np.random.default_rng(7)
+    for columns in (256, 160):
+        weight, x = heavy_tailed(24, columns), rng.standard_normal((4, columns)).astype(np.float32)
+        recipe = Recipe(bits=4, block=64, symmetric=symmetric, fit=fit)
+        expected = x @ dequantize_blocks(*quantize_blocks(weight, 4, 64, symmetric=symmetric, fit=fit), 4, columns).T
+        np.testing.assert_allclose(run(tmp_path, recipe, weight, x, None, True), expected, atol=1e-4)
+        fast = run(tmp_path, recipe, weight, x, None, False)
+        assert np.linalg.norm(fast - expected) < 0.02 * np.linalg.norm(expected)
+
+
+def test_slices_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = heavy_tailed(37, 130)
+    whole = [quantize_blocks(weight, 4, 32, symmetric=False, fit=fit) for fit in get_args(Fit)]
+    monkeypatch.setattr(quantize, "_SLICE", 500)
+    sliced = [quantize_blocks(weight, 4, 32, symmetric=False, fit=fit) for fit in get_args(Fit)]
+    for one, other in zip(whole, sliced, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_there_are_no_other_fits() -> None:
+    with pytest.raises(ValueError, match="there is no fit 'guess'"):
+        quantize_blocks(np.ones((2, 32), np.float32), 4, 32, fit="guess")  # type: ignore[arg-type]
+
+
+def test_a_recipe_may_keep_named_matrices_wider(tmp_path: Path) -> None:
+    recipe = Recipe(bits=4, block=32, head_bits=8, head_block=64, wider=("*.down", "fast.*"))
+    assert recipe.of("slow.3.qkv") == recipe
+    assert recipe.of("slow.3.down") == recipe.of("fast.0.qkv") == recipe.head()
+    assert (recipe.head().bits, recipe.head().block, recipe.head().wider) == (8, 64, ())
+    weight = heavy_tailed(8, 64)
+    with Graph(tmp_path, "mixed") as graph:
+        x = graph.input("x", np.float32, ["n", 64])
+        for name in ("a.up", "a.down"):
+            graph.output(linear(graph, recipe, x, name, weight), name, np.float32, ["n", 8])
+        bits = [a.i for node in graph._nodes for a in node.attribute if a.name == "bits"]
+    assert bits == [4, 8]
 
 
 def by_row(directory: Path, weight: np.ndarray, bias: np.ndarray | None = None) -> Session:

@@ -1,0 +1,173 @@
+"""How a block of weights gets its scale and its zero point: between its extremes, or by a search of one of three kinds.
+
+A level q stands for (q - zero) * scale. Zero points are whole numbers within the levels, because ONNX Runtime's integer
+kernels take no others (with float ones MatMulNBits dequantizes the whole weight in every call). The fits, by name:
+
+    extremes  the block's range, end to end (round to nearest)
+    clipped   the range or a narrowed one, whichever has the least squared error
+    k-quant   llama.cpp's make_qkx2_quants (Gerganov et al.): for each of a grid of ranges the weighted least squares of
+              scale and zero point together; weights of large magnitude count for more
+    hqq       half-quadratic quantization (Badri and Shaji 2023): minimises sum |error|**0.7, which forgives outliers,
+              by turns in a shrunken error and in zero point and scale
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+__all__ = ["SMALLEST", "Fit", "Fitted", "fit_blocks"]
+
+Fit = Literal["extremes", "clipped", "k-quant", "hqq"]
+SMALLEST = float(np.finfo(np.float32).tiny)  # ONNX Runtime counts what is smaller as zero
+NARROWER = (0.93, 0.86, 0.79)  # shares of a block's range that "clipped" tries beside the whole
+LEVELS_OVER = np.linspace(14 / 15, 19 / 15, 16)  # the grid of "k-quant": levels over the range, as shares of all
+HQQ_POWER, HQQ_ROUNDS = 0.7, 20
+HQQ_BETA, HQQ_GROWTH = 10.0, 1.01  # the paper's schedule, of errors in levels: weights of any size are shrunk alike
+
+
+class Fitted(NamedTuple):
+    """Levels uint8 [n, block]; scales and zero points float32 [n]."""
+
+    levels: np.ndarray
+    scales: np.ndarray
+    zero: np.ndarray
+
+
+def fit_blocks(values: np.ndarray, bits: int, symmetric: bool, fit: Fit) -> Fitted:
+    """Quantize blocks float32 [n, block] to `bits`. Symmetric ones keep the middle level as their zero point."""
+    if fit == "clipped":
+        return _clipped(values, bits, symmetric)
+    scales, zero = _extremes(values, bits, symmetric)
+    if fit == "k-quant":
+        scales, zero = _k_quant(values, bits, symmetric, scales, zero)
+    elif fit == "hqq":
+        scales, zero = _hqq(values, bits, symmetric, scales, zero)
+    elif fit != "extremes":
+        raise ValueError(f"there is no fit {fit!r}")
+    return Fitted(_levels(values, scales, zero, bits).astype(np.uint8), scales, zero)
+
+
+def _extremes(values: np.ndarray, bits: int, symmetric: bool, share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and zero points [n] that put a share of the range end to end.
+
+    Symmetric: the largest magnitude, with its sign, at the lowest level, which uses all levels (as Q4_0 does).
+    """
+    middle = 2 ** (bits - 1)
+    high, low = values.max(axis=1) * np.float32(share), values.min(axis=1) * np.float32(share)
+    if symmetric:
+        scales = np.where(high > -low, high, low) / -middle
+    else:
+        high, low = np.maximum(high, 0), np.minimum(low, 0)
+        scales = (high - low) / (2**bits - 1)
+    scales[np.abs(scales) < SMALLEST] = 0  # its inverse would be infinite
+    zero = np.full_like(scales, middle) if symmetric else np.rint(-low * _inverse(scales))
+    return scales, zero
+
+
+def _levels(values: np.ndarray, scales: np.ndarray, zero: np.ndarray, bits: int) -> np.ndarray:
+    """The nearest levels, as whole float32 [n, block]."""
+    levels = values * _inverse(scales)[:, None]
+    levels += zero[:, None] + np.float32(0.5)  # +0.5 and truncation is rounding, far faster than rint on float32
+    np.clip(levels, 0, 2**bits - 1, out=levels)
+    return np.trunc(levels, out=levels)
+
+
+def _clipped(values: np.ndarray, bits: int, symmetric: bool) -> Fitted:
+    best, least = None, np.full(len(values), np.inf, np.float32)
+    for share in (1.0, *NARROWER):
+        scales, zero = _extremes(values, bits, symmetric, share)
+        levels = _levels(values, scales, zero, bits)
+        error = (levels - zero[:, None]) * scales[:, None] - values
+        squares = _dot(error, error)
+        better = squares < least
+        tried = Fitted(levels.astype(np.uint8), scales, zero)
+        if best is None:
+            best = tried
+        else:
+            for kept, new in zip(best, tried, strict=True):
+                np.copyto(kept, new, where=better.reshape(-1, *[1] * (new.ndim - 1)))
+        least = np.minimum(least, squares)
+    assert best is not None
+    return best
+
+
+def _k_quant(
+    values: np.ndarray, bits: int, symmetric: bool, scales: np.ndarray, zero: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Least of the weighted squared error: sum w x**2 - (sum w x c)**2 / sum w c**2, of centred levels c."""
+    top = 2**bits - 1
+    weights = np.abs(values)
+    weights += np.sqrt(_dot(values, values) / values.shape[1])[:, None]
+    weighted = weights * values
+    sum_w, sum_x = weights.sum(axis=1), weighted.sum(axis=1)
+    best = np.zeros(len(values), np.float32)
+    chosen = scales.copy(), zero.copy()
+    for over in LEVELS_OVER.astype(np.float32):
+        tried, offset = scales / over, zero
+        if not symmetric:
+            levels = _levels(values, tried, offset * over, bits)
+            product = weights * levels
+            sum_l, sum_l2, sum_xl = product.sum(axis=1), _dot(product, levels), _dot(weighted, levels)
+            step = _ratio(sum_w * sum_xl - sum_x * sum_l, sum_w * sum_l2 - sum_l * sum_l)
+            least = _ratio(sum_l2 * sum_x - sum_l * sum_xl, sum_w * sum_l2 - sum_l * sum_l)
+            tried = np.where(step > SMALLEST, step, tried)
+            offset = np.where(step > SMALLEST, np.clip(np.rint(-least * _inverse(tried)), 0, top), zero)
+        levels = _levels(values, tried, offset, bits)
+        levels -= offset[:, None]
+        product = weights * levels
+        against, own = _dot(weighted, levels), _dot(product, levels)
+        gain = _ratio(against * against, own)
+        better = (gain > best) & (np.abs(step := _ratio(against, own)) >= SMALLEST)
+        best = np.where(better, gain, best)
+        for kept, new in zip(chosen, (step, offset), strict=True):
+            np.copyto(kept, new, where=better)
+    return chosen
+
+
+def _hqq(
+    values: np.ndarray, bits: int, symmetric: bool, scales: np.ndarray, zero: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Equations 4 to 6 of the paper with a whole zero point, and the scale's least squares after it: a zero point that
+    is rounded hardly moves alone."""
+    top, power = 2**bits - 1, np.float32(HQQ_POWER - 1)
+    chosen, least = (scales, zero), np.full(len(values), np.inf, np.float32)
+    beta = np.float32(HQQ_BETA)
+    for round_ in range(HQQ_ROUNDS + 1):
+        exact = values * _inverse(scales)[:, None]
+        levels = _levels(values, scales, zero, bits)
+        error = exact + zero[:, None]
+        error -= levels
+        size = np.abs(error)
+        slope = np.maximum(size, np.float32(1e-6)) ** power
+        loss = _dot(size, slope) * np.abs(scales) ** np.float32(HQQ_POWER)
+        better = loss < least
+        least = np.where(better, loss, least)
+        chosen = np.where(better, scales, chosen[0]), np.where(better, zero, chosen[1])
+        if round_ == HQQ_ROUNDS:
+            break
+        slope /= beta
+        size -= slope
+        exact -= np.copysign(np.maximum(size, 0, out=size), error)  # what is left once outliers are taken away
+        if not symmetric:
+            zero = np.clip(np.rint((levels - exact).mean(axis=1)), 0, top)
+        levels -= zero[:, None]
+        factor = _ratio(_dot(levels, exact), _dot(levels, levels))
+        scales = scales * np.where(factor > 0, factor, 1)
+        scales[np.abs(scales) < SMALLEST] = 0
+        beta *= np.float32(HQQ_GROWTH)
+    return chosen
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.einsum("nk,nk->n", a, b)
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b, and 0 where b is no positive number."""
+    return np.divide(a, b, out=np.zeros_like(a), where=b > SMALLEST)
+
+
+def _inverse(scales: np.ndarray) -> np.ndarray:
+    return np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
