@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import EngineError, InvalidOption
+from .candidates import SLOT, adapter_of, check_names
 from .machine import describe_machine
 
 if TYPE_CHECKING:
     from ..reference import ReferenceEngine
     from ..reference.measures import Score
 
-__all__ = ["PRECISIONS", "QualityOptions", "Utterance", "held_out", "run", "to_markdown"]
+__all__ = ["PRECISIONS", "QualityOptions", "Utterance", "held_out", "run", "to_markdown", "trained_voice"]
 
 PRECISIONS = ("fp32", "int8", "int4")
 HOW = ("name", "reference")
@@ -41,17 +42,19 @@ _LANGUAGE_MODEL = "text2semantic"
 
 @dataclass(frozen=True, kw_only=True)
 class QualityOptions:
-    """voice: a file of `ReferenceEngine.save`; None is the bundled one. sentences: of the held-out list. how: the ways
-    in which a speaker is chosen."""
+    """voice: a file of `ReferenceEngine.save`; None is the bundled one. recipes: of `CANDIDATES`, as further arms.
+    sentences: of the held-out list. how: the ways in which a speaker is chosen."""
 
     voice: Path | None = None
     precisions: tuple[str, ...] = PRECISIONS
+    recipes: tuple[str, ...] = ()
     sentences: int = 120
     how: tuple[str, ...] = HOW
     cache_dir: Path | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_names(self.recipes)
         if self.sentences < 1:
             raise InvalidOption(f"sentences must be at least 1, not {self.sentences}")
         if unknown := set(self.how) - set(HOW):
@@ -88,7 +91,7 @@ def run(
     from ..reference import ReferenceEngineError
     from ..reference.measures import Recogniser, Speakers
 
-    engine = _voice(options.voice)
+    engine = trained_voice(options.voice)
     try:
         recognise = recognise or Recogniser()
         report("flite says the sentences")
@@ -187,7 +190,8 @@ class _Judge:
         }
 
 
-def _voice(path: Path | None) -> ReferenceEngine:
+def trained_voice(path: Path | None) -> ReferenceEngine:
+    """The voice of a file, or the bundled one. Raises EngineError if there is none, or one of random weights."""
     from ..reference import ReferenceEngineError, bundled_voice, load
     from ..reference.measures import SAMPLE_RATE
 
@@ -233,17 +237,24 @@ def _arms(engine: ReferenceEngine, options: QualityOptions) -> Iterator[tuple[di
     from ..optimizer import UniversalOptimizer
 
     yield {"backend": "pytorch", "precision": "fp32"}, engine
-    precision: Any
-    for precision in options.precisions:
-        with UniversalOptimizer(engine, precision=precision, cache_dir=options.cache_dir) as optimizer:
+    wrapped: list[tuple[str, dict[str, Any]]] = [
+        (precision, {"precision": precision}) for precision in options.precisions
+    ]
+    for recipe in options.recipes:  # however it does in the proof, and however fast it is: it is to be heard
+        adapter = adapter_of(engine, recipe)
+        wrapped.append((recipe, {"precision": SLOT, "adapter": adapter, "proof": "warn", "probe": False}))
+    for asked, how in wrapped:
+        with UniversalOptimizer(engine, cache_dir=options.cache_dir, **how) as optimizer:
             optimizer.prepare()
             part = optimizer.status()["parts"][_LANGUAGE_MODEL]
             routed = copy.copy(engine)  # with its stages replaced a whole engine, which knows of speakers and phrases
             for stage in ("generate", "decode", "encode_reference"):
                 setattr(routed, stage, getattr(optimizer, stage))
             rejected = [r for e in part.get("exports", {}).values() for r in e["rejected"]]
-            arm = {"backend": part["backend"], "precision": part.get("precision") or "fp32", "asked": precision}
-            yield {**arm, "rejected": rejected}, routed
+            precision = part.get("precision") or "fp32"
+            if "adapter" in how and precision == SLOT:
+                precision = asked
+            yield {"backend": part["backend"], "precision": precision, "asked": asked, "rejected": rejected}, routed
 
 
 def _spoken(voice: ReferenceEngine, utterance: Utterance, how: str, seed: int) -> np.ndarray:

@@ -39,8 +39,20 @@ def bench(
     quality: Annotated[
         bool, typer.Option("--quality", help="Measure how well the trained voice speaks, not how fast (needs flite).")
     ] = False,
-    voice: Annotated[Path | None, typer.Option("--voice", help="With --quality: the voice's file. [bundled]")] = None,
-    sentences: Annotated[int, typer.Option("--sentences", min=1, help="With --quality: held-out sentences.")] = 120,
+    recipes: Annotated[
+        bool, typer.Option("--recipes", help="Compare what ways of storing weights cost the trained voice.")
+    ] = False,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option("--recipe", help="With --quality: also this one. With --recipes: only this one. Repeatable."),
+    ] = None,
+    voice: Annotated[
+        Path | None, typer.Option("--voice", help="With --quality, --recipes: the voice's file. [bundled]")
+    ] = None,
+    sentences: Annotated[
+        int | None,
+        typer.Option("--sentences", min=1, help="Held-out sentences. [120 with --quality, 12 with --recipes]"),
+    ] = None,
     serving: Annotated[
         bool, typer.Option("--serving", help="Measure batches, streams, voices, long text, callers and memory.")
     ] = False,
@@ -68,11 +80,22 @@ def bench(
     for target in (json, markdown, svg):
         if target is not None:
             check_target(target)
-    if llama_cpp and (quality or serving or svg is not None):
-        other = "--quality" if quality else "--serving" if serving else "--svg"
+    if llama_cpp and (quality or recipes or serving or svg is not None):
+        other = "--quality" if quality else "--recipes" if recipes else "--serving" if serving else "--svg"
         raise typer.BadParameter(f"--llama-cpp prints a table of its own, without {other}", param_hint="--llama-cpp")
-    if quality:
-        _quality(out, engine, voice, precision, sentences, cache_dir, json, markdown)
+    if recipe and not (quality or recipes):
+        raise typer.BadParameter("only --quality and --recipes have recipes", param_hint="--recipe")
+    if quality or recipes:
+        if quality and recipes:
+            raise typer.BadParameter("these are two measures: give one", param_hint="--recipes")
+        if engine != "reference":
+            what = "quality is" if quality else "recipes are"
+            raise typer.BadParameter(f"{what} measured of the reference engine's voice", param_hint="--engine")
+        of_voice: dict[str, Any] = {"voice": voice, "recipes": tuple(recipe) if recipe else None}
+        of_voice |= {"sentences": sentences, "cache_dir": cache_dir}
+        if quality:
+            of_voice |= {"precisions": tuple(p.value for p in precision) if precision else None}
+        _of_a_voice(out, "quality" if quality else "recipes", _known(of_voice), json, markdown)
         return
     if (scenario or full) and not serving:
         raise typer.BadParameter("only --serving has scenarios", param_hint="--scenario" if scenario else "--full")
@@ -125,24 +148,13 @@ def _known(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _quality(
-    out: Output,
-    engine: str,
-    voice: Path | None,
-    precision: list[PrecisionName] | None,
-    sentences: int,
-    cache_dir: Path | None,
-    json: Path | None,
-    markdown: Path | None,
-) -> None:
-    from ..benchmark import quality
+def _of_a_voice(out: Output, measured: str, given: dict[str, Any], json: Path | None, markdown: Path | None) -> None:
+    from ..benchmark import quality, recipes
 
-    if engine != "reference":
-        raise typer.BadParameter("quality is measured of the reference engine's voice", param_hint="--engine")
-    precisions = tuple(p.value for p in precision) if precision else quality.PRECISIONS
-    options = quality.QualityOptions(voice=voice, precisions=precisions, sentences=sentences, cache_dir=cache_dir)
-    result = quality.run(options, report=out.note)
-    table = quality.to_markdown(result)
+    measure: Any = quality if measured == "quality" else recipes
+    options = (quality.QualityOptions if measured == "quality" else recipes.RecipeOptions)(**given)
+    result = measure.run(options, report=out.note)
+    table = measure.to_markdown(result)
     if json is not None:
         _write(json, jsonlib.dumps(formats.plain(result), indent=2, allow_nan=False) + "\n")
     if markdown is not None:

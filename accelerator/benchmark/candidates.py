@@ -1,0 +1,52 @@
+"""Candidate recipes: ways to store weights that are measured beside the shipped precisions, and are none themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..engines.reference import ReferenceAdapter
+from ..errors import InvalidOption
+from ..graph.quantize import RECIPES, Recipe
+
+if TYPE_CHECKING:
+    from ..reference import ReferenceEngine
+
+__all__ = ["CANDIDATES", "SLOT", "adapter_of", "check_names"]
+
+SLOT = "int4"  # the precision whose place and whose bar a candidate takes
+_Q4 = Recipe(bits=4, symmetric=False, head_bits=8, kv_bits=8)
+
+
+def _four(block: int, **changed: Any) -> Recipe:
+    return replace(_Q4, block=block, head_block=block, **changed)
+
+
+CANDIDATES: Mapping[str, Recipe] = {
+    "rtn-32": _four(32, symmetric=True),  # llama.cpp's Q4_0, its head as Q8_0
+    "rtn-64": _four(64),
+    "search-64": RECIPES["int4"],
+    "search-128": _four(128, fit="clipped"),
+    "kquant-32": _four(32, fit="k-quant"),
+    "kquant-64": _four(64, fit="k-quant"),
+    "kquant-128": _four(128, fit="k-quant"),
+    "hqq-32": _four(32, fit="hqq"),
+    "hqq-64": _four(64, fit="hqq"),
+    "hqq-128": _four(128, fit="hqq"),
+    # Mixed: a third of the slow model's weights in 8 bits, those behind the largest activations; or the fast model.
+    "search-64+down": replace(RECIPES["int4"], wider=("*.down",)),
+    "search-64+fast": replace(RECIPES["int4"], wider=("fast.*",)),
+}
+"""Ways to store weights that are no precision of the product: name -> recipe, tried in the place of int4."""
+
+
+def check_names(recipes: Sequence[str]) -> None:
+    """Raises InvalidOption for what is no candidate."""
+    if unknown := [name for name in recipes if name not in CANDIDATES]:
+        raise InvalidOption(f"no recipe called {unknown[0]!r}; there are {', '.join(CANDIDATES)}")
+
+
+def adapter_of(engine: ReferenceEngine, recipe: str) -> ReferenceAdapter:
+    """The engine's adapter in which int4 means the candidate of that name."""
+    return ReferenceAdapter(engine, recipes={**RECIPES, SLOT: CANDIDATES[recipe]})
