@@ -16,12 +16,13 @@ from accelerator.benchmark.candidates import CANDIDATES, SLOT, adapter_of, check
 from accelerator.benchmark.recipes import RecipeOptions, run
 from accelerator.cli import app
 from accelerator.engines.dual_ar import LANGUAGE_MODEL
+from accelerator.engines.reference import ReferenceAdapter
 from accelerator.errors import InvalidOption
 from accelerator.export import PRECISIONS
 from accelerator.graph.quantize import RECIPES
 from accelerator.reference import ReferenceEngine
 
-NAMES = ("rtn-64", "search-64", "search-64+fast")
+NAMES = ("rtn-64", "kquant-64", "kquant-64+fast")
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +48,17 @@ def test_float32_is_itself(result: dict[str, Any]) -> None:
 
 def test_every_recipe_has_its_figures(result: dict[str, Any]) -> None:
     rows = {row["recipe"]: row for row in result["rows"]}
-    assert list(rows) == ["fp32", "int8", *NAMES]
+    assert list(rows) == [*RECIPES, *NAMES]
     assert 0 < result["frames"] <= 24
-    assert 0 < rows["int8"]["weight_error"] < 0.01 < rows["search-64"]["weight_error"] < rows["rtn-64"]["weight_error"]
-    assert rows["search-64+fast"]["weight_error"] < rows["search-64"]["weight_error"]
+    assert 0 < rows["int8"]["weight_error"] < 0.01 < rows["kquant-64"]["weight_error"] < rows["rtn-64"]["weight_error"]
+    assert rows["kquant-64+fast"]["weight_error"] < rows["kquant-64"]["weight_error"]
+    codebooks = 4
     for name, row in rows.items():
-        for figure in ("main_kl", "codes_kl", "main_relative_error"):
+        total = row["main_kl"][0] + (codebooks - 1) * row["codes_kl"][0]
+        assert row["frame_kl"][0] == pytest.approx(total, abs=3e-4)
+        if name in NAMES:
+            assert row["times_int4"][0] == pytest.approx(row["frame_kl"][0] / rows["int4"]["frame_kl"][0], rel=0.1)
+        for figure in ("frame_kl", "main_relative_error", "codes_relative_error"):
             value, low, high = row[figure]
             assert low <= value <= high
             assert (value > 0) == (name != "fp32"), figure
@@ -61,7 +67,7 @@ def test_every_recipe_has_its_figures(result: dict[str, Any]) -> None:
 
 def test_the_fast_model_in_eight_bits_changes_codes_only(result: dict[str, Any]) -> None:
     rows = {row["recipe"]: row for row in result["rows"]}
-    mixed, plain = rows["search-64+fast"], rows["search-64"]
+    mixed, plain = rows["kquant-64+fast"], rows["kquant-64"]
     assert mixed["main_kl"] == plain["main_kl"]
     assert mixed["codes_relative_error"][0] < plain["codes_relative_error"][0]
 
@@ -70,7 +76,7 @@ def test_bytes_are_those_of_the_matrices(result: dict[str, Any], tiny: Reference
     spec, _ = adapter_of(tiny, "rtn-64").backbone()
     rows = {row["recipe"]: row for row in result["rows"]}
     assert rows["fp32"]["bytes"] == spec.weight_bytes
-    assert rows["rtn-64"]["bytes"] < rows["search-64+fast"]["bytes"] < rows["int8"]["bytes"] < spec.weight_bytes / 2
+    assert rows["rtn-64"]["bytes"] < rows["kquant-64+fast"]["bytes"] < rows["int8"]["bytes"] < spec.weight_bytes / 2
 
 
 def test_the_command_says_the_same_again(voice: Path, exports: Path, result: dict[str, Any], tmp_path: Path) -> None:
@@ -84,8 +90,8 @@ def test_the_command_says_the_same_again(voice: Path, exports: Path, result: dic
     assert tables[0] == tables[1]
     assert tables[0].strip() == done.stdout.strip()
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
-    assert [row["recipe"] for row in rows] == ["fp32", "int8", "rtn-64"]
-    assert rows[2]["weight_error"] == result["rows"][2]["weight_error"]
+    assert [row["recipe"] for row in rows] == [*RECIPES, "rtn-64"]
+    assert rows[3]["weight_error"] == result["rows"][3]["weight_error"]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +115,7 @@ def test_a_candidate_takes_the_place_of_int4_in_one_adapter_only(tiny: Reference
     ours = component(adapter_of(tiny, "hqq-128"))
     assert ours.recipes[SLOT] == vars(CANDIDATES["hqq-128"])
     assert ours.recipes["int8"] == vars(RECIPES["int8"])
-    assert component(adapter_of(tiny, "search-64")).recipes[SLOT] == vars(RECIPES[SLOT])
+    assert component(ReferenceAdapter(tiny)).recipes[SLOT] == vars(RECIPES[SLOT])
     assert not set(CANDIDATES) & {*PRECISIONS, *RECIPES}
 
 

@@ -26,7 +26,7 @@ def _four(block: int, **changed: Any) -> Recipe:
 CANDIDATES: Mapping[str, Recipe] = {
     "rtn-32": _four(32, symmetric=True),  # llama.cpp's Q4_0, its head as Q8_0
     "rtn-64": _four(64),
-    "search-64": RECIPES["int4"],
+    "search-64": _four(64, fit="clipped"),
     "search-128": _four(128, fit="clipped"),
     "kquant-32": _four(32, fit="k-quant"),
     "kquant-64": _four(64, fit="k-quant"),
@@ -34,9 +34,9 @@ CANDIDATES: Mapping[str, Recipe] = {
     "hqq-32": _four(32, fit="hqq"),
     "hqq-64": _four(64, fit="hqq"),
     "hqq-128": _four(128, fit="hqq"),
-    # Mixed: a third of the slow model's weights in 8 bits, those behind the largest activations; or the fast model.
-    "search-64+down": replace(RECIPES["int4"], wider=("*.down",)),
-    "search-64+fast": replace(RECIPES["int4"], wider=("fast.*",)),
+    # Mixed: the matrices behind the largest activations in 8 bits, or the whole fast model.
+    "kquant-64+down": _four(64, fit="k-quant", wider=("*.down",)),
+    "kquant-64+fast": _four(64, fit="k-quant", wider=("fast.*",)),
 }
 """Ways to store weights that are no precision of the product: name -> recipe, tried in the place of int4."""
 

@@ -5,12 +5,13 @@
 
 The float32 export speaks held-out sentences with the voice's own sampling, seeded; every recipe's export is then fed
 the same frames (teacher forcing), and its logits at each step are held against float32's. Nothing is timed: the figures
-are the same on every run. `quality` takes the same candidates by name and lets them speak.
+are the same on every run. The divergence of a frame is that of its main token and of all its codes, summed: that of
+whole frames' distributions, by the chain rule. `quality` takes the same candidates by name and lets them speak.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,16 +71,25 @@ def run(options: RecipeOptions, *, report: Callable[[str], None] = print) -> dic
     exact = _decoder(ReferenceAdapter(engine), "fp32", cache)[0]
     traces = [_trace(engine, exact, text, index, options) for index, text in enumerate(texts[: options.sentences])]
     rows = []
+    of_int4: np.ndarray | None = None
     for name, adapter, precision in _arms(engine, options.recipes):
         decoder, export = _decoder(adapter, precision, cache)
         recipe = RECIPES[precision] if name in RECIPES else CANDIDATES[name]
         figures = [_figures(trace, decoder, precision) for trace in traces]
+        nats = np.array([f["main_kl"][0] + f["codes_kl"][0] for f in figures])
+        of_int4 = nats if name == SLOT else of_int4
+        frames = [len(trace.frames) for trace in traces]
         rows.append(
             {
                 "recipe": name,
                 **vars(recipe),
                 **_stored(*adapter.backbone(), recipe),
-                **{figure: _over(figures, figure, options.seed) for figure in figures[0]},
+                "frame_kl": _ratio(nats, frames, options.seed),
+                "times_int4": None if of_int4 is None else _ratio(nats, of_int4, options.seed),
+                **{
+                    figure: _ratio([f[figure][0] for f in figures], [f[figure][1] for f in figures], options.seed)
+                    for figure in figures[0]
+                },
                 "proof": {k: export.proof.get(k) for k in ("passed", "kl", "relative_error", "main", "codes", "bar")},
             }
         )
@@ -100,16 +110,17 @@ def to_markdown(result: dict[str, Any]) -> str:
         f"{result['frames']} frames of {result['sentences']} held-out sentences, spoken by float32 and fed to each; in "
         "brackets 95 % intervals of a bootstrap over sentences.",
         "",
-        "| recipe | MB | weight error | KL of the main token, nats | same best token | KL of a code, nats "
-        "| same best code | relative error of logits |",
+        "| recipe | MB | weight error | KL of a frame, nats | times int4's | KL of the main token, same best "
+        "| KL of a code, same best | relative error of logits |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        kl, share = "{:.4f}", "{:.1f}"
+        times = "" if row["times_int4"] is None else _interval(row["times_int4"], "{:.2f}")
         lines.append(
             f"| {row['recipe']} | {row['bytes'] / 1e6:.2f} | {100 * row['weight_error']:.2f} % "
-            f"| {_interval(row['main_kl'], kl)} | {_interval(row['main_agreement'], share, 100)} % "
-            f"| {_interval(row['codes_kl'], kl)} | {_interval(row['codes_agreement'], share, 100)} % "
+            f"| {_interval(row['frame_kl'], '{:.3f}')} | {times} "
+            f"| {row['main_kl'][0]:.4f}, {100 * row['main_agreement'][0]:.1f} % "
+            f"| {row['codes_kl'][0]:.4f}, {100 * row['codes_agreement'][0]:.1f} % "
             f"| {row['main_relative_error'][0]:.3f}, {row['codes_relative_error'][0]:.3f} |"
         )
     return "\n".join(lines) + "\n"
@@ -118,9 +129,9 @@ def to_markdown(result: dict[str, Any]) -> str:
 def _arms(engine: ReferenceEngine, recipes: Sequence[str]) -> Iterator[tuple[str, ReferenceAdapter, str]]:
     """(name, adapter, precision): the shipped precisions, then the candidates."""
     shipped = ReferenceAdapter(engine)
-    for precision in ("fp32", "int8"):
+    for precision in RECIPES:
         yield precision, shipped, precision
-    for name in recipes:
+    for name in recipes:  # int4 came before: they are held against it
         yield name, adapter_of(engine, name), SLOT
 
 
@@ -168,25 +179,29 @@ def _trace(engine: ReferenceEngine, decoder: DualARDecoder, text: str, index: in
 
 
 def _figures(trace: Trace, decoder: DualARDecoder, precision: str) -> dict[str, tuple[float, int]]:
-    """One sentence's figures, each with the steps that it is a mean of."""
+    """One sentence's figures, each as its sum over steps and the number of these."""
     answers = replay(decoder.generate, trace)
     spoken = int((trace.frames[:, 0] != decoder.spec.end_id).sum())
     pairs = {"main": (trace.main_logits, answers.main_logits)}
     if spoken:
         pairs["codes"] = (trace.code_logits[:spoken], answers.code_logits[:spoken])
     compared = compare_logits(pairs, BARS[precision])
-    nothing = {"kl": 0.0, "agreement": 0.0, "relative_error": 0.0, "steps": 0}
-    found = {name: compared.get(name, nothing) for name in ("main", "codes")}
     figures = ("kl", "agreement", "relative_error")
-    return {f"{name}_{f}": (found[name][f], found[name]["steps"]) for name in found for f in figures}
+    nothing = {**dict.fromkeys(figures, 0.0), "steps": 0}
+    found = {name: compared.get(name, nothing) for name in ("main", "codes")}
+    return {
+        f"{name}_{f}": (found[name][f] * found[name]["steps"], found[name]["steps"]) for name in found for f in figures
+    }
 
 
-def _over(figures: Sequence[Mapping[str, tuple[float, int]]], figure: str, seed: int) -> tuple[float, float, float]:
-    """The mean over steps, with its interval over sentences."""
+def _ratio(
+    above: Sequence[float] | np.ndarray, below: Sequence[float] | np.ndarray, seed: int
+) -> tuple[float, float, float]:
+    """Of two sums over sentences, with its interval over sentences."""
     from ..reference.measures import bootstrap
 
-    table = np.array([row[figure] for row in figures], float)
-    return bootstrap(table, lambda rows: (rows[:, 0] * rows[:, 1]).sum() / max(rows[:, 1].sum(), 1), seed)
+    table = np.stack([np.asarray(above, float), np.asarray(below, float)], axis=1)
+    return bootstrap(table, lambda rows: rows[:, 0].sum() / max(rows[:, 1].sum(), 1e-12), seed)
 
 
 def _stored(spec: DualARSpec, weights: Weights, recipe: Recipe) -> dict[str, float | int]:
@@ -214,12 +229,9 @@ def _sums(weight: np.ndarray, recipe: Recipe) -> np.ndarray:
 
 
 def _told(row: dict[str, Any]) -> str:
-    return (
-        f"{row['recipe']}: KL {row['main_kl'][0]:.4f} of the main token, {row['codes_kl'][0]:.4f} of a code; "
-        f"{row['bytes'] / 1e6:.2f} MB"
-    )
+    return f"{row['recipe']}: KL of a frame {_interval(row['frame_kl'], '{:.3f}')} nats, {row['bytes'] / 1e6:.2f} MB"
 
 
-def _interval(figure: Sequence[float], form: str, times: float = 1) -> str:
-    value, low, high = (form.format(times * v) for v in figure)
+def _interval(figure: Sequence[float], form: str) -> str:
+    value, low, high = (form.format(v) for v in figure)
     return f"{value} [{low}, {high}]"
