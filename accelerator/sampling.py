@@ -12,7 +12,7 @@ import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -81,10 +81,10 @@ class TokenLayout:
         """The vocabulary id of a row."""
         return self.semantic_begin + row if row < self.n_semantic else self.end_id
 
-    def rows_of(self, ids: np.ndarray) -> np.ndarray:
-        """Vocabulary ids [n] -> the rows of those which are exported [<= n]."""
-        rows = np.where(ids == self.end_id, self.n_semantic, ids - self.semantic_begin)
-        return rows[(rows >= 0) & (rows < self.n_semantic) | (ids == self.end_id)]
+    def rows_of(self, ids: Iterable[int]) -> list[int]:
+        """Vocabulary ids -> the rows of those which are exported."""
+        begin, end, last = self.semantic_begin, self.semantic_end, self.end_id
+        return [self.n_semantic if i == last else i - begin for i in ids if i == last or begin <= i <= end]
 
     def first_code(self, token: int) -> int:
         """The code of the first codebook that a main token stands for, clamped into it (the end token has none)."""
@@ -97,26 +97,43 @@ def nucleus(logits: np.ndarray, *, top_p: float, top_k: int | None = None) -> np
     Rank r stays while r < top_k and the softmax over *all* logits, untempered, summed up to and including r is at most
     top_p; rank 0 always stays. Raises BadOutput when the largest logit is not finite (nothing to draw, inf or NaN).
     """
-    n = logits.size
-    peak = logits.max() if n else np.float32(np.nan)  # NaN wins a maximum
-    if not math.isfinite(peak):
+    limit = logits.size if top_k is None else min(top_k, logits.size)
+    size = limit if top_p >= 1.0 else min(limit, FIRST_LOOK)
+    ranked = _largest(logits, size)
+    if not size or not math.isfinite(ranked[0]):  # NaN ranks highest
         raise _unusable(logits)
-    limit = n if top_k is None else min(top_k, n)
-    bound = top_p * float(np.exp(logits - peak).sum()) if top_p < 1.0 else math.inf  # rounding must not cut top_p = 1
-    size = limit if bound == math.inf else min(limit, FIRST_LOOK)
-    while True:
-        # Only values are sorted: numpy sorts float32 with SIMD, but has no such argsort. `_locate` finds the index.
-        ranked = np.sort(logits if size == n else np.partition(logits, n - size)[n - size :])[::-1]
-        if bound == math.inf:
-            return ranked
-        mass = np.exp(ranked - peak).cumsum(dtype=np.float64)
-        if size == limit or mass[-1] > bound:
-            return ranked[: max(1, int(mass.searchsorted(bound, side="right")))]
-        size = limit
+    if top_p >= 1.0:  # rounding must not cut it
+        return ranked
+    masses = logits - ranked[0]
+    np.exp(masses, out=masses)
+    bound = top_p * float(np.add.reduce(masses))
+    mass = 0.0
+    for rank, share in enumerate(np.exp(ranked - ranked[0]).tolist()):  # so few that numpy's calls would cost more
+        mass += share
+        if mass > bound:
+            return ranked[: max(1, rank)]
+    if size == limit:
+        return ranked
+    ranked = _largest(logits, limit)
+    sums = np.exp(ranked - ranked[0]).cumsum(dtype=np.float64)
+    return ranked[: int(sums.searchsorted(bound, side="right"))]
+
+
+def _largest(logits: np.ndarray, size: int) -> np.ndarray:
+    """The `size` largest values, descending.
+
+    Only values are sorted: numpy sorts float32 with SIMD, but has no such argsort. `_locate` finds the index.
+    """
+    ranked, rest = logits.copy(), logits.size - size
+    if rest:
+        ranked.partition(rest)
+        ranked = ranked[rest:]
+    ranked.sort()
+    return ranked[::-1]
 
 
 def draw(
-    logits: np.ndarray, rng: np.random.Generator, *, temperature: float, top_p: float, top_k: int | None = None
+    logits: np.ndarray, rng: np.random.Generator | _Noise, *, temperature: float, top_p: float, top_k: int | None = None
 ) -> int:
     """One index of `logits` (float32 [n]) from the softmax over its nucleus at `temperature`; 0 is greedy.
 
@@ -132,19 +149,23 @@ def draw(
     if ranked.size > 1:
         # argmax(p / e) = argmax(log p + Gumbel): no second softmax, and nothing to divide by
         scores = np.divide(ranked, max(temperature, MIN_TEMPERATURE), dtype=np.float64)  # float32 may overflow here
-        rank = int((scores + rng.gumbel(size=ranked.size)).argmax())
+        scores += rng.gumbel(size=ranked.size)
+        rank = int(scores.argmax())
     return _locate(logits, ranked, rank)
 
 
-def penalise(logits: np.ndarray, rows: np.ndarray, penalty: float) -> np.ndarray:
-    """A copy of `logits` [n] with each distinct index in `rows` made less likely, once.
+def penalise(logits: np.ndarray, rows: Iterable[int], penalty: float) -> np.ndarray:
+    """A copy of `logits` (float32 [n]) with each distinct index in `rows` made less likely, once.
 
     A negative logit is multiplied by `penalty`, any other divided.
     Source: Keskar et al. 2019, "CTRL", in the signed form which engines use.
     """
     logits = logits.copy()
-    scores = logits[rows]
-    logits[rows] = np.where(scores < 0, scores * penalty, scores / penalty)  # a repeated index writes one value twice
+    values: Any = logits.data  # few, so by Python's numbers; rounded, they give what float32 gives
+    penalty = float(np.float32(penalty))
+    for row in set(rows):
+        value = values[row]
+        values[row] = value * penalty if value < 0 else value / penalty
     return logits
 
 
@@ -165,7 +186,7 @@ class Sampler:
         self._history = np.zeros((1 + layout.n_codebooks, rule.window), np.int64)  # without the prefill's frame
         self._temperature, self._top_p, self._top_k = float(params.temperature), float(params.top_p), params.top_k
         self._penalty = float(params.repetition_penalty or 1.0) if rule.repetition != "ras" else 1.0
-        self._seek()
+        self._noise = _Noise(self.seed)
 
     def main(self, logits: np.ndarray) -> int:
         """The main token as a vocabulary id, from the exported rows' logits, float32 [n_semantic + 1].
@@ -181,7 +202,7 @@ class Sampler:
         if self._penalty != 1.0 and self.frames:
             # fish-speech takes the window's oldest *frame* here, codes and all, where it means the recent main tokens.
             recent = self._history[:, 0] if self.rule.penalised == "oldest_frame" else self._history[0]
-            logits = penalise(logits, self.layout.rows_of(recent), self._penalty)
+            logits = penalise(logits, self.layout.rows_of(recent.tolist()), self._penalty)
         row = self._draw(logits)
         token = self.layout.token(row)
         # The engine draws the second sample always; drawn when needed, it has the same distribution.
@@ -193,7 +214,7 @@ class Sampler:
             and token in self._history[0]
         ):
             rule = self.rule
-            row = draw(logits, self._rng, temperature=rule.ras_temperature, top_p=rule.ras_top_p, top_k=self._top_k)
+            row = draw(logits, self._noise, temperature=rule.ras_temperature, top_p=rule.ras_top_p, top_k=self._top_k)
             token = self.layout.token(row)
         return token
 
@@ -202,14 +223,14 @@ class Sampler:
         assert 1 <= k < self.layout.n_codebooks
         logits = _flat(logits)[: self.rule.code_rows]
         if self._penalty != 1.0 and self.frames and self.rule.penalised == "oldest_frame":
-            window = self._history[k + 1]
-            logits = penalise(logits, window[window < logits.size], self._penalty)
+            size = logits.size
+            logits = penalise(logits, (v for v in self._history[k + 1].tolist() if v < size), self._penalty)
         return self._draw(logits)
 
     def push(self, frame: Sequence[int] | np.ndarray) -> None:
         """Record a frame: main token, its code, residual codes [1 + n_codebooks]. The first is the prefill's."""
         self._remember(frame)
-        self._seek()
+        self._noise.seek(self.frames)
 
     def resume(self, frames: Iterable[Sequence[int] | np.ndarray]) -> Sampler:
         """A new sampler that stands after `frames`, all since the prefill's, with this one's seed and options."""
@@ -217,11 +238,11 @@ class Sampler:
         other.seed = self.seed
         for frame in frames:
             other._remember(frame)
-        other._seek()
+        other._noise = _Noise(self.seed, other.frames)
         return other
 
     def _draw(self, logits: np.ndarray) -> int:
-        return draw(logits, self._rng, temperature=self._temperature, top_p=self._top_p, top_k=self._top_k)
+        return draw(logits, self._noise, temperature=self._temperature, top_p=self._top_p, top_k=self._top_k)
 
     def _remember(self, frame: Sequence[int] | np.ndarray) -> None:
         # Filled from the left, then rolled, so that column 0 is always the oldest frame there is.
@@ -233,8 +254,36 @@ class Sampler:
             self._history[:, slot] = frame
         self.frames += 1
 
-    def _seek(self) -> None:
-        self._rng = np.random.Generator(np.random.Philox(key=self.seed, counter=self.frames << 128))
+
+class _Noise:
+    """Gumbel noise, whose values depend on the seed, the frame's number and how many of that frame came before.
+
+    It is drawn in blocks, and from one generator for all frames, since both calls cost more than the numbers.
+    """
+
+    def __init__(self, seed: int, frame: int = 0) -> None:
+        self._philox = np.random.Philox(key=seed)
+        self._generator = np.random.Generator(self._philox)
+        self._start = self._philox.state
+        self.seek(frame)
+
+    def seek(self, frame: int) -> None:
+        """Go to a frame's beginning."""
+        self._frame, self._block = frame, _NOTHING
+
+    def gumbel(self, size: int) -> np.ndarray:
+        """The next values, float64 [size]; they are what one call for all of a frame's would give."""
+        if self._block is _NOTHING:
+            self._start["state"]["counter"][2] = self._frame  # as Philox(key=seed, counter=frame << 128)
+            self._philox.state = self._start
+        if self._block.size < size:
+            more = self._generator.gumbel(size=max(size - self._block.size, FIRST_LOOK))
+            self._block = np.concatenate((self._block, more))
+        noise, self._block = self._block[:size], self._block[size:]
+        return noise
+
+
+_NOTHING = np.empty(0)
 
 
 def _flat(logits: np.ndarray) -> np.ndarray:
@@ -243,8 +292,10 @@ def _flat(logits: np.ndarray) -> np.ndarray:
 
 def _locate(logits: np.ndarray, ranked: np.ndarray, rank: int) -> int:
     """The index in `logits` of a rank, equal values in order of index."""
-    same = np.flatnonzero(logits == ranked[rank])
-    return int(same[0] if same.size == 1 else same[rank - np.count_nonzero(ranked[:rank] != ranked[rank])])
+    same = logits == ranked[rank]
+    if rank == 0 or ranked[rank - 1] != ranked[rank]:
+        return int(same.argmax())
+    return int(np.flatnonzero(same)[rank - np.count_nonzero(ranked[:rank] != ranked[rank])])
 
 
 def _unusable(logits: np.ndarray) -> BadOutput:

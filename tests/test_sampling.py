@@ -6,12 +6,13 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import plain_sampling as plain
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from accelerator.errors import BadOutput
-from accelerator.sampling import RULES, Sampler, TokenLayout, draw, nucleus, penalise
+from accelerator.sampling import RULES, Sampler, SamplingRule, TokenLayout, draw, nucleus, penalise
 from accelerator.speech import SamplingParams
 
 HEAD, S1 = RULES["head"], RULES["s1"]
@@ -188,7 +189,7 @@ def test_penalty_once_per_distinct_index() -> None:
 def test_layout() -> None:
     assert LAYOUT.rows.tolist() == [*range(100, 164), 90]
     assert [LAYOUT.token(row) for row in range(65)] == LAYOUT.rows.tolist()
-    assert LAYOUT.rows_of(np.array([100, 163, 90, 99, 164, 0, 130])).tolist() == [0, 63, 64, 30]
+    assert LAYOUT.rows_of([100, 163, 90, 99, 164, 0, 130]) == [0, 63, 64, 30]
     assert [LAYOUT.first_code(token) for token in (90, 100, 163, 164)] == [0, 0, 63, 63]
 
 
@@ -409,3 +410,80 @@ def test_threads_equal_serial() -> None:
     with ThreadPoolExecutor(16) as pool:
         together = list(pool.map(run, range(32)))
     assert together == [run(seed) for seed in range(32)]
+
+
+# The fast implementation against the plain one: the same tokens from the same random numbers
+
+
+def hard_logits(random: np.random.Generator, n: int) -> np.ndarray:
+    """Peaked, flat, full of ties, or with values ruled out."""
+    logits = (random.standard_normal(n) * random.choice([0.01, 0.5, 3.0, 12.0])).astype(np.float32)
+    kind = random.integers(5)
+    if kind == 0:
+        logits = np.round(logits)  # ties
+    elif kind == 1:
+        logits[random.integers(0, n, n // 2)] = -np.inf
+    elif kind == 2:
+        logits[:] = logits[0]
+    elif kind == 3:
+        logits *= np.float32(1e30)
+    return logits
+
+
+@pytest.mark.parametrize("n", [1, 2, 30, 63, 64, 65, 200, 1024, 4097])
+def test_every_draw_is_the_plain_ones(n: int) -> None:
+    random = rng(n)
+    for case in range(400):
+        logits = hard_logits(random, n)
+        options = {
+            "top_p": float(random.choice([1e-9, 0.3, 0.7, 0.9, 0.999, 1.0])),
+            "top_k": random.choice([None, 1, 5, 30, 64, 65, 5000]),
+        }
+        if random.random() < 0.5:
+            rows, penalty = random.integers(0, n, 16), float(random.choice([0.9, 1.1, 1.3, 7.0]))
+            penalised = penalise(logits, rows, penalty)
+            np.testing.assert_array_equal(penalised, plain.penalise(logits, rows, penalty))
+            logits = penalised
+        ranked = nucleus(logits, **options) if np.isfinite(logits.max()) else None
+        if ranked is None:
+            for function in (nucleus, plain.nucleus):
+                with pytest.raises(BadOutput):
+                    function(logits, **options)
+            continue
+        np.testing.assert_array_equal(ranked, plain.nucleus(logits, **options))
+        temperature = float(random.choice([0.0, 1e-6, 0.7, 1.0, 3.0]))
+        ours, theirs = rng(case), rng(case)
+        drawn = [draw(logits, ours, temperature=temperature, **options) for _ in range(3)]
+        assert drawn == [plain.draw(logits, theirs, temperature=temperature, **options) for _ in range(3)]
+
+
+BOTH = SamplingRule(repetition="both", window=8, penalised="main_tokens", prefill_counts=True)
+LARGE = TokenLayout(semantic_begin=1000, semantic_end=2023, end_id=7, n_codebooks=10)
+
+
+@pytest.mark.parametrize("rule", [HEAD, S1, BOTH], ids=["head", "s1", "both"])
+@pytest.mark.parametrize(("temperature", "top_p", "top_k"), [(0.7, 0.7, 30), (1.0, 0.95, None), (0.8, 1.0, 400)])
+def test_every_frame_is_the_plain_ones(rule: SamplingRule, temperature: float, top_p: float, top_k: int | None) -> None:
+    for seed in range(3):
+        random = rng(seed)
+        options = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": 2**62 + seed}
+        params = SamplingParams(repetition_penalty=1.1, **options)
+        ours, theirs, frames = Sampler(rule, params, LARGE), plain.PlainSampler(rule, params, LARGE), []
+        likely = random.standard_normal(1025).astype(np.float32)  # the same in every frame, so that tokens come again
+        for number in range(40):
+            if number == 25:
+                ours = ours.resume(frames)
+            logits = [
+                likely + random.standard_normal(1025).astype(np.float32) * 0.3,
+                *[random_logits(1024, number)] * 9,
+            ]
+            drawn = []
+            for sampler in (ours, theirs):
+                token = sampler.main(logits[0])
+                codes = [sampler.code(k, logits[k]) for k in range(1, 10)]
+                drawn.append([token, LARGE.first_code(token), *codes])
+            assert drawn[0] == drawn[1]
+            frames.append(drawn[0])
+            ours.push(drawn[0])
+            theirs.push(drawn[0])
+        assert len({frame[0] for frame in frames}) > 5
