@@ -22,7 +22,7 @@ from accelerator.export import PRECISIONS
 from accelerator.graph.quantize import RECIPES
 from accelerator.reference import ReferenceEngine
 
-NAMES = ("rtn-64", "kquant-64", "kquant-64+fast")
+NAMES = ("rtn-64", "kquant-64", "kquant-64+fast", "coarse-256")
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,10 @@ CANDIDATES: Mapping[str, Recipe] = {
     # Mixed: the matrices behind the largest activations in 8 bits, or the whole fast model.
     "kquant-64+down": _four(64, fit="k-quant", wider=("*.down",)),
     "kquant-64+fast": _four(64, fit="k-quant", wider=("fast.*",)),
+    "search-128+fast": _four(128, fit="clipped", wider=("fast.*",)),
+    # Too coarse on purpose: where a loss begins to be heard is where the proof's bar belongs.
+    "coarse-128": Recipe(bits=4, block=128, head_bits=4, head_block=128, kv_bits=8),
+    "coarse-256": Recipe(bits=4, block=256, head_bits=4, head_block=256, kv_bits=8),
 }
 """Ways to store weights that are no precision of the product: name -> recipe, tried in the place of int4."""
 
