@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from accelerator.reference import ReferenceEngineError
 from accelerator.reference.engine import ReferenceEngine
 from accelerator.reference.training.corpus import Clip
-from accelerator.reference.training.language_model import LanguageModelTask, Rows, losses, pack_rows, turn
+from accelerator.reference.training.language_model import LanguageModelTask, Rows, losses, noisy, pace, pack_rows, turn
 from accelerator.reference.training.loop import Schedule
 from accelerator.reference.training.pack import halved
 from accelerator.reference.training.tokens import Spoken
@@ -68,7 +68,9 @@ def test_teacher_forcing_asks_what_the_engine_answers():
     target[0, start:-1] = torch.where(
         tokens[start + 1 :] == config.im_end, 512, tokens[start + 1 :] - config.semantic_begin
     )
-    found = losses(model, Rows(columns, torch.ones(1, length, dtype=torch.int64), target))
+    no_guide = torch.zeros(1, 3, length)
+    found = losses(model, Rows(columns, torch.ones(1, length, dtype=torch.int64), target, no_guide))
+    assert found["guide"] == 0
     torch.testing.assert_close(found["semantic"], torch.stack(semantic).mean(), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found["codes"], torch.stack(codes).mean(), atol=1e-4, rtol=1e-4)
 
@@ -79,10 +81,58 @@ def test_documents_of_a_row_do_not_see_each_other():
     rows = pack_rows(spoken(6), SMALL.language_model, 1, np.random.default_rng(0))
     assert rows.document.max() >= 3
     second = rows.document[0] == 2
-    alone = Rows(rows.columns[:, :, second], rows.document[:, second], rows.target[:, second])
-    others = torch.where(second, rows.target, -100)
+    first = second.nonzero().min()
+    letter = rows.letter[:, :, second].clone()
+    letter[:, [0, 2]] -= first * (letter[:, 1:2] > 0)  # columns of the row -> of the document
+    alone = Rows(rows.columns[:, :, second], rows.document[:, second], rows.target[:, second], letter)
+    only = replace(rows, target=torch.where(second, rows.target, -100), letter=torch.where(second, rows.letter, 0.0))
     for name, value in losses(model, alone).items():
-        torch.testing.assert_close(losses(model, replace(rows, target=others))[name], value, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(losses(model, only)[name], value, atol=1e-4, rtol=1e-4)
+    assert value > 0.5  # the guide: of random weights little attention lies near the diagonal
+
+
+def test_the_guide_goes_along_the_text_from_its_first_letter_to_its_last():
+    config = SMALL.language_model
+    rows = pack_rows(spoken(6), config, 2, np.random.default_rng(3))
+    tokens, (centre, width, end) = rows.columns[0, 0], rows.letter[0]
+    asking = (rows.target[0] >= 0).nonzero().flatten()
+    assert (width > 0).nonzero().flatten().tolist() == asking.tolist()
+    voice = next(c for c in asking.tolist() if tokens[c] == config.voice)
+    text = [c for c in range(voice) if tokens[c] < 256 and rows.document[0, c] == rows.document[0, voice]]
+    turn_end = next(c for c in range(voice, 512) if tokens[c] == config.im_end)
+    assert text[-1] + 1 == voice == end[voice]
+    assert text[0] <= centre[voice] < text[0] + 1
+    assert text[-1] < centre[turn_end - 1] <= voice
+    assert (centre[voice:turn_end].diff() >= 0).all()  # none yet while it is silent
+
+
+def test_noise_hides_frames_and_changes_nothing_else():
+    config = SMALL.language_model
+    rows = pack_rows(spoken(6), config, 16, np.random.default_rng(4))
+    before = rows.columns.clone()
+    shown = noisy(rows, config, np.random.default_rng(5))
+    assert torch.equal(rows.columns, before)
+    frames = rows.columns[:, 0] >= config.semantic_begin
+    changed = (shown != rows.columns).any(1)
+    assert not changed[~frames].any()
+    hidden = (shown[:, 0] == config.semantic_begin - 1) & frames
+    assert 0.2 < hidden[frames].float().mean() < 0.5
+    assert not shown[:, 1:].transpose(1, 2)[hidden].any()  # their codes neither
+    shares = [hidden[0][rows.document[0] == d].float().mean() for d in range(1, int(rows.document[0].max()) + 1)]
+    assert max(shares) - min(shares) > 0.2  # each document its own share
+    there = {tuple(c) for c in before.transpose(1, 2)[frames].tolist()}
+    assert {tuple(c) for c in shown.transpose(1, 2)[frames & ~hidden].tolist()} <= there
+
+
+def test_the_pace_of_letters_is_found_in_the_lengths_of_clips():
+    random = np.random.default_rng(0)
+    corpus = []
+    for i in range(300):
+        text = "".join(random.choice(list("aab,"), 30))
+        frames = 5 + sum({"a": 1, "b": 2, ",": 6}[c] for c in text) + int(text[-1] != ".")
+        corpus.append(Spoken(Clip(f"{i}", "word", "train", "slt", text, 1, ""), np.zeros((6, frames), np.int64)))
+    found = pace(corpus)
+    assert found[list(b"ab,")] == pytest.approx([1, 2, 6], abs=0.3)
 
 
 def test_rows_teach_frames_and_ends_of_every_turn():
@@ -101,7 +151,7 @@ def test_the_loss_falls():
     found = [sum(list(task.step(s + 190, np.random.default_rng(0)).values())[:2]) for s in range(40)]
     assert found[0] == pytest.approx(2 * np.log(512), rel=0.1)
     assert found[-1] < 0.97 * found[0]
-    assert set(task.validate()) == {"semantic", "codes"}
+    assert set(task.validate()) == {"semantic", "codes", "guide"}
 
 
 def test_a_packed_voice_is_an_engine_that_speaks_by_name(tmp_path):

@@ -3,6 +3,11 @@
 A document is what an engine would be asked for, and its answer: a turn of a speaker chosen by name (its token behind
 `im_start`), or two turns of one speaker, the first of which is the reference of the second. A row holds as many
 documents as fit; none sees another. B rows, T columns, C codebooks, N frames to be predicted.
+
+Speech that goes on as it began is learnt soon, by heart if need be, and then the text is never read. So much of what
+was said is hidden from the model, a share that differs between documents (as Tacotron's dropout does: Wang et al. 2017,
+arXiv:1703.10135), and a few heads are told where to look: at the letters that should be spoken at that time (guided
+attention: Tachibana et al. 2018, arXiv:1710.08969).
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from torch import Tensor, nn
 from ..config import EngineConfig, LanguageModelConfig
 from ..language_model import LanguageModel
 from ..tokenizer import encode_bytes, frame_columns, text_columns
-from ..transformer import Block, rope_table
+from ..transformer import Block, rope_table, rotate
 from ..weights import random_weights
 from .loop import Average, Checkpoint, Schedule, cosine, run
 from .tokens import Spoken, open_tokens
@@ -31,6 +36,8 @@ __all__ = [
     "Rows",
     "cross_entropies",
     "losses",
+    "noisy",
+    "pace",
     "pack_rows",
     "train_language_model",
     "trained_language_model",
@@ -43,6 +50,12 @@ _PEAK = 1.5e-3
 _REFERENCED = 0.5  # share of documents with a reference rather than a name
 _SHORTEST_REFERENCE = 40  # frames
 _MISFITS = 8
+_HIDDEN = (-0.25, 0.9)  # share of a document's frames that are hidden: uniform between, negative is none
+_NOISE = 0.05  # share of frames shown as another one
+_GUIDED_LAYERS, _GUIDED_HEADS = (1, 2, 3), 2  # the heads of the first key-value head
+_GUIDE_WIDTH = 2.5  # letters: the standard deviation of where they are looked for
+_LEAD = 4.0  # frames of silence before the first letter
+_GUIDE_UNTIL, _GUIDE_REST = 0.5, 0.05  # share of the schedule after which the guide has faded to so much
 
 
 def train_language_model(
@@ -86,9 +99,11 @@ class Rows:
     columns: Tensor  # int64 [B, 1+C, T]
     document: Tensor  # int64 [B, T], 0 where a row is empty
     target: Tensor  # int64 [B, T]: index among `candidate_ids` of the next column's token; -100 where none is learnt
+    letter: Tensor  # float32 [B, 3, T]: the column where the letter of the next frame should be, give or take so many
+    # columns, and the first column behind the turn's text; zeros where no frame follows
 
     def to(self, device: str) -> Rows:
-        return Rows(self.columns.to(device), self.document.to(device), self.target.to(device))
+        return Rows(*(each.to(device) for each in (self.columns, self.document, self.target, self.letter)))
 
 
 class LanguageModelTask:
@@ -107,6 +122,7 @@ class LanguageModelTask:
         self.entropies = torch.compile(cross_entropies) if compiled else cross_entropies
         self.config, self.schedule, self.device = config.language_model, schedule, device
         self.train, self.valid = train, valid
+        self.pace = pace(train)
         self.model = _prepared(config, schedule.seed).to(device)
         self.modules: dict[str, nn.Module] = {"language_model": self.model}
         wide = [p for p in self.model.parameters() if p.ndim > 1]
@@ -117,12 +133,16 @@ class LanguageModelTask:
         self.average: Average | None = Average(self.model, 0.999)
 
     def step(self, step: int, random: np.random.Generator) -> dict[str, float]:
-        rows = pack_rows(self.train, self.config, self.schedule.batch, random).to(self.device)
+        rows = pack_rows(self.train, self.config, self.schedule.batch, random, pace=self.pace)
+        shown = noisy(rows, self.config, random).to(self.device)
+        rows = rows.to(self.device)
         adam = self.optimizers["language_model"]
         with torch.device(self.device), torch.autocast(self.device, dtype=torch.bfloat16):
-            parts = losses(self.model, rows, self.entropies)
+            parts = losses(self.model, rows, self.entropies, shown=shown)
         adam.zero_grad(set_to_none=True)
-        (parts["semantic"] + parts["codes"]).backward()
+        faded = min(1.0, step / (_GUIDE_UNTIL * self.schedule.steps))
+        guide = 1.0 - (1.0 - _GUIDE_REST) * faded
+        (parts["semantic"] + parts["codes"] + guide * parts["guide"]).backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).item()
         for group in adam.param_groups:
             group["lr"] = cosine(step, self.schedule.steps, peak=_PEAK)
@@ -135,7 +155,9 @@ class LanguageModelTask:
         totals: dict[str, float] = {}
         with torch.device(self.device), cast(Average, self.average).applied(self.model):
             for seed in range(4):
-                rows = pack_rows(self.valid, self.config, self.schedule.batch, np.random.default_rng(seed))
+                rows = pack_rows(
+                    self.valid, self.config, self.schedule.batch, np.random.default_rng(seed), pace=self.pace
+                )
                 for name, value in losses(self.model, rows.to(self.device)).items():
                     totals[name] = totals.get(name, 0.0) + value.item() / 4
         return totals
@@ -154,11 +176,18 @@ def pack_rows(
     rows: int,
     random: np.random.Generator,
     columns: int = COLUMNS,
+    *,
+    pace: np.ndarray | None = None,
 ) -> Rows:
-    """Documents drawn at random, each into the first row that has place for it, until a few in turn find none."""
+    """Documents drawn at random, each into the first row that has place for it, until a few in turn find none.
+
+    pace: how long each byte takes, see `pace`; None: all as long.
+    """
+    paced = np.ones(256) if pace is None else pace
     table = torch.zeros(rows, 1 + config.codebooks, columns, dtype=torch.int64)
     owner = torch.zeros(rows, columns, dtype=torch.int64)
     target = torch.full((rows, columns), -100)
+    letter = torch.zeros(rows, 3, columns)
     filled, number, misfits = [0] * rows, [0] * rows, 0
     while misfits < _MISFITS:
         document = _document(corpus, config, random, columns)
@@ -172,8 +201,35 @@ def pack_rows(
         table[row, :, part] = torch.from_numpy(document)
         owner[row, part] = number[row]
         target[row, part] = torch.from_numpy(_targets(document[0], config))
+        letter[row, :, part] = torch.from_numpy(_letters(document[0], config, filled[row], paced))
         filled[row] += length
-    return Rows(table, owner, target)
+    return Rows(table, owner, target, letter)
+
+
+def noisy(rows: Rows, config: LanguageModelConfig, random: np.random.Generator) -> Tensor:
+    """The columns [B, 1+C, T] with many frames hidden, and some replaced by other frames of the same rows."""
+    batch, height, length = rows.columns.shape
+    flat = rows.columns.transpose(1, 2).reshape(-1, height).clone()  # [B T, 1+C]
+    frames = (flat[:, 0] >= config.semantic_begin).nonzero().flatten().numpy()
+    if len(frames):
+        changed = frames[random.random(len(frames)) < _NOISE]
+        flat[changed] = flat[random.choice(frames, len(changed))]
+    shares = random.uniform(*_HIDDEN, (batch, int(rows.document.max()) + 1))
+    share = np.take_along_axis(shares, rows.document.numpy(), axis=1).reshape(-1)[frames]
+    hidden = torch.from_numpy(text_columns([config.semantic_begin - 1], config)[:, 0])  # an id that stands for nothing
+    flat[frames[random.random(len(frames)) < share]] = hidden
+    return flat.reshape(batch, length, height).transpose(1, 2)
+
+
+def pace(corpus: Sequence[Spoken]) -> np.ndarray:
+    """How many frames each byte takes in the mean: float64 [256], by least squares over the lengths of all clips."""
+    counts = np.zeros((len(corpus), 257))
+    counts[:, 256] = 1.0  # what every clip has: silence at its ends
+    for row, each in zip(counts, corpus, strict=True):
+        np.add.at(row, np.frombuffer(bytes(encode_bytes(each.clip.text)), np.uint8), 1.0)
+    lengths = np.array([each.codes.shape[1] for each in corpus], float)
+    least = counts.T @ counts + 3.0 * np.eye(257)  # ridge: bytes that are rare, or never come
+    return np.maximum(np.linalg.solve(least, counts.T @ lengths)[:256], 0.1)
 
 
 def _document(
@@ -200,32 +256,64 @@ def _targets(tokens: np.ndarray, config: LanguageModelConfig) -> np.ndarray:
     return np.where(following == config.im_end, config.codebook_size, result)
 
 
-def losses(
-    model: LanguageModel, rows: Rows, entropies: Callable[..., tuple[Tensor, Tensor]] | None = None
-) -> dict[str, Tensor]:
-    """Cross entropies in nats: `semantic` a column (first code or end), `codes` a code of the fast transformer.
+def _letters(tokens: np.ndarray, config: LanguageModelConfig, first: int, pace: np.ndarray) -> np.ndarray:
+    """`Rows.letter` of a document [T] whose first column is `first` of its row: float32 [3, T]."""
+    result = np.zeros((3, len(tokens)), np.float32)
+    starts = np.flatnonzero(tokens == config.im_start)
+    for start, end in zip(starts, np.flatnonzero(tokens == config.im_end), strict=True):
+        voice = start + int(np.flatnonzero(tokens[start:end] == config.voice)[0])
+        text = start + int((tokens[start:voice] < config.im_start).argmax())  # bytes
+        asking = np.arange(voice, end)  # each column asks for the next frame, the last one for the end
+        lead = min(_LEAD, 0.1 * len(asking))
+        said = pace[tokens[text:voice]].cumsum()
+        ends = np.concatenate(([lead], lead + said * (len(asking) - lead) / said[-1]))  # frame at which a letter ends
+        result[0, asking] = first + text + np.interp(asking - voice + 0.5, ends, np.arange(len(ends)))
+        result[1, asking] = _GUIDE_WIDTH
+        result[2, asking] = first + voice
+    return result
 
-    `entropies` is `cross_entropies`, or that function compiled.
+
+def losses(
+    model: LanguageModel,
+    rows: Rows,
+    entropies: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
+    *,
+    shown: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Losses in nats: `semantic` a column (first code or end), `codes` a code of the fast transformer, `guide` a column
+    and guided head: minus the logarithm of the attention that lies near the diagonal.
+
+    `entropies` is `cross_entropies`, or that function compiled. shown: what the model sees instead of the columns.
     """
     size, target = model.config.codebook_size, rows.target.flatten()
     framed = ((target >= 0) & (target < size)).nonzero().flatten()  # places before a frame, among all columns
     places = torch.cat((framed, (target == size).nonzero().flatten()))  # the end has no codes
     following = torch.roll(rows.columns[:, 1:], -1, 2).transpose(1, 2).flatten(0, 1)[framed]
-    semantic, codes = (entropies or cross_entropies)(
-        model, rows.columns, rows.document, places, target[places], following
+    semantic, codes, guide = (entropies or cross_entropies)(
+        model, rows.columns if shown is None else shown, rows.document, places, target[places], following, rows.letter
     )
-    return {"semantic": semantic, "codes": codes}
+    return {"semantic": semantic, "codes": codes, "guide": guide}
 
 
 def cross_entropies(
-    model: LanguageModel, columns: Tensor, document: Tensor, places: Tensor, target: Tensor, following: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(semantic, codes). places [P] of B * T, of which the first N precede the frames following [N, C]; target [P]."""
+    model: LanguageModel,
+    columns: Tensor,
+    document: Tensor,
+    places: Tensor,
+    target: Tensor,
+    following: Tensor,
+    letter: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(semantic, codes, guide). places [P] of B * T, of which the first N precede the frames following [N, C]; target
+    [P]."""
     config = model.config
     seen = (document[:, :, None] == document[:, None, :]).tril()[:, None]  # [B, 1, T, T]
     x = model.embed(columns)
     rope = rope_table(columns.shape[2], config.slow)
-    for block in cast(Iterable[Block], model.layers):
+    guide = torch.zeros(())
+    for i, block in enumerate(cast(Iterable[Block], model.layers)):
+        if i in _GUIDED_LAYERS:
+            guide = guide + _guide(block, x, rope, seen, letter) / len(_GUIDED_LAYERS)
         x = block(x, rope, mask=seen)
     hidden = x.flatten(0, 1)[places]
     normed = model.norm(hidden)
@@ -238,7 +326,25 @@ def cross_entropies(
     for block in cast(Iterable[Block], model.fast_layers):
         y = block(y, rope, causal=True)
     logits = model.fast_output(model.fast_norm(y[:, 1:])).float()  # position i says code i
-    return semantic, F.cross_entropy(logits.flatten(0, 1), following[:, 1:].flatten())
+    return semantic, F.cross_entropy(logits.flatten(0, 1), following[:, 1:].flatten()), guide
+
+
+def _guide(block: Block, x: Tensor, rope: Tensor, seen: Tensor, letter: Tensor) -> Tensor:
+    """Minus the logarithm of the attention near the diagonal, over the guided heads of a block and the columns."""
+    own = block.attention
+    size, keys = _GUIDED_HEADS * own.head_dim, own.heads * own.head_dim
+    weight = torch.cat((own.qkv.weight[:size], own.qkv.weight[keys : keys + own.head_dim]))
+    both = F.linear(block.attention_norm(x), weight).unflatten(-1, (-1, own.head_dim))  # [B, T, heads + 1, E]
+    q = rotate(own.q_norm(both[:, :, :-1]), rope).transpose(1, 2)
+    k = rotate(own.k_norm(both[:, :, -1:]), rope).transpose(1, 2)
+    scores = (q @ k.transpose(2, 3)).float() * own.head_dim**-0.5
+    attention = scores.masked_fill(~seen, float("-inf")).softmax(-1)  # [B, heads, T, T]
+    column = torch.arange(x.shape[1], dtype=torch.float32)
+    centre, width, end = (each[:, :, None] for each in letter.unbind(1))  # [B, T, 1]
+    asking = letter[:, 1] > 0  # [B, T]
+    near = torch.exp(-0.5 * ((column - centre) / width.clamp(min=1.0)).square()) * (column < end)
+    mass = (attention * near[:, None]).sum(-1)  # [B, heads, T]
+    return -((mass + 1e-4).log() * asking[:, None]).sum() / (asking.sum() * _GUIDED_HEADS).clamp(min=1)
 
 
 def _prepared(config: EngineConfig, seed: int) -> LanguageModel:
