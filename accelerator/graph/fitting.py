@@ -140,7 +140,8 @@ def _hqq(
         error = exact + zero[:, None]
         error -= levels
         size = np.abs(error)
-        slope = np.maximum(size, np.float32(1e-6)) ** power
+        slope = np.maximum(size, np.float32(1e-6))
+        slope = np.exp(power * np.log(slope, out=slope), out=slope)  # twice as fast as **
         loss = _dot(size, slope) * np.abs(scales) ** np.float32(HQQ_POWER)
         better = loss < least
         least = np.where(better, loss, least)
