@@ -13,12 +13,16 @@ memory does not grow with the length. Layers hold nothing but weights, and may b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from .products import Plain, Product, product
 
 __all__ = [
     "ConvNeXt",
@@ -30,14 +34,17 @@ __all__ = [
     "named",
     "polyphase",
     "snake",
+    "snaked",
     "upsampled",
 ]
 
 State = dict[int, Any]  # by the layer's id: what it must remember of the rows before
 Weights = Callable[[str], Tensor]  # by name, float32
 
-FEW = 128  # rows up to which a matrix product is faster than a convolution, which orders its weights at every call
+KEPT = 4_000_000  # values of a thread's memory for what is worked on: more is asked for anew each time
 PIECE = 1_600_000  # values of an activation that are worked on at a time: they should stay in a core's own cache
+
+_KEPT = threading.local()
 
 
 class Convolution:
@@ -52,18 +59,30 @@ class Convolution:
         dilation: int = 1,
         groups: int = 1,
         dtype: torch.dtype = torch.float32,
+        split: bool = False,
     ) -> None:
-        """kernel: [out, taps, in / groups]. dtype: of inputs, products and the answer; sums are float32."""
-        self.dtype, self.stride, self.groups = dtype, stride, groups
+        """kernel: [out, taps, in / groups]. dtype: of inputs, products and the answer; sums are float32.
+
+        split: float32's products may be those of `products.Split`.
+        """
+        self.dtype, self.stride = dtype, stride
         self.channels = kernel.shape[2] * groups
         self._dilation = dilation
         self.context = (kernel.shape[1] - 1) * dilation + 1 - stride  # rows remembered
-        self._bias = None if bias is None else bias.to(dtype)
-        self._kernel = kernel.to(dtype)[:, None].permute(0, 3, 1, 2)  # [out, in, 1, taps], channels last: no copy
+        self._depth: tuple[Tensor, Tensor | None] | None = None
+        if groups == self.channels and stride == 1:
+            self._depth = kernel[:, :, 0].T.to(dtype), None if bias is None else bias.to(dtype)  # [taps, channels]
+        elif groups == 1:
+            self._product = product(kernel, bias, stride=stride, dilation=dilation, dtype=dtype, split=split)
+        else:
+            self._product = Plain(kernel, bias, stride=stride, dilation=dilation, groups=groups, dtype=dtype)
 
     def room(self, batch: int, rows: int, state: State) -> tuple[Tensor, Tensor]:
-        """A buffer [B, context + rows, channels] that begins with what is remembered, and its part for the new rows."""
-        buffer = torch.empty(batch, self.context + rows, self.channels, dtype=self.dtype)
+        """A buffer [B, context + rows, channels] that begins with what is remembered, and its part for the new rows.
+
+        The thread's next `room` uses the same memory again: fill it, and `run`.
+        """
+        buffer = _scratch("input", (batch, self.context + rows, self.channels), self.dtype)
         if self.context:
             before = state.get(id(self))
             buffer[:, : self.context] = 0 if before is None else before
@@ -71,34 +90,17 @@ class Convolution:
 
     def run(self, buffer: Tensor, state: State) -> Tensor:
         """A filled buffer -> [B, rows / stride, out] in the layer's dtype."""
-        batch, length, channels = buffer.shape
+        length = buffer.shape[1]
         if self.context:
             state[id(self)] = buffer[:, length - self.context :].clone()
-        rows = (length - self.context) // self.stride
-        if self.groups == channels and self.stride == 1:
-            return self._depthwise(buffer, rows)
-        if self.groups == 1 and rows <= FEW:
-            return self._as_product(buffer, rows)
-        x = buffer.view(batch, 1, length, channels).permute(0, 3, 1, 2)  # [B, C, 1, length], channels last
-        stride, dilation = (1, self.stride), (1, self._dilation)
-        y = functional.conv2d(x, self._kernel, self._bias, stride, 0, dilation, self.groups)
-        return y.permute(0, 2, 3, 1)[:, 0]
+        return self._product(buffer) if self._depth is None else self._depthwise(buffer, *self._depth)
 
-    def _as_product(self, buffer: Tensor, rows: int) -> Tensor:
-        """For few rows, laying the taps side by side costs less than letting oneDNN put the weights in its order."""
-        batch, length, channels = buffer.shape
-        taps = self._kernel.shape[3]
-        strides = (length * channels, self.stride * channels, self._dilation * channels, 1)
-        side_by_side = buffer.as_strided((batch, rows, taps, channels), strides, buffer.storage_offset())
-        kernel = self._kernel.permute(0, 2, 3, 1).flatten(1)  # [out, taps * channels], without a copy
-        return functional.linear(side_by_side.flatten(2), kernel, self._bias)
-
-    def _depthwise(self, buffer: Tensor, rows: int) -> Tensor:
-        taps = self._kernel[:, 0, 0].T  # [taps, channels]
+    def _depthwise(self, buffer: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
+        rows = buffer.shape[1] - self.context
         y = buffer[:, :rows] * taps[0]
         for j in range(1, len(taps)):
             y.addcmul_(buffer[:, j * self._dilation : j * self._dilation + rows], taps[j])
-        return y if self._bias is None else y.add_(self._bias)
+        return y if bias is None else y.add_(bias)
 
     def __call__(self, x: Tensor, state: State) -> Tensor:
         """[B, rows, channels] -> [B, rows / stride, out] float32; rows must be a multiple of the stride."""
@@ -125,48 +127,77 @@ def upsampled(conv: Convolution, x: Tensor, stride: int, state: State) -> Tensor
     return conv(x, state).reshape(x.shape[0], stride * x.shape[1], -1)
 
 
-def snake(z: Tensor, out: Tensor) -> Tensor:
-    """out = z + sin(z)^2 for z = a x, overwriting z; the rest of Snake, the factor 1 / a, is in the weights behind."""
-    squared = torch.sin(z)
+def snake(x: Tensor, alpha: Tensor | None, out: Tensor) -> Tensor:
+    """out = z + sin(z)^2 for z = alpha x; the rest of Snake, the factor 1 / alpha, is in the weights behind."""
+    z = _scratch("scaled", x.shape, torch.float32)
+    z = z.copy_(x) if alpha is None else torch.mul(x, alpha, out=z)
+    squared = torch.sin(z, out=_scratch("sine", x.shape, torch.float32))
     if out.dtype == z.dtype:
         return torch.addcmul(z, squared, squared, out=out)
     return out.copy_(z.addcmul_(squared, squared))
 
 
+def snaked(conv: Convolution, x: Tensor, alpha: Tensor | None, state: State) -> Tensor:
+    """A convolution of `snake`: [B, rows, C] -> [B, rows / stride, out]; x is as it was."""
+    buffer, new = conv.room(x.shape[0], x.shape[1], state)
+    snake(x, alpha, new)
+    return conv.run(buffer, state)
+
+
+def _scratch(use: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A thread's memory for values that live for less than a layer; new memory costs more than what fills it."""
+    size = math.prod(shape)
+    if size > KEPT:
+        return torch.empty(tuple(shape), dtype=dtype)
+    kept: Tensor | None = getattr(_KEPT, use + str(dtype), None)
+    if kept is None or len(kept) < size:
+        with torch.inference_mode(False):  # else it could not be written to outside that mode
+            kept = torch.empty(size, dtype=dtype)
+        setattr(_KEPT, use + str(dtype), kept)
+    return kept[:size].view(tuple(shape))
+
+
 class Unit:
     """x + conv1(snake(conv7(snake(x)))) for float32 [B, rows, C]; x may be overwritten."""
 
-    def __init__(self, weights: Weights, dilation: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, weights: Weights, dilation: int, dtype: torch.dtype = torch.float32, split: bool = False
+    ) -> None:
         """weights: alpha [C] of the first snake, first.kernel, first.bias, second.kernel, second.bias: see `snake`."""
         self._alpha = weights("alpha")
-        self._first = Convolution(weights("first.kernel"), weights("first.bias"), dilation=dilation, dtype=dtype)
-        self._second = Convolution(weights("second.kernel"), weights("second.bias"), dtype=dtype)
+        how: dict[str, Any] = {"dtype": dtype, "split": split}
+        self._first = Convolution(weights("first.kernel"), weights("first.bias"), dilation=dilation, **how)
+        self._second = Convolution(weights("second.kernel"), weights("second.bias"), **how)
 
     def __call__(self, x: Tensor, state: State) -> Tensor:
-        buffer, new = self._first.room(x.shape[0], x.shape[1], state)
-        snake(x * self._alpha, new)
-        hidden = self._first.run(buffer, state)
-        buffer, new = self._second.room(x.shape[0], x.shape[1], state)
-        snake(hidden.float(), new)
-        return x.add_(self._second.run(buffer, state))
+        hidden = snaked(self._first, x, self._alpha, state)
+        return x.add_(snaked(self._second, hidden, None, state))
 
 
 class ConvNeXt:
     """x + W2 gelu(W1 norm(depthwise(x))) for [B, rows, C]."""
 
-    def __init__(self, weights: Weights, eps: float) -> None:
+    def __init__(self, weights: Weights, eps: float, split: bool = False) -> None:
         """weights: depth.{kernel,bias}, {norm,wide,narrow}.{weight,bias}; gamma is folded into the last."""
         depth = weights("depth.kernel")
         self._depth = Convolution(depth, weights("depth.bias"), groups=len(depth))
         self._norm = weights("norm.weight"), weights("norm.bias"), eps
-        self._wide = weights("wide.weight"), weights("wide.bias")
-        self._narrow = weights("narrow.weight"), weights("narrow.bias")
+        self._wide = _linear(weights("wide.weight"), weights("wide.bias"), split)
+        self._narrow = _linear(weights("narrow.weight"), weights("narrow.bias"), split)
 
     def __call__(self, x: Tensor, state: State) -> Tensor:
         scale, shift, eps = self._norm
         hidden = functional.layer_norm(self._depth(x, state), (x.shape[2],), scale, shift, eps)
-        hidden = functional.gelu(functional.linear(hidden, *self._wide))
-        return x + functional.linear(hidden, *self._narrow)
+        return x + self._narrow(functional.gelu(self._wide(hidden)))
+
+
+class _Layer(NamedTuple):
+    attention_norm: Tensor
+    ffn_norm: Tensor
+    qkv: Product
+    out: Product
+    gate_up: Product
+    down: Product
 
 
 class Transformer:
@@ -175,7 +206,7 @@ class Transformer:
     Rotations come from a table by position, so that a codec which rounds its table is followed to the letter.
     """
 
-    def __init__(self, weights: Weights, config: Mapping[str, Any]) -> None:
+    def __init__(self, weights: Weights, config: Mapping[str, Any], split: bool = False) -> None:
         """config: layers, heads, kv_heads, head_dim, window, eps, and whether there are projections input and output.
 
         weights: rotations [positions, head_dim / 2, 2], norm, and of each layer attention_norm, qkv, out, ffn_norm,
@@ -186,10 +217,17 @@ class Transformer:
         self._eps = config["eps"]
         self._rotations, self._norm = weights("rotations"), weights("norm")
         self._ends = tuple(
-            (weights(f"{end}.weight"), weights(f"{end}.bias")) if config[end] else None for end in ("input", "output")
+            _linear(weights(f"{end}.weight"), weights(f"{end}.bias"), split) if config[end] else None
+            for end in ("input", "output")
         )
-        names = ("attention_norm", "qkv", "out", "ffn_norm", "gate_up", "down")
-        self._layers = [{n: weights(f"{i}.{n}") for n in names} for i in range(config["layers"])]
+        self._layers = [
+            _Layer(
+                weights(f"{i}.attention_norm"),
+                weights(f"{i}.ffn_norm"),
+                *(_linear(weights(f"{i}.{n}"), None, split) for n in ("qkv", "out", "gate_up", "down")),
+            )
+            for i in range(config["layers"])
+        ]
 
     def __call__(self, x: Tensor, state: State) -> Tensor:
         rows = x.shape[1]
@@ -200,17 +238,17 @@ class Transformer:
         kept = 0 if caches[0] is None else caches[0].shape[3]
         mask = self._mask(rows, kept)
         if self._ends[0] is not None:
-            x = functional.linear(x, *self._ends[0])
+            x = self._ends[0](x)
         after = []
         for layer, cache in zip(self._layers, caches, strict=True):
-            attended, cache = self._attend(layer, self._normal(x, layer["attention_norm"]), rotations, mask, cache)
+            attended, cache = self._attend(layer, self._normal(x, layer.attention_norm), rotations, mask, cache)
             after.append(cache)
-            x = x + functional.linear(attended, layer["out"])
-            gate, up = functional.linear(self._normal(x, layer["ffn_norm"]), layer["gate_up"]).chunk(2, dim=-1)
-            x = x + functional.linear(functional.silu(gate) * up, layer["down"])
+            x = x + layer.out(attended)
+            gate, up = layer.gate_up(self._normal(x, layer.ffn_norm)).chunk(2, dim=-1)
+            x = x + layer.down(functional.silu(gate) * up)
         state[id(self)] = start + rows, after
         x = self._normal(x, self._norm)
-        return x if self._ends[1] is None else functional.linear(x, *self._ends[1])
+        return x if self._ends[1] is None else self._ends[1](x)
 
     def _mask(self, rows: int, kept: int) -> Tensor:
         """[rows, kept + rows]: which of the remembered and the new rows each new row sees."""
@@ -219,11 +257,11 @@ class Transformer:
         return seen if self.window is None else seen & (distance < self.window)
 
     def _attend(
-        self, layer: Mapping[str, Tensor], x: Tensor, rotations: Tensor, mask: Tensor, cache: Tensor | None
+        self, layer: _Layer, x: Tensor, rotations: Tensor, mask: Tensor, cache: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         batch, rows, _ = x.shape
         size, kv = self._heads * self._head_dim, self._kv_heads * self._head_dim
-        q, k, v = functional.linear(x, layer["qkv"]).split([size, kv, kv], dim=-1)
+        q, k, v = layer.qkv(x).split([size, kv, kv], dim=-1)
         q, k, v = (each.view(batch, rows, -1, self._head_dim).transpose(1, 2) for each in (q, k, v))
         both = torch.stack((_rotated(k, rotations), v))  # [2, B, heads, rows, head_dim]
         both = both if cache is None else torch.cat((cache, both), dim=3)
@@ -235,6 +273,11 @@ class Transformer:
 
     def _normal(self, x: Tensor, weight: Tensor) -> Tensor:
         return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self._eps) * weight
+
+
+def _linear(weight: Tensor, bias: Tensor | None, split: bool) -> Product:
+    """[B, rows, in] -> [B, rows, out]: a convolution of one tap."""
+    return product(weight[:, None], bias, split=split)
 
 
 def _rotated(x: Tensor, rotations: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from accelerator.engines import causal
+from accelerator.engines import products
 from accelerator.engines.causal import ConvNeXt, Convolution, State, Transformer, Unit, in_pieces, polyphase, upsampled
 
 
@@ -32,7 +32,7 @@ def windows(run: Callable[[Tensor, State], Tensor], x: Tensor, rows: int) -> Ten
 def test_a_convolution_is_pytorchs_padded_on_the_left(
     few: int, taps: int, stride: int, dilation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(causal, "FEW", few)
+    monkeypatch.setattr(products, "FEW", few)
     weight, bias, x = seeded(6, 5, taps), seeded(6), seeded(2, 24, 5)
     left = (taps - 1) * dilation + 1 - stride
     padded = functional.pad(x.transpose(1, 2), (left, 0))

@@ -1,9 +1,10 @@
 """The codec's twin in PyTorch: its two directions over channels-last arrays, window by window, from a file of weights.
 
-It computes what the engine's codec computes, only sooner: see `causal` for why. The file holds float32 weights, weight
-norm folded and transposed convolutions as convolutions. In bfloat16 mode the residual units behind the first stage of
-the decoder, four fifths of its arithmetic, multiply in bfloat16; all else, and every sum, stays float32. (What is
-rounded early is amplified by all the stages behind.)
+It computes what the engine's codec computes, only sooner: see `causal` and `products` for why. The file holds float32
+weights, weight norm folded and transposed convolutions as convolutions. In bfloat16 mode the residual units behind the
+first stage of the decoder, four fifths of its arithmetic, multiply in bfloat16. What comes before them is amplified by
+all the stages behind, so it is not rounded like that: its products, where the processor has AMX, are those of pairs of
+int8 (`products.Split`, about 80 dB each), otherwise float32. The rest, and every sum, is float32.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ... import proof
 from ...errors import SessionError
 from ...export import Component, Progress, ProgressEvent
 from ...proof import SNR_DB, compare_arrays, compare_codes, compare_signals
-from .. import causal
+from .. import causal, products
 from ..causal import (
     PIECE,
     ConvNeXt,
@@ -37,7 +38,7 @@ from ..causal import (
     in_pieces,
     named,
     polyphase,
-    snake,
+    snaked,
     upsampled,
 )
 from .codec import Decode, Encode
@@ -75,19 +76,20 @@ class Decoder:
         self._sizes = torch.tensor(config["sizes"])[:, None]
         self._offsets = self._sizes.cumsum(0) - self._sizes
         self._books = tensors["books"], tensors["projection.weight"], tensors["projection.bias"]
-        self._post = Transformer(named(tensors, "post"), config["post"]) if config["post"] else None
+        self._post = Transformer(named(tensors, "post"), config["post"], split=bf16) if config["post"] else None
         self._up = []
         for i, rate in enumerate(config["up"]):
-            block = ConvNeXt(named(tensors, f"up.{i}"), config["eps"])
-            self._up.append((_convolution(tensors, f"up.{i}.conv"), rate, block))
-        self._first = _convolution(tensors, "first")
+            block = ConvNeXt(named(tensors, f"up.{i}"), config["eps"], split=bf16)
+            self._up.append((_convolution(tensors, f"up.{i}.conv", split=bf16), rate, block))
+        self._first = _convolution(tensors, "first", split=bf16)
         self._stages = []
         for i, rate in enumerate(config["rates"]):
             units = [
-                Unit(named(tensors, f"stages.{i}.units.{j}"), d, low if i else torch.float32)
+                Unit(named(tensors, f"stages.{i}.units.{j}"), d, low if i else torch.float32, split=bf16 and not i)
                 for j, d in enumerate(config["dilations"])
             ]
-            self._stages.append((tensors[f"stages.{i}.alpha"], _convolution(tensors, f"stages.{i}"), rate, units))
+            conv = _convolution(tensors, f"stages.{i}", split=bf16 and i < 2)  # later ones are too small to gain
+            self._stages.append((tensors[f"stages.{i}.alpha"], conv, rate, units))
         self._last = tensors["last.alpha"], _convolution(tensors, "last")
 
     def push(self, codes: Tensor, state: State) -> Tensor:
@@ -109,9 +111,7 @@ class Decoder:
 
     def _stage(self, stage: Any, state: State, x: Tensor) -> Tensor:
         alpha, conv, rate, units = stage
-        buffer, new = conv.room(x.shape[0], x.shape[1], state)
-        snake(x * alpha, new)
-        x = conv.run(buffer, state).reshape(x.shape[0], rate * x.shape[1], -1)
+        x = snaked(conv, x, alpha, state).reshape(x.shape[0], rate * x.shape[1], -1)
         for unit in units:
             x = unit(x, state)
         return x
@@ -121,9 +121,7 @@ class Decoder:
             pieces = PIECE // (x.shape[2] // 2 * stage[2])  # channels halve, rows multiply
             x = in_pieces(x, pieces, functools.partial(self._stage, stage, state))
         alpha, conv = self._last
-        buffer, new = conv.room(x.shape[0], x.shape[1], state)
-        snake(x * alpha, new)
-        return torch.tanh(conv.run(buffer, state))
+        return torch.tanh(snaked(conv, x, alpha, state))
 
 
 class Encoder:
@@ -166,9 +164,7 @@ class Encoder:
                     piece = max(1, piece // stage[2].stride)
                 start = i + 1
         alpha, conv = self._last
-        buffer, new = conv.room(x.shape[0], x.shape[1], state)
-        snake(x * alpha, new)
-        x = conv.run(buffer, state)
+        x = snaked(conv, x, alpha, state)
         for conv, block in self._down:
             x = conv(x, state)
             x = block(x, state)
@@ -179,9 +175,7 @@ class Encoder:
         for units, alpha, conv, _ in stages:
             for unit in units:
                 x = unit(x, state)
-            buffer, new = conv.room(x.shape[0], x.shape[1], state)
-            snake(x * alpha, new)
-            x = conv.run(buffer, state)
+            x = snaked(conv, x, alpha, state)
         return x
 
     def _quantize(self, residual: Tensor) -> Tensor:
@@ -198,8 +192,8 @@ class Encoder:
         return torch.stack(codes, dim=1)
 
 
-def _convolution(tensors: Mapping[str, Tensor], name: str, stride: int = 1) -> Convolution:
-    return Convolution(tensors[f"{name}.kernel"], tensors[f"{name}.bias"], stride=stride)
+def _convolution(tensors: Mapping[str, Tensor], name: str, *, stride: int = 1, split: bool = False) -> Convolution:
+    return Convolution(tensors[f"{name}.kernel"], tensors[f"{name}.bias"], stride=stride, split=split)
 
 
 # The component and the calls
@@ -250,7 +244,7 @@ def component(
             report["bf16"] = compare_signals(answers(lambda codes: low.push(codes, {})), SNR_DB)
         return report
 
-    sources = (*(str(m.__file__) for m in (causal, proof)), str(Path(__file__)), *sources)
+    sources = (*(str(m.__file__) for m in (causal, products, proof)), str(Path(__file__)), *sources)
     return Component(f"{part}-twin", identity, config, ("fp32",), build, prove, sources)
 
 
