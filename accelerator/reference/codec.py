@@ -68,7 +68,7 @@ class Encoder(nn.Module):
 
 def stft_basis(n_fft: int) -> Tensor:
     """The real DFT under a Hann window, as a matrix [n_fft, n_fft + 2]: columns of real, then of imaginary parts."""
-    steps = torch.arange(n_fft, dtype=torch.float64)
+    steps = torch.arange(n_fft, dtype=torch.float64, device="cpu")  # on the meta device it would load torch's compiler
     angles = 2 * math.pi / n_fft * torch.outer(steps, steps[: n_fft // 2 + 1])
     window = 0.5 - 0.5 * torch.cos(2 * math.pi * steps / n_fft)
     return (torch.cat((angles.cos(), -angles.sin()), dim=1) * window[:, None]).float()
@@ -201,9 +201,9 @@ def inverse_stft_basis(n_fft: int) -> Tensor:
     with the same window is assumed; at four hops a window the squares add up to 3/2, which is divided out (Griffin and
     Lim 1984).
     """
-    steps = torch.arange(n_fft, dtype=torch.float64)
+    steps = torch.arange(n_fft, dtype=torch.float64, device="cpu")  # see stft_basis
     angles = 2 * math.pi / n_fft * torch.outer(steps[: n_fft // 2 + 1], steps)
-    weights = torch.full((n_fft // 2 + 1, 1), 2.0, dtype=torch.float64)
+    weights = torch.full((n_fft // 2 + 1, 1), 2.0, dtype=torch.float64, device="cpu")
     weights[0] = weights[-1] = 1.0
     window = 0.5 - 0.5 * torch.cos(2 * math.pi * steps / n_fft)
     basis = torch.cat((weights * angles.cos(), -weights * angles.sin())) * window / (1.5 * n_fft)

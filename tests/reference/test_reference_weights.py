@@ -1,5 +1,7 @@
 import ast
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +76,10 @@ def test_the_engine_could_be_a_project_of_its_own():
                 assert not (node.module or "").startswith("accelerator"), path
             elif isinstance(node, ast.Import):
                 assert not any(alias.name.startswith("accelerator") for alias in node.names), path
+
+
+def test_an_engine_opens_without_torchs_compiler():
+    """Which takes half a second to import."""
+    code = "import sys; from accelerator.reference import load; load('tiny'); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "False\n"
