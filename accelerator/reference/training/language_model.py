@@ -52,6 +52,7 @@ _SHORTEST_REFERENCE = 40  # frames
 _MISFITS = 8
 _HIDDEN = (-0.25, 0.9)  # share of a document's frames that are hidden: uniform between, negative is none
 _NOISE = 0.05  # share of frames shown as another one
+_CODES = 0.33  # share of frames whose other codes are learnt in a step: reading the text is what takes long
 _GUIDED_LAYERS, _GUIDED_HEADS = (1, 2, 3), 2  # the heads of the first key-value head
 _GUIDE_WIDTH = 2.5  # letters: the standard deviation of where they are looked for
 _LEAD = 4.0  # frames of silence before the first letter
@@ -138,7 +139,7 @@ class LanguageModelTask:
         rows = rows.to(self.device)
         adam = self.optimizers["language_model"]
         with torch.device(self.device), torch.autocast(self.device, dtype=torch.bfloat16):
-            parts = losses(self.model, rows, self.entropies, shown=shown)
+            parts = losses(self.model, rows, self.entropies, shown=shown, random=random)
         adam.zero_grad(set_to_none=True)
         faded = min(1.0, step / (_GUIDE_UNTIL * self.schedule.steps))
         guide = 1.0 - (1.0 - _GUIDE_REST) * faded
@@ -279,16 +280,21 @@ def losses(
     entropies: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
     *,
     shown: Tensor | None = None,
+    random: np.random.Generator | None = None,
 ) -> dict[str, Tensor]:
     """Losses in nats: `semantic` a column (first code or end), `codes` a code of the fast transformer, `guide` a column
     and guided head: minus the logarithm of the attention that lies near the diagonal.
 
     `entropies` is `cross_entropies`, or that function compiled. shown: what the model sees instead of the columns.
+    random: chooses the frames of which `codes` is taken; None takes all.
     """
     size, target = model.config.codebook_size, rows.target.flatten()
     framed = ((target >= 0) & (target < size)).nonzero().flatten()  # places before a frame, among all columns
+    coded = len(framed)
+    if random is not None:
+        framed, coded = framed[torch.from_numpy(random.permutation(coded))], max(1, int(_CODES * coded))
     places = torch.cat((framed, (target == size).nonzero().flatten()))  # the end has no codes
-    following = torch.roll(rows.columns[:, 1:], -1, 2).transpose(1, 2).flatten(0, 1)[framed]
+    following = torch.roll(rows.columns[:, 1:], -1, 2).transpose(1, 2).flatten(0, 1)[framed[:coded]]
     semantic, codes, guide = (entropies or cross_entropies)(
         model, rows.columns if shown is None else shown, rows.document, places, target[places], following, rows.letter
     )
@@ -304,7 +310,7 @@ def cross_entropies(
     following: Tensor,
     letter: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(semantic, codes, guide). places [P] of B * T, of which the first N precede the frames following [N, C]; target
+    """(semantic, codes, guide). places [P] of B * T, the first N of which precede the frames following [N, C]; target
     [P]."""
     config = model.config
     seen = (document[:, :, None] == document[:, None, :]).tril()[:, None]  # [B, 1, T, T]
