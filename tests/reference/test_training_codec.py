@@ -122,6 +122,17 @@ def test_training_learns_and_goes_on_and_its_codec_encodes_the_corpus(work):
     assert codec.decode(torch.from_numpy(spoken[1].codes)[None]).shape[1] - SMALL.codec.lag >= audio.size
 
 
+def test_a_corpus_that_has_grown_is_encoded_again(work):
+    codec = random_weights(SMALL, 0)[1]
+    tokenize(work, pause=Pause(None), codec=codec)
+    manifest = work / "corpus" / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace('"valid"', '"train"'))
+    with pytest.raises(ReferenceEngineError, match="another corpus"):
+        open_tokens(work, "train")
+    tokenize(work, pause=Pause(None), codec=codec)
+    assert [s.clip for s in open_tokens(work, "train")] == open_corpus(work).of("train")
+
+
 def test_a_decoder_trained_on_leaves_the_codes_alone(work):
     options = {"batch": 2, "threads": 1, "config": SMALL, "pause": Pause(None)}
     train_codec(work, steps=4, **options)

@@ -48,7 +48,7 @@ def digest(codec: Codec) -> str:
 
 
 def tokenize(work: Path, *, pause: Pause, codec: Codec | None = None, unfinished: bool = False) -> Path:
-    """Encode the splits that this codec has not encoded yet; the folder of the codes."""
+    """Encode the splits that this codec has not encoded yet, or that have grown since; the folder of the codes."""
     torch.set_num_threads(1)
     codec = codec or trained_codec(work, unfinished=unfinished)
     own = digest(codec)
@@ -57,7 +57,9 @@ def tokenize(work: Path, *, pause: Pause, codec: Codec | None = None, unfinished
     folder.mkdir(exist_ok=True)
     for split in ("train", *SPLITS):
         if (folder / f"{split}.npz").is_file() and codec_of(work, split) == own:
-            continue
+            with np.load(folder / f"{split}.npz") as file:
+                if len(file["frames"]) == len(corpus.of(split)):
+                    continue
         codes = []
         for clip in corpus.of(split):
             pause.wait()
