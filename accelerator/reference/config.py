@@ -202,8 +202,9 @@ class EngineConfig:
     """A whole engine. `max_new_tokens` (frames) is the default bound of `generate`; `stream_context` bounds the frames
     decoded again before each streamed chunk (a codec whose receptive field is shorter streams exactly).
 
-    text: "spoken" sends every text through `spoken.spoken` first, as the voice has read nothing else. longest_text:
-    bytes of a turn the voice can speak; a longer text is spoken phrase after phrase.
+    text: "spoken" sends every text through `spoken.spoken` first, as the voice has read nothing else, and "sounds" its
+    words through `pronounce.pronounced`. longest_text: bytes of a turn's words that the voice can speak; a longer text
+    is spoken phrase after phrase.
     """
 
     name: str
@@ -211,15 +212,15 @@ class EngineConfig:
     codec: CodecConfig
     max_new_tokens: int
     stream_context: int = 64
-    text: Literal["as_given", "spoken"] = "as_given"
+    text: Literal["as_given", "spoken", "sounds"] = "as_given"
     longest_text: int | None = None
 
     def __post_init__(self) -> None:
         sizes = self.codec.quantizer.codebook_sizes
         if len(sizes) != self.language_model.codebooks or max(sizes) > self.language_model.codebook_size:
             raise ReferenceEngineError("language model and quantizer must agree about the codebooks")
-        if self.text not in ("as_given", "spoken"):
-            raise ReferenceEngineError(f"text must be 'as_given' or 'spoken', not {self.text!r}")
+        if self.text not in ("as_given", "spoken", "sounds"):
+            raise ReferenceEngineError(f"text must be 'as_given', 'spoken' or 'sounds', not {self.text!r}")
 
 
 def to_json(config: EngineConfig) -> str:

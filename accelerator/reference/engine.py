@@ -26,6 +26,7 @@ from .config import SIZES, EngineConfig
 from .errors import ReferenceEngineError
 from .language_model import LanguageModel
 from .phrases import phrases
+from .pronounce import pronounced
 from .sampling import Sampling, draw, penalise, repetition_aware
 from .spoken import spoken
 from .tokenizer import build_prompt, frame_columns
@@ -180,9 +181,9 @@ class ReferenceEngine:
             named = None
         else:
             named = self._speaker_token(self.default_speaker if speaker is None else speaker)
-        said = self._worded(reference_text or "")
+        said = self._read(reference_text or "")
         try:
-            return build_prompt(self._worded(text), reference_codes, said, self.config.language_model, named)
+            return build_prompt(self._read(text), reference_codes, said, self.config.language_model, named)
         except UnicodeEncodeError as error:
             raise ReferenceEngineError(f"the text is not valid Unicode: {error}") from error
 
@@ -330,8 +331,13 @@ class ReferenceEngine:
         lag = self.config.codec.lag
         return np.concatenate((audio, np.zeros(lag, dtype=np.float32))) if lag else audio
 
+    def _read(self, text: str) -> str:
+        """What the model is given of a text. Raises ReferenceEngineError if no word is left of it."""
+        words = self._worded(text)
+        return pronounced(words) if self.config.text == "sounds" else words
+
     def _worded(self, text: str) -> str:
-        """The text as the voice has learnt to read it. Raises ReferenceEngineError if no word is left of it."""
+        """A text's words, for a voice that has learnt to read words. Raises ReferenceEngineError if there is none."""
         if self.config.text == "as_given" or not text:
             return text
         words = spoken(text)

@@ -7,8 +7,18 @@ import torch.nn.functional as F
 
 from accelerator.reference import ReferenceEngineError
 from accelerator.reference.engine import ReferenceEngine
+from accelerator.reference.pronounce import pronounced
 from accelerator.reference.training.corpus import Clip
-from accelerator.reference.training.language_model import LanguageModelTask, Rows, losses, noisy, pace, pack_rows, turn
+from accelerator.reference.training.language_model import (
+    LanguageModelTask,
+    Rows,
+    losses,
+    noisy,
+    pace,
+    pack_rows,
+    reader,
+    turn,
+)
 from accelerator.reference.training.loop import Schedule
 from accelerator.reference.training.pack import halved
 from accelerator.reference.training.tokens import Spoken
@@ -124,6 +134,16 @@ def test_noise_hides_frames_and_changes_nothing_else():
     assert {tuple(c) for c in shown.transpose(1, 2)[frames & ~hidden].tolist()} <= there
 
 
+def test_most_words_are_shown_as_sounds_and_some_in_letters():
+    text = "all the king's horses and all the king's men, xyzzy."
+    found = [reader(SMALL)(text, np.random.default_rng(seed)) for seed in range(60)]
+    assert pronounced(text) in found
+    assert all(each.endswith(" xyzzy.") and each.count(" ") == text.count(" ") for each in found)
+    spelt = sum(word.islower() for each in found for word in each[:-7].split()) / (60 * 9)
+    assert 0.05 < spelt < 0.16
+    assert reader(replace(SMALL, text="spoken"))(text, np.random.default_rng(0)) == text
+
+
 def test_the_pace_of_letters_is_found_in_the_lengths_of_clips():
     random = np.random.default_rng(0)
     corpus = []
@@ -162,7 +182,7 @@ def test_a_packed_voice_is_an_engine_that_speaks_by_name(tmp_path):
     torch.testing.assert_close(engine.language_model.norm.weight, language_model.norm.weight, atol=1e-3, rtol=1e-3)
     assert engine.speakers == ("slt", "rms", "awb")
     prompt = engine.encode_text("Dr. Who", speaker="rms")
-    assert prompt[0].tolist() == [256, 260, *b"doctor who.", 258]
+    assert prompt[0].tolist() == [256, 260, *b"IAT4L P7.", 258]
     audio, _ = engine.synthesize("Hello there", speaker="rms", seed=0, max_new_tokens=4)
     assert audio.size == 4 * 640 - 480
     language_model.norm.weight[0] = 1e6

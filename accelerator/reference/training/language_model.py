@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..config import EngineConfig, LanguageModelConfig
 from ..language_model import LanguageModel
+from ..pronounce import pronounced
 from ..tokenizer import encode_bytes, frame_columns, text_columns
 from ..transformer import Block, rope_table, rotate
 from ..weights import random_weights
@@ -39,6 +40,7 @@ __all__ = [
     "noisy",
     "pace",
     "pack_rows",
+    "reader",
     "train_language_model",
     "trained_language_model",
     "turn",
@@ -50,6 +52,7 @@ _PEAK = 1.5e-3
 _REFERENCED = 0.5  # share of documents with a reference rather than a name
 _SHORTEST_REFERENCE = 40  # frames
 _MISFITS = 8
+_SPELT = 0.1  # share of known words that are shown in letters, so that the voice can read what no dictionary has
 _HIDDEN = (-0.25, 0.9)  # share of a document's frames that are hidden: uniform between, negative is none
 _NOISE = 0.05  # share of frames shown as another one
 _CODES = 0.33  # share of frames whose other codes are learnt in a step: reading the text is what takes long
@@ -123,7 +126,8 @@ class LanguageModelTask:
         self.entropies = torch.compile(cross_entropies) if compiled else cross_entropies
         self.config, self.schedule, self.device = config.language_model, schedule, device
         self.train, self.valid = train, valid
-        self.pace = pace(train)
+        self.read = reader(config)
+        self.pace = pace(train, self.read)
         self.model = _prepared(config, schedule.seed).to(device)
         self.modules: dict[str, nn.Module] = {"language_model": self.model}
         wide = [p for p in self.model.parameters() if p.ndim > 1]
@@ -134,7 +138,7 @@ class LanguageModelTask:
         self.average: Average | None = Average(self.model, 0.999)
 
     def step(self, step: int, random: np.random.Generator) -> dict[str, float]:
-        rows = pack_rows(self.train, self.config, self.schedule.batch, random, pace=self.pace)
+        rows = pack_rows(self.train, self.config, self.schedule.batch, random, pace=self.pace, read=self.read)
         shown = noisy(rows, self.config, random).to(self.device)
         rows = rows.to(self.device)
         adam = self.optimizers["language_model"]
@@ -156,12 +160,26 @@ class LanguageModelTask:
         totals: dict[str, float] = {}
         with torch.device(self.device), cast(Average, self.average).applied(self.model):
             for seed in range(4):
-                rows = pack_rows(
-                    self.valid, self.config, self.schedule.batch, np.random.default_rng(seed), pace=self.pace
-                )
+                random = np.random.default_rng(seed)
+                rows = pack_rows(self.valid, self.config, self.schedule.batch, random, pace=self.pace, read=self.read)
                 for name, value in losses(self.model, rows.to(self.device)).items():
                     totals[name] = totals.get(name, 0.0) + value.item() / 4
         return totals
+
+
+Read = Callable[[str, np.random.Generator], str]
+"""What the model is shown of words."""
+
+
+def _as_they_are(words: str, random: np.random.Generator) -> str:
+    return words
+
+
+def reader(config: EngineConfig) -> Read:
+    """How a voice's texts are shown to it in training."""
+    if config.text != "sounds":
+        return _as_they_are
+    return lambda words, random: pronounced(words, spell=lambda word: bool(random.random() < _SPELT))
 
 
 def turn(text: str, codes: np.ndarray, config: LanguageModelConfig, speaker: str | None = None) -> np.ndarray:
@@ -179,6 +197,7 @@ def pack_rows(
     columns: int = COLUMNS,
     *,
     pace: np.ndarray | None = None,
+    read: Read = _as_they_are,
 ) -> Rows:
     """Documents drawn at random, each into the first row that has place for it, until a few in turn find none.
 
@@ -191,7 +210,7 @@ def pack_rows(
     letter = torch.zeros(rows, 3, columns)
     filled, number, misfits = [0] * rows, [0] * rows, 0
     while misfits < _MISFITS:
-        document = _document(corpus, config, random, columns)
+        document = _document(corpus, config, random, columns, read)
         length = document.shape[1]
         row = next((i for i in range(rows) if filled[i] + length <= columns), None)
         if row is None:
@@ -222,19 +241,20 @@ def noisy(rows: Rows, config: LanguageModelConfig, random: np.random.Generator) 
     return flat.reshape(batch, length, height).transpose(1, 2)
 
 
-def pace(corpus: Sequence[Spoken]) -> np.ndarray:
+def pace(corpus: Sequence[Spoken], read: Read = _as_they_are) -> np.ndarray:
     """How many frames each byte takes in the mean: float64 [256], by least squares over the lengths of all clips."""
     counts = np.zeros((len(corpus), 257))
     counts[:, 256] = 1.0  # what every clip has: silence at its ends
+    random = np.random.default_rng(0)
     for row, each in zip(counts, corpus, strict=True):
-        np.add.at(row, np.frombuffer(bytes(encode_bytes(each.clip.text)), np.uint8), 1.0)
+        np.add.at(row, np.frombuffer(bytes(encode_bytes(read(each.clip.text, random))), np.uint8), 1.0)
     lengths = np.array([each.codes.shape[1] for each in corpus], float)
     least = counts.T @ counts + 3.0 * np.eye(257)  # ridge: bytes that are rare, or never come
     return np.maximum(np.linalg.solve(least, counts.T @ lengths)[:256], 0.1)
 
 
 def _document(
-    corpus: Sequence[Spoken], config: LanguageModelConfig, random: np.random.Generator, columns: int
+    corpus: Sequence[Spoken], config: LanguageModelConfig, random: np.random.Generator, columns: int, read: Read
 ) -> np.ndarray:
     while True:
         main = corpus[int(random.integers(len(corpus)))]
@@ -242,10 +262,10 @@ def _document(
             other = corpus[int(random.integers(len(corpus)))]
             if other.clip.speaker != main.clip.speaker or other.codes.shape[1] < _SHORTEST_REFERENCE:
                 continue
-            parts = [turn(spoken.clip.text, spoken.codes, config) for spoken in (other, main)]
+            parts = [turn(read(spoken.clip.text, random), spoken.codes, config) for spoken in (other, main)]
             document = np.concatenate(parts, axis=1)
         else:
-            document = turn(main.clip.text, main.codes, config, main.clip.speaker)
+            document = turn(read(main.clip.text, random), main.codes, config, main.clip.speaker)
         if document.shape[1] <= columns:
             return document
 

@@ -14,7 +14,7 @@ _SMALL = SIZES["small"]
 VOICE = replace(
     _SMALL,
     language_model=replace(_SMALL.language_model, speakers=SPEAKERS, speaker_begin=259),
-    text="spoken",
+    text="sounds",
     longest_text=120,
 )
 
