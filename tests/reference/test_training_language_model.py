@@ -78,7 +78,7 @@ def test_teacher_forcing_asks_what_the_engine_answers():
     target[0, start:-1] = torch.where(
         tokens[start + 1 :] == config.im_end, 512, tokens[start + 1 :] - config.semantic_begin
     )
-    no_guide = torch.zeros(1, 3, length)
+    no_guide = torch.zeros(1, 2, length)
     found = losses(model, Rows(columns, torch.ones(1, length, dtype=torch.int64), target, no_guide))
     assert found["guide"] == 0
     torch.testing.assert_close(found["semantic"], torch.stack(semantic).mean(), atol=1e-4, rtol=1e-4)
@@ -93,7 +93,7 @@ def test_documents_of_a_row_do_not_see_each_other():
     second = rows.document[0] == 2
     first = second.nonzero().min()
     letter = rows.letter[:, :, second].clone()
-    letter[:, [0, 2]] -= first * (letter[:, 1:2] > 0)  # columns of the row -> of the document
+    letter -= first * (letter[:, 1:] > 0)  # columns of the row -> of the document
     alone = Rows(rows.columns[:, :, second], rows.document[:, second], rows.target[:, second], letter)
     only = replace(rows, target=torch.where(second, rows.target, -100), letter=torch.where(second, rows.letter, 0.0))
     for name, value in losses(model, alone).items():
@@ -104,9 +104,9 @@ def test_documents_of_a_row_do_not_see_each_other():
 def test_the_guide_goes_along_the_text_from_its_first_letter_to_its_last():
     config = SMALL.language_model
     rows = pack_rows(spoken(6), config, 2, np.random.default_rng(3))
-    tokens, (centre, width, end) = rows.columns[0, 0], rows.letter[0]
+    tokens, (centre, end) = rows.columns[0, 0], rows.letter[0]
     asking = (rows.target[0] >= 0).nonzero().flatten()
-    assert (width > 0).nonzero().flatten().tolist() == asking.tolist()
+    assert (end > 0).nonzero().flatten().tolist() == asking.tolist()
     voice = next(c for c in asking.tolist() if tokens[c] == config.voice)
     text = [c for c in range(voice) if tokens[c] < 256 and rows.document[0, c] == rows.document[0, voice]]
     turn_end = next(c for c in range(voice, 512) if tokens[c] == config.im_end)

@@ -103,8 +103,8 @@ class Rows:
     columns: Tensor  # int64 [B, 1+C, T]
     document: Tensor  # int64 [B, T], 0 where a row is empty
     target: Tensor  # int64 [B, T]: index among `candidate_ids` of the next column's token; -100 where none is learnt
-    letter: Tensor  # float32 [B, 3, T]: the column where the letter of the next frame should be, give or take so many
-    # columns, and the first column behind the turn's text; zeros where no frame follows
+    letter: Tensor  # float32 [B, 2, T]: the column where the letter of the next frame should be, and the first column
+    # behind the turn's text; zeros where no frame follows
 
     def to(self, device: str) -> Rows:
         return Rows(*(each.to(device) for each in (self.columns, self.document, self.target, self.letter)))
@@ -207,7 +207,7 @@ def pack_rows(
     table = torch.zeros(rows, 1 + config.codebooks, columns, dtype=torch.int64)
     owner = torch.zeros(rows, columns, dtype=torch.int64)
     target = torch.full((rows, columns), -100)
-    letter = torch.zeros(rows, 3, columns)
+    letter = torch.zeros(rows, 2, columns)
     filled, number, misfits = [0] * rows, [0] * rows, 0
     while misfits < _MISFITS:
         document = _document(corpus, config, random, columns, read)
@@ -278,8 +278,8 @@ def _targets(tokens: np.ndarray, config: LanguageModelConfig) -> np.ndarray:
 
 
 def _letters(tokens: np.ndarray, config: LanguageModelConfig, first: int, pace: np.ndarray) -> np.ndarray:
-    """`Rows.letter` of a document [T] whose first column is `first` of its row: float32 [3, T]."""
-    result = np.zeros((3, len(tokens)), np.float32)
+    """`Rows.letter` of a document [T] whose first column is `first` of its row: float32 [2, T]."""
+    result = np.zeros((2, len(tokens)), np.float32)
     starts = np.flatnonzero(tokens == config.im_start)
     for start, end in zip(starts, np.flatnonzero(tokens == config.im_end), strict=True):
         voice = start + int(np.flatnonzero(tokens[start:end] == config.voice)[0])
@@ -289,8 +289,7 @@ def _letters(tokens: np.ndarray, config: LanguageModelConfig, first: int, pace: 
         said = pace[tokens[text:voice]].cumsum()
         ends = np.concatenate(([lead], lead + said * (len(asking) - lead) / said[-1]))  # frame at which a letter ends
         result[0, asking] = first + text + np.interp(asking - voice + 0.5, ends, np.arange(len(ends)))
-        result[1, asking] = _GUIDE_WIDTH
-        result[2, asking] = first + voice
+        result[1, asking] = first + voice
     return result
 
 
@@ -366,9 +365,9 @@ def _guide(block: Block, x: Tensor, rope: Tensor, seen: Tensor, letter: Tensor) 
     scores = (q @ k.transpose(2, 3)).float() * own.head_dim**-0.5
     attention = scores.masked_fill(~seen, float("-inf")).softmax(-1)  # [B, heads, T, T]
     column = torch.arange(x.shape[1], dtype=torch.float32)
-    centre, width, end = (each[:, :, None] for each in letter.unbind(1))  # [B, T, 1]
+    centre, end = (each[:, :, None] for each in letter.unbind(1))  # [B, T, 1]
     asking = letter[:, 1] > 0  # [B, T]
-    near = torch.exp(-0.5 * ((column - centre) / width.clamp(min=1.0)).square()) * (column < end)
+    near = torch.exp(-0.5 * ((column - centre) / _GUIDE_WIDTH).square()) * (column < end)
     mass = (attention * near[:, None]).sum(-1)  # [B, heads, T]
     return -((mass + 1e-4).log() * asking[:, None]).sum() / (asking.sum() * _GUIDED_HEADS).clamp(min=1)
 

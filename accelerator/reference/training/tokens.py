@@ -56,19 +56,20 @@ def tokenize(work: Path, *, pause: Pause, codec: Codec | None = None, unfinished
     folder = work / "tokens"
     folder.mkdir(exist_ok=True)
     for split in ("train", *SPLITS):
-        if (folder / f"{split}.npz").is_file() and codec_of(work, split) == own:
-            with np.load(folder / f"{split}.npz") as file:
-                if len(file["frames"]) == len(corpus.of(split)):
+        clips, path = corpus.of(split), folder / f"{split}.npz"
+        if path.is_file():
+            with np.load(path) as file:
+                if str(file["codec"]) == own and len(file["frames"]) == len(clips):
                     continue
         codes = []
-        for clip in corpus.of(split):
+        for clip in clips:
             pause.wait()
             codes.append(encode(codec, corpus.samples(clip)).astype(np.uint16))
         temporary = folder / f"{split}.tmp.npz"
         joined = np.concatenate(codes, axis=1) if codes else np.zeros((len(codec.quantizer.sizes), 0), np.uint16)
         frames = np.array([c.shape[1] for c in codes], np.int32)
         np.savez_compressed(temporary, codes=joined, frames=frames, codec=np.array(own))
-        os.replace(temporary, folder / f"{split}.npz")
+        os.replace(temporary, path)
     return folder
 
 
