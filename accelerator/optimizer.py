@@ -146,8 +146,8 @@ class UniversalOptimizer:
         names = list(self._routes) if parts is None else list(parts)
         if unknown := [name for name in names if name not in self._routes]:
             raise InvalidOption(f"no part called {unknown[0]!r}; the parts are {', '.join(self._routes) or 'none'}")
-        for name in names:
-            self._routes[name].prepare()
+        for name in sorted(names, key=lambda name: self._routes[name].part.generator):
+            self._routes[name].prepare()  # the slowest comes last: what the others left to a thread is done meanwhile
         self._maybe_release()
         return self
 

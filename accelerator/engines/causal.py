@@ -16,13 +16,14 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .products import Plain, Product, product
+from .products import Form, Kernel, Plain, Product, product
 
 __all__ = [
     "ConvNeXt",
@@ -30,8 +31,8 @@ __all__ = [
     "State",
     "Transformer",
     "Unit",
+    "Weights",
     "in_pieces",
-    "named",
     "polyphase",
     "snake",
     "snaked",
@@ -39,7 +40,6 @@ __all__ = [
 ]
 
 State = dict[int, Any]  # by the layer's id: what it must remember of the rows before
-Weights = Callable[[str], Tensor]  # by name, float32
 
 KEPT = 4_000_000  # values of a thread's memory for what is worked on: more is asked for anew each time
 PIECE = 1_600_000  # values of an activation that are worked on at a time: they should stay in a core's own cache
@@ -47,35 +47,62 @@ PIECE = 1_600_000  # values of an activation that are worked on at a time: they 
 _KEPT = threading.local()
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A module's tensors by name, as float32.
+
+    stored: those that are read when they are needed, which `kernel` finds and a call does not. form: of the products.
+    """
+
+    tensors: Mapping[str, Tensor]
+    stored: Mapping[str, Kernel] = field(default_factory=dict)
+    form: Form = "packed"
+    prefix: str = ""
+
+    def __call__(self, name: str) -> Tensor:
+        return self.tensors[self.prefix + name].float()
+
+    def kernel(self, name: str) -> Kernel:
+        """[out, taps, in], or [out, in]."""
+        found = self.stored.get(self.prefix + name)
+        return Kernel.of(self(name)) if found is None else found
+
+    def within(self, name: str, form: Form | None = None) -> Weights:
+        """Those of a part: the names that begin with `name.`, without it."""
+        return replace(self, prefix=f"{self.prefix}{name}.", form=form or self.form)
+
+
 class Convolution:
     """y[t] = b + sum_j W[:, :, j] x[t stride - context + j dilation]; nothing but the past, zeros before the start."""
 
     def __init__(
         self,
-        kernel: Tensor,
+        kernel: Tensor | Kernel,
         bias: Tensor | None,
         *,
         stride: int = 1,
         dilation: int = 1,
         groups: int = 1,
         dtype: torch.dtype = torch.float32,
-        split: bool = False,
+        form: Form = "packed",
     ) -> None:
         """kernel: [out, taps, in / groups]. dtype: of inputs, products and the answer; sums are float32.
 
-        split: float32's products may be those of `products.Split`.
+        form: of the products, see `products`; those of groups are plain.
         """
+        kernel = Kernel.of(kernel)
         self.dtype, self.stride = dtype, stride
         self.channels = kernel.shape[2] * groups
         self._dilation = dilation
         self.context = (kernel.shape[1] - 1) * dilation + 1 - stride  # rows remembered
         self._depth: tuple[Tensor, Tensor | None] | None = None
         if groups == self.channels and stride == 1:
-            self._depth = kernel[:, :, 0].T.to(dtype), None if bias is None else bias.to(dtype)  # [taps, channels]
+            taps = kernel.read()[:, :, 0].T  # [taps, channels]
+            self._depth = taps.to(dtype), None if bias is None else bias.to(dtype)
         elif groups == 1:
-            self._product = product(kernel, bias, stride=stride, dilation=dilation, dtype=dtype, split=split)
+            self._product = product(kernel, bias, stride=stride, dilation=dilation, dtype=dtype, form=form)
         else:
-            self._product = Plain(kernel, bias, stride=stride, dilation=dilation, groups=groups, dtype=dtype)
+            self._product = Plain(kernel.read(), bias, stride=stride, dilation=dilation, groups=groups, dtype=dtype)
 
     def room(self, batch: int, rows: int, state: State) -> tuple[Tensor, Tensor]:
         """A buffer [B, context + rows, channels] that begins with what is remembered, and its part for the new rows.
@@ -160,14 +187,12 @@ def _scratch(use: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 class Unit:
     """x + conv1(snake(conv7(snake(x)))) for float32 [B, rows, C]; x may be overwritten."""
 
-    def __init__(
-        self, weights: Weights, dilation: int, dtype: torch.dtype = torch.float32, split: bool = False
-    ) -> None:
+    def __init__(self, weights: Weights, dilation: int, dtype: torch.dtype = torch.float32) -> None:
         """weights: alpha [C] of the first snake, first.kernel, first.bias, second.kernel, second.bias: see `snake`."""
         self._alpha = weights("alpha")
-        how: dict[str, Any] = {"dtype": dtype, "split": split}
-        self._first = Convolution(weights("first.kernel"), weights("first.bias"), dilation=dilation, **how)
-        self._second = Convolution(weights("second.kernel"), weights("second.bias"), **how)
+        how: dict[str, Any] = {"dtype": dtype, "form": weights.form}
+        self._first = Convolution(weights.kernel("first.kernel"), weights("first.bias"), dilation=dilation, **how)
+        self._second = Convolution(weights.kernel("second.kernel"), weights("second.bias"), **how)
 
     def __call__(self, x: Tensor, state: State) -> Tensor:
         hidden = snaked(self._first, x, self._alpha, state)
@@ -177,13 +202,12 @@ class Unit:
 class ConvNeXt:
     """x + W2 gelu(W1 norm(depthwise(x))) for [B, rows, C]."""
 
-    def __init__(self, weights: Weights, eps: float, split: bool = False) -> None:
+    def __init__(self, weights: Weights, eps: float) -> None:
         """weights: depth.{kernel,bias}, {norm,wide,narrow}.{weight,bias}; gamma is folded into the last."""
         depth = weights("depth.kernel")
         self._depth = Convolution(depth, weights("depth.bias"), groups=len(depth))
         self._norm = weights("norm.weight"), weights("norm.bias"), eps
-        self._wide = _linear(weights("wide.weight"), weights("wide.bias"), split)
-        self._narrow = _linear(weights("narrow.weight"), weights("narrow.bias"), split)
+        self._wide, self._narrow = (_linear(weights, f"{n}.weight", weights(f"{n}.bias")) for n in ("wide", "narrow"))
 
     def __call__(self, x: Tensor, state: State) -> Tensor:
         scale, shift, eps = self._norm
@@ -206,7 +230,7 @@ class Transformer:
     Rotations come from a table by position, so that a codec which rounds its table is followed to the letter.
     """
 
-    def __init__(self, weights: Weights, config: Mapping[str, Any], split: bool = False) -> None:
+    def __init__(self, weights: Weights, config: Mapping[str, Any]) -> None:
         """config: layers, heads, kv_heads, head_dim, window, eps, and whether there are projections input and output.
 
         weights: rotations [positions, head_dim / 2, 2], norm, and of each layer attention_norm, qkv, out, ffn_norm,
@@ -217,14 +241,14 @@ class Transformer:
         self._eps = config["eps"]
         self._rotations, self._norm = weights("rotations"), weights("norm")
         self._ends = tuple(
-            _linear(weights(f"{end}.weight"), weights(f"{end}.bias"), split) if config[end] else None
+            _linear(weights, f"{end}.weight", weights(f"{end}.bias")) if config[end] else None
             for end in ("input", "output")
         )
         self._layers = [
             _Layer(
                 weights(f"{i}.attention_norm"),
                 weights(f"{i}.ffn_norm"),
-                *(_linear(weights(f"{i}.{n}"), None, split) for n in ("qkv", "out", "gate_up", "down")),
+                *(_linear(weights, f"{i}.{n}", None) for n in ("qkv", "out", "gate_up", "down")),
             )
             for i in range(config["layers"])
         ]
@@ -275,9 +299,11 @@ class Transformer:
         return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self._eps) * weight
 
 
-def _linear(weight: Tensor, bias: Tensor | None, split: bool) -> Product:
+def _linear(weights: Weights, name: str, bias: Tensor | None) -> Product:
     """[B, rows, in] -> [B, rows, out]: a convolution of one tap."""
-    return product(weight[:, None], bias, split=split)
+    weight = weights.kernel(name)
+    out, into = weight.shape
+    return product(Kernel((out, 1, into), lambda: weight.read()[:, None]), bias, form=weights.form)
 
 
 def _rotated(x: Tensor, rotations: Tensor) -> Tensor:
@@ -291,8 +317,3 @@ def in_pieces(x: Tensor, rows: int, run: Callable[[Tensor], Tensor]) -> Tensor:
     """`run` over pieces of [B, rows, C] one after the other, joined: a piece then stays in the processor's cache."""
     pieces = [run(piece) for piece in x.split(max(1, rows), dim=1)]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
-
-
-def named(tensors: Mapping[str, Tensor], prefix: str) -> Weights:
-    """The tensors whose names begin with `prefix.`, float32."""
-    return lambda name: tensors[f"{prefix}.{name}"].float()

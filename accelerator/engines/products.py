@@ -8,6 +8,8 @@ longer than the products. PyTorch's compiler avoids it with operators that take 
     Packed   weights ordered once; the same arithmetic
     Split    float32 values as pairs of int8, exact to about 80 dB: with AMX a third of float32's time, half its memory
 
+Ordered weights are copies, and the originals are only read to make one: as a `Kernel` they need not be in memory.
+
 All take [B, rows, channels] that holds the context, and return [B, rows', out]. The order depends on the length of the
 input (in steps: two orders at most were seen per layer); a wrong one would be put right at every call, slowly. So each
 new length is asked for its order, and each order is packed at its first use. Safe to call from several threads.
@@ -19,39 +21,58 @@ import ctypes
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Packed", "Plain", "Product", "Split", "packs", "product", "splits"]
+__all__ = ["Form", "Kernel", "Packed", "Plain", "Product", "Split", "packs", "product", "splits"]
 
 FEW = 128  # rows up to which a matrix product is faster than a convolution that orders its weights at every call
 _HEAD = 65_536  # bytes of ordered weights that tell one order from another
 _CENTRE = 32_896.0  # of 16 bits: 256 * 128 + 128, so that both bytes lie around 128
 _LARGEST = 32_639.0  # 127 * 256 + 127: what two int8 hold
+_ROWS = 8  # other numbers of rows can ask for another order: a copy of all weights, for one window's length
 _TINY = 1e-20  # for what is zero everywhere
 _AT_A_TIME = 1_000_000  # weights
 _LOCK = threading.Lock()  # one packing at a time: its passing memory should not be needed twice
 
 Product = Callable[[Tensor], Tensor]
+Form = Literal["plain", "packed", "split"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Weights float32 [out, taps, in], fetched anew whenever they are read."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, weights: Tensor | Kernel) -> Kernel:
+        return weights if isinstance(weights, Kernel) else cls(tuple(weights.shape), lambda: weights)
 
 
 def product(
-    kernel: Tensor,
+    kernel: Tensor | Kernel,
     bias: Tensor | None,
     *,
     stride: int = 1,
     dilation: int = 1,
     dtype: torch.dtype = torch.float32,
-    split: bool = False,
+    form: Form = "packed",
 ) -> Product:
-    """The fastest form that this PyTorch and this processor have. kernel: float32 [out, taps, in]; split: allowed."""
-    if split and splits():
+    """A product in `form`, or in the next plainer one that this PyTorch and this processor have.
+
+    kernel: float32 [out, taps, in]. "plain" copies no float32 weights, "packed" and "split" are faster.
+    """
+    if form == "split" and splits():
         return Split(kernel, bias, stride=stride, dilation=dilation)
-    form = Packed if packs() else Plain
-    return form(kernel, bias, stride=stride, dilation=dilation, dtype=dtype)
+    if form != "plain" and packs():
+        return Packed(kernel, bias, stride=stride, dilation=dilation, dtype=dtype)
+    return Plain(Kernel.of(kernel).read(), bias, stride=stride, dilation=dilation, dtype=dtype)
 
 
 class Plain:
@@ -82,6 +103,7 @@ class Plain:
 
     def _as_product(self, x: Tensor, rows: int) -> Tensor:
         """For few rows, laying the taps side by side costs less than letting oneDNN put the weights in its order."""
+        x = x.contiguous()
         batch, length, channels = x.shape
         taps = self._kernel.shape[1]
         strides = (length * channels, self._stride * channels, self._dilation * channels, 1)
@@ -92,8 +114,8 @@ class Plain:
 class _Ordered:
     """Weights by the order that an input's length asks for; the original is read again only for a new order."""
 
-    def __init__(self, kernel: Tensor, stride: int, dilation: int, dtype: torch.dtype) -> None:
-        self._kernel, self._form = kernel, (stride, dilation, dtype)
+    def __init__(self, kernel: Tensor | Kernel, stride: int, dilation: int, dtype: torch.dtype) -> None:
+        self._kernel, self._form = Kernel.of(kernel), (stride, dilation, dtype)
         self._by_length: dict[tuple[int, int], Any] = {}
         self._by_order: dict[bytes, Any] = {}
 
@@ -101,7 +123,7 @@ class _Ordered:
         found = self._by_length.get((batch, length))
         if found is None:
             with _LOCK:
-                order = _order(tuple(self._kernel.shape), *self._form, batch, length)
+                order = _order(self._kernel.shape, *self._form, batch, length)
                 if order not in self._by_order:
                     self._by_order[order] = self._pack(batch, length)
                 found = self._by_length[batch, length] = self._by_order[order]
@@ -116,14 +138,14 @@ class Packed(_Ordered):
 
     def __init__(
         self,
-        kernel: Tensor,
+        kernel: Tensor | Kernel,
         bias: Tensor | None,
         *,
         stride: int = 1,
         dilation: int = 1,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """kernel: float32 [out, taps, in], kept for orders that later lengths may ask for."""
+        """kernel: float32 [out, taps, in], read once for each order."""
         super().__init__(kernel, stride, dilation, dtype)
         self._bias = None if bias is None else bias.to(dtype)
 
@@ -134,7 +156,7 @@ class Packed(_Ordered):
 
     def _pack(self, batch: int, length: int) -> Tensor:
         stride, dilation, dtype = self._form
-        return _packed(self._kernel.to(dtype), stride, dilation, batch, length)
+        return _packed(self._kernel.read().to(dtype), stride, dilation, batch, length)
 
 
 class Split(_Ordered):
@@ -146,16 +168,20 @@ class Split(_Ordered):
     one per row where there is a single tap.
     """
 
-    def __init__(self, kernel: Tensor, bias: Tensor | None, *, stride: int = 1, dilation: int = 1) -> None:
+    def __init__(self, kernel: Tensor | Kernel, bias: Tensor | None, *, stride: int = 1, dilation: int = 1) -> None:
         """kernel: float32 [out, taps, in], read once for each order."""
         super().__init__(kernel, stride, dilation, torch.int8)
-        self._bias = torch.zeros(len(kernel)) if bias is None else bias
-        self._by_row = kernel.shape[1] == 1 and stride == 1
-        self._zeros = torch.zeros(len(kernel), dtype=torch.long)
+        out, taps, _ = self._kernel.shape
+        self._bias = torch.zeros(out) if bias is None else bias
+        self._by_row = taps == 1 and stride == 1
+        self._zeros = torch.zeros(out, dtype=torch.long)
         self._levels: tuple[Tensor, ...] | None = None  # factors of inputs and outputs, and what 128 too much adds
 
     def __call__(self, x: Tensor) -> Tensor:
-        batch, rows, _ = x.shape
+        batch, given, _ = x.shape
+        if self._by_row and given % _ROWS:
+            x = functional.pad(x, (0, 0, 0, -given % _ROWS))
+        rows = x.shape[1]
         high, low = self._for(batch, rows)
         assert self._levels is not None
         level, scale, scale_high, offset = self._levels
@@ -169,7 +195,7 @@ class Split(_Ordered):
             both = _rows(self._sum(torch.cat((lower, upper), 1), high, 1.0, scale, None, None))
             y = _rows(self._sum(upper, low, 1.0, scale, offset, None))
             y.add_(both[:, :rows]).add_(both[:, rows:], alpha=256)
-            return torch.addcmul(self._bias, y, unit)
+            return torch.addcmul(self._bias, y, unit)[:, :given]
         e = float(unit)
         bias = torch.add(self._bias, offset, alpha=e)
         y = self._sum(lower, high, e, scale, None, None)
@@ -180,21 +206,22 @@ class Split(_Ordered):
         self, x: Tensor, weights: Tensor, e: float, scale: Tensor, bias: Tensor | None, before: Tensor | None
     ) -> Tensor:
         stride, dilation, _ = self._form
-        given = (_image(x), e, 0, weights, scale, self._zeros)
+        factors = (_image(x), e, 0, weights, scale, self._zeros)
         where = ([1, stride], [0, 0], [1, dilation], 1, 1.0, 0, torch.float32)
         if before is None:
-            return torch.ops.onednn.qconv2d_pointwise(*given, bias, *where, "none", [], "")
-        return torch.ops.onednn.qconv2d_pointwise(*given, before, bias, *where, 1.0, 0, "sum", 1.0, "none", [], "")
+            return torch.ops.onednn.qconv2d_pointwise(*factors, bias, *where, "none", [], "")
+        return torch.ops.onednn.qconv2d_pointwise(*factors, before, bias, *where, 1.0, 0, "sum", 1.0, "none", [], "")
 
     def _pack(self, batch: int, length: int) -> tuple[Tensor, ...]:
         stride, dilation, _ = self._form
-        shape, size = self._kernel.shape, max(1, _AT_A_TIME // self._kernel[0].numel())
-        level = torch.stack([part.abs().amax((0, 1)) for part in self._kernel.split(size)]).amax(0).clamp_(min=_TINY)
+        kernel, shape = self._kernel.read(), self._kernel.shape
+        size = max(1, _AT_A_TIME // kernel[0].numel())
+        level = torch.stack([part.abs().amax((0, 1)) for part in kernel.split(size)]).amax(0).clamp_(min=_TINY)
         upper, lower = torch.empty(shape, dtype=torch.int8), torch.empty(shape, dtype=torch.int8)
         scale, offset = torch.empty(len(upper)), torch.empty(len(upper), dtype=torch.float64)
         for start in range(0, len(upper), size):  # a part at a time: the passes below need five times its memory
             part = slice(start, start + size)
-            weights = self._kernel[part] / level
+            weights = kernel[part] / level
             scale[part] = weights.abs().amax((1, 2)).clamp_(min=_TINY).div_(_LARGEST)
             bytes_ = _bytes(weights, scale[part, None, None].reciprocal())
             for half, byte in ((upper, 1), (lower, 0)):

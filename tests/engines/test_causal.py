@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from accelerator.engines import products
-from accelerator.engines.causal import ConvNeXt, Convolution, State, Transformer, Unit, in_pieces, polyphase, upsampled
+from accelerator.engines.causal import (
+    ConvNeXt,
+    Convolution,
+    State,
+    Transformer,
+    Unit,
+    Weights,
+    in_pieces,
+    polyphase,
+    upsampled,
+)
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
@@ -90,7 +100,7 @@ def test_a_residual_unit_folds_its_snakes() -> None:
     weights, plain = unit_weights(6)
     x = seeded(2, 50, 6)
     expected = plain(x.transpose(1, 2)).transpose(1, 2)
-    unit = Unit(weights.__getitem__, 3)
+    unit = Unit(Weights(weights), 3)
     torch.testing.assert_close(unit(x.clone(), {}), expected, rtol=1e-4, atol=1e-4)
     for rows in (1, 7, 20):
         joined = windows(unit, x.clone(), rows)
@@ -108,7 +118,7 @@ def test_a_convnext_block() -> None:
         for name, layer in (("norm", norm), ("wide", wide)):
             weights |= {f"{name}.weight": layer.weight, f"{name}.bias": layer.bias}
         weights |= {"narrow.weight": narrow.weight * gamma[:, None], "narrow.bias": narrow.bias * gamma}
-        block = ConvNeXt(weights.__getitem__, 1e-6)
+        block = ConvNeXt(Weights(weights), 1e-6)
         torch.testing.assert_close(block(x, {}), expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(windows(block, x, 3), expected, rtol=1e-4, atol=1e-4)
 
@@ -122,7 +132,7 @@ def transformer(window: int | None, positions: int = 64) -> tuple[Transformer, C
         shapes |= {"ffn_norm": (dim,), "gate_up": (24, dim), "down": (dim, 12)}
         weights |= {f"{i}.{n}": seeded(*s, seed=10 * i + j) / 2 for j, (n, s) in enumerate(shapes.items())}
     config: dict[str, Any] = {"layers": layers, "heads": heads, "kv_heads": kv, "head_dim": size, "window": window}
-    made = Transformer(weights.__getitem__, {**config, "eps": 1e-5, "input": False, "output": False})
+    made = Transformer(Weights(weights), {**config, "eps": 1e-5, "input": False, "output": False})
 
     def plain(x: Tensor) -> Tensor:
         def normal(x: Tensor, w: Tensor) -> Tensor:

@@ -142,9 +142,9 @@ def test_the_proof_passes_the_twin_and_catches_a_wrong_weight(adapter: Any, fold
     if part == "decoder" and "bf16" in report:
         assert report["bf16"]["bar"] == {"snr_db": 40.0}
     file = where / twin.FILE
-    kept, (tensors, config) = file.read_bytes(), twin.load(file)
+    kept, (weights, config) = file.read_bytes(), twin.load(file)
     try:
-        wrong = {name: tensor.clone() for name, tensor in tensors.items()}
+        wrong = {name: tensor.clone() for name, tensor in weights.tensors.items()}
         name = "stages.2.units.1.first.kernel" if part == "decoder" else "stages.3.kernel"
         wrong[name] = wrong[name].flip(1)
         made = twin._File()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from accelerator.engines import products
 from accelerator.engines.causal import Convolution
-from accelerator.engines.products import Packed, Plain, Split, packs, product, splits
+from accelerator.engines.products import Form, Kernel, Packed, Plain, Split, packs, product, splits
 
 needs_packing = pytest.mark.skipif(not packs(), reason="this PyTorch takes no ordered weights")
 needs_splitting = pytest.mark.skipif(not splits(), reason="needs a processor with AMX")
@@ -96,6 +96,39 @@ def test_rows_of_a_single_tap_have_their_own_scale() -> None:
 
 
 @needs_splitting
+def test_any_number_of_rows_of_a_single_tap_multiplies_the_same_copy_of_the_weights() -> None:
+    kernel, x = seeded(192, 1, 256), seeded(2, 64, 256)
+    split, plain = Split(kernel, None), Plain(kernel, None)
+    for rows in range(1, 65):
+        assert snr_db(plain(x[:, :rows]), split(x[:, :rows])) > 65
+    assert len(split._by_order) == 1
+
+
+def test_plain_products_take_a_part_of_an_array() -> None:
+    kernel, x = seeded(5, 3, 6), seeded(2, 30, 6)
+    torch.testing.assert_close(Plain(kernel, None)(x[:, :20]), Plain(kernel, None)(x[:, :20].clone()))
+
+
+def test_stored_weights_are_read_once_for_an_order() -> None:
+    kernel, reads = seeded(64, 3, 48), 0
+
+    def read() -> Tensor:
+        nonlocal reads
+        reads += 1
+        return kernel.clone()
+
+    stored = Kernel(tuple(kernel.shape), read)
+    x = seeded(1, 24, 48)
+    forms: list[tuple[Form, float]] = [("plain", 100), ("packed", 100), ("split", 70)]
+    for form, bar in forms:
+        reads = 0
+        made = product(stored, None, form=form)
+        for _ in range(3):
+            assert snr_db(Plain(kernel, None)(x), made(x)) > bar
+        assert reads == 1
+
+
+@needs_splitting
 def test_silence_and_missing_weights_stay_zero() -> None:
     kernel = seeded(16, 3, 8)
     kernel[3] = 0
@@ -108,7 +141,7 @@ def test_silence_and_missing_weights_stay_zero() -> None:
 @needs_packing
 def test_threads_share_a_layer() -> None:
     kernel = seeded(64, 7, 64) / 20
-    shared, plain = product(kernel, None, split=True), Plain(kernel, None)
+    shared, plain = product(kernel, None, form="split"), Plain(kernel, None)
 
     def run(length: int) -> float:
         x = seeded(1, length, 64, seed=length)
@@ -125,7 +158,7 @@ def test_without_the_operators_pytorchs_own_are_used(forgotten: None, monkeypatc
     monkeypatch.setattr(torch, "ops", nothing)
     assert not packs()
     assert not splits()
-    made = product(kernel, bias, dilation=2, split=True)
+    made = product(kernel, bias, dilation=2, form="split")
     assert isinstance(made, Plain)
     torch.testing.assert_close(made(x), expected)
     low = Convolution(kernel, bias, dtype=torch.bfloat16)(x, {})
@@ -146,4 +179,4 @@ def test_operators_that_fail_or_are_wrong_are_not_used(forgotten: None, monkeypa
 
 def test_without_amx_nothing_is_split(forgotten: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert not isinstance(product(seeded(8, 3, 6), None, split=True), Split)
+    assert not isinstance(product(seeded(8, 3, 6), None, form="split"), Split)

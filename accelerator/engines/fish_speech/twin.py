@@ -12,7 +12,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
+import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -35,12 +39,13 @@ from ..causal import (
     State,
     Transformer,
     Unit,
+    Weights,
     in_pieces,
-    named,
     polyphase,
     snaked,
     upsampled,
 )
+from ..products import Kernel
 from .codec import Decode, Encode
 from .weights import computing
 
@@ -63,38 +68,43 @@ REMEMBERED, REMEMBERED_FRAMES = (
     4,
     1024,
 )  # decodes that can be gone on with, and how long they may be: 10 MB a minute each
-LONG = 64  # of a window for the layers whose weights are large: they are read, and ordered, once for each
+LONG = 64  # of a window for the layers whose weights are large: they are read once for each
 _EPS = 1e-6  # of the layer norms
 _TINY = 1e-9  # what Snake adds to its factor before it divides
+_LARGE = 65_536  # weights of a product that are worth reading again for each order, rather than keeping
+_PRODUCT = re.compile(r"\.(kernel|qkv|out|gate_up|down|(wide|narrow|input|output)\.weight)$")
 
 
 class Decoder:
     """Codes int64 [B, C, frames] -> audio float32 [B, frames * hop]. Safe to call from several threads."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, bf16: bool = False) -> None:
+    def __init__(self, weights: Weights, config: Mapping[str, Any], *, bf16: bool = False) -> None:
         low = torch.bfloat16 if bf16 else torch.float32
+        self._frames = LONG if bf16 else LONG // 2  # of a window; the longer one would ask for a second order
+        packed, split = replace(weights, form="packed"), replace(weights, form="split" if bf16 else "packed")
         self._sizes = torch.tensor(config["sizes"])[:, None]
         self._offsets = self._sizes.cumsum(0) - self._sizes
-        self._books = tensors["books"], tensors["projection.weight"], tensors["projection.bias"]
-        self._post = Transformer(named(tensors, "post"), config["post"], split=bf16) if config["post"] else None
+        self._books = weights("books"), weights("projection.weight"), weights("projection.bias")
+        self._post = Transformer(split.within("post"), config["post"]) if config["post"] else None
         self._up = []
         for i, rate in enumerate(config["up"]):
-            block = ConvNeXt(named(tensors, f"up.{i}"), config["eps"], split=bf16)
-            self._up.append((_convolution(tensors, f"up.{i}.conv", split=bf16), rate, block))
-        self._first = _convolution(tensors, "first", split=bf16)
+            block = ConvNeXt(split.within(f"up.{i}"), config["eps"])
+            self._up.append((_convolution(split, f"up.{i}.conv"), rate, block))
+        self._first = _convolution(split, "first")
         self._stages = []
         for i, rate in enumerate(config["rates"]):
+            how = split if i == 0 else packed
             units = [
-                Unit(named(tensors, f"stages.{i}.units.{j}"), d, low if i else torch.float32, split=bf16 and not i)
+                Unit(how.within(f"stages.{i}.units.{j}"), d, low if i else torch.float32)
                 for j, d in enumerate(config["dilations"])
             ]
-            conv = _convolution(tensors, f"stages.{i}", split=bf16 and i < 2)  # later ones are too small to gain
-            self._stages.append((tensors[f"stages.{i}.alpha"], conv, rate, units))
-        self._last = tensors["last.alpha"], _convolution(tensors, "last")
+            conv = _convolution(split if i < 2 else packed, f"stages.{i}")  # later ones are too small to gain
+            self._stages.append((weights(f"stages.{i}.alpha"), conv, rate, units))
+        self._last = weights("last.alpha"), _convolution(packed, "last")
 
     def push(self, codes: Tensor, state: State) -> Tensor:
         """The audio of these frames, behind those that `state` has seen."""
-        return torch.cat([self._window(part, state) for part in codes.split(LONG, dim=2)], dim=1)
+        return torch.cat([self._window(part, state) for part in codes.split(self._frames, dim=2)], dim=1)
 
     def _window(self, codes: Tensor, state: State) -> Tensor:
         table, weight, bias = self._books
@@ -127,25 +137,25 @@ class Decoder:
 class Encoder:
     """Audio float32 [B, frames * hop] -> codes int64 [B, C, frames]. Safe to call from several threads."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    def __init__(self, weights: Weights, config: Mapping[str, Any]) -> None:
         self.hop = int(config["hop"])
-        self._first = _convolution(tensors, "first")
+        self._first = _convolution(weights, "first")
         self._stages = []
         for i, rate in enumerate(config["rates"]):
             name = f"stages.{i}"
-            units = [Unit(named(tensors, f"{name}.units.{j}"), d) for j, d in enumerate(config["dilations"])]
-            conv = _convolution(tensors, name, stride=rate)
+            units = [Unit(weights.within(f"{name}.units.{j}"), d) for j, d in enumerate(config["dilations"])]
+            conv = _convolution(weights, name, stride=rate)
             last = config["transformers"][i]
-            transformer = Transformer(named(tensors, f"{name}.transformer"), last) if last else None
-            self._stages.append((units, tensors[f"{name}.alpha"], conv, transformer))
-        self._last = tensors["last.alpha"], _convolution(tensors, "last")
+            transformer = Transformer(weights.within(f"{name}.transformer"), last) if last else None
+            self._stages.append((units, weights(f"{name}.alpha"), conv, transformer))
+        self._last = weights("last.alpha"), _convolution(weights, "last")
         self._down = []
         for i, rate in enumerate(config["down"]):
-            block = ConvNeXt(named(tensors, f"down.{i}"), config["eps"])
-            self._down.append((_convolution(tensors, f"down.{i}.conv", stride=rate), block))
-        self._pre = Transformer(named(tensors, "pre"), config["pre"]) if config["pre"] else None
+            block = ConvNeXt(weights.within(f"down.{i}"), config["eps"])
+            self._down.append((_convolution(weights, f"down.{i}.conv", stride=rate), block))
+        self._pre = Transformer(weights.within("pre"), config["pre"]) if config["pre"] else None
         names = ("inward.weight", "inward.bias", "outward.weight", "outward.bias", "codebook")
-        self._books = [[tensors[f"books.{i}.{n}"] for n in names] for i in range(config["books"])]
+        self._books = [[weights(f"books.{i}.{n}") for n in names] for i in range(config["books"])]
 
     def __call__(self, audio: Tensor) -> Tensor:
         state = State()
@@ -192,8 +202,8 @@ class Encoder:
         return torch.stack(codes, dim=1)
 
 
-def _convolution(tensors: Mapping[str, Tensor], name: str, *, stride: int = 1, split: bool = False) -> Convolution:
-    return Convolution(tensors[f"{name}.kernel"], tensors[f"{name}.bias"], stride=stride, split=split)
+def _convolution(weights: Weights, name: str, *, stride: int = 1) -> Convolution:
+    return Convolution(weights.kernel(f"{name}.kernel"), weights(f"{name}.bias"), stride=stride, form=weights.form)
 
 
 # The component and the calls
@@ -234,13 +244,13 @@ def component(
         return pairs
 
     def prove(directory: Path, precision: str) -> dict[str, Any]:
-        tensors, shape = load(directory / FILE)
         if not decoder:
-            return compare_codes(answers(Encoder(tensors, shape)), 0.99)
-        exact = Decoder(tensors, shape)
+            return compare_codes(answers(Encoder(*load(directory / FILE))), 0.99)
+        stored = load(directory / FILE, stored=True)
+        exact = Decoder(*stored)
         report = compare_arrays(answers(lambda codes: exact.push(codes, {})), 1e-4)
         if _has_bf16():
-            low = Decoder(tensors, shape, bf16=True)
+            low = Decoder(*stored, bf16=True)
             report["bf16"] = compare_signals(answers(lambda codes: low.push(codes, {})), SNR_DB)
         return report
 
@@ -262,35 +272,51 @@ class Stream:
 
 
 class DecodeCall:
-    """Codes int [C, frames] -> audio float32 [frames * hop]."""
+    """Codes int [C, frames] -> audio float32 [frames * hop].
+
+    The weights are ordered by a thread, a second's work, while the language model loads. The first call waits for it.
+    """
 
     def __init__(self, path: Path, *, bf16: bool = False) -> None:
         """Raises SessionError."""
         with _plainly("decoder"):
-            self._decoder = Decoder(*load(path), bf16=bf16)
+            weights, config = load(path, stored=True)
+            self._decoder = Decoder(weights, config, bf16=bf16)
+        self._codes = np.zeros((len(config["sizes"]), FRAMES), np.int64)
+        self._ordering = threading.Thread(target=self._order, name="accelerator-decoder-weights")
+        self._ordering.start()
+
+    def _order(self) -> None:
+        with contextlib.suppress(SessionError):  # the first call fails in the same way, where it is heard
+            Stream(self._decoder).push(self._codes)
 
     def __call__(self, codes: np.ndarray) -> np.ndarray:
         return self.stream().push(codes)
 
     def stream(self) -> Stream:
         """For frames that are still to come."""
+        self._ordering.join()
         return Stream(self._decoder)
 
 
 class EncodeCall:
-    """Audio float32 [n] -> codes int64 [C, ceil(n / hop)]; the end is padded with zeros to whole frames."""
+    """Audio float32 [n] -> codes int64 [C, ceil(n / hop)]; the end is padded with zeros to whole frames.
+
+    A voice is encoded once, so between calls nothing stays in memory.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises SessionError."""
+        self._path = path
         with _plainly("encoder"):
-            self._encoder = Encoder(*load(path))
+            Encoder(*load(path))
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
-        hop = self._encoder.hop
-        padded = np.zeros((1, -(-len(audio) // hop) * hop), np.float32)
-        padded[0, : len(audio)] = audio
         with _plainly("encoder"):
-            return np.asarray(self._encoder(torch.from_numpy(padded))[0].numpy())
+            encoder = Encoder(*load(self._path))
+            padded = np.zeros((1, -(-len(audio) // encoder.hop) * encoder.hop), np.float32)
+            padded[0, : len(audio)] = audio
+            return np.asarray(encoder(torch.from_numpy(padded))[0].numpy())
 
 
 @contextlib.contextmanager
@@ -358,11 +384,29 @@ def save_encoder(codec: Any, path: Path) -> None:
     file.save(path, config)
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors, mapped from the file, and the configuration."""
+def load(path: Path, *, stored: bool = False) -> tuple[Weights, dict[str, Any]]:
+    """Tensors and the configuration.
+
+    stored: what is large is not read before a layer orders it, and not kept then; otherwise all are mapped from the
+    file for as long as they are used.
+    """
     with safe_open(str(path), framework="pt") as file:
         config = json.loads(file.metadata()["config"])
-        return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118
+        if not stored:
+            return Weights({name: file.get_tensor(name) for name in file.keys()}, form="plain"), config  # noqa: SIM118
+        tensors, kernels = {}, {}
+        for name in file.keys():  # noqa: SIM118
+            shape = tuple(file.get_slice(name).get_shape())
+            if _PRODUCT.search(name) and math.prod(shape) >= _LARGE:
+                kernels[name] = Kernel(shape, functools.partial(_read, path, name))
+            else:
+                tensors[name] = file.get_tensor(name).clone()  # a view would keep the whole file mapped
+    return Weights(tensors, kernels), config
+
+
+def _read(path: Path, name: str) -> Tensor:
+    with safe_open(str(path), framework="pt") as file:
+        return cast(Tensor, file.get_tensor(name))
 
 
 class _File:
