@@ -87,6 +87,14 @@ def test_writes_what_it_says(shown: tuple[dict, Path]):
     assert figures["samples"] / figures["sample_rate"] == pytest.approx(figures["metrics"]["audio_s"])
 
 
+def test_the_audio_is_handed_over_before_anything_is_compared(cache: Path):
+    events: list[str] = []
+    options = DemoOptions(size="tiny", precisions=("fp32",), rounds=1, cache_dir=cache)
+    result = run(options, report=events.append, write=lambda audio, rate: events.append(f"{len(audio)} at {rate}"))
+    assert events.index(f"{len(result.audio)} at 16000") < min(i for i, e in enumerate(events) if "Second run" in e)
+    assert result.figures["spoken_s"] > result.figures["first_run"]["seconds"]
+
+
 def test_says_plainly_that_the_weights_are_random(shown: tuple[dict, Path]):
     voice = shown[0]["voice"]
     assert (voice["size"], voice["trained"], voice["note"]) == ("tiny", False, UNTRAINED)
@@ -102,6 +110,7 @@ def test_table(shown: tuple[dict, Path], cache: Path, tmp_path: Path):
     for word in ("backend", "rtf", "frames/s", "first audio", "speed-up", "pytorch", "onnxruntime", "1.00 x", "random"):
         assert word in result.stdout
     assert "First run: ready in" in result.stderr
+    assert result.stderr.index("Spoken") < result.stderr.index("Second run")
     assert "Second run, from the cache" in result.stderr
     assert output.stat().st_size > 1000
 

@@ -68,8 +68,9 @@ def demo(
         rounds=rounds,
     )
     with out.progress() as progress:
-        result = run(options, progress=progress, report=out.note)
-    write_file(output, result.audio, result.sample_rate)
+        result = run(
+            options, progress=progress, report=out.note, write=lambda audio, rate: write_file(output, audio, rate)
+        )
     out.document({**result.figures, "output": str(output)})
     _show(out, result, output)
     if player is not None:

@@ -104,13 +104,13 @@ class ReferenceAdapter:
 
     def defaults(self) -> SamplingParams:
         """What `ReferenceEngine.generate` does when told nothing."""
-        lm = self.engine.config.language_model
+        config = self.engine.config
         return SamplingParams(
-            temperature=0.7,
-            top_p=0.8,
+            temperature=config.temperature,
+            top_p=config.top_p,
             top_k=30,
-            repetition_penalty=lm.repetition_penalty,
-            max_new_tokens=self.engine.config.max_new_tokens,
+            repetition_penalty=config.language_model.repetition_penalty,
+            max_new_tokens=config.max_new_tokens,
         )
 
     def sampler(self, params: SamplingParams) -> Sampler:

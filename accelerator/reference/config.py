@@ -199,8 +199,9 @@ class CodecConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """A whole engine. `max_new_tokens` (frames) is the default bound of `generate`; `stream_context` bounds the frames
-    decoded again before each streamed chunk (a codec whose receptive field is shorter streams exactly).
+    """A whole engine. `max_new_tokens` (frames) is the default bound of `generate`, `temperature` and `top_p` how it
+    draws when told nothing; `stream_context` bounds the frames decoded again before each streamed chunk (a codec whose
+    receptive field is shorter streams exactly).
 
     text: "spoken" sends every text through `spoken.spoken` first, as the voice has read nothing else, and "sounds" its
     words through `pronounce.pronounced`. longest_text: bytes of a turn's words that the voice can speak; a longer text
@@ -211,6 +212,8 @@ class EngineConfig:
     language_model: LanguageModelConfig
     codec: CodecConfig
     max_new_tokens: int
+    temperature: float = 0.7
+    top_p: float = 0.8
     stream_context: int = 64
     text: Literal["as_given", "spoken", "sounds"] = "as_given"
     longest_text: int | None = None

@@ -97,8 +97,8 @@ class ReferenceEngine:
         *,
         speaker: str | None = None,
         seed: int | None = None,
-        temperature: float = 0.7,
-        top_p: float = 0.8,
+        temperature: float | None = None,
+        top_p: float | None = None,
         top_k: int = 30,
         repetition_penalty: float | None = None,
         max_new_tokens: int | None = None,
@@ -124,8 +124,8 @@ class ReferenceEngine:
         *,
         speaker: str | None = None,
         seed: int | None = None,
-        temperature: float = 0.7,
-        top_p: float = 0.8,
+        temperature: float | None = None,
+        top_p: float | None = None,
         top_k: int = 30,
         repetition_penalty: float | None = None,
         max_new_tokens: int | None = None,
@@ -193,8 +193,8 @@ class ReferenceEngine:
         prompt: np.ndarray,
         *,
         seed: int | None = None,
-        temperature: float = 0.7,
-        top_p: float = 0.8,
+        temperature: float | None = None,
+        top_p: float | None = None,
         top_k: int = 30,
         repetition_penalty: float | None = None,
         max_new_tokens: int | None = None,
@@ -205,12 +205,17 @@ class ReferenceEngine:
         Ends at the end token (which is not yielded), after max_new_tokens frames (None: the configuration's), or where
         the model's longest sequence ends. `codes_so_far` [C, m] are frames this prompt already gave: generation goes on
         behind them, and max_new_tokens counts new frames only. temperature 0 is greedy; seed None draws a fresh one;
-        repetition_penalty None is the configuration's. Same seed, same frames. Raises ReferenceEngineError for values
-        out of range.
+        temperature, top_p and repetition_penalty None are the configuration's. Same seed, same frames. Raises
+        ReferenceEngineError for values out of range.
         """
         lm = self.config.language_model
         penalty = lm.repetition_penalty if repetition_penalty is None else repetition_penalty
-        sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=penalty)
+        sampling = Sampling(
+            temperature=self.config.temperature if temperature is None else temperature,
+            top_p=self.config.top_p if top_p is None else top_p,
+            top_k=top_k,
+            repetition_penalty=penalty,
+        )
         generator = torch.Generator()
         if seed is None:
             generator.seed()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -137,3 +139,15 @@ def test_weights_come_as_float32_whatever_the_engine_computes_in() -> None:
     weight = ReferenceAdapter(engine)._weights("slow.0.qkv")
     assert weight.dtype == np.float32
     assert torch.from_numpy(weight).bfloat16().float().equal(torch.from_numpy(weight))
+
+
+def test_a_voice_brings_its_own_way_of_drawing(tiny: Any) -> None:
+    voice = copy.copy(tiny)
+    voice.config = dataclasses.replace(tiny.config, temperature=0.0, top_p=0.5)
+    prompt = voice.encode_text("Hello there.")
+    greedy = np.stack(list(tiny.generate(prompt, temperature=0.0, max_new_tokens=6)))
+    np.testing.assert_array_equal(np.stack(list(voice.generate(prompt, max_new_tokens=6))), greedy)
+    drawn = np.stack(list(voice.generate(prompt, temperature=1.0, top_p=1.0, seed=1, max_new_tokens=6)))
+    assert not np.array_equal(drawn, greedy)
+    defaults = ReferenceAdapter(voice).defaults()
+    assert (defaults.temperature, defaults.top_p) == (0.0, 0.5)

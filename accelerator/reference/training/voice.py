@@ -13,7 +13,14 @@ _SMALL = SIZES["small"]
 
 VOICE = replace(
     _SMALL,
-    language_model=replace(_SMALL.language_model, speakers=SPEAKERS, speaker_begin=259),
+    language_model=replace(
+        _SMALL.language_model,
+        speakers=SPEAKERS,
+        speaker_begin=259,
+        repetition_aware=False,  # a held vowel and a pause repeat themselves
+    ),
+    temperature=0.4,
+    top_p=0.5,
     text="sounds",
     longest_text=120,
 )
