@@ -14,8 +14,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from .errors import ReferenceEngineError
-
 __all__ = ["spoken"]
 
 MONTHS = (
@@ -53,10 +51,7 @@ _NUMBER = r"\d[\d,]*(?:\.\d+)?"
 
 
 def spoken(text: str) -> str:
-    """The words of `text`; empty if there is nothing to say.
-
-    Raises ReferenceEngineError for numbers where `inflect` is not installed.
-    """
+    """The words of `text`; empty if there is nothing to say."""
     text = unicodedata.normalize("NFC", text).replace("’", "'").replace("‘", "'")
     text = re.sub(r"\s+[-–—]+\s+|—|--+", ", ", text)
     for pattern, replace in _RULES:
@@ -77,10 +72,7 @@ def _strongest(marks: str) -> str:
 
 @cache
 def _engine() -> Any:
-    try:
-        import inflect
-    except ImportError as error:
-        raise ReferenceEngineError("numbers are spoken with inflect: pip install tts-accelerator[voice]") from error
+    import inflect  # slow to import, and most texts have no numbers
 
     return inflect.engine()
 

@@ -12,7 +12,6 @@ from accelerator.reference.training.pause import Pause
 from accelerator.reference.training.sentences import Sentence, plan, wordnet
 
 SPEAKERS = ("slt", "rms", "awb")
-pytest.importorskip("inflect", reason="the extra 'training' is not installed")
 needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
 
 
