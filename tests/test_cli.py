@@ -525,13 +525,14 @@ class TestBench:
     def test_passes_its_options_on(self, given: list, tmp_path: Path):
         files = {name: tmp_path / f"a.{name}" for name in ("json", "markdown", "svg")}
         args = ["--precision", "int8", "--precision", "fp32", "--rounds", "2", "--context", "64", "--threads", "1"]
+        args += ["--proof", "warn"]
         args += [word for name, path in files.items() for word in (f"--{name}", str(path))]
         result = run("bench", *TINY, *args, "--seconds", "2", "--quick", "--cache-dir", tmp_path)
         assert result.exit_code == 0, result.output
         (options,) = given
         assert (options.engine, options.size, options.checkpoint) == ("reference", "tiny", None)
         assert (options.precisions, options.contexts) == (("int8", "fp32"), (64,))
-        assert (options.rounds, options.threads, options.quick) == (2, 1, True)
+        assert (options.rounds, options.threads, options.quick, options.proof) == (2, 1, True, "warn")
         assert options.frames == 2 * 16_000 // 256
         assert options.cache_dir == tmp_path
         assert result.stdout == "| 1 |\n"

@@ -13,7 +13,7 @@ from ..errors import InvalidOption
 from . import engine as engines
 from . import formats
 from .console import Output
-from .options import CacheDir, Checkpoint, Debug, Engine, PrecisionName, Size, Threads, Verbose
+from .options import CacheDir, Checkpoint, Debug, Engine, PrecisionName, ProofName, Size, Threads, Verbose
 from .synth import check_target
 
 __all__ = ["bench"]
@@ -33,6 +33,10 @@ def bench(
     context: Annotated[
         list[int] | None, typer.Option("--context", min=1, help="Positions before the first frame; repeatable.")
     ] = None,
+    proof: Annotated[
+        ProofName,
+        typer.Option("--proof", help="warn also times what the proof rejects, as it may random weights."),
+    ] = ProofName.strict,
     threads: Threads = None,
     cache_dir: CacheDir = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only shows that everything runs.")] = False,
@@ -108,6 +112,7 @@ def bench(
         "checkpoint": checkpoint,
         "rounds": rounds,
         "frames": frames,
+        "proof": proof.value,
         "threads": threads,
         "cache_dir": cache_dir,
         "quick": quick,

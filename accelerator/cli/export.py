@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from enum import Enum
 from typing import Annotated
 
 import typer
@@ -12,14 +11,21 @@ from ..errors import ExportError
 from . import engine as engines
 from . import formats
 from .console import Output
-from .options import CacheDir, Checkpoint, Debug, Engine, Json, Precision, PrecisionName, Size, Threads, Verbose
+from .options import (
+    CacheDir,
+    Checkpoint,
+    Debug,
+    Engine,
+    Json,
+    Precision,
+    PrecisionName,
+    ProofName,
+    Size,
+    Threads,
+    Verbose,
+)
 
 __all__ = ["export"]
-
-
-class ProofName(str, Enum):
-    strict = "strict"
-    warn = "warn"
 
 
 def export(

@@ -19,6 +19,7 @@ __all__ = [
     "Json",
     "Precision",
     "PrecisionName",
+    "ProofName",
     "Size",
     "SizeName",
     "Threads",
@@ -31,6 +32,11 @@ class PrecisionName(str, Enum):
     int4 = "int4"
     int8 = "int8"
     fp32 = "fp32"
+
+
+class ProofName(str, Enum):
+    strict = "strict"
+    warn = "warn"
 
 
 class SizeName(str, Enum):
