@@ -1,4 +1,4 @@
-"""The command line of the training scripts: one command a stage."""
+"""The command line of the training scripts: one command for all of it, and one a stage."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ def main(arguments: list[str] | None = None) -> int:
         sub.add_argument("--pause-file", type=Path, help="sleep while this file exists")
         sub.add_argument("--seed", type=int, default=0)
         return sub
+
+    everything = command(
+        "all", "corpus, codec, tokens, language model, decoder, voice.safetensors, in this order"
+    )
+    everything.add_argument("--hours", type=float, default=30.0, help="of speech to learn from")
+    everything.add_argument("--device", default="cpu")
+    everything.add_argument("--threads", type=int, default=2)
+    everything.add_argument("--compile", action="store_true", dest="compiled", help="needs a C++ compiler")
 
     data = command("data", "make the corpus: flite's voices speak generated sentences")
     data.add_argument("--hours", type=float, default=10.0)
@@ -81,6 +89,8 @@ def _run(command: str, options: dict[str, Any]) -> object:
     options["pause"] = Pause(options.pop("pause_file"))
     work = options.pop("work")
     match command:
+        case "all":
+            return _all(work, **options)
         case "data":
             from .corpus import make
 
@@ -113,6 +123,28 @@ def _run(command: str, options: dict[str, Any]) -> object:
             from .evaluate import evaluate
 
             return evaluate(work, **options)
+
+
+def _all(
+    work: Path, *, hours: float, device: str, threads: int, compiled: bool, seed: int, pause: Pause
+) -> dict[str, object]:
+    """Every stage that is not done yet. One that was stopped ends it: the next would say that it needs the whole."""
+    from .codec import train_codec, train_decoder
+    from .corpus import make
+    from .evaluate import evaluate
+    from .language_model import train_language_model
+    from .pack import pack
+    from .plot import plot
+    from .tokens import tokenize
+
+    how: dict[str, Any] = {"device": device, "threads": threads, "seed": seed, "pause": pause}
+    make(work, hours=hours, processes=threads, seed=seed, pause=pause)
+    train_codec(work, **how)
+    tokenize(work, pause=pause)
+    train_language_model(work, compiled=compiled, **how)
+    train_decoder(work, **how)
+    voice = pack(work)
+    return {"voice": str(voice), "losses": str(plot(work)), **evaluate(work, system="voice", seed=seed, pause=pause)}
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ __all__ = [
     "turn",
 ]
 
-STEPS, BATCH = 9_000, 8
+STEPS, BATCH = 15_000, 8
 COLUMNS = 512  # of a row
 _PEAK = 1.5e-3
 _REFERENCED = 0.5  # share of documents with a reference rather than a name
