@@ -295,7 +295,7 @@ def _check(optimizer: UniversalOptimizer, precision: str) -> None:
         figures = ", ".join(f"{k} {v:.3g}" for k, v in report.items() if isinstance(v, float))
         raise ProofFailed(
             f"{precision} is not faithful to PyTorch on these weights ({figures}; bar {report.get('bar')}), users get "
-            f"{export['precision']}: pass proof='warn' to time it all the same",
+            f"{export['precision']}: --proof warn (proof='warn') times it all the same",
             report,
         )
 

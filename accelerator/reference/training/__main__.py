@@ -23,9 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
         sub.add_argument("--seed", type=int, default=0)
         return sub
 
-    everything = command(
-        "all", "corpus, codec, tokens, language model, decoder, voice.safetensors, in this order"
-    )
+    everything = command("all", "corpus, codec, tokens, language model, decoder, voice.safetensors, in this order")
     everything.add_argument("--hours", type=float, default=30.0, help="of speech to learn from")
     everything.add_argument("--device", default="cpu")
     everything.add_argument("--threads", type=int, default=2)
