@@ -138,10 +138,8 @@ def _shown(
     report: Callable[[str], None],
     write: Callable[[np.ndarray, int], None] | None,
 ) -> DemoResult:
-    import psutil
-
     from .benchmark.machine import BusyClock
-    from .metrics import peak_rss_bytes
+    from .metrics import age_s, peak_rss_bytes
 
     first_precision, *others = options.precisions or ("auto",)
     # First run: what a new machine does once. Second run: what every later process does.
@@ -153,7 +151,7 @@ def _shown(
         )
         if write is not None:
             write(speech.audio, speech.sample_rate)
-        spoken = time.time() - psutil.Process().create_time()
+        spoken = age_s()
         report(f"Spoken {spoken:.1f} s after the start: {len(speech.audio) / speech.sample_rate:.1f} s of audio")
     with contextlib.ExitStack() as stack:
         optimizer = stack.enter_context(_wrapped(voice, options, first_precision, progress))

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Meter", "current_meter", "measuring", "peak_rss_bytes"]
+__all__ = ["Meter", "age_s", "current_meter", "measuring", "peak_rss_bytes"]
 
 STAGES = ("text", "reference", "text2semantic", "decoder", "post")
 SILENCE = 1e-3  # -60 dBFS
@@ -144,3 +144,10 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def age_s() -> float:
+    """Seconds since this process started, interpreter and imports included."""
+    import psutil
+
+    return time.time() - float(psutil.Process().create_time())

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import contextvars
 import math
+import subprocess
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -164,3 +167,10 @@ def test_one_word_for_all_parts(parts: dict[str, str], overall: str) -> None:
         for each in ("onednn", "pytorch") if backend == "hybrid" else (backend,):
             meter.used(part, each)
     assert meter.result()["backend"] == overall
+
+
+def test_age_counts_from_the_process_start() -> None:
+    code = "import time; time.sleep(0.3); from accelerator.metrics import age_s; print(age_s())"
+    start = time.perf_counter()
+    age = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 0.3 <= age <= time.perf_counter() - start + 0.05
