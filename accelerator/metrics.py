@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import os
 import sys
 import threading
 import time
@@ -148,6 +149,10 @@ def peak_rss_bytes() -> int:
 
 def age_s() -> float:
     """Seconds since this process started, interpreter and imports included."""
+    if sys.platform == "linux":  # psutil adds whole seconds of the boot time there
+        with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
+            started = int(file.read().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
     import psutil
 
     return time.time() - float(psutil.Process().create_time())
