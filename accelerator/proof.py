@@ -44,7 +44,7 @@ BARS = {
     # float32 against an engine that itself computes in bfloat16: the engine's own rounding
     "fp32/bf16": Bar(kl=0.02, relative_error=0.1),
     "int8": Bar(kl=0.02, relative_error=0.1),
-    # what is still understood as well as float32 has 0.06 at most on the trained voice, the first that is not 0.14
+    # on the trained voice 0.06 is understood as well as float32, 0.14 is not
     "int4": Bar(kl=0.1, relative_error=0.6),
 }
 SNR_DB = 40.0  # of audio from a part that multiplies in bfloat16, over its rounding noise
