@@ -33,7 +33,7 @@ TEXT = (
     "I was trained on two small processor cores, and I talk much faster than you can listen."
 )
 UNTRAINED = (
-    "the weights of this voice are random until a trained one ships: what you hear is noise. "
+    "the weights of this voice are random: what you hear is noise. "
     "The speed is real: it does not depend on what the weights have learnt."
 )
 PRECISIONS = ("fp32", "int8", "int4")

@@ -67,9 +67,9 @@ class Weights:
         found = self.stored.get(self.prefix + name)
         return Kernel.of(self(name)) if found is None else found
 
-    def within(self, name: str, form: Form | None = None) -> Weights:
+    def within(self, name: str) -> Weights:
         """Those of a part: the names that begin with `name.`, without it."""
-        return replace(self, prefix=f"{self.prefix}{name}.", form=form or self.form)
+        return replace(self, prefix=f"{self.prefix}{name}.")
 
 
 class Convolution:

@@ -73,6 +73,11 @@ RECIPES = {
 BY_ROW = Recipe(bits=8, block=WHOLE_ROWS, head_bits=8, head_block=128, kv_bits=8)
 
 
+def _stored(bits: int) -> int:
+    """The bits that a level takes in memory: fewer than four are the lowest levels of four."""
+    return max(bits, 4)
+
+
 def quantize_blocks(
     weight: np.ndarray, bits: int, block: int, *, symmetric: bool = True, fit: Fit = "extremes"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -85,7 +90,7 @@ def quantize_blocks(
     """
     if bits not in (2, 3, 4, 8) or (symmetric and bits < 4):
         raise ValueError(f"bits must be 4 or 8, or 2 or 3 and not symmetric, not {bits}")
-    used, bits = bits, max(bits, 4)
+    used, bits = bits, _stored(bits)
     rows, columns = weight.shape
     blocks = -(-columns // block)
     packed = np.empty((rows, blocks, block * bits // 8), np.uint8)
@@ -121,7 +126,7 @@ def dequantize_blocks(
 ) -> np.ndarray:
     """The float32 [N, `columns`] that `quantize_blocks`' result stands for."""
     rows, blocks = scales.shape
-    bits = max(bits, 4)
+    bits = _stored(bits)
     values = (_unpack_nibbles(packed) if bits == 4 else packed).reshape(rows, blocks, -1)
     if points is None:
         zero = np.full((rows, blocks), 2 ** (bits - 1), np.float32)
@@ -159,7 +164,7 @@ def linear(graph: Graph, recipe: Recipe, x: str, name: str, weight: np.ndarray, 
     packed, scales, points = quantize_blocks(
         weight, recipe.bits, recipe.block, symmetric=recipe.symmetric, fit=recipe.fit
     )
-    bits = max(recipe.bits, 4)
+    bits = _stored(recipe.bits)
     inputs = [x, graph.weight(f"{name}.q{bits}", packed), graph.weight(f"{name}.scales", scales.reshape(-1))]
     if points is not None or bias is not None:
         inputs.append("" if points is None else graph.weight(f"{name}.zero_points", points.reshape(-1)))

@@ -282,13 +282,13 @@ class DecodeCall:
         with _plainly("decoder"):
             weights, config = load(path, stored=True)
             self._decoder = Decoder(weights, config, bf16=bf16)
-        self._codes = np.zeros((len(config["sizes"]), FRAMES), np.int64)
-        self._ordering = threading.Thread(target=self._order, name="accelerator-decoder-weights")
+        codes = np.zeros((len(config["sizes"]), FRAMES), np.int64)
+        self._ordering = threading.Thread(target=self._order, args=(codes,), name="accelerator-decoder-weights")
         self._ordering.start()
 
-    def _order(self) -> None:
+    def _order(self, codes: np.ndarray) -> None:
         with contextlib.suppress(SessionError):  # the first call fails in the same way, where it is heard
-            Stream(self._decoder).push(self._codes)
+            Stream(self._decoder).push(codes)
 
     def __call__(self, codes: np.ndarray) -> np.ndarray:
         return self.stream().push(codes)
