@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from .graph.dual_ar import DualARSpec
 from .prefixes import Prefixes, cuts
 from .session import Session
 
-__all__ = ["CACHE_BYTES", "ROWS", "Batching", "DualARDecoder"]
+__all__ = ["CACHE_BYTES", "ROWS", "Batching", "DualARDecoder", "Guidance"]
 
 Batching = Literal["off", "invariant", "on"]
 """How a sequence may share its runs.
@@ -41,6 +42,19 @@ CACHE_BYTES = 2 * 2**30  # of key-value caches beyond which no sequence joins ot
 _KEEP_BYTES = 512 * 2**20  # of key-value caches that stay when nothing is spoken
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """Draw from logits that are extrapolated away from those of another prompt [1 + C, T], which gets the same frames:
+    `other + scale * (own - other)` (classifier-free guidance: Ho and Salimans 2022, arXiv:2207.12598)."""
+
+    prompt: np.ndarray
+    scale: float
+
+    def mix(self, logits: np.ndarray, own: int, other: int) -> None:
+        """Put the extrapolated logits in row `own` of logits [rows, n]."""
+        logits[own] = logits[other] + np.float32(self.scale) * (logits[own] - logits[other])
+
+
 class _Row:
     """One sequence: what it was asked for, and what has become of it."""
 
@@ -53,6 +67,7 @@ class _Row:
         batching: Batching,
         end_may_come_first: bool,
         times: StepTimes,
+        guidance: Guidance | None = None,
     ) -> None:
         self.prompt, self.sampler, self.max_frames, self.times = prompt, sampler, max_frames, times
         self.before, self.batching = frames, batching
@@ -63,13 +78,46 @@ class _Row:
         self.finished = False  # no more frames will come
         self.gone = False  # nobody wants them
         self.error: Exception | None = None
+        self.guidance = guidance
+        self.other = None if guidance is None else _Other(self, guidance.prompt)
+
+    @property
+    def width(self) -> int:
+        """The model's rows it needs."""
+        return 1 if self.other is None else 2
 
     def fail(self, error: Exception) -> None:
         self.error, self.finished = error, True
 
 
-def _width(rows: Sequence[_Row]) -> int:
-    """Rows of a run of these: one more than there are sequences where an odd one out would round differently."""
+class _Other:
+    """The second row of a guided sequence: the same frames behind another prompt."""
+
+    def __init__(self, own: _Row, prompt: np.ndarray) -> None:
+        self.own, self.prompt, self.times = own, np.asarray(prompt, np.int64), StepTimes()
+
+    @property
+    def batching(self) -> Batching:
+        return self.own.batching
+
+    @property
+    def frame(self) -> np.ndarray | None:
+        return self.own.frame
+
+    @property
+    def finished(self) -> bool:
+        return self.own.finished
+
+    @property
+    def gone(self) -> bool:
+        return self.own.gone
+
+    def fail(self, error: Exception) -> None:
+        self.own.fail(error)
+
+
+def _width(rows: Sequence[_Row | _Other]) -> int:
+    """Rows of a run of these: one more where an odd one out would round differently."""
     count = len(rows)
     return count + count % 2 if any(row.batching == "invariant" for row in rows) else count
 
@@ -78,15 +126,19 @@ class _Lane:
     """Rows that are run together, in the order of their model's rows."""
 
     def __init__(self, slow: Transformer) -> None:
-        self.slow, self.rows = slow, list[_Row]()
+        self.slow, self.rows = slow, list[_Row | _Other]()
 
     @property
     def width(self) -> int:
         """Rows of the next run."""
         return _width(self.rows)
 
+    @property
+    def sequences(self) -> list[_Row]:
+        return [row for row in self.rows if isinstance(row, _Row)]
+
     def remove(self, index: int) -> None:
-        """Take a sequence out; the last one takes its place."""
+        """Take a row out; the last one takes its place."""
         last = len(self.rows) - 1
         if index != last:
             self.slow.move(last, index)
@@ -115,7 +167,7 @@ class DualARDecoder:
         cache_bytes: int = CACHE_BYTES,
         prefixes: Prefixes | None = None,
     ) -> None:
-        """`rows`: sequences advanced at the same time at most, an even number; others wait their turn.
+        """`rows`: rows of a batch at most, an even number: one for a sequence, two for a guided one. Others wait.
 
         They wait, too, while the key-value caches of all would need more than `cache_bytes`. wide: slow and fast in
         weights that suit matrices better than vectors, for prompts and for runs of at least `wide_rows` rows whose
@@ -142,6 +194,7 @@ class DualARDecoder:
         batching: Batching = "off",
         end_may_come_first: bool = True,
         times: StepTimes | None = None,
+        guidance: Guidance | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield frames int64 [1 + C] (main token, codes) until the end token is drawn or `max_frames` are out.
 
@@ -154,7 +207,8 @@ class DualARDecoder:
         if max_frames < 1:
             return
         times = times or StepTimes()
-        row = _Row(np.asarray(prompt, np.int64), frames, sampler, max_frames, batching, end_may_come_first, times)
+        prompt = np.asarray(prompt, np.int64)
+        row = _Row(prompt, frames, sampler, max_frames, batching, end_may_come_first, times, guidance)
         with self._state:
             self._waiting.append(row)
         try:
@@ -167,7 +221,7 @@ class DualARDecoder:
     def busy(self) -> int:
         """Sequences being generated or waiting."""
         with self._state:
-            return sum(len(lane.rows) for lane in self._lanes()) + len(self._waiting)
+            return sum(len(lane.sequences) for lane in self._lanes()) + len(self._waiting)
 
     def _lanes(self) -> list[_Lane]:
         return [*self._alone, *([self._shared] if self._shared else [])]
@@ -229,10 +283,11 @@ class DualARDecoder:
             work(lane)
         except BaseException as error:
             interrupted = not isinstance(error, Exception)
-            mine = BatchFailed(f"a run of {len(lane.rows)} sequences failed: {type(error).__name__}: {error}")
+            sequences = lane.sequences
+            mine = BatchFailed(f"a run of {len(sequences)} sequences failed: {type(error).__name__}: {error}")
             mine.__cause__ = error
-            for each in lane.rows:
-                each.fail(error if isinstance(error, Exception) and len(lane.rows) == 1 else mine)
+            for each in sequences:
+                each.fail(error if isinstance(error, Exception) and len(sequences) == 1 else mine)
             lane.rows.clear()
             if interrupted:
                 raise
@@ -246,23 +301,25 @@ class DualARDecoder:
         cache = max((lane.slow.cache for lane in lanes), key=lambda cache: cache.capacity)
         capacity = max(cache.capacity, row.prompt.shape[1] + len(row.before) + BLOCK)
         row_bytes = cache.nbytes // cache.rows * capacity // cache.capacity
-        return speaking < self.limit and row_bytes * (speaking + 1) <= self._cache_bytes
+        rows = speaking + row.width
+        return rows <= self.limit and row_bytes * rows <= self._cache_bytes
 
     def _admit(self, row: _Row) -> None:
-        """Give a sequence a row, and run its prompt through the model."""
+        """Give a sequence its rows, and run its prompts through the model."""
         tick = time.perf_counter()
-        before = np.stack(row.before, axis=1) if len(row.before) else None
-        prompt = row.prompt if before is None else np.concatenate([row.prompt, before], axis=1)
-        length = prompt.shape[1]
+        rows: list[_Row | _Other] = [row] if row.other is None else [row, row.other]
+        prompts = [np.concatenate([each.prompt, *(frame[:, None] for frame in row.before)], axis=1) for each in rows]
+        length = max(prompt.shape[1] for prompt in prompts)
         try:
             check_room(length, self.spec.slow)
-            x = self.embeddings.frames(prompt)
+            embedded = [self.embeddings.frames(prompt) for prompt in prompts]
             lane = self._lane(row, length + min(row.max_frames, BLOCK))
-            self._prefill(lane.slow, len(lane.rows), prompt, x, row.prompt)
+            for index, (each, prompt, x) in enumerate(zip(rows, prompts, embedded, strict=True), len(lane.rows)):
+                self._prefill(lane.slow, index, prompt, x, each.prompt)
         except Exception as error:  # this sequence's own trouble: the others go on
             row.fail(error)
             return
-        lane.rows.append(row)
+        lane.rows += rows
         row.times.prefill += time.perf_counter() - tick
 
     def _prefill(self, slow: Transformer, index: int, prompt: np.ndarray, x: np.ndarray, own: np.ndarray) -> None:
@@ -284,17 +341,18 @@ class DualARDecoder:
                 self.prefixes.keep(prompt, end, cache.read(index, end))
 
     def _lane(self, row: _Row, capacity: int) -> _Lane:
-        """The lane for a sequence, with room for one more row of so many positions."""
+        """The lane for a sequence, with room for its rows of so many positions."""
         capacity = -(-capacity // BLOCK) * BLOCK
         if row.batching == "off":
-            lane = next((lane for lane in self._alone if not lane.rows), None) or self._new_lane(1, capacity)
+            free = (lane for lane in self._alone if not lane.rows and lane.slow.rows >= row.width)
+            lane = next(free, None) or self._new_lane(row.width, capacity)
             if lane not in self._alone:
                 self._alone.append(lane)
         else:
             if self._shared is None:
                 self._shared = self._new_lane(2, capacity)
             lane = self._shared
-            if len(lane.rows) == lane.slow.rows:
+            while len(lane.rows) + row.width > lane.slow.rows:
                 lane.slow.make_rows(2 * lane.slow.rows)
         if min(capacity, self.spec.slow.positions) > lane.slow.cache.capacity:
             lane.slow.grow(capacity)
@@ -308,12 +366,12 @@ class DualARDecoder:
     def _step(self, lane: _Lane) -> None:
         """Feed every row its last frame."""
         slow, rows = lane.slow, lane.rows
-        for index in reversed(range(len(rows))):
+        for index, row in enumerate(rows):
             try:
                 check_room(int(slow.lengths[index]) + 1, self.spec.slow)
             except GenerationError as error:
-                rows[index].fail(error)
-                lane.remove(index)
+                row.fail(error)
+        lane.drop_finished()
         if not rows:
             return
         tick = time.perf_counter()
@@ -332,7 +390,7 @@ class DualARDecoder:
             row.times.embed += tock - tick
             row.times.slow += done - tock
 
-    def _is_wide(self, rows: Sequence[_Row]) -> bool:
+    def _is_wide(self, rows: Sequence[_Row | _Other]) -> bool:
         """Whether a run of these rows is one for the wide graphs: enough of them, and none that must be invariant."""
         return len(rows) >= self._wide_rows and all(row.batching == "on" for row in rows)
 
@@ -340,9 +398,14 @@ class DualARDecoder:
         """Draw the next frame of every row from what the slow model answered."""
         spec, outputs = self.spec, lane.slow.outputs
         tick = time.perf_counter()
-        speaking: list[tuple[int, _Row, np.ndarray]] = []
+        speaking: list[tuple[int, _Row | _Other, np.ndarray]] = []  # a guided row's other one follows it
+        places = {row: index for index, row in enumerate(lane.rows)}
         for index, row in enumerate(lane.rows):
+            if isinstance(row, _Other):
+                continue
             try:
+                if row.guidance is not None and row.other is not None:
+                    row.guidance.mix(outputs["logits"], index, places[row.other])
                 frame = self._main(row, outputs["logits"][index])
             except Exception as error:  # a sampler's refusal concerns its own row
                 row.fail(error)
@@ -351,13 +414,15 @@ class DualARDecoder:
                 self._emit(row, frame, ended=True)
             else:
                 speaking.append((index, row, frame))
+                if row.other is not None:
+                    speaking.append((places[row.other], row.other, frame))
         drawn = time.perf_counter() - tick
         for row in lane.rows:
             row.times.sampling += drawn
         if speaking:
             self._codes(speaking, outputs["hidden"])
         for _, row, frame in speaking:
-            if not row.finished:
+            if isinstance(row, _Row) and not row.finished:
                 row.sampler.push(frame)
                 self._emit(row, frame)
 
@@ -376,12 +441,12 @@ class DualARDecoder:
         row.finished = ended or row.count == row.max_frames
         row.out.append(frame.copy())
 
-    def _codes(self, speaking: list[tuple[int, _Row, np.ndarray]], hidden: np.ndarray) -> None:
+    def _codes(self, speaking: list[tuple[int, _Row | _Other, np.ndarray]], hidden: np.ndarray) -> None:
         """Fill frame[1:]: the first code is the main token's own, each next one is drawn from the fast model."""
         spec, sequences = self.spec, [row for _, row, _ in speaking]
         width, wide = _width(sequences), self._is_wide(sequences)
         if self._fast is None or self._fast.rows < width:
-            rows = 1 if width == 1 else self.limit
+            rows = 1 if width == 1 else max(width, self.limit)
             outputs = {"logits": spec.fast_codes}
             session = None if self._wide is None else self._wide[1]
             self._fast = Transformer(self._fast_session, spec.fast, outputs, rows, spec.codebooks, session)
@@ -402,11 +467,14 @@ class DualARDecoder:
             for at, (_, row, frame) in enumerate(speaking):
                 if row.finished:
                     continue
-                try:
-                    frame[1 + codebook] = row.sampler.code(codebook, logits[at])
-                except Exception as error:  # as in `_draw`
-                    row.fail(error)
-                    continue
+                if isinstance(row, _Row):  # its other one gets the same code
+                    try:
+                        if row.guidance is not None:
+                            row.guidance.mix(logits, at, at + 1)
+                        frame[1 + codebook] = row.sampler.code(codebook, logits[at])
+                    except Exception as error:  # as in `_draw`
+                        row.fail(error)
+                        continue
                 if codebook + 1 < spec.codebooks:
                     self.embeddings.code(int(frame[1 + codebook]), x[at, 0])
             ran += tock - tick

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from accelerator.graph.dual_ar import DualARSpec, KVRanges, build_fast, build_sl
 from accelerator.graph.quantize import RECIPES
 from accelerator.prefixes import cuts
 from accelerator.sampling import Sampler
-from accelerator.scheduler import DualARDecoder
+from accelerator.scheduler import DualARDecoder, Guidance
 from accelerator.session import Session
 from accelerator.speech import SamplingParams
 from accelerator.tables import write_table
@@ -104,8 +106,6 @@ def test_a_growing_cache_changes_nothing(
 
 
 def test_the_models_last_position_is_used_and_the_next_is_an_error(built: Path, adapter: Any, tiny: Any) -> None:
-    from dataclasses import replace
-
     prompt = tiny.encode_text(TEXT)
     room = 10
     spec = adapter._spec
@@ -493,3 +493,94 @@ def test_embeddings_are_pytorchs(built: Path, adapter: Any, tiny: Any) -> None:
         embeddings.code(7, out)
         np.testing.assert_array_equal(out, tiny.language_model.fast_embeddings.weight[7].numpy())
     assert embeddings.frames(prompt[:, :0]).shape == (0, 64)
+
+
+@pytest.fixture(scope="module")
+def guided(tiny: Any) -> Any:
+    """The engine with guidance: away from what it would say without the text."""
+    engine = copy.copy(tiny)
+    config = tiny.config
+    engine.config = replace(config, guidance=1.7, language_model=replace(config.language_model, untold=259))
+    return engine
+
+
+def guided_frames(decoder: DualARDecoder, adapter: Any, engine: Any, text: str, count: int, **how: Any) -> np.ndarray:
+    prompt = engine.encode_text(text)
+    guidance = ReferenceAdapter(engine)._guidance(prompt)
+    frames, batching = how.pop("frames", ()), how.pop("batching", "off")
+    sampling = sampler(adapter, **{"temperature": 0, **how}).resume(frames)
+    return np.stack(
+        list(decoder.generate(prompt, sampling, count, frames=frames, batching=batching, guidance=guidance))
+    )
+
+
+def test_guided_frames_are_pytorchs_token_for_token(decoder: DualARDecoder, adapter: Any, guided: Any) -> None:
+    for text in (TEXT, "a", "Ünïcödé 你好"):
+        prompt = guided.encode_text(text)
+        expected = of_pytorch(guided, prompt, 60)
+        np.testing.assert_array_equal(guided_frames(decoder, adapter, guided, text, 60), expected)
+        for way in ("off", "invariant", "on"):
+            again = guided_frames(decoder, adapter, guided, text, 60, frames=list(expected[:20]), batching=way)
+            np.testing.assert_array_equal(again[: len(expected) - 20], expected[20:])
+
+
+def test_guidance_away_from_itself_is_none(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
+    """`other + scale * (own - other)` is `own` where both prompts are the same."""
+    prompt = tiny.encode_text(TEXT)
+    frames = list(decoder.generate(prompt, sampler(adapter, temperature=0), 40, guidance=Guidance(prompt, 3.0)))
+    np.testing.assert_array_equal(np.stack(frames), generate(decoder, adapter, prompt, 40))
+
+
+def test_guidance_says_something_else(decoder: DualARDecoder, adapter: Any, tiny: Any, guided: Any) -> None:
+    own = generate(decoder, adapter, tiny.encode_text(TEXT), 40)
+    assert not np.array_equal(guided_frames(decoder, adapter, guided, TEXT, 40), own)
+
+
+def test_guided_rows_and_others_share_a_batch(decoder: DualARDecoder, adapter: Any, tiny: Any, guided: Any) -> None:
+    """Rows of other lengths and limits join and leave beside guided ones; each gets what it gets alone."""
+    texts = ["One.", "Two of them, longer.", "Three!", "And a fourth, the longest of all."]
+    limits = [30, 12, 45, 7]
+    for seed in (1, 2):
+        how: dict[str, Any] = {"temperature": 0.9, "seed": seed, "batching": "invariant"}
+        alone = [
+            guided_frames(decoder, adapter, guided, text, limit, **how)
+            if n % 2
+            else generate(decoder, adapter, tiny.encode_text(text), limit, **how)
+            for n, (text, limit) in enumerate(zip(texts, limits, strict=True))
+        ]
+        jobs = []
+        for n, (text, limit) in enumerate(zip(texts, limits, strict=True)):
+            prompt = tiny.encode_text(text)
+            guidance = ReferenceAdapter(guided)._guidance(prompt) if n % 2 else None
+            sampling = sampler(adapter, temperature=0.9, seed=seed)
+            jobs.append(decoder.generate(prompt, sampling, limit, batching="invariant", guidance=guidance))
+        answers: list[list[np.ndarray]] = [[] for _ in jobs]
+        running = dict(enumerate(jobs))
+        while running:
+            for n in list(running):
+                frame = next(running[n], None)
+                if frame is None:
+                    del running[n]
+                else:
+                    answers[n].append(frame)
+        for own, answer in zip(alone, answers, strict=True):
+            np.testing.assert_array_equal(np.stack(answer), own)
+    assert decoder.busy == 0
+
+
+def test_a_guided_rows_failure_is_its_own(decoder: DualARDecoder, adapter: Any, tiny: Any, guided: Any) -> None:
+    prompt = tiny.encode_text(TEXT)
+    expected = generate(decoder, adapter, prompt, 20, batching="on")
+    other = np.full_like(prompt, 10**6)  # a prompt that cannot be embedded
+    bad = decoder.generate(prompt, sampler(adapter, temperature=0), 20, batching="on", guidance=Guidance(other, 2.0))
+    good = decoder.generate(prompt, sampler(adapter, temperature=0), 20, batching="on")
+    first = next(good)
+    with pytest.raises(GenerationError, match="outside the vocabulary"):
+        next(bad)
+    np.testing.assert_array_equal(np.stack([first, *good]), expected)
+    abandoned = decoder.generate(
+        prompt, sampler(adapter, temperature=0), 20, batching="on", guidance=Guidance(prompt, 2.0)
+    )
+    next(abandoned)
+    abandoned.close()
+    assert decoder.busy == 0

@@ -20,7 +20,7 @@ from ..graph.quantize import RECIPES, Recipe
 from ..metrics import current_meter
 from ..proof import Trace
 from ..sampling import Sampler, SamplingRule, TokenLayout
-from ..scheduler import Batching
+from ..scheduler import Batching, Guidance
 from ..session import Session, SessionOptions
 from ..speech import AudioChunk, SamplingParams, SpeechRequest
 from .base import Call, Decoding, Part, Voice, check_codes, tensors_digest, windowed
@@ -214,12 +214,23 @@ class ReferenceAdapter:
             sampler = self.sampler(params).resume(resume)
             limit = min(params.max_new_tokens, spec.slow.positions - prompt.shape[1])
             left = limit - len(resume)
-            for frame in decoder.generate(prompt, sampler, left, frames=resume, batching=batching, times=times):
+            guidance = self._guidance(prompt)
+            for frame in decoder.generate(
+                prompt, sampler, left, frames=resume, batching=batching, times=times, guidance=guidance
+            ):
                 if frame[0] == spec.end_id:
                     return
                 yield frame
 
         return generate
+
+    def _guidance(self, prompt: np.ndarray) -> Guidance | None:
+        config = self.engine.config
+        if config.guidance == 1:
+            return None
+        from ..reference.tokenizer import untold
+
+        return Guidance(untold(np.asarray(prompt), config.language_model), config.guidance)
 
     def _probe_language_model(self, call: Call) -> float:
         prompt = self.engine.encode_text(PROOF_TEXT)

@@ -75,6 +75,7 @@ class LanguageModelConfig:
     repetition_penalty: float = 1.0  # the default of `generate`
     speakers: tuple[str, ...] = ()  # chosen by name: the speaker's token stands behind `im_start`
     speaker_begin: int = 0
+    untold: int | None = None  # stands for a byte of text the model is not told: what guidance compares with
 
     def __post_init__(self) -> None:
         if self.slow.dim != self.fast.dim:
@@ -91,6 +92,8 @@ class LanguageModelConfig:
         }
         if named & taken or max(named, default=0) >= self.vocab_size:
             raise ReferenceEngineError("the speakers' tokens must be in the vocabulary and mean nothing else")
+        if self.untold is not None and (self.untold in named | taken or not 0 <= self.untold < self.vocab_size):
+            raise ReferenceEngineError("the untold token must be in the vocabulary and mean nothing else")
         if self.fast_input not in ("pre_norm", "post_norm"):
             raise ReferenceEngineError(f"fast_input must be 'pre_norm' or 'post_norm', not {self.fast_input!r}")
 
@@ -205,7 +208,9 @@ class EngineConfig:
 
     text: "spoken" sends every text through `spoken.spoken` first, as the voice has read nothing else, and "sounds" its
     words through `pronounce.pronounced`. longest_text: bytes of a turn's words that the voice can speak; a longer text
-    is spoken phrase after phrase.
+    is spoken phrase after phrase. guidance: by how much a frame is what the text makes it rather than what would have
+    come without: logits are extrapolated from those of a model not told the text (classifier-free guidance: Ho and
+    Salimans 2022, arXiv:2207.12598); 1 is none.
     """
 
     name: str
@@ -217,11 +222,16 @@ class EngineConfig:
     stream_context: int = 64
     text: Literal["as_given", "spoken", "sounds"] = "as_given"
     longest_text: int | None = None
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         sizes = self.codec.quantizer.codebook_sizes
         if len(sizes) != self.language_model.codebooks or max(sizes) > self.language_model.codebook_size:
             raise ReferenceEngineError("language model and quantizer must agree about the codebooks")
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise ReferenceEngineError(f"guidance must be 0 or more, not {self.guidance!r}")
+        if self.guidance != 1 and self.language_model.untold is None:
+            raise ReferenceEngineError("guidance needs a language model that has learnt to do without the text")
         if self.text not in ("as_given", "spoken", "sounds"):
             raise ReferenceEngineError(f"text must be 'as_given', 'spoken' or 'sounds', not {self.text!r}")
 

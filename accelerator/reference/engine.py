@@ -29,7 +29,7 @@ from .phrases import phrases
 from .pronounce import pronounced
 from .sampling import Sampling, draw, penalise, repetition_aware
 from .spoken import spoken
-from .tokenizer import build_prompt, frame_columns
+from .tokenizer import build_prompt, frame_columns, untold
 from .transformer import KVCache
 from .weights import load_weights, random_weights, save_weights
 
@@ -234,19 +234,21 @@ class ReferenceEngine:
                 f"max_new_tokens must be 1 or more, and the prompt below {lm.max_seq_len} columns (it has {start})"
             )
         bound = min(wanted, lm.max_seq_len - start)
-        cache, fast_cache = self.language_model.slow_cache(start + bound), self.language_model.fast_cache()
-        step = torch.from_numpy(columns)[None]  # [1, 1+C, T]
+        rows = [columns] if self.config.guidance == 1 else [columns, untold(columns, lm)]
+        cache = self.language_model.slow_cache(start + bound, len(rows))
+        fast_cache = self.language_model.fast_cache(len(rows))
+        step = torch.from_numpy(np.stack(rows))  # [B, 1+C, T]
         position = 0
         for _ in range(bound):
             logits, hidden = self.language_model.slow(step, cache, position)
             position += step.shape[2]
-            choice = self._choose(logits[0], past, sampling, generator)
+            choice = self._choose(self._guided(logits), past, sampling, generator)
             if choice == lm.codebook_size:
                 return
             past.append(choice)
             frame = self._frame(hidden, choice, fast_cache, sampling, generator)
             yield frame
-            step = torch.from_numpy(frame)[None, :, None]  # [1, 1+C, 1]
+            step = torch.from_numpy(frame)[None, :, None].expand(len(rows), -1, -1)  # [B, 1+C, 1]
 
     @torch.inference_mode()
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -260,6 +262,10 @@ class ReferenceEngine:
     def encode_reference(self, audio: np.ndarray) -> np.ndarray:
         """Float32 mono [n] at `sample_rate` -> codes int64 [C, ceil(n / hop)]."""
         return self.codec.encode(torch.from_numpy(check_waveform(audio).copy())[None])[0].numpy()
+
+    def _guided(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits to draw from, of those told the text and, with guidance, of those not told: [B, K] -> [K]."""
+        return logits[0] if len(logits) == 1 else torch.lerp(logits[1], logits[0], self.config.guidance)
 
     def _choose(self, logits: torch.Tensor, past: list[int], sampling: Sampling, generator: torch.Generator) -> int:
         """Index of the next main token among `candidate_ids`; logits [K+1]."""
@@ -278,19 +284,19 @@ class ReferenceEngine:
         sampling: Sampling,
         generator: torch.Generator,
     ) -> np.ndarray:
-        """The frame of hidden state [1, D] and its first code, by C-1 steps of the fast transformer."""
+        """The frame of hidden states [B, D] and its first code, by C-1 steps of the fast transformer."""
         model, lm = self.language_model, self.config.language_model
         codes = [first_code]
-        embedded = model.fast_embeddings(torch.tensor([[first_code]]))  # [1, 1, D]
+        embedded = model.fast_embeddings(torch.tensor([[first_code]] * len(hidden)))  # [B, 1, D]
         x = torch.cat((hidden[:, None], embedded), dim=1)  # positions 0 and 1 at once: nothing is drawn after 0
         position = 0
         while True:
             logits = model.fast(x, cache, position)
             position += x.shape[1]
-            codes.append(draw(logits[0], sampling, generator))
+            codes.append(draw(self._guided(logits), sampling, generator))
             if len(codes) == lm.codebooks:
                 return np.array([lm.semantic_begin + first_code, *codes], dtype=np.int64)
-            x = model.fast_embeddings(torch.tensor([[codes[-1]]]))
+            x = model.fast_embeddings(torch.tensor([[codes[-1]]] * len(hidden)))
 
     def _turns(
         self,

@@ -11,7 +11,7 @@ import numpy as np
 
 from .config import LanguageModelConfig
 
-__all__ = ["build_prompt", "encode_bytes", "frame_columns", "text_columns"]
+__all__ = ["build_prompt", "encode_bytes", "frame_columns", "text_columns", "untold"]
 
 
 def encode_bytes(text: str) -> list[int]:
@@ -47,3 +47,11 @@ def build_prompt(
     named = [] if speaker is None else [speaker]
     parts.append(text_columns([config.im_start, *named, *encode_bytes(text), config.voice], config))
     return np.concatenate(parts, axis=1)
+
+
+def untold(columns: np.ndarray, config: LanguageModelConfig) -> np.ndarray:
+    """A copy of columns [1+C, T] in which no byte of text can be read; the model must have the token for it."""
+    assert config.untold is not None
+    hidden = columns.copy()
+    hidden[0, columns[0] < 256] = config.untold
+    return hidden

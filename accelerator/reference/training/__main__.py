@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
             sub.add_argument(
                 "--compile", action="store_true", dest="compiled", help="with torch.compile: needs a C++ compiler"
             )
+            sub.add_argument("--voice", type=Path, help="begin with this packed voice's, which may have fewer layers")
 
     tokens = command("tokens", "encode the corpus with the trained codec")
     tokens.add_argument("--unfinished", action="store_true", help=early)

@@ -23,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import EngineConfig, LanguageModelConfig
+from ..errors import ReferenceEngineError
 from ..language_model import LanguageModel
 from ..pronounce import pronounced
-from ..tokenizer import encode_bytes, frame_columns, text_columns
+from ..tokenizer import encode_bytes, frame_columns, text_columns, untold
 from ..transformer import Block, rope_table, rotate
-from ..weights import random_weights
+from ..weights import load_weights, random_weights
 from .loop import Average, Checkpoint, Schedule, cosine, run
 from .tokens import Spoken, open_tokens
 from .voice import SPEAKER_TOKENS, VOICE
@@ -36,6 +37,7 @@ __all__ = [
     "LanguageModelTask",
     "Rows",
     "cross_entropies",
+    "grown",
     "losses",
     "noisy",
     "pace",
@@ -48,13 +50,14 @@ __all__ = [
 
 STEPS, BATCH = 15_000, 8
 COLUMNS = 512  # of a row
-_PEAK = 1.5e-3
+_PEAK, _FURTHER_PEAK = 1.5e-3, 8e-4  # learning rate; that of a voice which learns on
 _REFERENCED = 0.5  # share of documents with a reference rather than a name
 _SHORTEST_REFERENCE = 40  # frames
 _MISFITS = 8
 _SPELT = 0.1  # share of known words that are shown in letters, so that the voice can read what no dictionary has
 _HIDDEN = (-0.25, 0.9)  # share of a document's frames that are hidden: uniform between, negative is none
 _NOISE = 0.05  # share of frames shown as another one
+_UNTOLD = 0.15  # share of documents without their text, which is what guidance compares with
 _CODES = 0.33  # share of frames whose other codes are learnt in a step: reading the text is what takes long
 _GUIDED_LAYERS, _GUIDED_HEADS = (1, 2, 3), 2  # the heads of the first key-value head
 _GUIDE_WIDTH = 2.5  # letters: the standard deviation of where they are looked for
@@ -72,13 +75,17 @@ def train_language_model(
     threads: int = 2,
     config: EngineConfig = VOICE,
     compiled: bool = False,
+    voice: Path | None = None,
     **options: Any,
 ) -> int:
-    """Train, or go on; the step reached. `options` are those of `loop.run`. compiled: slow to start, then faster."""
+    """Train, or go on; the step reached. `options` are those of `loop.run`. compiled: slow to start, then faster.
+
+    voice: a packed voice whose language model the first run begins with; see `grown` for what may differ.
+    """
     torch.set_num_threads(threads)
     folder = work / "language-model"
     schedule = Checkpoint(folder / "checkpoint.pt").continued(
-        steps, batch, Schedule(steps=STEPS, batch=BATCH, seed=seed)
+        steps, batch, Schedule(steps=STEPS, batch=BATCH, seed=seed, further=voice is not None)
     )
     task = LanguageModelTask(
         config,
@@ -87,6 +94,7 @@ def train_language_model(
         schedule,
         device=device,
         compiled=compiled,
+        voice=voice,
     )
     return run(task, folder, schedule, **options)
 
@@ -122,35 +130,39 @@ class LanguageModelTask:
         *,
         device: str = "cpu",
         compiled: bool = False,
+        voice: Path | None = None,
     ) -> None:
         self.entropies = torch.compile(cross_entropies) if compiled else cross_entropies
         self.config, self.schedule, self.device = config.language_model, schedule, device
         self.train, self.valid = train, valid
         self.read = reader(config)
         self.pace = pace(train, self.read)
-        self.model = _prepared(config, schedule.seed).to(device)
+        self.model = (_prepared(config, schedule.seed) if voice is None else grown(voice, config)).to(device)
         self.modules: dict[str, nn.Module] = {"language_model": self.model}
         wide = [p for p in self.model.parameters() if p.ndim > 1]
         flat = [p for p in self.model.parameters() if p.ndim < 2]
         groups: list[dict[str, Any]] = [{"params": wide, "weight_decay": 0.05}, {"params": flat}]
         adam = torch.optim.AdamW(groups, lr=_PEAK, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
         self.optimizers: dict[str, torch.optim.Optimizer] = {"language_model": adam}
+        self.untold = _UNTOLD if self.config.untold is not None else 0.0
         self.average: Average | None = Average(self.model, 0.999)
 
     def step(self, step: int, random: np.random.Generator) -> dict[str, float]:
-        rows = pack_rows(self.train, self.config, self.schedule.batch, random, pace=self.pace, read=self.read)
+        how: dict[str, Any] = {"pace": self.pace, "read": self.read, "untold_share": self.untold}
+        rows = pack_rows(self.train, self.config, self.schedule.batch, random, **how)
         shown = noisy(rows, self.config, random).to(self.device)
         rows = rows.to(self.device)
         adam = self.optimizers["language_model"]
         with torch.device(self.device), torch.autocast(self.device, dtype=torch.bfloat16):
             parts = losses(self.model, rows, self.entropies, shown=shown, random=random)
         adam.zero_grad(set_to_none=True)
-        faded = min(1.0, step / (_GUIDE_UNTIL * self.schedule.steps))
+        further = self.schedule.further
+        faded = 1.0 if further else min(1.0, step / (_GUIDE_UNTIL * self.schedule.steps))
         guide = 1.0 - (1.0 - _GUIDE_REST) * faded
         (parts["semantic"] + parts["codes"] + guide * parts["guide"]).backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).item()
         for group in adam.param_groups:
-            group["lr"] = cosine(step, self.schedule.steps, peak=_PEAK)
+            group["lr"] = cosine(step, self.schedule.steps, peak=_FURTHER_PEAK if further else _PEAK)
         adam.step()
         cast(Average, self.average).update(self.model)
         return {**{name: value.item() for name, value in parts.items()}, "gradient": norm}
@@ -198,10 +210,11 @@ def pack_rows(
     *,
     pace: np.ndarray | None = None,
     read: Read = _as_they_are,
+    untold_share: float = 0.0,
 ) -> Rows:
     """Documents drawn at random, each into the first row that has place for it, until a few in turn find none.
 
-    pace: how long each byte takes, see `pace`; None: all as long.
+    pace: how long each byte takes, see `pace`; None: all as long. untold_share: documents whose text is not told.
     """
     paced = np.ones(256) if pace is None else pace
     table = torch.zeros(rows, 1 + config.codebooks, columns, dtype=torch.int64)
@@ -218,10 +231,12 @@ def pack_rows(
             continue
         misfits, number[row] = 0, number[row] + 1
         part = slice(filled[row], filled[row] + length)
-        table[row, :, part] = torch.from_numpy(document)
+        told = not untold_share or random.random() >= untold_share
+        table[row, :, part] = torch.from_numpy(document if told else untold(document, config))
         owner[row, part] = number[row]
         target[row, part] = torch.from_numpy(_targets(document[0], config))
-        letter[row, :, part] = torch.from_numpy(_letters(document[0], config, filled[row], paced))
+        if told:
+            letter[row, :, part] = torch.from_numpy(_letters(document[0], config, filled[row], paced))
         filled[row] += length
     return Rows(table, owner, target, letter)
 
@@ -380,4 +395,28 @@ def _prepared(config: EngineConfig, seed: int) -> LanguageModel:
         table.weight.data.mul_(0.1)
     for weight in (model.output_weight, model.fast_output.weight):
         weight.data.normal_(0, 0.5 * dim**-0.5, generator=torch.Generator().manual_seed(seed))
+    return model.requires_grad_(True).train()
+
+
+def grown(voice: Path, config: EngineConfig) -> LanguageModel:
+    """A packed voice's language model, to be trained on. It may have fewer layers than `config` asks for: each further
+    one begins as a copy of the last that adds nothing yet (Chen et al. 2016, "Net2Net"). Raises ReferenceEngineError
+    where anything else differs."""
+    own = load_weights(voice)[1]
+    model = random_weights(config, 0)[0]
+    state = own.state_dict()
+    for stack, count, wanted in (
+        ("layers", own.config.slow.layers, config.language_model.slow.layers),
+        ("fast_layers", own.config.fast.layers, config.language_model.fast.layers),
+    ):
+        last = f"{stack}.{count - 1}."
+        for name, tensor in [(name, tensor) for name, tensor in state.items() if name.startswith(last)]:
+            for index in range(count, wanted):
+                rest = name.removeprefix(last)
+                silent = rest in ("attention.out.weight", "ffn.down.weight")
+                state[f"{stack}.{index}.{rest}"] = torch.zeros_like(tensor) if silent else tensor.clone()
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ReferenceEngineError(f"{voice} has another language model than the one to train: {error}") from error
     return model.requires_grad_(True).train()

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,6 +51,7 @@ class Schedule:
     steps: int
     batch: int
     seed: int
+    further: bool = False  # begun with the weights of a voice that is trained already
 
 
 class Average:
@@ -155,7 +156,7 @@ class Checkpoint:
     def continued(self, steps: int | None, batch: int | None, default: Schedule) -> Schedule:
         """What is asked for, else what the run before had, else the default; the seed is the default's."""
         before = self.schedule() or default
-        return Schedule(steps=steps or before.steps, batch=batch or before.batch, seed=default.seed)
+        return replace(before, steps=steps or before.steps, batch=batch or before.batch, seed=default.seed)
 
 
 def run(

@@ -17,6 +17,7 @@ VOICE = replace(
         _SMALL.language_model,
         speakers=SPEAKERS,
         speaker_begin=259,
+        untold=262,
         repetition_aware=False,  # a held vowel and a pause repeat themselves
     ),
     temperature=0.4,
