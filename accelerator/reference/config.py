@@ -337,8 +337,8 @@ _SMALL = EngineConfig(
             downsample=(2, 2),
             transformer=TransformerConfig(dim=128, layers=1, heads=4, kv_heads=4, head_dim=32, ffn_dim=256, window=16),
         ),
-        decoder=ISTFTDecoderConfig(dim=192, layers=5, ffn_dim=576, hop=160, n_fft=640),
-        lag=480,
+        decoder=ISTFTDecoderConfig(dim=192, layers=8, ffn_dim=576, hop=160, n_fft=640),
+        lag=1_120,  # the inverse STFT's three hops, and a frame: the decoder knows what comes next
     ),
     max_new_tokens=512,
 )

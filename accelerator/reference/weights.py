@@ -27,6 +27,7 @@ from .transformer import Block, WindowedTransformer
 __all__ = ["build", "load_weights", "random_weights", "save_weights"]
 
 _FORMAT = "accelerator-reference-1"
+_SCALE = ".int8_scale"
 
 
 def build(config: EngineConfig) -> tuple[LanguageModel, Codec]:
@@ -98,14 +99,25 @@ def _shape_codec(codec: Codec) -> None:
 
 
 def save_weights(
-    path: str | os.PathLike[str], config: EngineConfig, language_model: LanguageModel, codec: Codec
+    path: str | os.PathLike[str],
+    config: EngineConfig,
+    language_model: LanguageModel,
+    codec: Codec,
+    *,
+    eight_bits: bool = False,
 ) -> None:
-    """Write everything to one safetensors file, atomically."""
+    """Write everything to one safetensors file, atomically.
+
+    eight_bits: round the language model's matrices to int8, with float32 `NAME.int8_scale` [rows, 1].
+    """
     tensors = {
         f"{part}.{name}": tensor.contiguous()
         for part, module in (("language_model", language_model), ("codec", codec))
         for name, tensor in module.state_dict().items()
     }
+    for name in [name for name, tensor in tensors.items() if name.startswith("language_model.") and tensor.ndim == 2]:
+        if eight_bits:
+            tensors[name], tensors[name + _SCALE] = _rounded(tensors[name])
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
@@ -117,6 +129,13 @@ def save_weights(
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _rounded(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 and float32 [rows, 1], whose product is near the matrix."""
+    wide = matrix.float()
+    scale = wide.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+    return (wide / scale).round().to(torch.int8), scale
 
 
 def load_weights(path: str | os.PathLike[str]) -> tuple[EngineConfig, LanguageModel, Codec]:
@@ -132,7 +151,11 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[EngineConfig, LanguageMo
     config = from_json(metadata["config"])
     language_model, codec = build(config)
     for part, module in (("language_model", language_model), ("codec", codec)):
-        own = {name[len(part) + 1 :]: tensor.float() for name, tensor in tensors.items() if name.startswith(f"{part}.")}
+        own = {
+            name[len(part) + 1 :]: tensor.float() * tensors.get(name + _SCALE, 1.0)
+            for name, tensor in tensors.items()
+            if name.startswith(f"{part}.") and not name.endswith(_SCALE)
+        }
         try:
             module.load_state_dict(own, assign=True)
         except RuntimeError as error:

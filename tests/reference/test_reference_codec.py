@@ -123,8 +123,8 @@ def test_s1_mini_has_the_real_number_of_parameters():
 
 
 def test_small_fits_its_budget():
-    total = sum(p.numel() for module in build(SIZES["small"]) for p in module.parameters())
-    assert 2 * total < 16_000_000  # bytes at half precision
+    language_model, codec = (sum(p.numel() for p in module.parameters()) for module in build(SIZES["small"]))
+    assert language_model + 2 * codec < 15_900_000  # bytes: matrices of the one in eight bits, the other's in half
 
 
 def exported(module: torch.nn.Module, example: torch.Tensor, time_axis: int, path) -> onnxruntime.InferenceSession:

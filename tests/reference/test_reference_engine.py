@@ -4,8 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from accelerator.reference import SIZES, ReferenceEngine, ReferenceEngineError, load
+from accelerator.reference.tokenizer import untold
 
 TEXT = "Hello there."
 
@@ -254,3 +256,37 @@ def test_errors_say_what_is_wrong(tiny, call, message):
 def test_sizes_are_named():
     assert list(SIZES) == ["tiny", "small", "s1-mini"]
     assert all(name == config.name for name, config in SIZES.items())
+
+
+def test_guidance_goes_away_from_what_comes_without_the_text(tiny):
+    """Greedy frames are those of an extrapolation worked out from two plain runs."""
+    lm = replace(tiny.config.language_model, untold=259)
+    engine = copy.copy(tiny)
+    engine.config = replace(tiny.config, language_model=lm, guidance=2.5)
+    prompt = engine.encode_text("Hello there.", np.zeros((4, 3), np.int64), "a voice")
+    frames = list(engine.generate(prompt, temperature=0, repetition_penalty=1.0, max_new_tokens=12))
+    bare = prompt.copy()
+    bare[0, [*range(1, 8), *range(14, 26)]] = 259
+    assert untold(prompt, lm).tolist() == bare.tolist()
+    model, told = engine.language_model, []
+    with torch.inference_mode():
+        for at in range(len(frames)):
+            logits = []
+            for columns in (prompt, bare):
+                columns = np.concatenate((columns, *(f[:, None] for f in frames[:at])), axis=1)
+                cache = model.slow_cache(columns.shape[1])
+                logits.append(model.slow(torch.from_numpy(columns)[None], cache, 0)[0][0])
+            told.append(int((logits[1] + 2.5 * (logits[0] - logits[1]))[:-1].argmax()))
+    assert told == [int(frame[1]) for frame in frames]
+    plain = list(tiny.generate(prompt, temperature=0, repetition_penalty=1.0, max_new_tokens=12))
+    assert not np.array_equal(frames, plain)
+
+
+def test_guidance_needs_a_model_that_can_do_without_the_text(tiny):
+    with pytest.raises(ReferenceEngineError, match="learnt to do without"):
+        replace(tiny.config, guidance=2.0)
+    with pytest.raises(ReferenceEngineError, match="guidance must be 0 or more"):
+        replace(tiny.config, guidance=-1.0)
+    for taken in (65, 256, 260, 336):
+        with pytest.raises(ReferenceEngineError, match="untold token"):
+            replace(tiny.config.language_model, untold=taken)

@@ -126,9 +126,9 @@ def test_caches_are_as_long_as_asked(tiny):
 def test_generation_allocates_what_it_needs(tiny, monkeypatch):
     lengths = []
     original = LanguageModel.slow_cache
-    monkeypatch.setattr(LanguageModel, "slow_cache", lambda self, n: lengths.append(n) or original(self, n))
+    monkeypatch.setattr(LanguageModel, "slow_cache", lambda self, *how: lengths.append(how) or original(self, *how))
     list(tiny.generate(tiny.encode_text("abc"), max_new_tokens=7))
-    assert lengths == [5 + 7]
+    assert lengths == [(5 + 7, 1)]
 
 
 @torch.inference_mode()

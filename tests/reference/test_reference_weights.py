@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import accelerator.reference
 from accelerator.reference import SIZES, ReferenceEngineError, load
 from accelerator.reference.config import from_json, to_json
+from accelerator.reference.weights import save_weights
 
 
 @pytest.mark.parametrize("size", ["tiny", "small"])
@@ -33,6 +34,25 @@ def test_half_precision_files_load_as_float32(tmp_path):
     tensors = {name: tensor.half() for name, tensor in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "accelerator-reference-1", "config": to_json(SIZES["tiny"])})
     assert {p.dtype for _, p in load(path=path).named_parameters()} == {torch.float32}
+
+
+def test_eight_bits_are_a_quarter_of_the_size_and_near(tmp_path):
+    engine = load("tiny")
+    paths = [tmp_path / "whole.safetensors", tmp_path / "rounded.safetensors"]
+    for path in paths:
+        save_weights(path, engine.config, engine.language_model, engine.codec, eight_bits=path is paths[1])
+    for (name, own), (_, rounded) in zip(
+        engine.named_parameters(), load(path=paths[1]).named_parameters(), strict=True
+    ):
+        if name.startswith("language_model.") and own.ndim == 2:
+            step = own.abs().amax(1, keepdim=True) / 127
+            assert ((own - rounded).abs() <= 0.501 * step).all(), name
+            assert not own.equal(rounded)
+        else:
+            assert own.equal(rounded), name
+    matrices = sum(p.numel() for n, p in engine.named_parameters() if n.startswith("language_model.") and p.ndim == 2)
+    saved = paths[0].stat().st_size - paths[1].stat().st_size
+    assert 2.5 * matrices < saved < 3 * matrices
 
 
 @pytest.mark.parametrize("name", list(SIZES))

@@ -8,7 +8,7 @@ import torch
 
 from accelerator.reference import ReferenceEngineError
 from accelerator.reference.config import ISTFTDecoderConfig, STFTEncoderConfig, from_json, to_json
-from accelerator.reference.training.codec import CodecTask, encoding, train_codec, train_decoder, trained_codec
+from accelerator.reference.training.codec import CodecTask, adopt, encoding, train_codec, train_decoder, trained_codec
 from accelerator.reference.training.corpus import Clip, open_corpus
 from accelerator.reference.training.loop import Schedule
 from accelerator.reference.training.pause import Pause
@@ -16,7 +16,7 @@ from accelerator.reference.training.quantizer import Usage, quantize
 from accelerator.reference.training.spectra import log_mel, mel_bands, reconstruction_loss
 from accelerator.reference.training.tokens import encode, open_tokens, tokenize
 from accelerator.reference.training.voice import VOICE
-from accelerator.reference.weights import random_weights
+from accelerator.reference.weights import random_weights, save_weights
 
 _STACK = replace(VOICE.codec.quantizer.transformer, dim=16, heads=2, kv_heads=2, head_dim=8, ffn_dim=16)
 SMALL = replace(
@@ -153,6 +153,35 @@ def test_a_decoder_trained_on_leaves_the_codes_alone(work):
     train_codec(work, steps=2, seed=1, **options)
     with pytest.raises(ReferenceEngineError, match="belongs to another codec"):
         trained_codec(work, SMALL)
+
+
+def test_a_packed_voices_codec_is_adopted_and_learns_on_with_more_blocks(work):
+    before = replace(SMALL, codec=replace(SMALL.codec, lag=SMALL.codec.lag - 320))
+    models = random_weights(before, 4)
+    save_weights(work / "voice.safetensors", before, *models)
+    decoder = replace(SMALL.codec.decoder, layers=3)
+    config = replace(SMALL, codec=replace(SMALL.codec, decoder=decoder))
+    # A kernel that looks no further back than can be looked back further.
+    models[1].decoder.first.conv.weight[:, :, :2] = 0
+    save_weights(work / "voice.safetensors", before, *models)
+    adopt(work, work / "voice.safetensors", config)
+    codec = trained_codec(work, config)
+    for name, tensor in encoding(codec).items():
+        assert tensor.equal(models[1].state_dict()[name]), name
+    codes = torch.from_numpy(np.random.default_rng(0).integers(0, 16, (1, 6, 30)))
+    with torch.inference_mode():
+        own, late = models[1].decode(codes), codec.decode(codes)
+    skip = 6 * 640  # while there is nothing to look back at
+    torch.testing.assert_close(late[:, skip + 320 :], own[:, skip:-320], atol=1e-5, rtol=1e-4)
+    with pytest.raises(ReferenceEngineError, match="already"):
+        adopt(work, work / "voice.safetensors", config)
+    tokenize(work, pause=Pause(None), codec=codec)
+    assert train_decoder(work, steps=2, batch=2, threads=1, config=config, pause=Pause(None)) == 2
+    assert trained_codec(work, config).decoder.blocks[2].scale.abs().max() > 0, "the further blocks learn"
+    (work / "codec" / "checkpoint.pt").unlink()
+    far = replace(config, codec=replace(config.codec, lag=SMALL.codec.lag + 1_600))
+    with pytest.raises(ReferenceEngineError, match="too far"):
+        adopt(work, work / "voice.safetensors", far)
 
 
 def test_the_loss_falls(work):

@@ -12,6 +12,7 @@ from accelerator.reference.training.corpus import Clip
 from accelerator.reference.training.language_model import (
     LanguageModelTask,
     Rows,
+    grown,
     losses,
     noisy,
     pace,
@@ -184,11 +185,54 @@ def test_a_packed_voice_is_an_engine_that_speaks_by_name(tmp_path):
     prompt = engine.encode_text("Dr. Who", speaker="rms")
     assert prompt[0].tolist() == [256, 260, *b"IAT4L P7.", 258]
     audio, _ = engine.synthesize("Hello there", speaker="rms", seed=0, max_new_tokens=4)
-    assert audio.size == 4 * 640 - 480
+    assert audio.size == 4 * 640 - SMALL.codec.lag
     language_model.norm.weight[0] = 1e6
     with pytest.raises(ReferenceEngineError, match="float16"):
         halved(language_model)
 
 
 def test_the_voice_fits_its_budget():
-    assert 2 * sum(p.numel() for module in build(VOICE) for p in module.parameters()) < 15_970_000
+    language_model, codec = (sum(p.numel() for p in module.parameters()) for module in build(VOICE))
+    assert language_model + 2 * codec < 15_900_000
+
+
+def test_some_documents_are_not_told():
+    """Their bytes cannot be read, nor is a head guided to them; what is learnt of them stays."""
+    corpus = spoken(6)
+    told = pack_rows(corpus, LM, 2, np.random.default_rng(0))
+    assert not (told.columns[:, 0] == LM.untold).any()
+    rows = pack_rows(corpus, LM, 4, np.random.default_rng(0), untold_share=0.5)
+    tokens = rows.columns[:, 0]
+    hidden = 0
+    for row in range(4):
+        for document in range(1, int(rows.document[row].max()) + 1):
+            own = rows.document[row] == document
+            text, unread = (tokens[row][own] < 256).sum(), (tokens[row][own] == LM.untold).sum()
+            assert (text > 0) != (unread > 0)
+            assert (rows.letter[row, 1][own].max() > 0) == bool(text > 0)
+            assert (rows.target[row][own] >= 0).sum() > 40
+            hidden += int(unread > 0)
+    assert 0 < hidden < sum(int(d.max()) for d in rows.document)
+
+
+def test_a_voice_learns_on_with_more_layers_and_begins_as_it_was(tmp_path):
+    language_model, codec = random_weights(SMALL, 3)
+    save_weights(tmp_path / "voice.safetensors", SMALL, language_model, codec)
+    lm = SMALL.language_model
+    deeper = replace(
+        SMALL, language_model=replace(lm, slow=replace(lm.slow, layers=4), fast=replace(lm.fast, layers=2))
+    )
+    model = grown(tmp_path / "voice.safetensors", deeper)
+    assert (len(model.layers), len(model.fast_layers)) == (4, 2)
+    rows = pack_rows(spoken(3), LM, 1, np.random.default_rng(0))
+    with torch.no_grad():
+        before, after = losses(language_model, rows), losses(model, rows)
+    assert after["semantic"] == pytest.approx(before["semantic"].item(), rel=1e-6)
+    assert after["codes"] == pytest.approx(before["codes"].item(), rel=1e-6)
+    losses(model, rows)["semantic"].backward()
+    assert model.layers[3].ffn.down.weight.grad.abs().max() > 0, "what adds nothing learns to"
+    with pytest.raises(ReferenceEngineError, match="another language model"):
+        grown(
+            tmp_path / "voice.safetensors",
+            replace(SMALL, language_model=replace(lm, slow=replace(lm.slow, ffn_dim=64))),
+        )

@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
             sub.add_argument("--voice", type=Path, help="begin with this packed voice's, which may have fewer layers")
 
+    command("adopt", "begin with a packed voice's codec").add_argument("--voice", type=Path, required=True)
     tokens = command("tokens", "encode the corpus with the trained codec")
     tokens.add_argument("--unfinished", action="store_true", help=early)
     command("plot", "draw the loss curves as SVG")
@@ -98,6 +99,10 @@ def _run(command: str, options: dict[str, Any]) -> object:
             from .codec import train_codec
 
             return train_codec(work, **options)
+        case "adopt":
+            from .codec import adopt
+
+            return adopt(work, options["voice"])
         case "decoder":
             from .codec import train_decoder
 

@@ -25,7 +25,7 @@ from ..codec import Codec, ISTFTDecoder, STFTEncoder, VectorQuantizer
 from ..config import EngineConfig
 from ..convolution import ConvNeXtBlock
 from ..errors import ReferenceEngineError
-from ..weights import random_weights
+from ..weights import load_weights, random_weights
 from .corpus import Corpus, open_corpus
 from .discriminator import SpectralDiscriminator, discriminator_loss, generator_losses
 from .loop import Average, Checkpoint, Schedule, cosine, run
@@ -33,7 +33,7 @@ from .quantizer import Quantized, Usage, quantize
 from .spectra import SCALES, reconstruction_loss
 from .voice import VOICE
 
-__all__ = ["CodecTask", "encoding", "train_codec", "train_decoder", "trained_codec"]
+__all__ = ["CodecTask", "adopt", "encoding", "train_codec", "train_decoder", "trained_codec"]
 
 STEPS, DECODER_STEPS, BATCH = 6_000, 6_000, 8
 SEGMENT_FRAMES = 32  # 1.28 s
@@ -101,6 +101,34 @@ def trained_codec(work: Path, config: EngineConfig = VOICE, *, unfinished: bool 
     if not all(tensor.equal(state[name]) for name, tensor in encoding(codec).items()):
         raise ReferenceEngineError(f"{later.path} belongs to another codec: train the decoder again")
     return codec
+
+
+def adopt(work: Path, voice: Path, config: EngineConfig = VOICE) -> Path:
+    """Take a packed voice's codec for the trained one, and answer the checkpoint.
+
+    What comes before its codes stays. Its decoder may have fewer blocks than `config` asks for: further ones begin as
+    none. It may lag less, by a few hops: the first layer then looks further back, as far as its kernel reaches. Raises
+    ReferenceEngineError where anything else differs, or if there is a trained codec.
+    """
+    path = work / "codec" / "checkpoint.pt"
+    if path.is_file():
+        raise ReferenceEngineError(f"there is {path} already")
+    own = load_weights(voice)[2]
+    codec = random_weights(config, 0)[1]
+    state, blocks = own.state_dict(), "decoder.blocks."
+    later, rest = divmod(config.codec.lag - own.config.lag, config.codec.decoder.hop)
+    kernel = state["decoder.first.conv.weight"]
+    if rest or not 0 <= later < kernel.shape[2]:
+        raise ReferenceEngineError(f"{voice} lags {own.config.lag} samples, from which {config.codec.lag} is too far")
+    state["decoder.first.conv.weight"] = torch.nn.functional.pad(kernel[:, :, later:], (0, later))
+    for name, tensor in codec.state_dict().items():
+        if name.startswith(blocks) and name not in state:
+            state[name] = torch.zeros_like(tensor) if name.endswith(".scale") else tensor
+    try:
+        codec.load_state_dict(state)
+    except RuntimeError as error:
+        raise ReferenceEngineError(f"{voice} has another codec than the one to train: {error}") from error
+    return Checkpoint(path).adopt(codec)
 
 
 def encoding(codec: Codec) -> dict[str, Tensor]:

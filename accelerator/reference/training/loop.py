@@ -114,12 +114,23 @@ class Checkpoint:
             "optimizers": {name: optimizer.state_dict() for name, optimizer in task.optimizers.items()},
             "average": task.average.state_dict() if task.average else None,
         }
+        self._write(state)
+
+    def _write(self, state: dict[str, Any]) -> None:
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
+
+    def adopt(self, module: nn.Module) -> Path:
+        """Save weights that were trained elsewhere, as if here and to the end; the path."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        values = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+        schedule = asdict(Schedule(steps=1, batch=1, seed=0))
+        self._write({"step": 1, "seconds": 0.0, "schedule": schedule, "average": {"seen": 1, "values": values}})
+        return self.path
 
     def read(self) -> dict[str, Any]:
         """Raises ReferenceEngineError if there is none."""

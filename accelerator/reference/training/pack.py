@@ -1,4 +1,5 @@
-"""Both trained models in half precision as one safetensors file, small enough to ship."""
+"""Both trained models as one safetensors file, small enough to ship: half precision, and eight bits for the language
+model's matrices."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def pack(work: Path, *, output: Path | None = None, config: EngineConfig = VOICE
     language_model = trained_language_model(work, config, unfinished=unfinished)
     if codec_of(work, "train") != digest(codec):
         raise ReferenceEngineError("the codec was trained on after `tokens`: run tokens and language-model again")
-    save_weights(output, config, halved(language_model), halved(codec))
+    save_weights(output, config, halved(language_model), halved(codec), eight_bits=True)
     if (size := output.stat().st_size) > LIMIT:
         output.unlink()
         raise ReferenceEngineError(f"the voice would have {size} bytes, more than {LIMIT}")
