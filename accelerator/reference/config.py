@@ -309,7 +309,7 @@ _TINY = EngineConfig(
     max_new_tokens=64,
 )
 
-# The bundled voice's. 8 million parameters, so that half-precision weights fit 16 MB.
+# The bundled voice's: 8.6 million parameters.
 _SMALL = EngineConfig(
     name="small",
     language_model=LanguageModelConfig(
