@@ -24,7 +24,7 @@ VOICE = replace(
     top_p=0.5,
     text="sounds",
     longest_text=120,
-    guidance=2.25,
+    guidance=2.0,
 )
 
 SPEAKER_TOKENS = {name: VOICE.language_model.speaker_begin + i for i, name in enumerate(SPEAKERS)}
