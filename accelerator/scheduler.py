@@ -78,8 +78,7 @@ class _Row:
         self.finished = False  # no more frames will come
         self.gone = False  # nobody wants them
         self.error: Exception | None = None
-        self.guidance = guidance
-        self.other = None if guidance is None else _Other(self, guidance.prompt)
+        self.other = None if guidance is None else _Other(self, guidance)
 
     @property
     def width(self) -> int:
@@ -93,8 +92,9 @@ class _Row:
 class _Other:
     """The second row of a guided sequence: the same frames behind another prompt."""
 
-    def __init__(self, own: _Row, prompt: np.ndarray) -> None:
-        self.own, self.prompt, self.times = own, np.asarray(prompt, np.int64), StepTimes()
+    def __init__(self, own: _Row, guidance: Guidance) -> None:
+        self.own, self.guidance, self.times = own, guidance, StepTimes()
+        self.prompt = np.asarray(guidance.prompt, np.int64)
 
     @property
     def batching(self) -> Batching:
@@ -308,7 +308,8 @@ class DualARDecoder:
         """Give a sequence its rows, and run its prompts through the model."""
         tick = time.perf_counter()
         rows: list[_Row | _Other] = [row] if row.other is None else [row, row.other]
-        prompts = [np.concatenate([each.prompt, *(frame[:, None] for frame in row.before)], axis=1) for each in rows]
+        before = [frame[:, None] for frame in row.before]
+        prompts = [np.concatenate([each.prompt, *before], axis=1) for each in rows]
         length = max(prompt.shape[1] for prompt in prompts)
         try:
             check_room(length, self.spec.slow)
@@ -399,13 +400,12 @@ class DualARDecoder:
         spec, outputs = self.spec, lane.slow.outputs
         tick = time.perf_counter()
         speaking: list[tuple[int, _Row | _Other, np.ndarray]] = []  # a guided row's other one follows it
-        places = {row: index for index, row in enumerate(lane.rows)}
         for index, row in enumerate(lane.rows):
             if isinstance(row, _Other):
                 continue
             try:
-                if row.guidance is not None and row.other is not None:
-                    row.guidance.mix(outputs["logits"], index, places[row.other])
+                if row.other is not None:
+                    row.other.guidance.mix(outputs["logits"], index, lane.rows.index(row.other))
                 frame = self._main(row, outputs["logits"][index])
             except Exception as error:  # a sampler's refusal concerns its own row
                 row.fail(error)
@@ -415,7 +415,7 @@ class DualARDecoder:
             else:
                 speaking.append((index, row, frame))
                 if row.other is not None:
-                    speaking.append((places[row.other], row.other, frame))
+                    speaking.append((lane.rows.index(row.other), row.other, frame))
         drawn = time.perf_counter() - tick
         for row in lane.rows:
             row.times.sampling += drawn
@@ -469,8 +469,8 @@ class DualARDecoder:
                     continue
                 if isinstance(row, _Row):  # its other one gets the same code
                     try:
-                        if row.guidance is not None:
-                            row.guidance.mix(logits, at, at + 1)
+                        if row.other is not None:
+                            row.other.guidance.mix(logits, at, at + 1)
                         frame[1 + codebook] = row.sampler.code(codebook, logits[at])
                     except Exception as error:  # as in `_draw`
                         row.fail(error)

@@ -152,7 +152,7 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[EngineConfig, LanguageMo
     language_model, codec = build(config)
     for part, module in (("language_model", language_model), ("codec", codec)):
         own = {
-            name[len(part) + 1 :]: tensor.float() * tensors.get(name + _SCALE, 1.0)
+            name[len(part) + 1 :]: tensor * tensors[name + _SCALE] if name + _SCALE in tensors else tensor.float()
             for name, tensor in tensors.items()
             if name.startswith(f"{part}.") and not name.endswith(_SCALE)
         }

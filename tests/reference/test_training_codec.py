@@ -158,7 +158,6 @@ def test_a_decoder_trained_on_leaves_the_codes_alone(work):
 def test_a_packed_voices_codec_is_adopted_and_learns_on_with_more_blocks(work):
     before = replace(SMALL, codec=replace(SMALL.codec, lag=SMALL.codec.lag - 320))
     models = random_weights(before, 4)
-    save_weights(work / "voice.safetensors", before, *models)
     decoder = replace(SMALL.codec.decoder, layers=3)
     config = replace(SMALL, codec=replace(SMALL.codec, decoder=decoder))
     # A kernel that looks no further back than can be looked back further.

@@ -144,12 +144,19 @@ class LanguageModelTask:
         groups: list[dict[str, Any]] = [{"params": wide, "weight_decay": 0.05}, {"params": flat}]
         adam = torch.optim.AdamW(groups, lr=_PEAK, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
         self.optimizers: dict[str, torch.optim.Optimizer] = {"language_model": adam}
-        self.untold = _UNTOLD if self.config.untold is not None else 0.0
+        self.untold_share = _UNTOLD if self.config.untold is not None else 0.0
         self.average: Average | None = Average(self.model, 0.999)
 
     def step(self, step: int, random: np.random.Generator) -> dict[str, float]:
-        how: dict[str, Any] = {"pace": self.pace, "read": self.read, "untold_share": self.untold}
-        rows = pack_rows(self.train, self.config, self.schedule.batch, random, **how)
+        rows = pack_rows(
+            self.train,
+            self.config,
+            self.schedule.batch,
+            random,
+            pace=self.pace,
+            read=self.read,
+            untold_share=self.untold_share,
+        )
         shown = noisy(rows, self.config, random).to(self.device)
         rows = rows.to(self.device)
         adam = self.optimizers["language_model"]
