@@ -11,8 +11,9 @@ longer than the products. PyTorch's compiler avoids it with operators that take 
 Ordered weights are copies, and the originals are only read to make one: as a `Kernel` they need not be in memory.
 
 All take [B, rows, channels] that holds the context, and return [B, rows', out]. The order depends on the length of the
-input (in steps: two orders at most were seen per layer); a wrong one would be put right at every call, slowly. So each
-new length is asked for its order, and each order is packed at its first use. Safe to call from several threads.
+input (in steps: two orders at most were seen per layer), in few layers also on the number of threads; a wrong one would
+be put right at every call, slowly. So each new length is asked for its order, and each order is packed at its first
+use. Safe to call from several threads.
 """
 
 from __future__ import annotations
@@ -116,17 +117,18 @@ class _Ordered:
 
     def __init__(self, kernel: Tensor | Kernel, stride: int, dilation: int, dtype: torch.dtype) -> None:
         self._kernel, self._form = Kernel.of(kernel), (stride, dilation, dtype)
-        self._by_length: dict[tuple[int, int], Any] = {}
+        self._by_length: dict[tuple[int, int, int], Any] = {}
         self._by_order: dict[bytes, Any] = {}
 
     def _for(self, batch: int, length: int) -> Any:
-        found = self._by_length.get((batch, length))
+        key = batch, length, torch.get_num_threads()
+        found = self._by_length.get(key)
         if found is None:
             with _LOCK:
-                order = _order(self._kernel.shape, *self._form, batch, length)
+                order = _order(self._kernel.shape, *self._form, *key)
                 if order not in self._by_order:
                     self._by_order[order] = self._pack(batch, length)
-                found = self._by_length[batch, length] = self._by_order[order]
+                found = self._by_length[key] = self._by_order[order]
         return found
 
     def _pack(self, batch: int, length: int) -> Any:
@@ -269,8 +271,10 @@ def _packed(kernel: Tensor, stride: int, dilation: int, batch: int, length: int)
 
 
 @functools.lru_cache(maxsize=4096)
-def _order(shape: tuple[int, ...], stride: int, dilation: int, dtype: torch.dtype, batch: int, length: int) -> bytes:
-    """What tells the order of such weights for such an input: how it lays out a pattern."""
+def _order(
+    shape: tuple[int, ...], stride: int, dilation: int, dtype: torch.dtype, batch: int, length: int, threads: int
+) -> bytes:
+    """What tells the order of such weights for such an input and the caller's `threads`: how it lays out a pattern."""
     count = shape[0] * shape[1] * shape[2]
     pattern = torch.arange(-125, 126).to(dtype).repeat(-(-count // 251))[:count].view(shape)
     packed = _packed(pattern, stride, dilation, batch, length)
