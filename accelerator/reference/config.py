@@ -162,22 +162,16 @@ class DACDecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ISTFTDecoderConfig:
-    """Vocos decoder: ConvNeXt blocks at the latent rate, then an inverse STFT. `n_fft` is 4 hops.
-
-    postfilter: by how much the head's weights emphasise formants: see `training.postfilter`.
-    """
+    """Vocos decoder: ConvNeXt blocks at the latent rate, then an inverse STFT. `n_fft` is 4 hops."""
 
     dim: int
     layers: int
     ffn_dim: int
     hop: int
     n_fft: int
-    postfilter: float = 0.0
     kind: Literal["istft"] = "istft"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.postfilter) and self.postfilter >= 0):
-            raise ReferenceEngineError(f"postfilter must be 0 or more, not {self.postfilter!r}")
         if self.n_fft != 4 * self.hop:
             raise ReferenceEngineError("n_fft must be four hops: the window's overlap is then constant")
 

@@ -12,7 +12,6 @@ from accelerator.reference.training.codec import CodecTask, adopt, encoding, tra
 from accelerator.reference.training.corpus import Clip, open_corpus
 from accelerator.reference.training.loop import Schedule
 from accelerator.reference.training.pause import Pause
-from accelerator.reference.training.postfilter import LOWEST, matrix, stretch
 from accelerator.reference.training.quantizer import Usage, quantize
 from accelerator.reference.training.spectra import log_mel, mel_bands, reconstruction_loss
 from accelerator.reference.training.tokens import encode, open_tokens, tokenize
@@ -195,38 +194,3 @@ def test_batches_hold_sound(work):
     rows = task._batch(task.clips, task.lengths, np.random.default_rng(0))
     assert rows.shape == (3, task.segment)
     assert (np.abs(rows).max(1) > 0.1).all()
-
-
-def test_a_postfilter_stretches_the_cepstra_of_formants_and_nothing_else(work):
-    decoder = random_weights(SMALL, 0)[1].decoder
-    x = torch.randn(1, 5, SMALL.codec.decoder.dim)
-    before = decoder.head(x)
-    stretch(decoder, 16_000, 1.25)
-    after = decoder.head(x)
-    bins = SMALL.codec.decoder.n_fft // 2 + 1
-    assert after[..., bins:].equal(before[..., bins:]), "phases stay"
-    cepstra = [torch.fft.irfft(y[..., :bins]) for y in (before, after)]
-    torch.testing.assert_close(cepstra[1][..., LOWEST:41], 1.25 * cepstra[0][..., LOWEST:41], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(cepstra[1][..., 41:320], cepstra[0][..., 41:320], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(cepstra[1][..., :LOWEST], cepstra[0][..., :LOWEST], atol=1e-5, rtol=1e-4)
-    stretch(decoder, 16_000, 1 / 1.25)
-    torch.testing.assert_close(decoder.head(x), before, atol=1e-5, rtol=1e-4)
-
-
-def test_a_postfilter_is_in_the_packed_codec_and_taken_back_before_it_learns_on(work):
-    config = replace(SMALL, codec=replace(SMALL.codec, decoder=replace(SMALL.codec.decoder, postfilter=0.2)))
-    train_codec(work, steps=2, batch=2, threads=1, config=config, pause=Pause(None))
-    plain, filtered = trained_codec(work, SMALL), trained_codec(work, config)
-    bins = config.codec.decoder.n_fft // 2 + 1
-    change = matrix(config.codec.decoder.n_fft, 16_000, 1.2).float()
-    expected = change @ plain.decoder.head.weight[:bins]
-    torch.testing.assert_close(filtered.decoder.head.weight[:bins], expected, atol=1e-5, rtol=1e-4)
-    save_weights(work / "voice.safetensors", config, random_weights(config, 0)[0], filtered)
-    (work / "codec" / "checkpoint.pt").unlink()
-    adopt(work, work / "voice.safetensors", config)
-    torch.testing.assert_close(
-        trained_codec(work, SMALL).decoder.head.weight, plain.decoder.head.weight, atol=1e-5, rtol=1e-4
-    )
-    torch.testing.assert_close(
-        trained_codec(work, config).decoder.head.weight, filtered.decoder.head.weight, atol=1e-5, rtol=1e-4
-    )

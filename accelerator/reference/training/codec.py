@@ -22,14 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from ..codec import Codec, ISTFTDecoder, STFTEncoder, VectorQuantizer
-from ..config import EngineConfig, ISTFTDecoderConfig
+from ..config import EngineConfig
 from ..convolution import ConvNeXtBlock
 from ..errors import ReferenceEngineError
 from ..weights import load_weights, random_weights
 from .corpus import Corpus, open_corpus
 from .discriminator import SpectralDiscriminator, discriminator_loss, generator_losses
 from .loop import Average, Checkpoint, Schedule, cosine, run
-from .postfilter import stretch
 from .quantizer import Quantized, Usage, quantize
 from .spectra import SCALES, reconstruction_loss
 from .voice import VOICE
@@ -91,7 +90,7 @@ def train_decoder(
 
 
 def trained_codec(work: Path, config: EngineConfig = VOICE, *, unfinished: bool = False) -> Codec:
-    """The averaged weights, frozen; with the decoder of `train_decoder`, if there is one, and the postfilter.
+    """The averaged weights, frozen; with the decoder of `train_decoder`, if there is one.
 
     Raises ReferenceEngineError before a schedule's end, unless `unfinished`.
     """
@@ -101,32 +100,20 @@ def trained_codec(work: Path, config: EngineConfig = VOICE, *, unfinished: bool 
     codec.load_state_dict(later.averaged(unfinished=unfinished) if later.path.is_file() else state)
     if not all(tensor.equal(state[name]) for name, tensor in encoding(codec).items()):
         raise ReferenceEngineError(f"{later.path} belongs to another codec: train the decoder again")
-    _postfilter(codec, 1 + _emphasis(config))
     return codec
-
-
-def _emphasis(config: EngineConfig) -> float:
-    decoder = config.codec.decoder
-    return decoder.postfilter if isinstance(decoder, ISTFTDecoderConfig) else 0.0
-
-
-def _postfilter(codec: Codec, factor: float) -> None:
-    if isinstance(codec.decoder, ISTFTDecoder) and factor != 1:
-        stretch(codec.decoder, codec.config.sample_rate, factor)
 
 
 def adopt(work: Path, voice: Path, config: EngineConfig = VOICE) -> Path:
     """Take a packed voice's codec for the trained one, and answer the checkpoint.
 
-    What comes before its codes stays, and its postfilter is taken back. Its decoder may have fewer blocks than `config`
-    asks for: further ones begin as none. It may lag less, by a few hops: the first layer then looks further back, as
-    far as its kernel reaches. Raises ReferenceEngineError where anything else differs, or if there is a trained codec.
+    What comes before its codes stays. Its decoder may have fewer blocks than `config` asks for: further ones begin as
+    none. It may lag less, by a few hops: the first layer then looks further back, as far as its kernel reaches. Raises
+    ReferenceEngineError where anything else differs, or if there is a trained codec.
     """
     path = work / "codec" / "checkpoint.pt"
     if path.is_file():
         raise ReferenceEngineError(f"there is {path} already")
-    before, _, own = load_weights(voice)
-    _postfilter(own, 1 / (1 + _emphasis(before)))
+    own = load_weights(voice)[2]
     codec = random_weights(config, 0)[1]
     state, blocks = own.state_dict(), "decoder.blocks."
     later, rest = divmod(config.codec.lag - own.config.lag, config.codec.decoder.hop)
