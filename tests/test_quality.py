@@ -80,6 +80,26 @@ def test_errors_are_compared_with_pytorchs_sentence_by_sentence(result: dict[str
     assert "0.0 % [0.0, 0.0]" in table
 
 
+def test_a_sentence_may_be_drawn_several_times(voice: Path, result: dict[str, Any], fast: Any, exports: Path) -> None:
+    options = QualityOptions(voice=voice, precisions=("fp32",), sentences=6, how=("name",), cache_dir=exports, draws=2)
+    heard = iter(["a b"] * 6 + ["a b", "nothing that was ever said"] * 6 + ["a b"] * 12)  # flite, PyTorch, the export
+    drawn = run(options, say=say, recognise=lambda audio: next(heard), report=lambda line: None)
+    flite, pytorch, export = drawn["rows"]
+    assert (flite["sentences"], pytorch["sentences"]) == (6, 6)
+    assert flite["word_error_rate"] == result["rows"][0]["word_error_rate"]
+    assert len(flite["scores"]) == 6
+    scores = pytorch["scores"]
+    assert [score["text"] for score in scores] == [text for text in held_out()[30:36] for _ in range(2)]
+    assert [score["heard"] for score in scores] == ["a b", "nothing that was ever said"] * 6
+    assert scores[0]["distortion"] != scores[1]["distortion"], "another seed"
+    assert scores[0]["distortion"] == result["rows"][1]["scores"][0]["distortion"], "and the first one is the same"
+    wrong, said = (sum(score[figure] for score in scores) for figure in ("errors", "words"))
+    assert pytorch["word_error_rate"][0] == pytest.approx(wrong / said, abs=1e-4)
+    fewer = sum(e["errors"] - p["errors"] for e, p in zip(export["scores"], scores, strict=True)) / said
+    assert export["minus_pytorch"][0] == pytest.approx(fewer, abs=1e-4)
+    assert "6 held-out sentences, said 2 times by each voice but flite, speakers ann, bob" in to_markdown(drawn)
+
+
 def test_the_command(voice: Path, fast: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from accelerator.reference import measures
 
@@ -92,11 +112,13 @@ def test_the_command(voice: Path, fast: Any, monkeypatch: pytest.MonkeyPatch, tm
     assert json.loads((tmp_path / "q.json").read_text())["sentences"] == 2
     assert (tmp_path / "q.md").read_text().strip() == done.stdout.strip()
     assert CliRunner().invoke(app, [*args, "--engine", "fish-speech"]).exit_code == 2
+    assert CliRunner().invoke(app, ["bench", "--draws", "2"]).exit_code == 2
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"draws": 0}, InvalidOption, "draws must be at least 1, not 0"),
         ({"sentences": 1000}, InvalidOption, "there are 120 held-out sentences, not 1000"),
         ({"voice": Path("/nowhere")}, EngineError, "cannot read the weights"),
     ],

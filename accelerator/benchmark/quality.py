@@ -43,7 +43,9 @@ _LANGUAGE_MODEL = "text2semantic"
 @dataclass(frozen=True, kw_only=True)
 class QualityOptions:
     """voice: a file of `ReferenceEngine.save`; None is the bundled one. recipes: of `CANDIDATES`, as further arms.
-    sentences: of the held-out list. how: the ways in which a speaker is chosen."""
+    sentences: of the held-out list. how: the ways in which a speaker is chosen. draws: how often an arm says each
+    sentence, with another seed each time: it samples, and what it happens to draw moves its figures more than what a
+    precision rounds."""
 
     voice: Path | None = None
     precisions: tuple[str, ...] = PRECISIONS
@@ -52,11 +54,13 @@ class QualityOptions:
     how: tuple[str, ...] = HOW
     cache_dir: Path | None = None
     seed: int = 0
+    draws: int = 1
 
     def __post_init__(self) -> None:
         check_names(self.recipes)
-        if self.sentences < 1:
-            raise InvalidOption(f"sentences must be at least 1, not {self.sentences}")
+        for name in ("sentences", "draws"):
+            if getattr(self, name) < 1:
+                raise InvalidOption(f"{name} must be at least 1, not {getattr(self, name)}")
         if unknown := set(self.how) - set(HOW):
             raise InvalidOption(f"a speaker is chosen by {' or '.join(HOW)}, not by {', '.join(sorted(unknown))}")
 
@@ -104,7 +108,7 @@ def run(
     for arm, voice in _arms(engine, options):
         for how in options.how:
             start = time.perf_counter()
-            audio = [_spoken(voice, utterance, how, options.seed) for utterance in utterances]
+            audio = [_spoken(voice, u, how, options.seed + draw) for u in utterances for draw in range(options.draws)]
             seconds = time.perf_counter() - start
             scores = judge.scores(audio)
             row = judge.row({**arm, "how": how}, audio, pytorch.get(how), scores)
@@ -119,6 +123,7 @@ def run(
         "speakers": list(engine.speakers),
         "sentences": len(utterances),
         "seed": options.seed,
+        "draws": options.draws,
         "rows": rows,
     }
 
@@ -126,8 +131,8 @@ def run(
 def to_markdown(result: dict[str, Any]) -> str:
     """The table, with 95 % intervals."""
     lines = [
-        f"{result['sentences']} held-out sentences, speakers {', '.join(result['speakers'])}; in brackets 95 % "
-        "intervals of a bootstrap over sentences.",
+        f"{result['sentences']} held-out sentences, {_times(result['draws'])}speakers {', '.join(result['speakers'])}; "
+        "in brackets 95 % intervals of a bootstrap over sentences.",
         "",
         "| voice | speaker by | word error rate | more than PyTorch's | mel-cepstral distortion | right speaker |",
         "|---|---|---|---|---|---|",
@@ -154,17 +159,19 @@ class _Judge:
     def scores(self, audio: Sequence[np.ndarray]) -> list[Score]:
         from ..reference.measures import scored
 
+        draws = len(audio) // len(self._utterances)
+        said = [(str(index), utterance) for index, utterance in enumerate(self._utterances) for _ in range(draws)]
         return [
             scored(
                 clip,
                 utterance.original,
-                name=str(index),
+                name=name,
                 speaker=utterance.speaker,
                 text=utterance.text,
                 recognise=self._recognise,
                 speakers=self._speakers,
             )
-            for index, (clip, utterance) in enumerate(zip(audio, self._utterances, strict=True))
+            for clip, (name, utterance) in zip(audio, said, strict=True)
         ]
 
     def row(
@@ -177,13 +184,15 @@ class _Judge:
         from ..reference.measures import bootstrap, summarise
 
         scores = scores or self.scores(audio)
+        draws = len(scores) // len(self._utterances)
         more = None
         if pytorch is not None:  # of the same sentences, so that their difficulty cancels out
             table = np.array([[s.errors - p.errors, s.words] for s, p in zip(scores, pytorch, strict=True)], float)
-            more = bootstrap(table, lambda rows: rows[:, 0].sum() / rows[:, 1].sum(), self._seed)
+            table = table.reshape(-1, draws, 2)
+            more = bootstrap(table, lambda rows: rows[..., 0].sum() / rows[..., 1].sum(), self._seed)
         return {
             **arm,
-            **summarise(scores, self._seed),
+            **summarise(scores, self._seed, draws),
             "minus_pytorch": more,
             "audio_s": sum(map(len, audio)) / 16_000,
             "scores": [asdict(score) for score in scores],
@@ -270,6 +279,10 @@ def _told(row: dict[str, Any]) -> str:
         f"{row['backend']} {row['precision']}, speakers by {row['how']}: word error rate "
         f"{_percent(row['word_error_rate'])}, right speaker {_percent(row['right_speaker'])}"
     )
+
+
+def _times(draws: int) -> str:
+    return "" if draws == 1 else f"said {draws} times by each voice but flite, "
 
 
 def _percent(figure: Sequence[float]) -> str:

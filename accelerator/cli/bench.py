@@ -57,6 +57,10 @@ def bench(
         int | None,
         typer.Option("--sentences", min=1, help="Held-out sentences. [120 with --quality, 12 with --recipes]"),
     ] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option("--draws", min=1, help="With --quality: how often each sentence is said, by other seeds. [1]"),
+    ] = None,
     serving: Annotated[
         bool, typer.Option("--serving", help="Measure batches, streams, voices, long text, callers and memory.")
     ] = False,
@@ -87,6 +91,8 @@ def bench(
     if llama_cpp and (quality or recipes or serving or svg is not None):
         other = "--quality" if quality else "--recipes" if recipes else "--serving" if serving else "--svg"
         raise typer.BadParameter(f"--llama-cpp prints a table of its own, without {other}", param_hint="--llama-cpp")
+    if draws is not None and not quality:
+        raise typer.BadParameter("only --quality draws several times", param_hint="--draws")
     if recipe and not (quality or recipes):
         raise typer.BadParameter("only --quality and --recipes have recipes", param_hint="--recipe")
     if quality or recipes:
@@ -98,7 +104,7 @@ def bench(
         of_voice: dict[str, Any] = {"voice": voice, "recipes": tuple(recipe) if recipe else None}
         of_voice |= {"sentences": sentences, "cache_dir": cache_dir}
         if quality:
-            of_voice |= {"precisions": tuple(p.value for p in precision) if precision else None}
+            of_voice |= {"precisions": tuple(p.value for p in precision) if precision else None, "draws": draws}
         _of_a_voice(out, "quality" if quality else "recipes", _known(of_voice), json, markdown)
         return
     if (scenario or full) and not serving:

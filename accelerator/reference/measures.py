@@ -77,14 +77,15 @@ def scored(
     )
 
 
-def summarise(scores: Sequence[Score], seed: int = 0) -> dict[str, Any]:
-    """Each figure as (value, low, high)."""
+def summarise(scores: Sequence[Score], seed: int = 0, draws: int = 1) -> dict[str, Any]:
+    """Each figure as (value, low, high). draws: scores of a sentence, which follow each other."""
     table = np.array([[s.errors, s.words, s.distortion, s.nearest == s.speaker] for s in scores], dtype=np.float64)
+    table = table.reshape(-1, draws, table.shape[1])  # what belongs to a sentence is drawn together
     return {
-        "sentences": len(scores),
-        "word_error_rate": bootstrap(table, lambda rows: rows[:, 0].sum() / rows[:, 1].sum(), seed),
-        "distortion_db": bootstrap(table, lambda rows: rows[:, 2].mean(), seed),
-        "right_speaker": bootstrap(table, lambda rows: rows[:, 3].mean(), seed),
+        "sentences": len(table),
+        "word_error_rate": bootstrap(table, lambda rows: rows[..., 0].sum() / rows[..., 1].sum(), seed),
+        "distortion_db": bootstrap(table, lambda rows: rows[..., 2].mean(), seed),
+        "right_speaker": bootstrap(table, lambda rows: rows[..., 3].mean(), seed),
     }
 
 

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 import soundfile
 
-from accelerator.reference.measures import Recogniser, Speakers, bootstrap, cepstra, distortion, errors, scored, words
+from accelerator.reference.measures import (
+    Recogniser,
+    Score,
+    Speakers,
+    bootstrap,
+    cepstra,
+    distortion,
+    errors,
+    scored,
+    summarise,
+    words,
+)
 from accelerator.reference.training.corpus import flite
 
 
@@ -35,6 +46,14 @@ def test_intervals_hold_the_figure_and_shrink_with_the_number_of_sentences():
     more = bootstrap(np.tile([[1.0], [2.0], [3.0]], (30, 1)), lambda rows: rows.mean())
     assert more[0] == 2.0
     assert more[2] - more[1] < 0.5 * (high - low)
+
+
+def test_what_is_said_again_tells_no_more_of_other_sentences():
+    once = [Score("x", "ann", "a b", "a", 2, e, float(e), "ann" if e else "bob") for e in (0, 1, 2, 0, 2, 1)]
+    twice = [score for score in once for _ in range(2)]
+    assert summarise(twice, draws=2) == summarise(once)
+    assert summarise(twice)["sentences"] == 12
+    assert summarise(twice)["word_error_rate"] != summarise(once)["word_error_rate"], "narrower, and wrong"
 
 
 def test_distortion_is_of_the_spectrum_not_of_time_or_level():
