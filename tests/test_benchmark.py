@@ -395,6 +395,20 @@ def test_pytorch_arms_run_what_the_adapter_says(
             arm.call("text2semantic")
 
 
+def test_digests_of_a_checkpoint_go_where_the_exports_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def opened(engine: str, path: Any, **options: Any) -> FakeAdapter:
+        given.update(options)
+        return FakeAdapter()
+
+    monkeypatch.setattr(the_arms, "adapter_from_checkpoint", opened)
+    plan = Plan.of(replace(QUICK, engine="fish-speech", checkpoint=tmp_path, cache_dir=tmp_path / "cache"))
+    the_arms.open_adapter(plan, tmp_path, dtype="bf16")
+    assert given["cache"].root == tmp_path / "cache"
+    assert given["dtype"] == "bf16"
+
+
 def test_a_precision_that_the_proof_rejected_is_not_compared() -> None:
     report = {"precision": "int4", "kl": 0.3, "bar": {"kl": 0.15}}
     part = {"reason": "", "exports": {"text2semantic": {"precision": "int8", "rejected": [report]}}}

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..cache import ContentCache
 from ..decode import StepTimes
 from ..engines import adapter_for, adapter_from_checkpoint
 from ..engines.base import Adapter, Call, torch_threads
@@ -189,7 +190,9 @@ def open_adapter(plan: Plan, weights: Path | None, **options: Any) -> Adapter:
             return adapter_for(load(plan.size) if weights is None else load(path=weights))
         except ReferenceEngineError as error:
             raise EngineError(str(error)) from error
-    return adapter_from_checkpoint(plan.options.engine, weights, **{**options, **plan.options.engine_options})
+    cache = ContentCache(plan.options.cache_dir)  # digests of the checkpoint's files go where the exports are
+    given = {**options, **plan.options.engine_options}
+    return adapter_from_checkpoint(plan.options.engine, weights, cache=cache, **given)
 
 
 def _shipped_adapter(plan: Plan, weights: Path | None) -> Adapter:
