@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +77,19 @@ def speak(decoder: DualARDecoder, adapter: Any, count: int, batching: Any, frame
     return [np.stack(own) for own in taken]
 
 
-def test_prompts_and_large_batches_are_for_the_wide_graphs(decoder: DualARDecoder, adapter: Any, runs: Any) -> None:
-    assert decoder._wide_rows == (4 if "amx_int8" in detect().isa else 8)
-    speak(decoder, adapter, 8, "on", frames=12)
+@pytest.mark.parametrize("amx", [True, False])
+def test_prompts_and_with_amx_large_batches_are_for_the_wide_graphs(
+    both: dict[str, Path], adapter: Any, runs: Any, amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = replace(detect(), isa=("avx512_vnni", "amx_int8") if amx else ("avx512_vnni",))
+    monkeypatch.setattr(dual_ar, "detect", lambda: here)
+    speak(load_language_model(both, SessionOptions()), adapter, 8, "on", frames=12)
     for name, rows, length in runs:
         if length > 2:
             assert (name, rows) == ("wide_slow", 1), "a prompt"
         else:
-            assert name.startswith("wide_") == (rows >= decoder._wide_rows), "a step"
-    widths = {rows for name, rows, length in runs if name == "wide_slow" and length == 1}
-    assert widths
-    assert min(widths) >= decoder._wide_rows
+            assert name.startswith("wide_") == (amx and rows >= 4), "a step"
+    assert max(rows for _, rows, length in runs if length == 1) == 8
 
 
 def test_what_must_be_invariant_never_changes_its_graph(decoder: DualARDecoder, adapter: Any, runs: Any) -> None:

@@ -56,7 +56,7 @@ def language_model_components(
     weights: called while exporting only. trace: PyTorch's answers, recorded once and kept for all precisions. dtype:
     what the engine computes in, "fp32" or "bf16"; an engine that rounds to bfloat16 cannot be matched to float32's bar.
     wide: whether a quantized export has both graphs once more, in integers by rows, which run prompts twice as fast
-    with AVX512-VNNI and several times with AMX, and large batches faster, too. None asks this machine.
+    with AVX512-VNNI and several times with AMX, with which large batches are faster, too. None asks this machine.
     recipes: what each precision means; another one than the shipped makes other exports, held to the same bars.
     """
     config = spec.to_dict()
@@ -173,7 +173,7 @@ def load_language_model(paths: Mapping[str, Path], options: SessionOptions) -> D
     with huge_pages():  # a step reads all weights
         slow, fast, *wide = (Session(directory / f"{name}.onnx", options) for name in names)
     pair = (wide[0], wide[1]) if wide else None
-    rows = 4 if "amx_int8" in detect().isa else ROWS  # from which a step of the wide graphs is the faster one
+    rows = 4 if "amx_int8" in detect().isa else ROWS + 1  # from which a step of the wide graphs is the faster one
     return DualARDecoder(spec, slow, fast, Embeddings(paths[EMBEDDINGS], spec), wide=pair, wide_rows=rows)
 
 

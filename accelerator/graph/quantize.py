@@ -69,7 +69,7 @@ RECIPES = {
     # seventh faster, but a divergence of 1.02 nats on a random S1-mini (whose logits are peaked) fails the proof.
     "int4": Recipe(bits=4, block=64, symmetric=False, fit="clipped", head_bits=8, head_block=64, kv_bits=8),
 }
-# For prompts and large batches on processors that add up products of int8 (VNNI, AMX).
+# For prompts on processors that add up products of int8 (VNNI, AMX), and with AMX for large batches.
 BY_ROW = Recipe(bits=8, block=WHOLE_ROWS, head_bits=8, head_block=128, kv_bits=8)
 
 
