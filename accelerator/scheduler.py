@@ -161,7 +161,7 @@ class DualARDecoder:
         fast: Session,
         embeddings: Embeddings,
         *,
-        wide: tuple[Session, Session] | None = None,
+        wide: tuple[Session, Session | None] | None = None,
         wide_rows: int = 4,
         rows: int = ROWS,
         cache_bytes: int = CACHE_BYTES,
@@ -171,7 +171,7 @@ class DualARDecoder:
 
         They wait, too, while the key-value caches of all would need more than `cache_bytes`. wide: slow and fast in
         weights that suit matrices better than vectors, for prompts and for runs of at least `wide_rows` rows whose
-        rounding nobody minds.
+        rounding nobody minds; without the fast one for prompts only.
         """
         self.spec, self.embeddings, self.limit = spec, embeddings, rows
         self._cache_bytes = cache_bytes
@@ -393,7 +393,8 @@ class DualARDecoder:
 
     def _is_wide(self, rows: Sequence[_Row | _Other]) -> bool:
         """Whether a run of these rows is one for the wide graphs: enough of them, and none that must be invariant."""
-        return len(rows) >= self._wide_rows and all(row.batching == "on" for row in rows)
+        both = self._wide is not None and self._wide[1] is not None
+        return both and len(rows) >= self._wide_rows and all(row.batching == "on" for row in rows)
 
     def _draw(self, lane: _Lane) -> None:
         """Draw the next frame of every row from what the slow model answered."""

@@ -21,7 +21,7 @@ from ..graph.quantize import BY_ROW, RECIPES, Recipe
 from ..hardware import detect
 from ..hardware.pages import huge_pages
 from ..proof import BARS, Bar, Trace, compare_arrays, compare_codes, compare_logits, replay
-from ..scheduler import ROWS, DualARDecoder
+from ..scheduler import DualARDecoder
 from ..session import Session, SessionOptions
 from ..tables import write_table
 
@@ -169,12 +169,13 @@ def load_language_model(paths: Mapping[str, Path], options: SessionOptions) -> D
     spec = DualARSpec.from_dict(json.loads((directory / "spec.json").read_text()))
     names = ["slow", "fast"]
     if (directory / f"{WIDE}slow.onnx").exists():
-        names += [f"{WIDE}slow", f"{WIDE}fast"]
+        names.append(f"{WIDE}slow")
+        if "amx_int8" in detect().isa:  # elsewhere they are the faster ones for prompts only
+            names.append(f"{WIDE}fast")
     with huge_pages():  # a step reads all weights
         slow, fast, *wide = (Session(directory / f"{name}.onnx", options) for name in names)
-    pair = (wide[0], wide[1]) if wide else None
-    rows = 4 if "amx_int8" in detect().isa else ROWS + 1  # from which a step of the wide graphs is the faster one
-    return DualARDecoder(spec, slow, fast, Embeddings(paths[EMBEDDINGS], spec), wide=pair, wide_rows=rows)
+    pair = (wide[0], wide[1] if len(wide) > 1 else None) if wide else None
+    return DualARDecoder(spec, slow, fast, Embeddings(paths[EMBEDDINGS], spec), wide=pair)
 
 
 class _WeightEmbeddings(Embeddings):
