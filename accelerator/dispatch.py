@@ -11,9 +11,10 @@ import numpy as np
 
 from .cache import ContentCache
 from .engines import Adapter
-from .engines.base import Bound, Pieces, Voice
-from .errors import AcceleratorError, Closed, EngineError, GenerationError, InvalidInput, Overloaded
+from .engines.base import Bound, Pieces, Utterer, Voice
+from .errors import AcceleratorError, Closed, EngineError, GenerationError, InvalidInput, InvalidOption, Overloaded
 from .metrics import Meter, measuring
+from .pool import PoolSpeaker
 from .routing import Route
 from .segments import Segment
 from .speaking import Speaker
@@ -37,9 +38,11 @@ class Dispatcher:
         *,
         split_text: bool,
         queue_size: int,
+        workers: Callable[[], int] = lambda: 1,
     ) -> None:
+        """workers: how many segments a feed-forward engine speaks at once."""
         self._adapter, self._bound, self._routes, self._cache = adapter, bound, routes, cache
-        self._split_text, self._queue_size = split_text, queue_size
+        self._split_text, self._queue_size, self._workers = split_text, queue_size, workers
         self._lock = threading.Lock()
         self._requests = 0  # being spoken or waiting
         self._voices: VoiceStore | None = None
@@ -49,6 +52,13 @@ class Dispatcher:
         """The engine's stages one by one, if this request is spoken through them."""
         pieces = self._stages()
         return pieces if pieces is not None and pieces.takes(request) else None
+
+    def knows_voices(self, request: SpeechRequest) -> bool:
+        """Whether a voice may be asked for by name."""
+        return self._utterer() is not None or self.pieces(request) is not None
+
+    def _utterer(self) -> Utterer | None:
+        return getattr(self._bound, "utterer", None)
 
     def _stages(self) -> Pieces | None:
         return getattr(self._bound, "pieces", None)
@@ -109,6 +119,25 @@ class Dispatcher:
         """How the routed engine speaks a request: through its stages, or as a whole."""
 
         def speak(request: SpeechRequest) -> Iterator[AudioChunk]:
+            segments = None if self._split_text else [Segment(request.text, 0.0, 0)]
+            utterer = self._utterer()
+            if utterer is not None:
+                if request.reference is not None:
+                    raise InvalidOption(f"{self._adapter.name} imitates nobody: leave reference_audio out")
+                pool = PoolSpeaker(
+                    utterer,
+                    request,
+                    Voice() if request.voice is None else utterer.named_voice(request.voice),
+                    self._adapter.sample_rate,
+                    meter,
+                    workers=self._workers(),
+                    streaming=streaming,
+                    segments=segments,
+                    cancelled=cancelled.is_set,
+                )
+                meter.segments = pool.progress
+                yield from pool.speak()
+                return
             pieces = self._stages()
             if pieces is None:
                 yield from self._bound.stream(request)
@@ -124,7 +153,7 @@ class Dispatcher:
                 self._adapter.sample_rate,
                 meter,
                 streaming=streaming,
-                segments=None if self._split_text else [Segment(request.text, 0.0, 0)],
+                segments=segments,
                 cancelled=cancelled.is_set,
             )
             meter.segments = speaker.progress

@@ -122,6 +122,7 @@ class UniversalOptimizer:
             lambda: self._get_loader().cache,
             split_text=split_text,
             queue_size=queue_size,
+            workers=self._workers,
         )
 
     @classmethod
@@ -297,6 +298,11 @@ class UniversalOptimizer:
         for route in self._routes.values():
             route.close()
 
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """What calling the engine answers, by the replaced parts, for engines that are called."""
+        self._check_open()
+        return self._bound.engine(*args, **options)
+
     def __enter__(self) -> UniversalOptimizer:
         return self
 
@@ -353,7 +359,7 @@ class UniversalOptimizer:
         self._check_open()
         meter, cancelled = Meter(), threading.Event()
         request = replace(self._request(text, audio, reference_text, sampling, meter), voice=voice)
-        if voice is not None and (audio is not None or self._dispatcher.pieces(request) is None):
+        if voice is not None and (audio is not None or not self._dispatcher.knows_voices(request)):
             raise InvalidOption(
                 "voice and reference_audio both name a voice: give one of them"
                 if audio is not None
@@ -426,6 +432,10 @@ class UniversalOptimizer:
                     progress=settings.progress,
                 )
             return self._loader
+
+    def _workers(self) -> int:
+        """Segments of a feed-forward engine that are spoken at once: one for each core that may be used."""
+        return self._settings.threads or self._get_loader().profile.usable_cores
 
     def _maybe_release(self) -> None:
         """Drop PyTorch's weights once every part has its session."""

@@ -18,7 +18,7 @@ LAYERS = (
     ("graph", "tables", "session", "tracing", "proof", "export"),
     ("decode", "prefixes", "scheduler", "voices"),
     ("engines",),
-    ("loader", "routing", "speaking", "stream", "dispatch", "optimizer"),
+    ("loader", "routing", "speaking", "pool", "stream", "dispatch", "optimizer"),
     ("cli", "server", "benchmark", "demo", "__main__"),
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
@@ -41,6 +41,7 @@ HOMES = {
     "click": ("cli",),
     "rich": ("cli",),
     "fish_speech": ("engines",),
+    "transformers": ("engines",),
     "inflect": ("reference",),
     "pocketsphinx": ("reference",),
     "regex": ("segments",),

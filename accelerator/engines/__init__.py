@@ -16,8 +16,9 @@ __all__ = ["ADAPTERS", "CHECKPOINTS", "Adapter", "Bound", "Part", "adapter_for",
 ADAPTERS = {
     "accelerator.reference.engine.ReferenceEngine": "accelerator.engines.reference:ReferenceAdapter",
     "fish_speech.inference_engine.TTSInferenceEngine": "accelerator.engines.fish_speech:FishSpeechAdapter",
+    "transformers.pipelines.text_to_audio.TextToAudioPipeline": "accelerator.engines.vits:adapter",
 }
-"""Qualified type name -> "module:Class". A class is called with the engine; any base class of the engine may match."""
+"""Qualified type name -> "module:callable". It is called with the engine; any base class of the engine may match."""
 
 CHECKPOINTS = {
     "fish-speech": "accelerator.engines.fish_speech:FishSpeechAdapter",

@@ -3,6 +3,7 @@
     Part      one stage with two implementations: PyTorch's own, and the one made from exported components
     Adapter   an engine's parts, and a copy of the engine that calls whatever it is given instead of them
     Bound     that copy: the engine's own interface, and a uniform stream of audio
+    Utterer   a feed-forward engine's way to speak a piece of text in one go: long texts are then spoken by a pool
     Pieces    an autoregressive codec engine's stages, to be called one by one: long texts are then spoken segment by
               segment, several at once, and audio comes while frames are still being drawn
 
@@ -29,7 +30,7 @@ from ..scheduler import Batching
 from ..session import SessionOptions
 from ..speech import AudioChunk, SamplingParams, SpeechRequest
 
-__all__ = ["Adapter", "Bound", "Decoding", "Part", "Pieces", "Voice", "tensors_digest", "windowed"]
+__all__ = ["Adapter", "Bound", "Decoding", "Part", "Pieces", "Utterer", "Voice", "tensors_digest", "windowed"]
 
 Call = Callable[..., Any]
 
@@ -136,11 +137,30 @@ class Pieces(Protocol):
 
 
 @runtime_checkable
+class Utterer(Protocol):
+    """What `say` runs on are the routed parts, which count to the current meter. Safe to call from several threads."""
+
+    comfortable: int  # letters of a segment, and at most: see `segments.split`
+    longest: int
+
+    def named_voice(self, name: str) -> Voice:
+        """A voice the engine knows. Raises InvalidOption."""
+        ...
+
+    def say(self, text: str, voice: Voice, sampling: SamplingParams, *, alone: bool) -> np.ndarray:
+        """A segment's audio, float32 [n]; none where it has no sound that the engine knows.
+
+        alone: nothing else is being spoken; otherwise one thread is used. Raises InvalidOption for sampling it lacks.
+        """
+        ...
+
+
+@runtime_checkable
 class Bound(Protocol):
     """A copy of the engine with its parts replaced. `engine` offers everything the original offers.
 
     It may have `pieces`, a `Pieces`: requests that these take are then not given to `stream`, and others come with
-    their voice.
+    their voice. Or it may have `utterer`, an `Utterer`, to which all requests are given.
     """
 
     engine: Any

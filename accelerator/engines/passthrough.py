@@ -76,6 +76,8 @@ class PassThroughAdapter:
         rate: Any = self.sample_rate
         if isinstance(answer, tuple) and len(answer) >= 2:
             audio, rate = (answer[1], answer[0]) if isinstance(answer[0], _NUMBER) else (answer[0], answer[1])
+        elif isinstance(answer, Mapping):
+            audio, rate = answer.get("audio"), answer.get("sampling_rate", rate)
         elif hasattr(answer, "audio"):
             audio, rate = answer.audio, getattr(answer, "sample_rate", rate)
         try:
@@ -93,6 +95,8 @@ class PassThroughAdapter:
 
 def _mono(samples: np.ndarray) -> np.ndarray:
     """Audio of one or a few channels, floats or signed integers -> float32 [n]. Raises ValueError for anything else."""
+    if not samples.ndim:
+        raise ValueError("a number is no audio")
     if samples.dtype.kind == "i":
         samples = samples / -float(np.iinfo(samples.dtype).min)
     elif samples.dtype.kind != "f":

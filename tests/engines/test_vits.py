@@ -1,0 +1,252 @@
+import dataclasses
+import json
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from accelerator import UniversalOptimizer
+from accelerator.engines import adapter_for, vits
+from accelerator.engines.base import Voice
+from accelerator.engines.passthrough import PassThroughAdapter
+from accelerator.engines.vits.traceable import attend, exportable, spline_back
+from accelerator.errors import InvalidOption, InvalidText
+from accelerator.joins import Joiner
+from accelerator.segments import split
+from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
+
+transformers = pytest.importorskip("transformers", reason="pip install transformers")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of what PyTorch will do without one day
+    from transformers.models.vits import modeling_vits
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+LONG = "The first sentence is here. And another one follows it, with a clause. " * 8
+
+
+def pipeline(folder, **options):
+    """A real VitsModel of random weights, and a tokenizer of letters."""
+    (folder / "vocab.json").write_text(json.dumps({c: i for i, c in enumerate(" abcdefghijklmnopqrstuvwxyz'-")}))
+    tokenizer = transformers.VitsTokenizer(str(folder / "vocab.json"), phonemize=False, pad_token=" ", unk_token=" ")
+    config = {
+        "vocab_size": 29,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "ffn_dim": 48,
+        "flow_size": 16,
+        "spectrogram_bins": 33,
+        "upsample_initial_channel": 32,
+        "upsample_rates": [4, 4],
+        "upsample_kernel_sizes": [8, 8],
+        "prior_encoder_num_wavenet_layers": 2,
+        "posterior_encoder_num_wavenet_layers": 1,
+        "duration_predictor_filter_channels": 32,
+        "pad_token_id": 0,
+        **options,
+    }
+    torch.manual_seed(0)
+    model = transformers.VitsModel(transformers.VitsConfig(**config)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # norms and biases that a lost one would be noticed of
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        model.decoder.conv_post.weight.mul_(0.05)  # else it clips
+        if config.get("use_stochastic_duration_prediction", True):
+            model.duration_predictor.flows[0].log_scale.fill_(0.3)
+    return transformers.pipeline("text-to-speech", model=model, tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    return pipeline(tmp_path_factory.mktemp("one"))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Three speakers, and durations that are not drawn."""
+    folder = tmp_path_factory.mktemp("many")
+    return pipeline(folder, num_speakers=3, speaker_embedding_size=8, use_stochastic_duration_prediction=False)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def fast(engine, cache):
+    with UniversalOptimizer(engine, cache_dir=cache, probe=False, threads=2) as optimizer:
+        yield optimizer.prepare()
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(np.reshape(actual, -1), np.reshape(expected, -1), atol=1e-4)
+
+
+def test_the_pipeline_answers_as_before(engine, fast):
+    transformers.set_seed(3)
+    before = engine("hello there, everybody")
+    transformers.set_seed(3)
+    after = fast("hello there, everybody")
+    assert after.keys() == before.keys()
+    assert (after["audio"].shape, after["audio"].dtype) == (before["audio"].shape, before["audio"].dtype)
+    assert after["sampling_rate"] == before["sampling_rate"]
+    close(after["audio"], before["audio"])
+    assert isinstance(fast, type(engine))
+    texts = ["hello there, everybody", "and again"]
+    transformers.set_seed(3)
+    before = engine(texts)
+    transformers.set_seed(3)
+    for one, other in zip(fast(texts), before, strict=True):
+        close(one["audio"], other["audio"])
+
+
+def test_a_seed_says_what_transformers_seed_says(engine, fast):
+    transformers.set_seed(7)
+    expected = engine("hello there, everybody")["audio"]
+    state = torch.random.get_rng_state()
+    speech = fast.synthesize("hello there, everybody", seed=7)
+    close(speech.audio, expected)
+    assert speech.sample_rate == engine.model.config.sampling_rate
+    assert speech.metrics["backends"] == {"text": "onnxruntime", "decoder": "onnxruntime"}
+    assert speech.metrics["fallback"] == []
+    assert speech.metrics["frames"] == expected.size // 16
+    assert torch.random.get_rng_state().equal(state), "the process' own random numbers are not touched"
+    other = fast.synthesize("hello there, everybody", seed=8).audio
+    assert other.shape != speech.audio.shape or np.abs(other - speech.audio).max() > 0.01
+    request = SpeechRequest("hello there, everybody", sampling=SamplingParams(seed=7))
+    close(next(fast.adapter.original(request)).audio, expected)
+
+
+def test_a_long_text_is_spoken_by_a_pool_as_one_by_one(fast):
+    speech = fast.synthesize(LONG, seed=2)
+    utterer = fast._bound.utterer
+    segments = split(LONG, comfortable=utterer.comfortable, longest=utterer.longest)
+    assert len(segments) > 2
+    assert len(speech.metrics["segments"]) == len(segments)
+    parts = [
+        ([utterer.say(s.text.strip(), Voice(), segment_seed(SamplingParams(seed=2), i), alone=True)], s.pause_s)
+        for i, s in enumerate(segments)
+    ]
+    close(speech.audio, np.concatenate(list(Joiner.join(parts, speech.sample_rate))))
+    chunks = [chunk.audio for chunk in fast.stream(LONG, seed=2)]
+    assert len(chunks) > 2
+
+
+def test_many_threads_say_what_one_says(fast):
+    texts = [f"number {'abcdefgh'[i]} is here" for i in range(8)]
+    expected = [fast.synthesize(text, seed=i).audio for i, text in enumerate(texts)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: fast.synthesize(texts[i], seed=i).audio, range(8)))
+    for one, other in zip(found, expected, strict=True):
+        close(one, other)
+
+
+def test_speakers_by_name(many, cache):
+    with UniversalOptimizer(many, cache_dir=cache, probe=False, threads=1) as fast:
+        spoken = []
+        for name in (None, "0", "2"):
+            transformers.set_seed(1)
+            options = {} if name is None else {"forward_params": {"speaker_id": int(name)}}
+            expected = many("good morning", **options)["audio"]
+            speech = fast.synthesize("good morning", voice=name, seed=1)
+            close(speech.audio, expected)
+            assert speech.metrics["backend"] == "onnxruntime"
+            transformers.set_seed(1)
+            close(fast("good morning", **options)["audio"], expected)
+            spoken.append(speech.audio)
+        assert spoken[1].shape != spoken[2].shape or np.abs(spoken[1] - spoken[2]).max() > 0.001
+        for name in ("3", "anna", "-1"):
+            with pytest.raises(InvalidOption, match="0 to 2"):
+                fast.synthesize("good morning", voice=name)
+
+
+def test_what_cannot_be_served_says_why(fast):
+    with pytest.raises(InvalidOption, match="temperature is no option of VITS"):
+        fast.synthesize("hello", temperature=0.5)
+    with pytest.raises(InvalidOption, match="one speaker"):
+        fast.synthesize("hello", voice="0")
+    with pytest.raises(InvalidOption, match="imitates nobody"):
+        fast.synthesize("hello", (0.1 * np.random.default_rng(0).standard_normal(48_000), 16_000), "hello")
+    with pytest.raises(InvalidText, match="no sound"):
+        fast.synthesize("日本語")
+
+
+@pytest.mark.parametrize("part", ["text", "decoder"])
+def test_a_part_that_fails_is_pytorchs(fast, part):
+    expected = fast.synthesize("hello there, everybody", seed=7).audio
+
+    def broken(*_, **__):
+        raise RuntimeError("no")
+
+    route = fast._routes[part]
+    route._choice = dataclasses.replace(route.choice, call=broken)
+    for text in ("hello there, everybody", LONG):
+        speech = fast.synthesize(text, seed=7)
+        assert speech.metrics["backends"][part] == "pytorch"
+        assert speech.metrics["fallback"][0]["part"] == part
+        if text != LONG:
+            close(speech.audio, expected)
+
+
+def test_what_the_graphs_do_not_say_the_engine_says(engine, fast):
+    inputs = engine.tokenizer(["hello there", "hi"], padding=True, return_tensors="pt")
+    torch.manual_seed(0)
+    expected = engine.model(**inputs)
+    torch.manual_seed(0)
+    assert fast.model(**inputs).waveform.equal(expected.waveform)
+    alone = engine.tokenizer("hello there", return_tensors="pt")
+    assert len(fast.model(**alone, output_hidden_states=True).hidden_states) == 3
+    assert isinstance(fast.model(**alone, return_dict=False), tuple)
+    with pytest.raises(NotImplementedError):
+        fast.model(**alone, labels=torch.zeros(1, 33, 4))
+
+
+def test_the_engine_stays_as_it_was(engine, fast):
+    before = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
+    exportable(engine.model)
+    after = engine.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(after[name].equal(tensor) for name, tensor in before.items())
+    assert "forward" not in vars(engine.model)
+    torch.manual_seed(0)
+    assert np.isfinite(engine("still here")["audio"]).all()
+
+
+@torch.inference_mode()
+def test_splines_are_those_of_the_engine():
+    random = torch.Generator().manual_seed(0)
+    y = 4 * torch.randn(1, 1, 400, generator=random)  # some beyond the bound
+    y[0, 0, :2] = torch.tensor([-5.0, 5.0])
+    widths, heights = (torch.randn(1, 1, 400, 10, generator=random) for _ in range(2))
+    slopes = torch.randn(1, 1, 400, 9, generator=random)
+    expected, _ = modeling_vits._unconstrained_rational_quadratic_spline(
+        y, widths, heights, slopes, reverse=True, tail_bound=5.0
+    )
+    torch.testing.assert_close(spline_back(y, widths, heights, slopes, 5.0), expected, atol=1e-4, rtol=1e-4)
+    assert (y.abs() > 5).any()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 40])
+def test_attention_is_that_of_the_engine(engine, length):
+    own = engine.model.text_encoder.encoder.layers[0].attention
+    x = torch.randn(1, length, 32, generator=torch.Generator().manual_seed(length))
+    torch.testing.assert_close(attend(own, x)[0], own(x)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_other_pipelines_pass_through(engine):
+    other = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(model_type="bark")), sample_rate=24_000)
+    assert isinstance(vits.adapter(other), PassThroughAdapter)
+    half = SimpleNamespace(
+        model=SimpleNamespace(
+            config=engine.model.config, parameters=lambda: iter([torch.zeros(1, dtype=torch.float16)])
+        )
+    )
+    assert isinstance(vits.adapter(half), PassThroughAdapter)
+    assert isinstance(adapter_for(engine), vits.VitsAdapter)

@@ -1,0 +1,144 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from accelerator.engines.base import Voice
+from accelerator.errors import GenerationError, InvalidText
+from accelerator.joins import Joiner
+from accelerator.metrics import Meter, current_meter, measuring
+from accelerator.pool import PoolSpeaker
+from accelerator.segments import Segment
+from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
+
+RATE = 8_000
+
+
+class Utterer:
+    """A tone for each segment, as long as its text, whose pitch is its seed."""
+
+    comfortable, longest = 40, 80
+
+    def __init__(self, fails=(), mute=()):
+        self.fails, self.mute = list(fails), mute
+        self.said, self.threads, self.alone = [], [], []
+        self.busy = self.most = 0
+        self.lock = threading.Lock()
+
+    def named_voice(self, name):
+        return Voice(name=name)
+
+    def say(self, text, voice, sampling, *, alone):
+        with self.lock:
+            self.busy += 1
+            self.most = max(self.most, self.busy)
+            self.said.append(text)
+            self.threads.append(threading.current_thread().name)
+            self.alone.append(alone)
+        time.sleep(0.02)
+        with self.lock:
+            self.busy -= 1
+            if text in self.fails:
+                self.fails.remove(text)
+                raise RuntimeError("broken")
+        current_meter().add_frames(1)
+        return np.zeros(0, np.float32) if text in self.mute else tone(text, sampling)
+
+
+def tone(text, sampling):
+    time = np.arange(400 * len(text)) / RATE
+    return (0.5 * np.sin(2 * np.pi * (200 + sampling.seed % 500) * time)).astype(np.float32)
+
+
+def segments(count):
+    return [Segment(f"Text {i}.", 0.2 if i + 1 < count else 0.0, 8 * i) for i in range(count)]
+
+
+def speaker(utterer, count=6, **options):
+    request = SpeechRequest("".join(s.text for s in segments(count)), sampling=SamplingParams(seed=5))
+    options = {"workers": 2, "streaming": False, "segments": segments(count), **options}
+    return PoolSpeaker(utterer, request, Voice(), RATE, Meter(), **options)
+
+
+def whole(speaker):
+    return np.concatenate([chunk.audio for chunk in speaker.speak()])
+
+
+def expected(count=6):
+    base = SamplingParams(seed=5)
+    parts = [([tone(s.text, segment_seed(base, i))], s.pause_s) for i, s in enumerate(segments(count))]
+    return np.concatenate(list(Joiner.join(parts, RATE)))
+
+
+def test_segments_are_spoken_at_once_and_heard_in_order():
+    utterer = Utterer()
+    own = speaker(utterer)
+    np.testing.assert_array_equal(whole(own), expected())
+    assert utterer.most == 2
+    assert not any(utterer.alone)
+    assert [each["state"] for each in own.progress()] == ["done"] * 6
+    assert own.progress()[2]["audio_s"] == pytest.approx(400 * 7 / RATE)
+
+
+def test_one_segment_takes_the_direct_path():
+    utterer = Utterer()
+    np.testing.assert_array_equal(whole(speaker(utterer, 1)), tone("Text 0.", SamplingParams(seed=5)))
+    assert utterer.threads == [threading.current_thread().name]
+    assert utterer.alone == [True]
+
+
+def test_a_streams_first_segment_has_all_threads():
+    utterer = Utterer()
+    own = speaker(utterer, streaming=True)
+    chunks = own.speak()
+    next(chunks)
+    assert utterer.said == ["Text 0."]
+    assert np.concatenate([c.audio for c in chunks]).size
+    assert utterer.alone == [True] + [False] * 5
+
+
+def test_a_failing_segment_is_redone_alone():
+    utterer = Utterer(fails=["Text 3."])
+    own = speaker(utterer)
+    np.testing.assert_array_equal(whole(own), expected())
+    assert [each["tries"] for each in own.progress()] == [1, 1, 1, 2, 1, 1]
+    with pytest.raises(RuntimeError, match="broken"):
+        whole(speaker(Utterer(fails=["Text 3."] * 2)))
+
+
+def test_segments_without_a_sound_are_left_out_unless_all_are():
+    audio = whole(speaker(Utterer(mute=["Text 2."])))
+    assert audio.size < expected().size
+    with pytest.raises(InvalidText, match="no sound"):
+        whole(speaker(Utterer(mute=["Text 0."]), 1))
+    with pytest.raises(InvalidText, match="no sound"):
+        whole(speaker(Utterer(mute=[s.text for s in segments(3)]), 3))
+
+
+def test_no_more_is_spoken_ahead_than_a_few_segments():
+    utterer = Utterer()
+    chunks = speaker(utterer, 40).speak()
+    next(chunks)
+    time.sleep(0.2)
+    assert len(utterer.said) <= 1 + 4
+    chunks.close()
+    time.sleep(0.1)
+    assert len(utterer.said) < 10, "what nobody will hear is not spoken"
+
+
+def test_a_cancelled_request_ends():
+    utterer, cancelled = Utterer(), threading.Event()
+    chunks = speaker(utterer, 40, cancelled=cancelled.is_set).speak()
+    next(chunks)
+    cancelled.set()
+    with pytest.raises(GenerationError, match="nobody listens"):
+        list(chunks)
+    assert len(utterer.said) < 10
+
+
+def test_threads_count_to_the_requests_meter():
+    meter = Meter()
+    with measuring(meter):
+        whole(speaker(Utterer()))
+    assert meter.frames == 6
