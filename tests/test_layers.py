@@ -41,7 +41,7 @@ HOMES = {
     "click": ("cli",),
     "rich": ("cli",),
     "fish_speech": ("engines",),
-    "transformers": ("engines",),
+    "transformers": ("engines", "benchmark"),
     "inflect": ("reference",),
     "pocketsphinx": ("reference",),
     "regex": ("segments",),

@@ -11,6 +11,7 @@
     report      Markdown                            chart     SVG
     record      when, on what and how undisturbed
     serving*    another comparison: batches, streams, voices, long text, callers and memory of one engine
+    feed_forward  VITS, and its pool of threads
     yardstick   a third: the language model's steps beside llama.cpp's, which llama_cpp drives
 
 Every arm lives in a process of its own, so that no arm's threads, allocator or memory disturb another's, and so that

@@ -71,6 +71,10 @@ def bench(
         bool,
         typer.Option("--llama-cpp", help="Measure the language model's steps beside llama.cpp, which must be there."),
     ] = False,
+    feed_forward: Annotated[
+        bool,
+        typer.Option("--feed-forward", help="Measure VITS, and long texts on a pool of threads (needs transformers)."),
+    ] = False,
     full: Annotated[bool, typer.Option("--full", help="With --serving: 10,000 words and 1,000 requests, too.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the table to this file.")] = None,
@@ -88,9 +92,11 @@ def bench(
     for target in (json, markdown, svg):
         if target is not None:
             check_target(target)
-    if llama_cpp and (quality or recipes or serving or svg is not None):
-        other = "--quality" if quality else "--recipes" if recipes else "--serving" if serving else "--svg"
-        raise typer.BadParameter(f"--llama-cpp prints a table of its own, without {other}", param_hint="--llama-cpp")
+    for own, asked in (("--llama-cpp", llama_cpp), ("--feed-forward", feed_forward)):
+        if asked and (quality or recipes or serving or svg is not None or (llama_cpp and feed_forward)):
+            other = "--quality" if quality else "--recipes" if recipes else "--serving" if serving else "--svg"
+            other = "--feed-forward" if llama_cpp and feed_forward else other
+            raise typer.BadParameter(f"{own} prints a table of its own, without {other}", param_hint=own)
     if draws is not None and not quality:
         raise typer.BadParameter("only --quality draws several times", param_hint="--draws")
     if recipe and not (quality or recipes):
@@ -106,6 +112,12 @@ def bench(
         if quality:
             of_voice |= {"precisions": tuple(p.value for p in precision) if precision else None, "draws": draws}
         _of_a_voice(out, "quality" if quality else "recipes", _known(of_voice), json, markdown)
+        return
+    if feed_forward:
+        from ..benchmark import feed_forward as vits
+
+        known = _known({"rounds": rounds, "threads": threads, "cache_dir": cache_dir, "quick": quick})
+        _print(out, vits, vits.run(vits.FeedForwardOptions(**known), report=out.note), json, markdown)
         return
     if (scenario or full) and not serving:
         raise typer.BadParameter("only --serving has scenarios", param_hint="--scenario" if scenario else "--full")
@@ -164,7 +176,10 @@ def _of_a_voice(out: Output, measured: str, given: dict[str, Any], json: Path | 
 
     measure: Any = quality if measured == "quality" else recipes
     options = (quality.QualityOptions if measured == "quality" else recipes.RecipeOptions)(**given)
-    result = measure.run(options, report=out.note)
+    _print(out, measure, measure.run(options, report=out.note), json, markdown)
+
+
+def _print(out: Output, measure: Any, result: Any, json: Path | None, markdown: Path | None) -> None:
     table = measure.to_markdown(result)
     if json is not None:
         _write(json, jsonlib.dumps(formats.plain(result), indent=2, allow_nan=False) + "\n")
