@@ -22,15 +22,15 @@ def test_it_measures_all_arms(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*command, "--cache-dir", str(tmp_path / "cache"), *files])
     assert done.exit_code == 0, done.output
     result = json.loads((tmp_path / "r.json").read_text())
-    arms = {"as-shipped", "pytorch-folded", "onnxruntime", "onnxruntime-pool"}
+    arms = {"as-shipped", "pytorch-folded", "accelerator", "accelerator-pool"}
     assert set(result["figures"]["text"]) == set(result["figures"]["first"]) == arms
-    assert set(result["figures"]["sentence"]) == arms - {"onnxruntime-pool"}
+    assert set(result["figures"]["sentence"]) == arms - {"accelerator-pool"}
     for by_arm in result["figures"].values():
         for figures in by_arm.values():
             assert figures["n"] == 2
             assert figures["median"] > 0
-    over = result["ratios"]["text"]["as-shipped"]["onnxruntime"]["values"]
-    base, arm = (result["figures"]["text"][name]["values"] for name in ("as-shipped", "onnxruntime"))
+    over = result["ratios"]["text"]["as-shipped"]["accelerator"]["values"]
+    base, arm = (result["figures"]["text"][name]["values"] for name in ("as-shipped", "accelerator"))
     assert over == pytest.approx([a / b for a, b in zip(base, arm, strict=True)])
     table = (tmp_path / "r.md").read_text()
     assert all(f"`{name}`" in table for name in arms)

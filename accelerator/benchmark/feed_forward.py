@@ -5,7 +5,7 @@
 
 The engine is transformers' text-to-speech pipeline around VITS, of random weights, at the size of MMS-TTS. It speaks a
 sentence, and a text of several segments: as it ships (segment by segment, as its users do), in PyTorch with its weight
-norms folded and nothing recorded for gradients, and on ONNX Runtime one segment after the other, and by a pool. All but
+norms folded and nothing recorded for gradients, and wrapped, one segment after the other and by a pool. All but
 the pool speak the same noise, so that their audio has the same length. Everything happens in this process.
 """
 
@@ -31,7 +31,7 @@ from .statistics import ratio, summarize
 __all__ = ["SCHEMA", "FeedForwardOptions", "run", "to_markdown"]
 
 SCHEMA = 1
-AS_SHIPPED, FOLDED, ONE_BY_ONE, POOL = "as-shipped", "pytorch-folded", "onnxruntime", "onnxruntime-pool"
+AS_SHIPPED, FOLDED, ONE_BY_ONE, POOL = "as-shipped", "pytorch-folded", "accelerator", "accelerator-pool"
 SENTENCE = "the evening sun goes down behind the distant hills, and nobody minds"
 _TINY = {"hidden_size": 32, "ffn_dim": 48, "flow_size": 16, "upsample_initial_channel": 32, "num_hidden_layers": 2}
 _LETTERS_A_SECOND = 15.0
@@ -132,7 +132,7 @@ class _arms:
         )
         self._optimizer.prepare()
         for name, part in self._optimizer.status()["parts"].items():
-            report(f"{name}: {part['backend']}, {part['reason']}")
+            report(f"{name}: {part['backend']} {part['precision'] or ''}, {part['reason']}")
         folded = VitsAdapter(engine)
         twin = traceable.exportable(engine.model)
         folded._text, folded._decoder = traceable.Text(twin), traceable.Decoder(twin)
@@ -229,7 +229,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         _table(["", *(f"`{arm}`" for arm in arms)], rows),
         (
             "A sentence of 68 letters, and segments of three such. `pytorch-folded` is PyTorch without weight norms "
-            "and gradients; `onnxruntime` speaks one segment after the other on all threads; `onnxruntime-pool` is a "
+            "and gradients; `accelerator` speaks one segment after the other on all threads; `accelerator-pool` is a "
             "stream: its first segment is shorter and has all threads, the others have one each."
         ),
         "## Machine",

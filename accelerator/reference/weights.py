@@ -125,6 +125,7 @@ def save_weights(
         save_file(tensors, temporary, metadata={"format": _FORMAT, "config": to_json(config)})
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # not its maker's alone, as temporary files are
         os.replace(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

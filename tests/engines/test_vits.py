@@ -12,8 +12,9 @@ from accelerator import UniversalOptimizer
 from accelerator.engines import adapter_for, vits
 from accelerator.engines.base import Voice
 from accelerator.engines.passthrough import PassThroughAdapter
+from accelerator.engines.vits import twin
 from accelerator.engines.vits.traceable import attend, exportable, spline_back
-from accelerator.errors import InvalidOption, InvalidText
+from accelerator.errors import InvalidOption, InvalidText, SessionError
 from accelerator.joins import Joiner
 from accelerator.segments import split
 from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
@@ -250,3 +251,46 @@ def test_other_pipelines_pass_through(engine):
     )
     assert isinstance(vits.adapter(half), PassThroughAdapter)
     assert isinstance(adapter_for(engine), vits.VitsAdapter)
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 512, 513, 1300])
+@pytest.mark.parametrize("speakers", [1, 3])
+def test_the_decoders_twin_says_what_pytorch_says(engine, many, tmp_path, length, speakers):
+    own = vits.VitsAdapter(engine if speakers == 1 else many)
+    twin.save(exportable(own.model), tmp_path / "twin.safetensors")
+    latents, speaker = own._decoder_inputs(length)
+    expected = own._decode_in_torch(latents, speaker)
+    close(twin.DecodeCall(tmp_path / "twin.safetensors")(latents, speaker), expected)
+    rounded = twin.DecodeCall(tmp_path / "twin.safetensors", bf16=True)(latents, speaker)
+    assert 1e-6 < np.abs(rounded - expected).max() < 0.03
+    if speaker is not None:
+        nobody = np.zeros_like(speaker)
+        close(twin.DecodeCall(tmp_path / "twin.safetensors")(latents, nobody), own._decode_in_torch(latents, nobody))
+
+
+def test_a_broken_twin_is_told_of(tmp_path):
+    (tmp_path / "twin.safetensors").write_bytes(b"nothing")
+    with pytest.raises(SessionError, match="twin"):
+        twin.DecodeCall(tmp_path / "twin.safetensors")
+
+
+def test_the_twin_speaks_where_it_is_fastest(engine, cache, monkeypatch):
+    with UniversalOptimizer(engine, cache_dir=cache, probe=False) as plain:
+        expected = plain.synthesize(LONG, seed=3).audio
+    part = vits.VitsAdapter.parts
+
+    def slow_elsewhere(self):
+        text, decoder = part(self)
+        seconds = iter(range(1, 100))
+
+        def probe(call):
+            call(*self._decoder_inputs(40))
+            return 0.001 if "_load_decoder" in call.__qualname__ else float(next(seconds))
+
+        return text, dataclasses.replace(decoder, probe=probe)
+
+    monkeypatch.setattr(vits.VitsAdapter, "parts", slow_elsewhere)
+    with UniversalOptimizer(engine, cache_dir=cache, precision="fp32") as fast:
+        speech = fast.synthesize(LONG, seed=3)
+        assert speech.metrics["backends"]["decoder"] == "onednn"
+        close(speech.audio, expected)

@@ -34,13 +34,14 @@ from torch import Tensor
 
 from ...audio import check_audio
 from ...errors import InvalidOption
+from ...export import Component
 from ...metrics import current_meter
 from ...session import Session, SessionOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
 from ..base import Call, Part, Voice, tensors_digest
 from ..dual_ar import codec_component
 from ..passthrough import PassThroughAdapter
-from . import traceable
+from . import traceable, twin
 from .traceable import Decoder, Text, exportable
 
 __all__ = ["VitsAdapter", "adapter"]
@@ -90,9 +91,10 @@ class VitsAdapter:
                 "decoder",
                 (self._component(DECODER),),
                 torch=self._decode_in_torch,
-                load=functools.partial(_load, DECODER),
+                load=_load_decoder,
                 probe=lambda call: _seconds(lambda: call(*self._decoder_inputs(_PROBED_FRAMES))),
                 check=lambda audio: check_audio(audio[0], self.sample_rate),
+                twin=self._twin(),
             ),
         )
 
@@ -134,10 +136,28 @@ class VitsAdapter:
         state = self.model.state_dict().items()
         return tensors_digest((name, tensor) for name, tensor in state if not name.startswith("posterior_encoder."))
 
-    def _component(self, name: str) -> Any:
+    @functools.cached_property
+    def _shape(self) -> dict[str, Any]:
+        """What a graph depends on beside the weights."""
+        config = {k: v for k, v in self.model.config.to_dict().items() if k not in _UNSHAPING}
+        return {"model": config, "transformers": importlib.metadata.version("transformers")}
+
+    def _twin(self) -> Component:
         from transformers.models.vits import modeling_vits
 
-        config = {k: v for k, v in self.model.config.to_dict().items() if k not in _UNSHAPING}
+        def examples() -> Iterator[tuple[tuple[np.ndarray | None, ...], np.ndarray]]:
+            for length in (37, 9, 120, twin.WINDOW + 40):
+                arguments = self._decoder_inputs(length)
+                yield arguments, self._decode_in_torch(*arguments)
+
+        sources = (traceable.__file__, str(modeling_vits.__file__))
+        return twin.component(
+            lambda: exportable(self.model), lambda: self._digest, self._shape, examples, sources=sources
+        )
+
+    def _component(self, name: str) -> Component:
+        from transformers.models.vits import modeling_vits
+
         inputs: dict[str, dict[int, str]]
         own: Callable[..., np.ndarray]
         make: Callable[[int], tuple[np.ndarray | None, ...]]
@@ -159,7 +179,7 @@ class VitsAdapter:
             name,
             lambda: (Text if name == TEXT else Decoder)(exportable(self.model)),
             lambda: self._digest,
-            {"part": name, "model": config, "transformers": importlib.metadata.version("transformers")},
+            {"part": name, **self._shape},
             inputs=inputs,
             outputs=outputs,
             examples=examples,
@@ -288,6 +308,19 @@ def _load(name: str, paths: Mapping[str, Path], options: SessionOptions) -> Call
             own = single[0]
         given = [np.ascontiguousarray(each) for each in inputs if each is not None]
         return np.asarray(own.run(dict(zip(own.inputs, given, strict=True)))[0])
+
+    return call
+
+
+def _load_decoder(paths: Mapping[str, Path], options: SessionOptions) -> Call:
+    """On all threads in PyTorch, where only one at a time runs: two would be in each other's way."""
+    if options.backend == "onnxruntime":
+        return _load(DECODER, paths, options)
+    decode, lock = twin.DecodeCall(paths["decoder-twin"] / twin.FILE, bf16=options.dtype == "bf16"), threading.Lock()
+
+    def call(latents: np.ndarray, speaker: np.ndarray | None, *, alone: bool = True) -> np.ndarray:
+        with lock:
+            return decode(latents, speaker)
 
     return call
 
