@@ -84,6 +84,8 @@ def bench(
 ) -> None:
     """Compare PyTorch and ONNX Runtime on this machine."""
     out: Output = ctx.obj
+    if engine == "vits":
+        raise typer.BadParameter("VITS is measured by --feed-forward, without --engine", param_hint="--engine")
     engines.check_choice(engine, size, checkpoint)
     if frames is not None and seconds is not None:
         raise typer.BadParameter("give --frames or --seconds, not both", param_hint="--seconds")

@@ -22,6 +22,7 @@ ADAPTERS = {
 
 CHECKPOINTS = {
     "fish-speech": "accelerator.engines.fish_speech:FishSpeechAdapter",
+    "vits": "accelerator.engines.vits:VitsAdapter",
 }
 """Engine name -> the adapter class whose `from_checkpoint(path, **options)` opens that engine's checkpoints."""
 

@@ -6,15 +6,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from typer.testing import CliRunner
 
 from accelerator import UniversalOptimizer
+from accelerator.cli import app
 from accelerator.engines import adapter_for, vits
 from accelerator.engines.base import Voice
 from accelerator.engines.passthrough import PassThroughAdapter
 from accelerator.engines.vits import twin
 from accelerator.engines.vits.traceable import attend, exportable, spline_back
-from accelerator.errors import InvalidOption, InvalidText, SessionError
+from accelerator.errors import EngineError, InvalidOption, InvalidText, SessionError
 from accelerator.joins import Joiner
 from accelerator.segments import split
 from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
@@ -294,3 +297,42 @@ def test_the_twin_speaks_where_it_is_fastest(engine, cache, monkeypatch):
         speech = fast.synthesize(LONG, seed=3)
         assert speech.metrics["backends"]["decoder"] == "onednn"
         close(speech.audio, expected)
+
+
+def test_a_checkpoint_folder_speaks(engine, cache, tmp_path):
+    folder = tmp_path / "mms"
+    engine.model.save_pretrained(folder)
+    engine.tokenizer.save_pretrained(folder)
+    target = tmp_path / "out.wav"
+    options = [
+        "--engine",
+        "vits",
+        "--checkpoint",
+        str(folder),
+        "--cache-dir",
+        str(cache),
+        "--seed",
+        "7",
+        "--threads",
+        "1",
+    ]
+    done = CliRunner().invoke(app, ["synth", "hello there, everybody", "-o", str(target), *options])
+    assert done.exit_code == 0, done.output
+    transformers.set_seed(7)
+    samples, rate = soundfile.read(target)
+    assert rate == engine.model.config.sampling_rate
+    np.testing.assert_allclose(samples, engine("hello there, everybody")["audio"].reshape(-1), atol=1e-3)
+    with UniversalOptimizer.from_checkpoint(folder, "vits", cache_dir=cache, probe=False) as fast:
+        fast.synthesize("hello")
+        assert fast.status()["torch_released"] is False
+    done = CliRunner().invoke(app, ["bench", "--engine", "vits", "--checkpoint", str(folder)])
+    assert done.exit_code == 2
+    assert "--feed-forward" in done.output
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(EngineError, match=r"no config\.json"):
+        UniversalOptimizer.from_checkpoint(tmp_path, "vits")
+    (tmp_path / "config.json").write_text('{"model_type": "vits"}')
+    with pytest.raises(EngineError, match="cannot be opened as a VITS"):
+        UniversalOptimizer.from_checkpoint(tmp_path, "vits")

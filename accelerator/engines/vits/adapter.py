@@ -24,6 +24,7 @@ import logging
 import math
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ import torch
 from torch import Tensor
 
 from ...audio import check_audio
-from ...errors import InvalidOption
+from ...errors import EngineError, InvalidOption
 from ...export import Component
 from ...metrics import current_meter
 from ...session import Session, SessionOptions
@@ -76,6 +77,26 @@ class VitsAdapter:
         self.hop = math.prod(self.model.config.upsample_rates)
         self._text, self._decoder = Text(self.model), Decoder(self.model)
 
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> VitsAdapter:
+        """Open a folder as `save_pretrained` writes it, or as the hub has it. Raises EngineError."""
+        folder = Path(path)
+        if not (folder / "config.json").is_file():
+            raise EngineError(f"{folder} is no checkpoint of transformers: there is no config.json in it")
+        try:
+            import transformers
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what PyTorch will do without one day
+                model: Any = transformers.VitsModel.from_pretrained(folder, local_files_only=True)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+                make: Any = transformers.pipeline
+                return cls(make("text-to-speech", model=model.eval(), tokenizer=tokenizer))
+        except ImportError as error:
+            raise EngineError(f"VITS needs a package: {error}; pip install transformers") from error
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise EngineError(f"{folder} cannot be opened as a VITS: {error}") from error
+
     def parts(self) -> Sequence[Part]:
         return (
             Part(
@@ -110,8 +131,9 @@ class VitsAdapter:
         current_meter().used("engine", "pytorch")
         yield AudioChunk(np.asarray(answer["audio"], np.float32).reshape(-1), self.sample_rate)
 
-    def release(self) -> None:
-        """Nothing: the engine's weights are the user's."""
+    def release(self) -> bool:
+        """They stay: transformers' model is what falls back."""
+        return False
 
     def speaker(self, name: str) -> int:
         """The speaker of a name, which is a number. Raises InvalidOption."""
