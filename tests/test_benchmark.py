@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -23,8 +24,10 @@ from accelerator.benchmark.process import ArmFailed, ArmGone, Process
 from accelerator.benchmark.report import format_value
 from accelerator.benchmark.runner import ArmRecord, Team
 from accelerator.benchmark.statistics import ratio, summarize
+from accelerator.engines import adapter_for
 from accelerator.errors import EngineError, InvalidOption, ProofFailed
 from accelerator.loader import Choice
+from accelerator.reference import load
 from accelerator.session import SessionOptions
 from accelerator.speech import AudioChunk, SamplingParams, SpeechRequest
 
@@ -123,6 +126,8 @@ def test_a_full_plan_measures_what_is_promised() -> None:
         "onnxruntime-int8",
         "onnxruntime-int4",
     ]
+    compiled = arms_of(Plan.of(BenchOptions(compiled=True)), as_shipped=False)
+    assert compiled[:2] == ["pytorch-right-sized", "pytorch-compiled"]
     names = {row.name for row in metrics_of(plan)}
     for context in (200, 1500):
         assert {f"frame_{context}{part}" for part in ("", "_slow", "_fast", "_sampling")} <= names
@@ -393,6 +398,32 @@ def test_pytorch_arms_run_what_the_adapter_says(
         assert "end to end only" in arm.notes[0]
         with pytest.raises(EngineError, match="no text2semantic that could be called alone as as-shipped"):
             arm.call("text2semantic")
+
+
+def test_a_compiled_arm_compiles_or_says_that_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, adapter = Plan.of(QUICK), SameAsShipped()
+    monkeypatch.setattr(the_arms, "open_adapter", lambda plan, weights, **_: adapter)
+    with pytest.raises(EngineError, match=r"torch\.compile"):
+        the_arms.open_arm(plan, "pytorch-compiled", None)
+    compiled: list[bool] = []
+    adapter.compile_torch = lambda: compiled.append(True)  # type: ignore[attr-defined]
+    arm = the_arms.open_arm(plan, "pytorch-compiled", None)
+    assert compiled == [True]
+    assert arm.call("decoder")() == "part decoder"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_blocks_draw_the_same_frames() -> None:
+    adapter = adapter_for(load("tiny"))
+    prompt = adapter.engine.encode_text("Hello there.")
+    params = SamplingParams(seed=1, max_new_tokens=6)
+    call = next(part.torch for part in adapter.parts() if part.name == "text2semantic")
+    before = np.stack(list(call(prompt, params)))
+    adapter.compile_torch()
+    np.testing.assert_array_equal(np.stack(list(call(prompt, params))), before)
+    model = adapter.engine.language_model
+    assert all(block._compiled_call_impl is not None for block in (*model.layers, *model.fast_layers))
 
 
 def test_digests_of_a_checkpoint_go_where_the_exports_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

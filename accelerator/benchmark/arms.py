@@ -29,7 +29,7 @@ from ..optimizer import UniversalOptimizer
 from ..routing import Route
 from ..session import SessionOptions
 from ..speech import SamplingParams, SpeechRequest
-from .plan import AS_SHIPPED, ONNX, Plan, precision_of
+from .plan import AS_SHIPPED, COMPILED, ONNX, Plan, precision_of
 
 __all__ = ["Arm", "Benchmarked", "Spoken", "open_adapter", "open_arm", "prepare", "tone"]
 
@@ -46,8 +46,9 @@ class Benchmarked(Protocol):
     without it is measured end to end only, by `original`. open_as_shipped: for engines with checkpoints, a class
     method: the adapter of an engine that the engine's own loaders opened, so that `original` is that engine itself;
     without it there is no as-shipped arm. torch_times: within the block, PyTorch's language model adds the seconds of
-    its slow and its fast model to `times`; nothing stays changed afterwards. backbone: the language model's dimensions
-    and its weights by the graphs' names, so that other software can be given the same.
+    its slow and its fast model to `times`; nothing stays changed afterwards. compile_torch: puts PyTorch's language
+    model under `torch.compile`, for this process. backbone: the language model's dimensions and its weights by the
+    graphs' names, so that other software can be given the same.
 
     A part loaded in ONNX Runtime whose call takes `times` (a `StepTimes`) has its frames split into stages.
     """
@@ -58,6 +59,8 @@ class Benchmarked(Protocol):
     def open_as_shipped(cls, path: Path, **engine_options: Any) -> Adapter: ...
 
     def torch_times(self, times: StepTimes) -> AbstractContextManager[None]: ...
+
+    def compile_torch(self) -> None: ...
 
     def backbone(self) -> tuple[DualARSpec, Weights]: ...
 
@@ -209,6 +212,10 @@ def _shipped_adapter(plan: Plan, weights: Path | None) -> Adapter:
 def _torch_arm(plan: Plan, name: str, weights: Path | None) -> Arm:
     usual = SHIPPED.get(plan.options.engine, {})
     adapter = _shipped_adapter(plan, weights) if name == AS_SHIPPED else open_adapter(plan, weights, **usual)
+    if name == COMPILED:
+        if not hasattr(adapter, "compile_torch"):
+            raise EngineError(f"the adapter of {adapter.name} does not know what torch.compile could be given")
+        adapter.compile_torch()
     calls = {part.name: part.torch for part in adapter.parts()}
     hook = getattr(adapter, "as_shipped", ...)
     notes = [f"opened with {k} {v}, as the engine's own tools do on CPUs" for k, v in usual.items()]

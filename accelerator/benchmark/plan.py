@@ -12,6 +12,7 @@ from ..errors import InvalidOption
 
 __all__ = [
     "AS_SHIPPED",
+    "COMPILED",
     "RIGHT_SIZED",
     "BenchOptions",
     "Measure",
@@ -24,7 +25,8 @@ __all__ = [
     "to_json",
 ]
 
-AS_SHIPPED, RIGHT_SIZED, ONNX = "as-shipped", "pytorch-right-sized", "onnxruntime-"
+AS_SHIPPED, RIGHT_SIZED, COMPILED = "as-shipped", "pytorch-right-sized", "pytorch-compiled"
+ONNX = "onnxruntime-"
 PRECISIONS = ("fp32", "int8", "int4")
 TEXT = "The quick brown fox jumps over the lazy dog, and the evening sun goes down behind the distant hills."
 
@@ -38,8 +40,9 @@ class BenchOptions:
     frames: decode steps timed at each context, and the length of the sentence spoken. contexts: prompt lengths, in
     positions. threads: for every arm; None lets each arm have its own best. cache_dir: of the exports. quick: the tiny
     engine, two rounds, short audio; shows that everything runs, its figures mean nothing. proof: "warn" also times
-    exports that the proof rejects, which random weights may cause. engine_options: more for the adapter's
-    `from_checkpoint`. Raises InvalidOption.
+    exports that the proof rejects, which random weights may cause. compiled: also PyTorch with a right-sized cache
+    under `torch.compile`, where the adapter knows how (it needs a C++ compiler, and minutes). engine_options: more for
+    the adapter's `from_checkpoint`. Raises InvalidOption.
     """
 
     engine: str = "reference"
@@ -53,6 +56,7 @@ class BenchOptions:
     cache_dir: Path | None = None
     quick: bool = False
     proof: Literal["strict", "warn"] = "strict"
+    compiled: bool = False
     engine_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -156,7 +160,8 @@ class Metric:
 
 def arms_of(plan: Plan, as_shipped: bool) -> list[str]:
     """The arms in the order in which a round takes them."""
-    return [*[AS_SHIPPED] * as_shipped, RIGHT_SIZED, *(ONNX + p for p in plan.options.precisions)]
+    compiled = [COMPILED] * plan.options.compiled
+    return [*[AS_SHIPPED] * as_shipped, RIGHT_SIZED, *compiled, *(ONNX + p for p in plan.options.precisions)]
 
 
 def precision_of(arm: str) -> str | None:

@@ -67,6 +67,9 @@ def bench(
     scenario: Annotated[
         list[str] | None, typer.Option("--scenario", help="With --serving: only this one; repeatable. [default: all]")
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Also PyTorch under torch.compile (needs a C++ compiler, and minutes).")
+    ] = False,
     llama_cpp: Annotated[
         bool,
         typer.Option("--llama-cpp", help="Measure the language model's steps beside llama.cpp, which must be there."),
@@ -99,6 +102,8 @@ def bench(
             other = "--quality" if quality else "--recipes" if recipes else "--serving" if serving else "--svg"
             other = "--feed-forward" if llama_cpp and feed_forward else other
             raise typer.BadParameter(f"{own} prints a table of its own, without {other}", param_hint=own)
+    if compiled and (quality or recipes or serving or llama_cpp or feed_forward):
+        raise typer.BadParameter("only the comparison with PyTorch has such an arm", param_hint="--compile")
     if draws is not None and not quality:
         raise typer.BadParameter("only --quality draws several times", param_hint="--draws")
     if recipe and not (quality or recipes):
@@ -150,7 +155,7 @@ def bench(
         from ..benchmark import BenchOptions
 
         given |= {"precisions": tuple(p.value for p in precision) if precision else None}
-        given |= {"contexts": tuple(context) if context else None}
+        given |= {"contexts": tuple(context) if context else None, "compiled": compiled}
         if llama_cpp:
             from ..benchmark import yardstick as measure
 

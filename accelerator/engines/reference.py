@@ -261,6 +261,18 @@ class ReferenceAdapter:
         finally:
             del model.slow, model.fast
 
+    def compile_torch(self) -> None:
+        """For benchmarks, whose engine is their own: PyTorch's language model under `torch.compile`, block by block.
+
+        Positions and lengths are symbols, or every frame would be compiled anew.
+        """
+        import torch
+
+        model = self.engine.language_model
+        torch._dynamo.config.recompile_limit = 64  # one row and several, with a mask and without, both stacks
+        for block in (*model.layers, *model.fast_layers):
+            block.compile(dynamic=True)
+
     # Codec
 
     def _codec_part(self, part: str) -> Any:
