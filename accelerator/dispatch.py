@@ -14,7 +14,7 @@ from .engines import Adapter
 from .engines.base import Bound, Pieces, Utterer, Voice
 from .errors import AcceleratorError, Closed, EngineError, GenerationError, InvalidInput, InvalidOption, Overloaded
 from .metrics import Meter, measuring
-from .pool import PoolSpeaker
+from .pool import PoolSpeaker, Workers
 from .routing import Route
 from .segments import Segment
 from .speaking import Speaker
@@ -44,6 +44,7 @@ class Dispatcher:
         self._adapter, self._bound, self._routes, self._cache = adapter, bound, routes, cache
         self._split_text, self._queue_size, self._workers = split_text, queue_size, workers
         self._lock = threading.Lock()
+        self._shared: Workers | None = None
         self._requests = 0  # being spoken or waiting
         self._voices: VoiceStore | None = None
         self._voices_lock = threading.Lock()
@@ -59,6 +60,13 @@ class Dispatcher:
 
     def _utterer(self) -> Utterer | None:
         return getattr(self._bound, "utterer", None)
+
+    def _at_once(self) -> Workers:
+        """What all requests of a feed-forward engine share."""
+        with self._lock:
+            if self._shared is None:
+                self._shared = Workers(self._workers())
+            return self._shared
 
     def _stages(self) -> Pieces | None:
         return getattr(self._bound, "pieces", None)
@@ -130,7 +138,7 @@ class Dispatcher:
                     Voice() if request.voice is None else utterer.named_voice(request.voice),
                     self._adapter.sample_rate,
                     meter,
-                    workers=self._workers(),
+                    workers=self._at_once(),
                     streaming=streaming,
                     segments=segments,
                     cancelled=cancelled.is_set,

@@ -9,8 +9,10 @@ nothing waits for the slowest thread of each operator.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +28,7 @@ from .metrics import Meter
 from .segments import Segment, split
 from .speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
 
-__all__ = ["PoolSpeaker"]
+__all__ = ["PoolSpeaker", "Workers"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,29 @@ class _Uttered:
     state: str = "waiting"
 
 
+class Workers:
+    """Who speaks at once: no more than `count` segments, of whichever requests. Safe to use from several threads."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._free = threading.Semaphore(count)
+        self._lock = threading.Lock()
+        self._speaking = 0
+
+    @contextlib.contextmanager
+    def one(self, alone: bool) -> Iterator[bool]:
+        """Wait for a place; whether it is `alone` that the segment may still be spoken."""
+        with self._free:
+            with self._lock:
+                self._speaking += 1
+                alone = alone and self._speaking == 1
+            try:
+                yield alone
+            finally:
+                with self._lock:
+                    self._speaking -= 1
+
+
 class PoolSpeaker:
     """Speaks one request."""
 
@@ -57,12 +82,12 @@ class PoolSpeaker:
         sample_rate: int,
         meter: Meter,
         *,
-        workers: int,
+        workers: Workers,
         streaming: bool,
         segments: list[Segment] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        """As `speaking.Speaker`. workers: segments that are spoken at once; `workers` more may wait to be heard."""
+        """As `speaking.Speaker`. workers: who else speaks; as many segments more may wait to be heard."""
         self._utterer, self._voice, self._rate, self._meter = utterer, voice, sample_rate, meter
         self._workers, self._streaming, self._cancelled = workers, streaming, cancelled
         with meter.stage("text"):
@@ -119,11 +144,11 @@ class PoolSpeaker:
         if self._streaming:  # somebody listens already: all threads for the first one
             first = waiting.popleft()
             yield first, next(self._alone(first), np.zeros(0, np.float32))
-        with ThreadPoolExecutor(self._workers, "accelerator-segment") as pool:
+        with ThreadPoolExecutor(self._workers.count, "accelerator-segment") as pool:
             ahead: deque[_Uttered] = deque()
             try:
                 while waiting or ahead:
-                    while waiting and len(ahead) < 2 * self._workers:
+                    while waiting and len(ahead) < 2 * self._workers.count:
                         ahead.append(waiting.popleft())
                         run = contextvars.copy_context().run  # the request's meter is found there
                         ahead[-1].future = pool.submit(run, self._say, ahead[-1], alone=False)
@@ -144,7 +169,9 @@ class PoolSpeaker:
                 raise GenerationError("nobody listens any more")
             uttered.tries += 1
             try:
-                audio = self._utterer.say(uttered.segment.text.strip(), self._voice, uttered.sampling, alone=alone)
+                with self._workers.one(alone) as only:
+                    text = uttered.segment.text.strip()
+                    audio = self._utterer.say(text, self._voice, uttered.sampling, alone=only)
             except InvalidInput:
                 raise
             except Exception as error:

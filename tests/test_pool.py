@@ -1,5 +1,6 @@
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from accelerator.engines.base import Voice
 from accelerator.errors import GenerationError, InvalidText
 from accelerator.joins import Joiner
 from accelerator.metrics import Meter, current_meter, measuring
-from accelerator.pool import PoolSpeaker
+from accelerator.pool import PoolSpeaker, Workers
 from accelerator.segments import Segment
 from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
 
@@ -57,7 +58,7 @@ def segments(count):
 
 def speaker(utterer, count=6, **options):
     request = SpeechRequest("".join(s.text for s in segments(count)), sampling=SamplingParams(seed=5))
-    options = {"workers": 2, "streaming": False, "segments": segments(count), **options}
+    options = {"workers": Workers(2), "streaming": False, "segments": segments(count), **options}
     return PoolSpeaker(utterer, request, Voice(), RATE, Meter(), **options)
 
 
@@ -142,3 +143,14 @@ def test_threads_count_to_the_requests_meter():
     with measuring(meter):
         whole(speaker(Utterer()))
     assert meter.frames == 6
+
+
+def test_requests_share_the_places():
+    utterer, workers = Utterer(), Workers(2)
+    with ThreadPoolExecutor(6) as pool:
+        done = [pool.submit(whole, speaker(utterer, 1 if i % 2 else 5, workers=workers)) for i in range(6)]
+        assert all(each.result().size for each in done)
+    assert utterer.most == 2
+    assert not all(utterer.alone), "who speaks beside another has one thread"
+    whole(speaker(utterer, 1, workers=workers))
+    assert utterer.alone[-1], "the places are given back"

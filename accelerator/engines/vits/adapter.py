@@ -104,7 +104,7 @@ class VitsAdapter:
                 "text2semantic",
                 (self._component(TEXT),),
                 torch=self._text_in_torch,
-                load=functools.partial(_load, TEXT),
+                load=_load_text,
                 probe=lambda call: _seconds(lambda: call(*self._text_inputs(_PROBED_TOKENS))),
             ),
             Part(
@@ -332,6 +332,11 @@ def _load(name: str, paths: Mapping[str, Path], options: SessionOptions) -> Call
         return np.asarray(own.run(dict(zip(own.inputs, given, strict=True)))[0])
 
     return call
+
+
+def _load_text(paths: Mapping[str, Path], options: SessionOptions) -> Call:
+    """On one thread always: it is a small part, and a sum in another order could make a sound last a frame longer."""
+    return _load(TEXT, paths, dataclasses.replace(options, threads=1, spin_us=0))
 
 
 def _load_decoder(paths: Mapping[str, Path], options: SessionOptions) -> Call:
