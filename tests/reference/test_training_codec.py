@@ -8,7 +8,15 @@ import torch
 
 from accelerator.reference import ReferenceEngineError
 from accelerator.reference.config import ISTFTDecoderConfig, STFTEncoderConfig, from_json, to_json
-from accelerator.reference.training.codec import CodecTask, adopt, encoding, train_codec, train_decoder, trained_codec
+from accelerator.reference.training.codec import (
+    CodecTask,
+    _begin_books,
+    adopt,
+    encoding,
+    train_codec,
+    train_decoder,
+    trained_codec,
+)
 from accelerator.reference.training.corpus import Clip, open_corpus
 from accelerator.reference.training.loop import Schedule
 from accelerator.reference.training.pause import Pause
@@ -25,7 +33,9 @@ SMALL = replace(
         VOICE.codec,
         latent_dim=16,
         encoder=STFTEncoderConfig(dim=16, layers=1, ffn_dim=16, hop=160, n_fft=640),
-        quantizer=replace(VOICE.codec.quantizer, codebook_sizes=(16,) * 6, transformer=_STACK),
+        quantizer=replace(
+            VOICE.codec.quantizer, codebook_sizes=(16,) * VOICE.language_model.codebooks, transformer=_STACK
+        ),
         decoder=ISTFTDecoderConfig(dim=16, layers=1, ffn_dim=16, hop=160, n_fft=640),
     ),
 )
@@ -167,7 +177,7 @@ def test_a_packed_voices_codec_is_adopted_and_learns_on_with_more_blocks(work):
     codec = trained_codec(work, config)
     for name, tensor in encoding(codec).items():
         assert tensor.equal(models[1].state_dict()[name]), name
-    codes = torch.from_numpy(np.random.default_rng(0).integers(0, 16, (1, 6, 30)))
+    codes = torch.from_numpy(np.random.default_rng(0).integers(0, 16, (1, VOICE.language_model.codebooks, 30)))
     with torch.inference_mode():
         own, late = models[1].decode(codes), codec.decode(codes)
     skip = 6 * 640  # while there is nothing to look back at
@@ -181,6 +191,48 @@ def test_a_packed_voices_codec_is_adopted_and_learns_on_with_more_blocks(work):
     far = replace(config, codec=replace(config.codec, lag=SMALL.codec.lag + 1_600))
     with pytest.raises(ReferenceEngineError, match="too far"):
         adopt(work, work / "voice.safetensors", far)
+
+
+def test_a_voices_codec_learns_further_books_and_its_own_keep_their_codes(work):
+    books = 4
+    fewer = replace(
+        SMALL,
+        language_model=replace(SMALL.language_model, codebooks=books),
+        codec=replace(SMALL.codec, quantizer=replace(SMALL.codec.quantizer, codebook_sizes=(16,) * books)),
+    )
+    models = random_weights(fewer, 4)
+    voice = work / "voice.safetensors"
+    save_weights(voice, fewer, *models)
+    with pytest.raises(ReferenceEngineError, match="4 books only"):
+        adopt(work, voice, SMALL)
+    options = {"batch": 2, "threads": 1, "config": SMALL, "pause": Pause(None)}
+    assert train_codec(work, steps=12, minutes=0, voice=voice, **options) == 1
+    with pytest.raises(ReferenceEngineError, match="on from a voice"):
+        train_codec(work, **options)
+    assert train_codec(work, voice=voice, **options) == 12
+    codec = trained_codec(work, SMALL)
+    audio = open_corpus(work).samples(open_corpus(work).of("train")[0])
+    codes = encode(codec, audio)
+    np.testing.assert_array_equal(codes[:books], encode(models[1], audio))
+    assert all(len(np.unique(row)) > 1 for row in codes[books:])
+    for name, tensor in encoding(models[1]).items():
+        assert tensor.equal(codec.state_dict()[name]), name
+    assert not codec.decoder.head.weight.equal(models[1].decoder.head.weight)
+
+
+def test_further_books_code_what_is_left(work):
+    fewer = random_weights(SMALL, 4)[1]
+    _begin_books(fewer, 3, open_corpus(work), seed=0)
+    quantizer = fewer.quantizer
+    audio = torch.from_numpy(open_corpus(work).samples(open_corpus(work).of("valid")[0])[:15_360])
+    with torch.inference_mode():
+        rest = quantizer.pre(quantizer.down(fewer.encoder(audio[None, None])))
+        left = []
+        for book in quantizer.books:
+            rest = rest - book.decode(book.encode(rest))
+            left.append(rest.square().mean().item())
+    assert left[3] < 0.7 * left[2]
+    assert left[5] < left[4] < left[3]
 
 
 def test_the_loss_falls(work):

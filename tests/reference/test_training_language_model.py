@@ -42,7 +42,7 @@ def spoken(count: int) -> list[Spoken]:
     return [
         Spoken(
             Clip(f"{i}", "word", "train", ("slt", "rms")[i % 2], f"word {i}.", 1, ""),
-            random.integers(0, 512, (6, 40 + i)),
+            random.integers(0, 512, (LM.codebooks, 40 + i)),
         )
         for i in range(count)
     ]
@@ -68,7 +68,7 @@ def test_teacher_forcing_asks_what_the_engine_answers():
         if following[0] == config.im_end:
             continue
         x = torch.cat((hidden[:, None], model.fast_embeddings(following[None, 1:2])), dim=1)
-        for book in range(1, 6):
+        for book in range(1, config.codebooks):
             codes.append(
                 F.cross_entropy(model.fast(x, fast_cache, 0 if book == 1 else book), following[None, 1 + book])
             )
@@ -236,3 +236,30 @@ def test_a_voice_learns_on_with_more_layers_and_begins_as_it_was(tmp_path):
             tmp_path / "voice.safetensors",
             replace(SMALL, language_model=replace(lm, slow=replace(lm.slow, ffn_dim=64))),
         )
+
+
+def test_a_voice_learns_on_with_more_codebooks_and_begins_as_it_was(tmp_path):
+    quantizer, books = SMALL.codec.quantizer, LM.codebooks - 2
+    fewer = replace(
+        SMALL,
+        language_model=replace(SMALL.language_model, codebooks=books),
+        codec=replace(SMALL.codec, quantizer=replace(quantizer, codebook_sizes=quantizer.codebook_sizes[:books])),
+    )
+    language_model, codec = random_weights(fewer, 3)
+    save_weights(tmp_path / "voice.safetensors", fewer, language_model, codec)
+    model = grown(tmp_path / "voice.safetensors", SMALL)
+    first = spoken(1)[0]
+    head = turn(first.clip.text, first.codes, SMALL.language_model, "slt")
+    columns = torch.from_numpy(head)[None]
+    length = columns.shape[2]
+    with torch.no_grad():
+        before = language_model.slow(columns[:, : 1 + books], language_model.slow_cache(length), 0)
+        after = model.slow(columns, model.slow_cache(length), 0)
+        for own, grew in zip(before, after, strict=True):
+            torch.testing.assert_close(grew, own, atol=1e-4, rtol=1e-4)
+        x = torch.stack((before[1], *language_model.fast_embeddings.weight[: books - 1, None]), dim=1)
+        own, grew = (m.fast(x, m.fast_cache(), 0) for m in (language_model, model))
+        torch.testing.assert_close(grew, own, atol=1e-4, rtol=1e-4)
+    rows = pack_rows(spoken(3), SMALL.language_model, 1, np.random.default_rng(0))
+    losses(model, rows)["semantic"].backward()
+    assert model.codebook_embeddings.weight.grad[-512:].abs().max() > 0, "what is not heard yet will be"

@@ -49,11 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
         sub.add_argument("--threads", type=int, default=2)
         if name == "decoder":
             sub.add_argument("--unfinished", action="store_true", help=early)
+        if name == "codec":
+            sub.add_argument("--voice", type=Path, help="begin with this packed voice's, and learn the books it lacks")
         if name == "language-model":
             sub.add_argument(
                 "--compile", action="store_true", dest="compiled", help="with torch.compile: needs a C++ compiler"
             )
-            sub.add_argument("--voice", type=Path, help="begin with this packed voice's, which may have fewer layers")
+            sub.add_argument("--voice", type=Path, help="begin with this packed voice's, which may be smaller")
 
     command("adopt", "begin with a packed voice's codec").add_argument("--voice", type=Path, required=True)
     tokens = command("tokens", "encode the corpus with the trained codec")

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..codec import Codec, ISTFTDecoder, STFTEncoder, VectorQuantizer
@@ -33,7 +35,7 @@ from .quantizer import Quantized, Usage, quantize
 from .spectra import SCALES, reconstruction_loss
 from .voice import VOICE
 
-__all__ = ["CodecTask", "adopt", "encoding", "train_codec", "train_decoder", "trained_codec"]
+__all__ = ["CodecTask", "adopt", "encoding", "grown", "train_codec", "train_decoder", "trained_codec"]
 
 STEPS, DECODER_STEPS, BATCH = 6_000, 6_000, 8
 SEGMENT_FRAMES = 32  # 1.28 s
@@ -43,6 +45,7 @@ _RESTARTED = 0.8  # share of the steps in which dead codes are restarted; then a
 _PEAK = 1e-3
 _ENCODING = ("encoder.", "quantizer.down.", "quantizer.pre.", "quantizer.books.")
 _JUDGE_RATE = 5e-4  # constant: the discriminator starts when the codec's own rate is nearly over
+_LOOKED_AT, _CLUSTERED = 400, 10  # clips that further books begin with, and rounds of k-means
 _HEARD = 3  # resolutions of the spectral loss a step: drawn anew each time, the mean is that of all
 
 
@@ -55,15 +58,23 @@ def train_codec(
     device: str = "cpu",
     threads: int = 2,
     config: EngineConfig = VOICE,
+    voice: Path | None = None,
     **options: Any,
 ) -> int:
-    """Train, or go on; the step reached. `options` are those of `loop.run`."""
+    """Train, or go on; the step reached. `options` are those of `loop.run`.
+
+    voice: a packed voice with fewer books than `config` asks for. Its encoder and its books stay as they are, and so
+    do their codes; the further books and the decoder learn, unjudged: `train_decoder` follows.
+    """
     torch.set_num_threads(threads)
     folder = work / "codec"
     schedule = Checkpoint(folder / "checkpoint.pt").continued(
-        steps, batch, Schedule(steps=STEPS, batch=BATCH, seed=seed)
+        steps, batch, Schedule(steps=STEPS, batch=BATCH, seed=seed, further=voice is not None)
     )
-    return run(CodecTask(config, open_corpus(work), schedule, device=device), folder, schedule, **options)
+    if schedule.further != (voice is not None):
+        raise ReferenceEngineError(f"{folder} has learnt {'on from a voice' if schedule.further else 'from nothing'}")
+    task = CodecTask(config, open_corpus(work), schedule, device=device, voice=voice)
+    return run(task, folder, schedule, **options)
 
 
 def train_decoder(
@@ -106,29 +117,45 @@ def trained_codec(work: Path, config: EngineConfig = VOICE, *, unfinished: bool 
 def adopt(work: Path, voice: Path, config: EngineConfig = VOICE) -> Path:
     """Take a packed voice's codec for the trained one, and answer the checkpoint.
 
-    What comes before its codes stays. Its decoder may have fewer blocks than `config` asks for: further ones begin as
-    none. It may lag less, by a few hops: the first layer then looks further back, as far as its kernel reaches. Raises
-    ReferenceEngineError where anything else differs, or if there is a trained codec.
+    What comes before its codes stays; see `grown` for what may differ. Raises ReferenceEngineError where anything else
+    does, or if there is a trained codec.
     """
     path = work / "codec" / "checkpoint.pt"
     if path.is_file():
         raise ReferenceEngineError(f"there is {path} already")
+    codec, books = grown(voice, config)
+    if books < len(codec.quantizer.books):
+        raise ReferenceEngineError(f"{voice} has {books} books only: the others are learnt by `codec`, begun with it")
+    return Checkpoint(path).adopt(codec)
+
+
+def grown(voice: Path, config: EngineConfig) -> tuple[Codec, int]:
+    """A packed voice's codec, to be trained on, and how many books it came with.
+
+    Its decoder may have fewer blocks than `config` asks for: further ones begin as none. It may lag less, by a few
+    hops: the first layer then looks further back, as far as its kernel reaches. It may have fewer books: further ones
+    are random. Raises ReferenceEngineError where anything else differs.
+    """
     own = load_weights(voice)[2]
     codec = random_weights(config, 0)[1]
     state, blocks = own.state_dict(), "decoder.blocks."
+    books = len(own.quantizer.books)
+    further = tuple(f"quantizer.books.{i}." for i in range(books, len(codec.quantizer.books)))
     later, rest = divmod(config.codec.lag - own.config.lag, config.codec.decoder.hop)
     kernel = state["decoder.first.conv.weight"]
     if rest or not 0 <= later < kernel.shape[2]:
         raise ReferenceEngineError(f"{voice} lags {own.config.lag} samples, from which {config.codec.lag} is too far")
-    state["decoder.first.conv.weight"] = torch.nn.functional.pad(kernel[:, :, later:], (0, later))
+    state["decoder.first.conv.weight"] = F.pad(kernel[:, :, later:], (0, later))
     for name, tensor in codec.state_dict().items():
-        if name.startswith(blocks) and name not in state:
+        if name.startswith(further):
+            state[name] = tensor
+        elif name.startswith(blocks) and name not in state:
             state[name] = torch.zeros_like(tensor) if name.endswith(".scale") else tensor
     try:
         codec.load_state_dict(state)
     except RuntimeError as error:
         raise ReferenceEngineError(f"{voice} has another codec than the one to train: {error}") from error
-    return Checkpoint(path).adopt(codec)
+    return codec, books
 
 
 def encoding(codec: Codec) -> dict[str, Tensor]:
@@ -147,21 +174,31 @@ class CodecTask:
         *,
         device: str = "cpu",
         encoder: dict[str, Tensor] | None = None,
+        voice: Path | None = None,
     ) -> None:
-        """encoder: a trained codec's weights, of which only the decoder's are to change."""
+        """encoder: a trained codec's weights, of which only the decoder's are to change. voice: see `train_codec`."""
         self.corpus, self.schedule, self.device = corpus, schedule, device
         self.segment = SEGMENT_FRAMES * config.codec.hop
         self.lag = config.codec.lag
-        self.codec = _prepared(config, schedule.seed).to(device)
-        self.frozen = encoder is not None
+        self.codec = _prepared(config, schedule.seed)
+        self.frozen, self.further = encoder is not None, voice is not None
+        self.first = 0  # of the books that learn
         if encoder is not None:
             self.codec.load_state_dict(encoder)
+            self.first = len(self.codec.quantizer.books)
+        elif voice is not None:
+            own, self.first = grown(voice, config)
+            _begin_books(own, self.first, corpus, schedule.seed)
+            self.codec.load_state_dict(own.state_dict())
+        self.codec.to(device)
+        if encoder is not None or voice is not None:
+            books = tuple(f"quantizer.books.{i}." for i in range(self.first, len(self.codec.quantizer.books)))
             for name, parameter in self.codec.named_parameters():
-                parameter.requires_grad_(not name.startswith(_ENCODING))
+                parameter.requires_grad_(name.startswith(books) or not name.startswith(_ENCODING))
         learning = [p for p in self.codec.parameters() if p.requires_grad]
         torch.manual_seed(schedule.seed)
         self.judge = SpectralDiscriminator().to(device)
-        self.usage = Usage(config.codec.quantizer.codebook_sizes).to(device)
+        self.usage = Usage(config.codec.quantizer.codebook_sizes[self.first :], begun=self.further).to(device)
         self.modules: dict[str, nn.Module] = {"codec": self.codec, "judge": self.judge, "usage": self.usage}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "codec": torch.optim.AdamW(learning, lr=_PEAK, betas=(0.8, 0.98), weight_decay=1e-3, fused=True),
@@ -176,8 +213,8 @@ class CodecTask:
     def step(self, step: int, random: np.random.Generator) -> dict[str, float]:
         audio = torch.from_numpy(self._batch(self.clips, self.lengths, random)).to(self.device)
         rate = cosine(step, self.schedule.steps, peak=_PEAK)
-        opened = not self.frozen and step < _OPEN * self.schedule.steps
-        judged = step >= (_DECODER_JUDGED if self.frozen else _JUDGED) * self.schedule.steps
+        opened = not (self.frozen or self.further) and step < _OPEN * self.schedule.steps
+        judged = not self.further and step >= (_DECODER_JUDGED if self.frozen else _JUDGED) * self.schedule.steps
         with self._half():
             decoded, quantized = self._through(audio, opened)
         heard, said = audio[:, : audio.shape[1] - self.lag], decoded[:, self.lag :].float()
@@ -196,8 +233,9 @@ class CodecTask:
             losses |= {"adversarial": adversarial, "matching": matching}
         norm = _update(self.optimizers["codec"], self.codec, total, rate)
         if not opened and not self.frozen:
-            books = cast(Iterable[VectorQuantizer], self.codec.quantizer.books)
-            self.usage.update(quantized, books, restart=step < _RESTARTED * self.schedule.steps)
+            books = cast(Iterable[VectorQuantizer], self.codec.quantizer.books[self.first :])
+            used = replace(quantized, codes=quantized.codes[self.first :], inputs=quantized.inputs[self.first :])
+            self.usage.update(used, books, restart=step < _RESTARTED * self.schedule.steps)
         cast(Average, self.average).update(self.codec)
         return {**{name: loss.item() for name, loss in losses.items()}, "gradient": norm, **self.usage.report()}
 
@@ -282,6 +320,42 @@ def _prepared(config: EngineConfig, seed: int) -> Codec:
             for bias in (module.project_in.bias, module.project_out.bias):
                 cast(Tensor, bias).data.zero_()
     return codec.requires_grad_(True).train()
+
+
+@torch.no_grad()
+def _begin_books(codec: Codec, first: int, corpus: Corpus, seed: int) -> None:
+    """Books from `first` on, each from what those before it leave over of some clips: principal components as
+    projections, means of clusters as codes.
+
+    One dimension is as long for every latent. So the cosine that finds a code tells large ones from small ones, too.
+    """
+    random, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    clips, quantizer = corpus.of("train"), codec.quantizer
+    parts = []
+    for index in random.choice(len(clips), min(_LOOKED_AT, len(clips)), replace=False):
+        audio = torch.from_numpy(corpus.samples(clips[index]))[None, None]
+        whole = F.pad(audio, (0, -audio.shape[2] % codec.hop))
+        parts.append(quantizer.pre(quantizer.down(codec.encoder(whole))))
+    rest = torch.cat(parts, dim=2)  # [1, L, frames]
+    for index, book in enumerate(cast(Iterable[VectorQuantizer], quantizer.books)):
+        if index >= first:
+            mean = rest.mean((0, 2))  # [L]
+            dim = book.codebook.weight.shape[1] - 1
+            rows = torch.linalg.svd(rest[0].T - mean, full_matrices=False)[2][:dim]  # [dim, L]
+            length = (rows @ (rest[0] - mean[:, None])).square().sum(0).mean().sqrt()
+            book.project_in.weight.data.copy_(F.pad(rows, (0, 0, 0, 1))[:, :, None])
+            cast(Tensor, book.project_in.bias).data.copy_(torch.cat((-rows @ mean, length[None])))
+            book.project_out.weight.data.copy_(F.pad(rows.T, (0, 1))[:, :, None])
+            cast(Tensor, book.project_out.bias).data.copy_(mean)
+            low = book.project_in(rest)[0].T  # [frames, dim + 1]
+            codes = book.codebook.weight
+            codes.copy_(low[torch.randint(len(low), (len(codes),), generator=generator)])
+            for _ in range(_CLUSTERED):
+                nearest = book.encode(rest)[0]
+                sums = torch.zeros_like(codes).index_add_(0, nearest, low)
+                counts = torch.bincount(nearest, minlength=len(codes))[:, None]
+                codes.copy_(torch.where(counts > 0, sums / counts.clamp(min=1), codes))
+        rest = rest - book.decode(book.encode(rest))
 
 
 def _update(optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, rate: float) -> float:

@@ -50,7 +50,7 @@ __all__ = [
 
 STEPS, BATCH = 15_000, 8
 COLUMNS = 512  # of a row
-_PEAK, _FURTHER_PEAK = 1.5e-3, 8e-4  # learning rate; that of a voice which learns on
+_PEAK, _FURTHER_PEAK = 1.5e-3, 5e-4  # learning rate; that of a voice which learns on
 _REFERENCED = 0.5  # share of documents with a reference rather than a name
 _SHORTEST_REFERENCE = 40  # frames
 _MISFITS = 8
@@ -406,9 +406,12 @@ def _prepared(config: EngineConfig, seed: int) -> LanguageModel:
 
 
 def grown(voice: Path, config: EngineConfig) -> LanguageModel:
-    """A packed voice's language model, to be trained on. It may have fewer layers than `config` asks for: each further
-    one begins as a copy of the last that adds nothing yet (Chen et al. 2016, "Net2Net"). Raises ReferenceEngineError
-    where anything else differs."""
+    """A packed voice's language model, to be trained on, saying at first what it said.
+
+    It may have fewer layers than `config` asks for: each further one begins as a copy of the last that adds nothing yet
+    (Chen et al. 2016, "Net2Net"). It may have fewer codebooks: it hears nothing of further ones yet. Raises
+    ReferenceEngineError where anything else differs.
+    """
     own = load_weights(voice)[1]
     model = random_weights(config, 0)[0]
     state = own.state_dict()
@@ -422,8 +425,24 @@ def grown(voice: Path, config: EngineConfig) -> LanguageModel:
                 rest = name.removeprefix(last)
                 silent = rest in ("attention.out.weight", "ffn.down.weight")
                 state[f"{stack}.{index}.{rest}"] = torch.zeros_like(tensor) if silent else tensor.clone()
+    further = config.language_model.codebooks - own.config.codebooks
+    if further > 0:
+        _hear_more(state, own.config, further)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ReferenceEngineError(f"{voice} has another language model than the one to train: {error}") from error
     return model.requires_grad_(True).train()
+
+
+def _hear_more(state: dict[str, Tensor], config: LanguageModelConfig, further: int) -> None:
+    """Rows for `further` codebooks, of zeros. A column's embeddings are divided by the root of how many there are: what
+    is lost so is given back, that of the token through the first code, which is the same one in other numbers."""
+    table = state["codebook_embeddings.weight"]
+    if config.scale_codebook_embeddings:
+        size = config.codebook_size
+        grows = ((config.codebooks + 1 + further) / (config.codebooks + 1)) ** 0.5
+        tokens = state["embeddings.weight"][config.semantic_begin : config.semantic_end + 1]
+        table = grows * table
+        table[:size] += (grows - 1) * tokens
+    state["codebook_embeddings.weight"] = F.pad(table, (0, 0, 0, further * config.codebook_size))

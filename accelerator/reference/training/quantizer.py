@@ -52,10 +52,12 @@ def quantize(books: Iterable[VectorQuantizer], latents: Tensor, opened: bool = F
 class Usage(nn.Module):
     """How often each code is used; a module so that a checkpoint keeps it."""
 
-    def __init__(self, sizes: Iterable[int]) -> None:
+    def __init__(self, sizes: Iterable[int], *, begun: bool = False) -> None:
+        """begun: every code has its place already."""
         super().__init__()
-        self.counts = nn.ParameterList(nn.Parameter(torch.zeros(size), requires_grad=False) for size in sizes)
-        self.steps = nn.Parameter(torch.zeros((), dtype=torch.int64), requires_grad=False)
+        counts = (torch.full((size,), float(begun)) for size in sizes)
+        self.counts = nn.ParameterList(nn.Parameter(count, requires_grad=False) for count in counts)
+        self.steps = nn.Parameter(torch.tensor(int(begun)), requires_grad=False)
 
     @torch.no_grad()
     def update(self, quantized: Quantized, books: Iterable[VectorQuantizer], *, restart: bool = True) -> None:
