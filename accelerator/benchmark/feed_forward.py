@@ -42,8 +42,8 @@ class FeedForwardOptions:
     """rounds: of which medians are taken. segments: of the long text. threads: of every arm, and of the pool; None is
     one a core. cache_dir: of the exports. quick: a tiny model, whose figures mean nothing. Raises InvalidOption."""
 
-    rounds: int = 5
-    segments: int = 8
+    rounds: int = 3
+    segments: int = 4
     threads: int | None = None
     cache_dir: Path | None = None
     quick: bool = False
