@@ -29,7 +29,7 @@ from .. import causal, products
 from ..causal import polyphase
 from ..products import product
 
-__all__ = ["FILE", "Decoder", "component", "load", "save"]
+__all__ = ["FILE", "WINDOW", "DecodeCall", "Decoder", "component", "load", "save"]
 
 FILE = "twin.safetensors"
 ROUNDED = 32  # frames: lengths are multiples
@@ -187,8 +187,7 @@ def save(model: Any, path: Path) -> None:
     put("last", voice.conv_post)
     if hasattr(voice, "cond"):
         tensors["told"] = voice.cond.weight[:, :, 0]
-    reach, rate = 3, 1  # frames on either side, of the first convolution
-    frames = float(reach)
+    frames, rate = 3.0, 1  # on either side: of the first convolution, and so on
     for i, up in enumerate(voice.upsampler):
         tensors[f"ups.{i}.kernel"], bias = polyphase(up.weight, up.bias, int(up.stride[0]))
         tensors[f"ups.{i}.kernel"] = tensors[f"ups.{i}.kernel"].transpose(1, 2)
