@@ -3,8 +3,8 @@
     segments  ──say──>  audio  ──joins──>  chunks
               (one alone, or each in a thread of the pool, a few ahead of the listener)
 
-Such an engine makes a segment's audio in one go. One thread a segment beats all threads on one segment after another:
-nothing waits for the slowest thread of each operator.
+Such an engine makes a segment's audio in one go. With a thread for each segment nothing waits for the slowest thread of
+each operator, and the next segments are ready when the first one has been heard.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def run(options: FeedForwardOptions, report: Callable[[str], None]) -> dict[str,
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with _Arms(engine, options, threads, report) as arms:
+        with _Arms(engine, options, report) as arms:
             seconds = _measured(arms, options, report)
     finally:
         torch.set_num_threads(before)
@@ -119,7 +119,7 @@ def _engine(folder: Path, quick: bool) -> Any:
 class _Arms:
     """Arm -> measure -> a call that answers (seconds, seconds of audio, seconds to the first of it)."""
 
-    def __init__(self, engine: Any, options: FeedForwardOptions, threads: int, report: Callable[[str], None]) -> None:
+    def __init__(self, engine: Any, options: FeedForwardOptions, report: Callable[[str], None]) -> None:
         from ..engines.base import Voice
         from ..engines.vits import VitsAdapter, traceable
         from ..engines.vits.adapter import DECODER, TEXT

@@ -17,6 +17,7 @@ The parts every engine uses, in the order of a request, with the stages they cou
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -217,6 +218,14 @@ def tensors_digest(tensors: Iterable[tuple[str, Any]]) -> str:
 
     with ThreadPoolExecutor(max_workers=2) as pool:  # hashlib releases the interpreter lock
         return hashlib.sha256("\n".join(sorted(pool.map(one, tensors))).encode()).hexdigest()
+
+
+def seconds(call: Call, *arguments: Any) -> float:
+    """How long a call takes, the second time: for a part's `probe`."""
+    call(*arguments)
+    start = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - start
 
 
 def torch_threads(count: int | None = None) -> int:

@@ -13,16 +13,19 @@ memory does not grow with the length. Layers hold nothing but weights, and may b
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
+from ..errors import SessionError
 from .products import Form, Kernel, Plain, Product, product
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "Unit",
     "Weights",
     "in_pieces",
+    "plainly",
     "polyphase",
     "snake",
     "snaked",
@@ -311,6 +315,16 @@ def _rotated(x: Tensor, rotations: Tensor) -> Tensor:
     even, odd = x[..., 0::2], x[..., 1::2]
     cos, sin = rotations[..., 0], rotations[..., 1]
     return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(3)
+
+
+@contextlib.contextmanager
+def plainly(name: str) -> Iterator[None]:
+    """In float32 and without gradients, whatever modes the caller is in; PyTorch's failures as SessionError."""
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            yield
+    except (RuntimeError, ValueError, KeyError, IndexError, OSError, SafetensorError) as error:
+        raise SessionError(f"the {name}'s twin failed: {error}") from error
 
 
 def in_pieces(x: Tensor, rows: int, run: Callable[[Tensor], Tensor]) -> Tensor:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Form", "Kernel", "Packed", "Plain", "Product", "Split", "packs", "product", "splits"]
+__all__ = ["Form", "Kernel", "Packed", "Plain", "Product", "Split", "has_bf16", "packs", "product", "splits"]
 
 FEW = 128  # rows up to which a matrix product is faster than a convolution that orders its weights at every call
 _HEAD = 65_536  # bytes of ordered weights that tell one order from another
@@ -297,6 +297,13 @@ def splits() -> bool:
         return False
     x, kernel = _sample()
     return _agree(lambda: Split(kernel.abs(), None)(x.abs()), Plain(kernel.abs(), None)(x.abs()))
+
+
+@functools.cache
+def has_bf16() -> bool:
+    """Whether this PyTorch has bfloat16 convolutions for this processor; without, they take minutes."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and bool(supported())
 
 
 def _sample() -> tuple[Tensor, Tensor]:

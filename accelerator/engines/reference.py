@@ -23,7 +23,7 @@ from ..sampling import Sampler, SamplingRule, TokenLayout
 from ..scheduler import Batching, Guidance
 from ..session import Session, SessionOptions
 from ..speech import AudioChunk, SamplingParams, SpeechRequest
-from .base import Call, Decoding, Part, Voice, check_codes, tensors_digest, windowed
+from .base import Call, Decoding, Part, Voice, check_codes, seconds, tensors_digest, windowed
 from .dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model
 
 __all__ = ["ReferenceAdapter"]
@@ -59,7 +59,7 @@ class ReferenceAdapter:
                 (self._codec_part("encoder"),),
                 torch=engine.encode_reference,
                 load=self._load_encoder,
-                probe=lambda call: _seconds(lambda: call(self._noise(1.0))),
+                probe=lambda call: seconds(call, self._noise(1.0)),
                 check=lambda codes: check_codes(codes, engine.config.language_model.codebook_size),
             ),
             Part(
@@ -79,7 +79,7 @@ class ReferenceAdapter:
                 (self._codec_part("decoder"),),
                 torch=self._decode_in_torch,
                 load=self._load_decoder,
-                probe=lambda call: _seconds(lambda: call(self._codes(32))),
+                probe=lambda call: seconds(call, self._codes(32)),
                 # Pieces are short; one that is digitally silent is a pause only if PyTorch says so.
                 check=lambda audio: check_audio(audio, self.sample_rate, silent_s=SILENT_S),
             ),
@@ -455,10 +455,3 @@ def _spec(lm: Any) -> DualARSpec:
         fast_input=lm.fast_input,
         scale_codebook_embeddings=lm.scale_codebook_embeddings,
     )
-
-
-def _seconds(call: Any) -> float:
-    call()
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

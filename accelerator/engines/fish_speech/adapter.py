@@ -30,7 +30,7 @@ from ...sampling import Sampler
 from ...scheduler import Batching
 from ...session import Session, SessionOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
-from ..base import Call, Decoding, Part, tensors_digest, windowed
+from ..base import Call, Decoding, Part, seconds, tensors_digest, windowed
 from ..dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model
 from . import codec as codec_graphs
 from . import language_model as lm
@@ -180,7 +180,7 @@ class FishSpeechAdapter:
                 (self._codec_part("encoder"),),
                 torch=self._encode_in_torch,
                 load=self._load_encoder,
-                probe=lambda call: _seconds(call, self._noise(16)),
+                probe=lambda call: seconds(call, self._noise(16)),
                 twin=self._codec_twin("encoder"),
             ),
             Part(
@@ -203,7 +203,7 @@ class FishSpeechAdapter:
                 (self._codec_part("decoder"),),
                 torch=self._decode_in_torch,
                 load=self._load_decoder,
-                probe=lambda call: _seconds(call, self._codes(16)),
+                probe=lambda call: seconds(call, self._codes(16)),
                 check=lambda audio: check_audio(audio, self.sample_rate),
                 twin=self._codec_twin("decoder"),
             ),
@@ -485,10 +485,3 @@ def _resuming(decode: twin.DecodeCall) -> Call:
         return np.asarray(audio)
 
     return call
-
-
-def _seconds(call: Call, argument: np.ndarray) -> float:
-    call(argument)
-    start = time.perf_counter()
-    call(argument)
-    return time.perf_counter() - start

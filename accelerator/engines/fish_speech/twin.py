@@ -22,7 +22,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
@@ -41,11 +41,13 @@ from ..causal import (
     Unit,
     Weights,
     in_pieces,
+    plainly,
     polyphase,
     snaked,
     upsampled,
 )
 from ..products import Kernel
+from ..products import has_bf16 as _has_bf16
 from .codec import Decode, Encode
 from .weights import computing
 
@@ -209,12 +211,6 @@ def _convolution(weights: Weights, name: str, *, stride: int = 1) -> Convolution
 # The component and the calls
 
 
-def _has_bf16() -> bool:
-    """Whether this PyTorch has bfloat16 convolutions for this processor; without, they take minutes."""
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return supported is not None and bool(supported())
-
-
 def component(
     part: Literal["encoder", "decoder"],
     codec: Callable[[], Any],
@@ -238,7 +234,7 @@ def component(
     def answers(call: Callable[[Tensor], Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
         pairs = []
         for (values,), expected in examples():
-            with _plainly(part):
+            with plainly(part):
                 given = torch.from_numpy(np.ascontiguousarray(values))
                 pairs.append((expected, call(given if decoder else given.flatten(1)).numpy()))
         return pairs
@@ -266,7 +262,7 @@ class Stream:
 
     def push(self, codes: np.ndarray) -> np.ndarray:
         """The next frames' codes, int [C, frames] -> their audio, float32 [frames * hop]. Raises SessionError."""
-        with _plainly("decoder"):
+        with plainly("decoder"):
             frames = torch.from_numpy(np.ascontiguousarray(codes, np.int64))[None]
             return np.asarray(self._decoder.push(frames, self._state)[0].numpy())
 
@@ -279,7 +275,7 @@ class DecodeCall:
 
     def __init__(self, path: Path, *, bf16: bool = False) -> None:
         """Raises SessionError."""
-        with _plainly("decoder"):
+        with plainly("decoder"):
             weights, config = load(path, stored=True)
             self._decoder = Decoder(weights, config, bf16=bf16)
         codes = np.zeros((len(config["sizes"]), FRAMES), np.int64)
@@ -308,25 +304,15 @@ class EncodeCall:
     def __init__(self, path: Path) -> None:
         """Raises SessionError."""
         self._path = path
-        with _plainly("encoder"):
+        with plainly("encoder"):
             Encoder(*load(path))
 
     def __call__(self, audio: np.ndarray) -> np.ndarray:
-        with _plainly("encoder"):
+        with plainly("encoder"):
             encoder = Encoder(*load(self._path))
             padded = np.zeros((1, -(-len(audio) // encoder.hop) * encoder.hop), np.float32)
             padded[0, : len(audio)] = audio
             return np.asarray(encoder(torch.from_numpy(padded))[0].numpy())
-
-
-@contextlib.contextmanager
-def _plainly(name: str) -> Iterator[None]:
-    """In float32 and without gradients, whatever modes the caller is in; PyTorch's failures as SessionError."""
-    try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            yield
-    except (RuntimeError, ValueError, KeyError, IndexError, OSError, SafetensorError) as error:
-        raise SessionError(f"the {name}'s twin failed: {error}") from error
 
 
 # The file

@@ -21,9 +21,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import logging
-import math
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,7 +37,7 @@ from ...export import Component
 from ...metrics import current_meter
 from ...session import Session, SessionOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
-from ..base import Call, Part, Voice, tensors_digest
+from ..base import Call, Part, Voice, seconds, tensors_digest
 from ..dual_ar import codec_component
 from ..passthrough import PassThroughAdapter
 from . import traceable, twin
@@ -74,7 +72,6 @@ class VitsAdapter:
     def __init__(self, pipeline: Any) -> None:
         self.pipeline, self.model = pipeline, pipeline.model
         self.sample_rate: int = self.model.config.sampling_rate
-        self.hop = math.prod(self.model.config.upsample_rates)
         self._text, self._decoder = Text(self.model), Decoder(self.model)
 
     @classmethod
@@ -105,7 +102,7 @@ class VitsAdapter:
                 (self._component(TEXT),),
                 torch=self._text_in_torch,
                 load=_load_text,
-                probe=lambda call: _seconds(lambda: call(*self._text_inputs(_PROBED_TOKENS))),
+                probe=lambda call: seconds(call, *self._text_inputs(_PROBED_TOKENS)),
             ),
             Part(
                 DECODER,
@@ -113,7 +110,7 @@ class VitsAdapter:
                 (self._component(DECODER),),
                 torch=self._decode_in_torch,
                 load=_load_decoder,
-                probe=lambda call: _seconds(lambda: call(*self._decoder_inputs(_PROBED_FRAMES))),
+                probe=lambda call: seconds(call, *self._decoder_inputs(_PROBED_FRAMES)),
                 check=lambda audio: check_audio(audio[0], self.sample_rate),
                 twin=self._twin(),
             ),
@@ -354,10 +351,3 @@ def _load_decoder(paths: Mapping[str, Path], options: SessionOptions) -> Call:
 
 def _told(speaker: np.ndarray | None) -> Tensor | None:
     return None if speaker is None else torch.from_numpy(speaker)
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    call()
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

@@ -8,7 +8,6 @@ bfloat16; every sum is float32.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,18 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from ... import proof
-from ...errors import SessionError
 from ...export import Component, Progress, ProgressEvent
 from ...proof import SNR_DB, compare_arrays, compare_signals
 from .. import causal, products
-from ..causal import polyphase
-from ..products import product
+from ..causal import plainly, polyphase
+from ..products import has_bf16, product
 
 __all__ = ["FILE", "WINDOW", "DecodeCall", "Decoder", "component", "load", "save"]
 
@@ -223,23 +221,13 @@ class DecodeCall:
 
     def __init__(self, path: Path, *, bf16: bool = False) -> None:
         """Raises SessionError."""
-        with _plainly():
+        with plainly("decoder"):
             self._decoder = Decoder(*load(path), bf16=bf16)
 
     def __call__(self, latents: np.ndarray, speaker: np.ndarray | None = None) -> np.ndarray:
-        with _plainly():
+        with plainly("decoder"):
             told = None if speaker is None else torch.from_numpy(speaker)
             return np.asarray(self._decoder(torch.from_numpy(latents), told).numpy())
-
-
-@contextlib.contextmanager
-def _plainly() -> Iterator[None]:
-    """In float32 and without gradients, whatever modes the caller is in; PyTorch's failures as SessionError."""
-    try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            yield
-    except (RuntimeError, ValueError, KeyError, IndexError, OSError, SafetensorError) as error:
-        raise SessionError(f"the decoder's twin failed: {error}") from error
 
 
 def component(
@@ -262,8 +250,7 @@ def component(
     def prove(directory: Path, precision: str) -> dict[str, Any]:
         exact = DecodeCall(directory / FILE)
         report = compare_arrays([(expected, exact(*given)) for given, expected in examples()], 1e-4)
-        supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-        if supported is not None and supported():
+        if has_bf16():
             low = DecodeCall(directory / FILE, bf16=True)
             report["bf16"] = compare_signals([(expected, low(*given)) for given, expected in examples()], SNR_DB)
         return report
