@@ -11,6 +11,7 @@ the difference. So a sequence says what it needs of its batch: see `Batching`.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -39,20 +40,31 @@ on: whatever is fastest.
 
 ROWS = 8  # sequences advanced together; more would wait longer for each frame than they gain
 CACHE_BYTES = 2 * 2**30  # of key-value caches beyond which no sequence joins others
+_IMPLAUSIBLE = -1e9  # a logit: finite, as all that a model answers has to be
 _KEEP_BYTES = 512 * 2**20  # of key-value caches that stay when nothing is spoken
 
 
 @dataclass(frozen=True)
 class Guidance:
     """Draw from logits that are extrapolated away from those of another prompt [1 + C, T], which gets the same frames:
-    `other + scale * (own - other)` (classifier-free guidance: Ho and Salimans 2022, arXiv:2207.12598)."""
+    `other + scale * (own - other)` (classifier-free guidance: Ho and Salimans 2022, arXiv:2207.12598).
+
+    plausible: only what has at least so much of the likeliest one's probability without guidance can be drawn; 0 is all
+    (Li et al. 2022, "Contrastive Decoding", arXiv:2210.15097). Where both are sure of the same, the other prompt surer,
+    extrapolation would turn the order round.
+    """
 
     prompt: np.ndarray
     scale: float
+    plausible: float = 0.0
 
     def mix(self, logits: np.ndarray, own: int, other: int) -> None:
         """Put the extrapolated logits in row `own` of logits [rows, n]."""
-        logits[own] = logits[other] + np.float32(self.scale) * (logits[own] - logits[other])
+        told = logits[own]
+        mixed = logits[other] + np.float32(self.scale) * (told - logits[other])
+        if self.plausible:
+            mixed[told < told.max() + math.log(self.plausible)] = _IMPLAUSIBLE
+        logits[own] = mixed
 
 
 class _Row:

@@ -524,6 +524,34 @@ def test_guided_frames_are_pytorchs_token_for_token(decoder: DualARDecoder, adap
             np.testing.assert_array_equal(again[: len(expected) - 20], expected[20:])
 
 
+def test_guided_and_plausible_frames_are_pytorchs(decoder: DualARDecoder, adapter: Any, guided: Any) -> None:
+    engine = copy.copy(guided)
+    engine.config = replace(guided.config, guidance=4.0, plausible=0.7)
+    expected = of_pytorch(engine, engine.encode_text(TEXT), 60)
+    np.testing.assert_array_equal(guided_frames(decoder, adapter, engine, TEXT, 60), expected)
+    engine.config = replace(engine.config, plausible=0.0)
+    assert not np.array_equal(guided_frames(decoder, adapter, engine, TEXT, 60), expected)
+
+
+def test_guidance_keeps_what_is_plausible() -> None:
+    """Both prompts are sure of code 0, the other one surer: extrapolation alone would draw code 1."""
+    given = np.array([[8.0, 2.0, -9.0], [20.0, 0.0, 0.0]], np.float32)
+    bare, kept = given.copy(), given.copy()
+    Guidance(np.zeros((2, 1), np.int64), 2.0).mix(bare, 0, 1)
+    np.testing.assert_allclose(bare, [[-4.0, 4.0, -18.0], given[1]])
+    Guidance(np.zeros((2, 1), np.int64), 2.0, 0.1).mix(kept, 0, 1)
+    assert kept[0, 0] == -4.0
+    assert kept[0, 1:].max() < -1e8
+    assert np.isfinite(kept).all()
+    np.testing.assert_array_equal(kept[1], given[1])
+    near = np.array([[3.0, 2.9, -9.0], [9.0, 0.0, 0.0]], np.float32)  # code 1 is plausible: guidance may prefer it
+    Guidance(np.zeros((2, 1), np.int64), 2.0, 0.1).mix(near, 0, 1)
+    assert near[0].argmax() == 1
+    broken = np.array([[np.nan, 2.0, 1.0], [0.0, 0.0, 0.0]], np.float32)
+    Guidance(np.zeros((2, 1), np.int64), 2.0, 0.1).mix(broken, 0, 1)
+    assert not np.isfinite(broken[0].sum())  # still to be seen by whoever looks
+
+
 def test_guidance_away_from_itself_is_none(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
     """`other + scale * (own - other)` is `own` where both prompts are the same."""
     prompt = tiny.encode_text(TEXT)

@@ -230,7 +230,7 @@ class ReferenceAdapter:
             return None
         from ..reference.tokenizer import untold
 
-        return Guidance(untold(np.asarray(prompt), config.language_model), config.guidance)
+        return Guidance(untold(np.asarray(prompt), config.language_model), config.guidance, config.plausible)
 
     def _probe_language_model(self, call: Call) -> float:
         prompt = self.engine.encode_text(PROOF_TEXT)

@@ -210,7 +210,9 @@ class EngineConfig:
     words through `pronounce.pronounced`. longest_text: bytes of a turn's words that the voice can speak; a longer text
     is spoken phrase after phrase. guidance: by how much a frame is what the text makes it rather than what would have
     come without: logits are extrapolated from those of a model not told the text (classifier-free guidance: Ho and
-    Salimans 2022, arXiv:2207.12598); 1 is none.
+    Salimans 2022, arXiv:2207.12598); 1 is none. plausible: how likely a token must be without guidance to be drawn with
+    it, as a share of the likeliest one's probability (Li et al. 2022, "Contrastive Decoding", arXiv:2210.15097); 0 is
+    no bound.
     """
 
     name: str
@@ -223,6 +225,7 @@ class EngineConfig:
     text: Literal["as_given", "spoken", "sounds"] = "as_given"
     longest_text: int | None = None
     guidance: float = 1.0
+    plausible: float = 0.0
 
     def __post_init__(self) -> None:
         sizes = self.codec.quantizer.codebook_sizes
@@ -230,6 +233,8 @@ class EngineConfig:
             raise ReferenceEngineError("language model and quantizer must agree about the codebooks")
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise ReferenceEngineError(f"guidance must be 0 or more, not {self.guidance!r}")
+        if not 0 <= self.plausible <= 1:
+            raise ReferenceEngineError(f"plausible must be in [0, 1], not {self.plausible!r}")
         if self.guidance != 1 and self.language_model.untold is None:
             raise ReferenceEngineError("guidance needs a language model that has learnt to do without the text")
         if self.text not in ("as_given", "spoken", "sounds"):

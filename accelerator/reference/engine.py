@@ -12,6 +12,7 @@ engine. Arrays at this boundary are numpy; the modules inside take and give torc
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from itertools import count, islice
@@ -265,7 +266,11 @@ class ReferenceEngine:
 
     def _guided(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits to draw from, of those told the text and, with guidance, of those not told: [B, K] -> [K]."""
-        return logits[0] if len(logits) == 1 else torch.lerp(logits[1], logits[0], self.config.guidance)
+        if len(logits) == 1:
+            return logits[0]
+        told, other = logits.unbind()
+        guided, plausible = torch.lerp(other, told, self.config.guidance), self.config.plausible
+        return guided.masked_fill(told < told.max() + math.log(plausible), -math.inf) if plausible else guided
 
     def _choose(self, logits: torch.Tensor, past: list[int], sampling: Sampling, generator: torch.Generator) -> int:
         """Index of the next main token among `candidate_ids`; logits [K+1]."""

@@ -282,11 +282,34 @@ def test_guidance_goes_away_from_what_comes_without_the_text(tiny):
     assert not np.array_equal(frames, plain)
 
 
+def test_what_is_implausible_without_guidance_is_not_said(tiny):
+    """Each greedy code is the guided maximum among those that are plausible to the model told the text."""
+    lm = replace(tiny.config.language_model, untold=259)
+    engine = copy.copy(tiny)
+    engine.config = replace(tiny.config, language_model=lm, guidance=4.0, plausible=0.6)
+    prompt = engine.encode_text("Hello there.")
+    frames = list(engine.generate(prompt, temperature=0, repetition_penalty=1.0, max_new_tokens=12))
+    model, bound = engine.language_model, 0
+    with torch.inference_mode():
+        for at, frame in enumerate(frames):
+            logits = []
+            for columns in (prompt, untold(prompt, lm)):
+                columns = np.concatenate((columns, *(f[:, None] for f in frames[:at])), axis=1)
+                logits.append(model.slow(torch.from_numpy(columns)[None], model.slow_cache(columns.shape[1]), 0)[0][0])
+            guided = logits[1] + 4 * (logits[0] - logits[1])
+            plausible = logits[0].softmax(0) >= 0.6 * logits[0].softmax(0).max()
+            bound += not plausible[guided.argmax()]
+            assert int(frame[1]) == int(guided.masked_fill(~plausible, -torch.inf).argmax())
+    assert bound > 0
+
+
 def test_guidance_needs_a_model_that_can_do_without_the_text(tiny):
     with pytest.raises(ReferenceEngineError, match="learnt to do without"):
         replace(tiny.config, guidance=2.0)
     with pytest.raises(ReferenceEngineError, match="guidance must be 0 or more"):
         replace(tiny.config, guidance=-1.0)
+    with pytest.raises(ReferenceEngineError, match="plausible must be in"):
+        replace(tiny.config, plausible=1.5)
     for taken in (65, 256, 260, 336):
         with pytest.raises(ReferenceEngineError, match="untold token"):
             replace(tiny.config.language_model, untold=taken)
