@@ -25,6 +25,7 @@ VOICE = replace(
     text="sounds",
     longest_text=120,
     guidance=2.0,
+    plausible=0.35,
 )
 
 SPEAKER_TOKENS = {name: VOICE.language_model.speaker_begin + i for i, name in enumerate(SPEAKERS)}
