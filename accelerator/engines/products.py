@@ -45,7 +45,7 @@ _AT_A_TIME = 1_000_000  # weights
 _LOCK = threading.Lock()  # one packing at a time: its passing memory should not be needed twice
 
 Product = Callable[[Tensor], Tensor]
-Form = Literal["plain", "packed", "split"]
+Form = Literal["plain", "packed", "winograd", "split"]
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,14 @@ def product(
 ) -> Product:
     """A product in `form`, or in the next plainer one that this PyTorch and this processor have.
 
-    kernel: float32 [out, taps, in]. "plain" copies no float32 weights, "packed" and "split" are faster.
+    kernel: float32 [out, taps, in]. "plain" copies no float32 weights, the others are faster, the later the more.
     """
     if form == "split" and splits():
         return Split(kernel, bias, stride=stride, dilation=dilation)
     kernel = Kernel.of(kernel)
     out, taps, channels = kernel.shape
-    if form != "plain" and dtype == torch.float32 and stride == 1 and taps in TAPS and min(out, channels) >= WIDE:
+    quick = form in ("winograd", "split") and dtype == torch.float32
+    if quick and stride == 1 and taps in TAPS and min(out, channels) >= WIDE:
         return Winograd(kernel.shape, kernel.read, bias, dilation)
     if form != "plain" and packs():
         return Packed(kernel, bias, stride=stride, dilation=dilation, dtype=dtype)

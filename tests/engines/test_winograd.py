@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from accelerator.engines import winograd
+from accelerator.engines import products, winograd
 from accelerator.engines.causal import Convolution
-from accelerator.engines.products import WIDE, Kernel, Plain, product
+from accelerator.engines.products import WIDE, Kernel, Plain, Split, product
 from accelerator.engines.winograd import TAPS, Winograd, filters
 
 
@@ -76,16 +76,23 @@ def test_what_was_before_in_memory_does_not_matter() -> None:
 def test_wide_filters_of_such_lengths_are_computed_so() -> None:
     for taps in (1, 2, 3, 5, 7):
         kernel = seeded(WIDE, taps, WIDE)
-        assert isinstance(product(kernel, None), Winograd) == (taps in TAPS)
+        assert isinstance(product(kernel, None, form="winograd"), Winograd) == (taps in TAPS)
     kernel = seeded(WIDE, 7, WIDE)
     assert not isinstance(product(kernel, None, form="plain"), Winograd)
-    assert not isinstance(product(kernel, None, stride=2), Winograd)
-    assert not isinstance(product(kernel, None, dtype=torch.bfloat16), Winograd)
-    assert not isinstance(product(seeded(1, 7, WIDE), None), Winograd)
+    assert not isinstance(product(kernel, None, form="packed"), Winograd)
+    assert not isinstance(product(kernel, None, form="winograd", stride=2), Winograd)
+    assert not isinstance(product(kernel, None, form="winograd", dtype=torch.bfloat16), Winograd)
+    assert not isinstance(product(seeded(1, 7, WIDE), None, form="winograd"), Winograd)
+
+
+def test_it_stands_in_where_nothing_can_be_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    for splits in (False, True):
+        monkeypatch.setattr(products, "splits", lambda answer=splits: answer)
+        assert isinstance(product(seeded(WIDE, 7, WIDE), None, form="split"), Split if splits else Winograd)
 
 
 def test_a_layer_goes_on_where_it_ended() -> None:
-    conv, x = Convolution(seeded(WIDE, 7, WIDE) / 20, seeded(WIDE), dilation=3), seeded(1, 90, WIDE)
+    conv, x = Convolution(seeded(WIDE, 7, WIDE) / 20, seeded(WIDE), dilation=3, form="winograd"), seeded(1, 90, WIDE)
     state: dict[int, Tensor] = {}
     joined = torch.cat([conv(part, state) for part in x.split([1, 30, 7, 52], dim=1)], dim=1)
     torch.testing.assert_close(joined, conv(x, {}), rtol=1e-4, atol=1e-4)
@@ -98,7 +105,7 @@ def test_weights_are_read_once_and_shared_by_threads() -> None:
         reads.append(1)
         return kernel
 
-    shared, plain = product(Kernel(tuple(kernel.shape), read), None), Plain(kernel, None)
+    shared, plain = product(Kernel(tuple(kernel.shape), read), None, form="winograd"), Plain(kernel, None)
     assert not reads
 
     def run(length: int) -> float:

@@ -83,7 +83,7 @@ class Decoder:
     def __init__(self, weights: Weights, config: Mapping[str, Any], *, bf16: bool = False) -> None:
         low = torch.bfloat16 if bf16 else torch.float32
         self._frames = LONG if bf16 else LONG // 2  # of a window; the longer one would ask for a second order
-        packed, split = replace(weights, form="packed"), replace(weights, form="split" if bf16 else "packed")
+        quick, split = replace(weights, form="winograd"), replace(weights, form="split" if bf16 else "winograd")
         self._sizes = torch.tensor(config["sizes"])[:, None]
         self._offsets = self._sizes.cumsum(0) - self._sizes
         self._books = weights("books"), weights("projection.weight"), weights("projection.bias")
@@ -95,14 +95,14 @@ class Decoder:
         self._first = _convolution(split, "first")
         self._stages = []
         for i, rate in enumerate(config["rates"]):
-            how = split if i == 0 else packed
+            how = split if i == 0 else quick
             units = [
                 Unit(how.within(f"stages.{i}.units.{j}"), d, low if i else torch.float32)
                 for j, d in enumerate(config["dilations"])
             ]
-            conv = _convolution(split if i < 2 else packed, f"stages.{i}")  # later ones are too small to gain
+            conv = _convolution(split if i < 2 else quick, f"stages.{i}")  # later ones are too small to gain
             self._stages.append((weights(f"stages.{i}.alpha"), conv, rate, units))
-        self._last = weights("last.alpha"), _convolution(packed, "last")
+        self._last = weights("last.alpha"), _convolution(quick, "last")
 
     def push(self, codes: Tensor, state: State) -> Tensor:
         """The audio of these frames, behind those that `state` has seen."""
@@ -140,7 +140,7 @@ class Encoder:
     """Audio float32 [B, frames * hop] -> codes int64 [B, C, frames]. Safe to call from several threads."""
 
     def __init__(self, weights: Weights, config: Mapping[str, Any]) -> None:
-        quick = replace(weights, form="packed")  # copies of what is small, and a third of the work
+        quick = replace(weights, form="winograd")  # copies of what is small, and less work
         self.hop = int(config["hop"])
         self._first = _convolution(weights, "first")
         self._stages = []
