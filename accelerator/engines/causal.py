@@ -14,9 +14,7 @@ memory does not grow with the length. Layers hold nothing but weights, and may b
 from __future__ import annotations
 
 import contextlib
-import math
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -27,6 +25,7 @@ from torch.nn import functional
 
 from ..errors import SessionError
 from .products import Form, Kernel, Plain, Product, product
+from .scratch import scratch
 
 __all__ = [
     "ConvNeXt",
@@ -45,10 +44,7 @@ __all__ = [
 
 State = dict[int, Any]  # by the layer's id: what it must remember of the rows before
 
-KEPT = 4_000_000  # values of a thread's memory for what is worked on: more is asked for anew each time
 PIECE = 1_600_000  # values of an activation that are worked on at a time: they should stay in a core's own cache
-
-_KEPT = threading.local()
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,7 @@ class Convolution:
 
         The thread's next `room` uses the same memory again: fill it, and `run`.
         """
-        buffer = _scratch("input", (batch, self.context + rows, self.channels), self.dtype)
+        buffer = scratch("input", (batch, self.context + rows, self.channels), self.dtype)
         if self.context:
             before = state.get(id(self))
             buffer[:, : self.context] = 0 if before is None else before
@@ -160,9 +156,9 @@ def upsampled(conv: Convolution, x: Tensor, stride: int, state: State) -> Tensor
 
 def snake(x: Tensor, alpha: Tensor | None, out: Tensor) -> Tensor:
     """out = z + sin(z)^2 for z = alpha x; the rest of Snake, the factor 1 / alpha, is in the weights behind."""
-    z = _scratch("scaled", x.shape, torch.float32)
+    z = scratch("scaled", x.shape, torch.float32)
     z = z.copy_(x) if alpha is None else torch.mul(x, alpha, out=z)
-    squared = torch.sin(z, out=_scratch("sine", x.shape, torch.float32))
+    squared = torch.sin(z, out=scratch("sine", x.shape, torch.float32))
     if out.dtype == z.dtype:
         return torch.addcmul(z, squared, squared, out=out)
     return out.copy_(z.addcmul_(squared, squared))
@@ -173,19 +169,6 @@ def snaked(conv: Convolution, x: Tensor, alpha: Tensor | None, state: State) -> 
     buffer, new = conv.room(x.shape[0], x.shape[1], state)
     snake(x, alpha, new)
     return conv.run(buffer, state)
-
-
-def _scratch(use: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A thread's memory for values that live for less than a layer; new memory costs more than what fills it."""
-    size = math.prod(shape)
-    if size > KEPT:
-        return torch.empty(tuple(shape), dtype=dtype)
-    kept: Tensor | None = getattr(_KEPT, use + str(dtype), None)
-    if kept is None or len(kept) < size:
-        with torch.inference_mode(False):  # else it could not be written to outside that mode
-            kept = torch.empty(size, dtype=dtype)
-        setattr(_KEPT, use + str(dtype), kept)
-    return kept[:size].view(tuple(shape))
 
 
 class Unit:

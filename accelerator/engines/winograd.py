@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .scratch import scratch
+
 __all__ = ["TAPS", "Filters", "Winograd", "filters"]
 
 _OUTPUTS = 6  # of a tile; 8 are a tenth faster, and a third as exact
@@ -36,7 +38,6 @@ _WORKED_ON = 1_000_000  # evaluated inputs at a time: they should stay in a core
 _ROWS = 64  # tiles at a time, at least: the weights are read once for so many
 
 _LOCK = threading.Lock()
-_KEPT = threading.local()
 
 
 class Filters(NamedTuple):
@@ -117,34 +118,33 @@ class Winograd:
         return y if self._bias is None else y.add_(self._bias)
 
     def _apart(self, x: Tensor, sequences: int, length: int) -> Tensor:
-        """The sequences one behind the other, each of `length` rows, and what the last window reads beyond: a flat
-        array, which is the input itself where it can be."""
+        """The sequences one behind the other, each of `length` rows, and what the last window reads beyond: the input
+        itself where it can be."""
         batch, given, channels = x.shape
-        beyond = len(self._inputs) - _OUTPUTS
-        if sequences == 1 and given >= length + beyond:
+        apart, count = self._dilation, sequences * length
+        needed = count + len(self._inputs) - _OUTPUTS
+        if sequences == 1 and given >= needed:
             return x.contiguous()
-        laid = _scratch("rows", ((sequences * length + beyond) * channels,))
-        laid[sequences * length * channels :] = 0
-        target = laid[: sequences * length * channels].view(batch, self._dilation, length, channels)
-        whole, rest = divmod(given, self._dilation)
-        if whole:
-            source = x[:, : whole * self._dilation].unflatten(1, (whole, self._dilation)).transpose(1, 2)
-            kept = min(whole, length)
-            target[:, :, :kept] = source[:, :, :kept]
-        target[:, :, whole:] = 0
-        if rest and whole < length:
-            target[:, :rest, whole] = x[:, whole * self._dilation :]
-        if sequences == 1 and whole > length:  # what only the last window reads
-            laid[length * channels :].view(beyond, channels)[: whole - length] = x[0, length:whole]
+        laid = scratch("rows", (needed, channels))
+        if sequences == 1:
+            laid[:given], laid[given:] = x[0], 0
+            return laid
+        laid[count:] = 0
+        target = laid[:count].view(batch, apart, length, channels).transpose(1, 2)
+        whole, rest = divmod(given, apart)
+        target[:, :whole] = x[:, : whole * apart].unflatten(1, (whole, apart))
+        target[:, whole:] = 0
+        if rest:
+            target[:, whole, :rest] = x[:, whole * apart :]
         return laid
 
     def _multiply(self, windows: Tensor, answer: Tensor) -> None:
         """Windows [N, n, in] -> answer [N, m, out]."""
         count, size, channels = windows.shape
         weights = self._evaluated()
-        values = _scratch("values", (count, size, channels))
+        values = scratch("values", (count, size, channels))
         torch.bmm(self._inputs.expand(count, -1, -1), windows, out=values)
-        products = _scratch("products", (size, count, weights.shape[2]))
+        products = scratch("products", (size, count, weights.shape[2]))
         torch.bmm(values.transpose(0, 1), weights, out=products)
         torch.bmm(self._outputs.expand(count, -1, -1), products.transpose(0, 1), out=answer)
 
@@ -158,14 +158,3 @@ class Winograd:
                     matrix = torch.from_numpy(filters(taps).weights).float()
                     self._weights = (matrix @ kernel).view(-1, channels, self._shape[0])
         return self._weights
-
-
-def _scratch(use: str, shape: tuple[int, ...]) -> Tensor:
-    """A thread's memory between the steps of a product: new memory would cost more than what fills it."""
-    size = int(np.prod(shape))
-    kept: Tensor | None = getattr(_KEPT, use, None)
-    if kept is None or len(kept) < size:
-        with torch.inference_mode(False):  # else it could not be written to outside that mode
-            kept = torch.empty(size)
-        setattr(_KEPT, use, kept)
-    return kept[:size].view(shape)

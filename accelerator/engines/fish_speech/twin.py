@@ -31,7 +31,7 @@ from ... import proof
 from ...errors import SessionError
 from ...export import Component, Progress, ProgressEvent
 from ...proof import SNR_DB, compare_arrays, compare_codes, compare_signals
-from .. import causal, products, winograd
+from .. import causal, products, scratch, winograd
 from ..causal import (
     PIECE,
     ConvNeXt,
@@ -251,7 +251,7 @@ def component(
             report["bf16"] = compare_signals(answers(lambda codes: low.push(codes, {})), SNR_DB)
         return report
 
-    sources = (*(str(m.__file__) for m in (causal, products, winograd, proof)), str(Path(__file__)), *sources)
+    sources = (*(str(m.__file__) for m in (causal, products, scratch, winograd, proof)), str(Path(__file__)), *sources)
     return Component(f"{part}-twin", identity, config, ("fp32",), build, prove, sources)
 
 

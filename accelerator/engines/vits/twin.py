@@ -23,7 +23,7 @@ from torch.nn import functional
 from ... import proof
 from ...export import Component, Progress, ProgressEvent
 from ...proof import SNR_DB, compare_arrays, compare_signals
-from .. import causal, products
+from .. import causal, products, scratch
 from ..causal import plainly, polyphase
 from ..products import has_bf16, product
 
@@ -255,5 +255,5 @@ def component(
             report["bf16"] = compare_signals([(expected, low(*given)) for given, expected in examples()], SNR_DB)
         return report
 
-    sources = (*(str(m.__file__) for m in (causal, products, proof)), __file__, *sources)
+    sources = (*(str(m.__file__) for m in (causal, products, scratch, proof)), __file__, *sources)
     return Component("decoder-twin", identity, config, ("fp32",), build, prove, sources)
