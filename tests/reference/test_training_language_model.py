@@ -196,6 +196,27 @@ def test_the_voice_fits_its_budget():
     assert language_model + 2 * codec < 15_900_000
 
 
+def test_half_of_the_documents_have_a_reference():
+    """Also among clips of many speakers, where most pairs that are drawn are of two."""
+    speakers = ("slt", "rms", "awb")
+    corpus = [replace(each, clip=replace(each.clip, speaker=speakers[i % 3])) for i, each in enumerate(spoken(12))]
+    rows = pack_rows(corpus, LM, 60, np.random.default_rng(0))
+    turns = torch.cat(
+        [
+            torch.bincount(document[tokens == LM.im_start])[1:]
+            for tokens, document in zip(rows.columns[:, 0], rows.document, strict=True)
+        ]
+    )
+    assert set(turns.tolist()) == {1, 2}
+    assert 0.4 < (turns == 2).float().mean() < 0.6
+
+
+def test_a_corpus_without_a_reference_is_an_error():
+    corpus = [replace(each, codes=each.codes[:, :30]) for each in spoken(4)]
+    with pytest.raises(ReferenceEngineError, match="two clips of a speaker"):
+        pack_rows(corpus, LM, 4, np.random.default_rng(0))
+
+
 def test_some_documents_are_not_told():
     """Their bytes cannot be read, nor is a head guided to them; what is learnt of them stays."""
     corpus = spoken(6)

@@ -48,12 +48,13 @@ __all__ = [
     "turn",
 ]
 
-STEPS, BATCH = 15_000, 8
-COLUMNS = 512  # of a row
+STEPS, BATCH = 15_000, 6
+COLUMNS = 640  # of a row: a sentence behind a reference has 300 in the mean, and one in a hundred has 590
 _PEAK, _FURTHER_PEAK = 1.5e-3, 5e-4  # learning rate; that of a voice which learns on
 _REFERENCED = 0.5  # share of documents with a reference rather than a name
 _SHORTEST_REFERENCE = 40  # frames
-_MISFITS = 8
+_MISFITS = 3  # documents in turn that find no place; more would favour the short ones
+_TRIES = 1000
 _SPELT = 0.1  # share of known words that are shown in letters, so that the voice can read what no dictionary has
 _HIDDEN = (-0.25, 0.9)  # share of a document's frames that are hidden: uniform between, negative is none
 _NOISE = 0.05  # share of frames shown as another one
@@ -278,9 +279,10 @@ def pace(corpus: Sequence[Spoken], read: Read = _as_they_are) -> np.ndarray:
 def _document(
     corpus: Sequence[Spoken], config: LanguageModelConfig, random: np.random.Generator, columns: int, read: Read
 ) -> np.ndarray:
-    while True:
+    referenced = random.random() < _REFERENCED  # once: pairs are refused more often than clips
+    for _ in range(_TRIES):
         main = corpus[int(random.integers(len(corpus)))]
-        if random.random() < _REFERENCED:
+        if referenced:
             other = corpus[int(random.integers(len(corpus)))]
             if other.clip.speaker != main.clip.speaker or other.codes.shape[1] < _SHORTEST_REFERENCE:
                 continue
@@ -290,6 +292,8 @@ def _document(
             document = turn(read(main.clip.text, random), main.codes, config, main.clip.speaker)
         if document.shape[1] <= columns:
             return document
+    kind = "two clips of a speaker, one of them long enough for a reference," if referenced else "a clip"
+    raise ReferenceEngineError(f"in {_TRIES} tries the corpus had no place for {kind} in {columns} columns")
 
 
 def _targets(tokens: np.ndarray, config: LanguageModelConfig) -> np.ndarray:
