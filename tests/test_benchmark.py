@@ -196,7 +196,8 @@ class FakeProcess:
             size = f"{measure.size:g}"
             return {f"prefill_{size}": 1.0, f"frame_{size}": self.frame_s.get(self.arm, 0.01 * self.count)}
         if measure.kind == "speak":
-            return {"rtf": 2.0, "spoken_frames": measure.size}
+            rtf = 100 * self.frame_s.get(self.arm, 0.01)
+            return {"rtf": rtf, "spoken_frames": measure.size}
         return {f"{measure.kind}_{measure.size:g}s": 0.5}
 
     def close(self) -> None:
@@ -245,9 +246,7 @@ def test_where_memory_is_short_one_arm_is_alive_at_a_time(fake: type[FakeProcess
         assert arm.values["peak_memory"] == [1000, 1000]
 
 
-def test_slow_arms_get_fewer_frames_but_the_same_sentence(
-    fake: type[FakeProcess], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_arms_get_fewer_frames(fake: type[FakeProcess], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("accelerator.benchmark.runner._SETTLE_S", 0.0)
     fake.frame_s = {"as-shipped": 2.5, "onnxruntime-fp32": 0.02}
     plan = replace(Plan.of(BenchOptions(rounds=1)), loads=1)
@@ -255,8 +254,18 @@ def test_slow_arms_get_fewer_frames_but_the_same_sentence(
     Team(plan, arms, None, told, fake).rounds(resident=True)  # type: ignore[arg-type]
     assert "as-shipped: language_model 200, 4" in fake.log
     assert "onnxruntime-fp32: language_model 200, 24" in fake.log
-    assert fake.log[-2:] == ["as-shipped: speak 24, 24", "onnxruntime-fp32: speak 24, 24"]
-    assert arms["as-shipped"].frames == {"200": 4, "1500": 4}
+    whole = round(19 * 60 / 150 / 0.05)  # 19 words at 150 a minute, of which the fake's frames last 50 ms
+    assert fake.log[-2:] == ["as-shipped: speak 24, 24", f"onnxruntime-fp32: speak 24, {whole}"]
+    assert arms["as-shipped"].frames == {"200": 4, "1500": 4, "speak": 24}
+
+
+def test_a_length_that_was_asked_for_is_every_arms(fake: type[FakeProcess], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerator.benchmark.runner._SETTLE_S", 0.0)
+    fake.frame_s = {"as-shipped": 2.5}
+    arms = {name: ArmRecord(name) for name in ("as-shipped", "onnxruntime-fp32")}
+    plan = replace(Plan.of(BenchOptions(rounds=1, frames=40)), loads=1)
+    Team(plan, arms, None, told, fake).rounds(resident=True)  # type: ignore[arg-type]
+    assert fake.log[-2:] == ["as-shipped: speak 40, 40", "onnxruntime-fp32: speak 40, 40"]
 
 
 def test_a_failing_measure_or_arm_does_not_end_the_run(fake: type[FakeProcess]) -> None:

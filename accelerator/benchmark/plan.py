@@ -28,6 +28,8 @@ __all__ = [
 AS_SHIPPED, RIGHT_SIZED, COMPILED = "as-shipped", "pytorch-right-sized", "pytorch-compiled"
 ONNX = "onnxruntime-"
 PRECISIONS = ("fp32", "int8", "int4")
+_FRAMES = 24  # decode steps at each context
+_WORDS_A_MINUTE = 150.0  # of a person who reads aloud
 TEXT = "The quick brown fox jumps over the lazy dog, and the evening sun goes down behind the distant hills."
 
 
@@ -36,13 +38,14 @@ class BenchOptions:
     """What to compare.
 
     engine: "reference", or a name of `accelerator.engines.CHECKPOINTS` with its `checkpoint` directory. size: the
-    reference engine's (random weights) unless `checkpoint` is a file that it saved. rounds: of which medians are taken.
-    frames: decode steps timed at each context, and the length of the sentence spoken. contexts: prompt lengths, in
-    positions. threads: for every arm; None lets each arm have its own best. cache_dir: of the exports. quick: the tiny
-    engine, two rounds, short audio; shows that everything runs, its figures mean nothing. proof: "warn" also times
-    exports that the proof rejects, which random weights may cause. compiled: also PyTorch with a right-sized cache
-    under `torch.compile`, where the adapter knows how (it needs a C++ compiler, and minutes). engine_options: more for
-    the adapter's `from_checkpoint`. Raises InvalidOption.
+    reference engine's (random weights) unless `checkpoint` is a file that it saved. rounds: of which medians are
+    taken. frames: decode steps timed at each context, and frames of the sentence spoken; None: 24, and as many as a
+    person would take to read it. contexts: prompt lengths, in positions. threads: for every arm; None lets each arm
+    have its own best. cache_dir: of the exports. quick: the tiny engine, two rounds, short audio; shows that
+    everything runs, its figures mean nothing. proof: "warn" also times exports that the proof rejects, which random
+    weights may cause. compiled: also PyTorch with a right-sized cache under `torch.compile`, where the adapter knows
+    how (it needs a C++ compiler, and minutes). engine_options: more for the adapter's `from_checkpoint`. Raises
+    InvalidOption.
     """
 
     engine: str = "reference"
@@ -50,7 +53,7 @@ class BenchOptions:
     checkpoint: Path | None = None
     precisions: tuple[str, ...] = PRECISIONS
     rounds: int = 5
-    frames: int = 24
+    frames: int | None = None
     contexts: tuple[int, ...] = (200, 1500)
     threads: int | None = None
     cache_dir: Path | None = None
@@ -64,7 +67,12 @@ class BenchOptions:
             raise InvalidOption(f"unknown precision {unknown[0]!r}: choose from {', '.join(PRECISIONS)}")
         if len(set(self.precisions)) != len(self.precisions) or len(set(self.contexts)) != len(self.contexts):
             raise InvalidOption("a precision or context is given twice")
-        if self.rounds < 1 or self.frames < 2 or not self.contexts or min(self.contexts) < 16:
+        if (
+            self.rounds < 1
+            or (self.frames is not None and self.frames < 2)
+            or not self.contexts
+            or min(self.contexts) < 16
+        ):
             raise InvalidOption("a benchmark needs 1 round, 2 frames and contexts of 16 positions at least")
         if self.threads is not None and self.threads < 1:
             raise InvalidOption(f"threads must be 1 or more, not {self.threads}")
@@ -97,15 +105,21 @@ class Plan:
     decode_s: tuple[float, ...] = (2, 10)
     encode_s: float = 10
     slow_s: float = 10.0  # arms that need longer than this for `frames` decode steps are given fewer steps a round
+    slow_speech_s: float = (
+        120.0  # and those that need longer for the sentence fewer frames of it, but `frames` at least
+    )
     loads: int = 3  # fresh processes per arm whose start is timed
     text: str = TEXT
+    text_s: float | None = None  # how long the sentence is spoken; None: for `frames`
 
     @classmethod
     def of(cls, options: BenchOptions) -> Plan:
+        frames = _FRAMES if options.frames is None else options.frames
         if not options.quick:
-            return cls(options, options.size, options.rounds, options.frames, options.contexts)
+            text_s = len(TEXT.split()) * 60 / _WORDS_A_MINUTE if options.frames is None else None
+            return cls(options, options.size, options.rounds, frames, options.contexts, text_s=text_s)
         contexts = tuple(dict.fromkeys(min(c, 64 * (i + 1)) for i, c in enumerate(sorted(options.contexts)[:2])))
-        rounds, frames = min(options.rounds, 2), min(options.frames, 6)
+        rounds, frames = min(options.rounds, 2), min(frames, 6)
         return cls(options, "tiny", rounds, frames, contexts, decode_s=(0.5, 1), encode_s=1, loads=1, text="Hello.")
 
     @property

@@ -152,8 +152,9 @@ def _method(result: Mapping[str, Any]) -> Iterable[str]:
         "a voice's frames; prefill is the time until the first frame is there."
     )
     yield (
-        f"End to end speaks one sentence for {plan['frames']} frames, through the engine's own call (as shipped) or "
-        "`UniversalOptimizer.synthesize`; the factor is elapsed time over audio time, with actual lengths."
+        f"End to end speaks one sentence {_length(result)}, through the engine's own call (as shipped) or "
+        "`UniversalOptimizer.synthesize`, without a seed; the factor is elapsed time over audio time, with actual "
+        "lengths."
     )
     yield (
         "Load is from the start of a fresh process, imports included, to a ready engine, with exports in the cache. "
@@ -167,12 +168,26 @@ def _method(result: Mapping[str, Any]) -> Iterable[str]:
                 f"{k} {v}{f' (spinning {spins[k]} µs)' if spins.get(k) else ''}" for k, v in arm["threads"].items()
             )
             yield f"`{name}` threads: " + ", ".join(threads) + "."
-        fewer = {c: n for c, n in arm["frames_a_round"].items() if n < plan["frames"]}
+        wanted = {"speak": _longest(result)}
+        fewer = {c: n for c, n in arm["frames_a_round"].items() if n < wanted.get(c, plan["frames"])}
         if fewer:
-            steps = ", ".join(f"{n} at context {c}" for c, n in fewer.items())
+            steps = ", ".join(f"{n} end to end" if c == "speak" else f"{n} at context {c}" for c, n in fewer.items())
             yield f"`{name}` is slow and was given fewer decode steps a round: {steps}."
         for note in arm["notes"]:
             yield f"`{name}`: {note}."
+
+
+def _longest(result: Mapping[str, Any]) -> int:
+    """Frames of the sentence, for the arms that had time for all of it."""
+    return max((arm["frames_a_round"].get("speak", 0) for arm in result["arms"].values()), default=0)
+
+
+def _length(result: Mapping[str, Any]) -> str:
+    plan = result["plan"]
+    if plan.get("text_s") is None:
+        return f"for {plan['frames']} frames"
+    words = len(plan["text"].split())
+    return f"of {words} words for as long as it would be read ({_longest(result)} frames)"
 
 
 def _machine(machine: Mapping[str, Any]) -> Iterable[list[str]]:

@@ -38,7 +38,7 @@ class ArmRecord:
     notes: list[str] = field(default_factory=list)
     threads: dict[str, int] | None = None
     spin_us: dict[str, int] = field(default_factory=dict)
-    frames: dict[str, int] = field(default_factory=dict)  # context -> decode steps a round
+    frames: dict[str, int] = field(default_factory=dict)  # decode steps a round: context -> steps; "speak" -> frames
     peak: float = 0.0
     frame_s: float | None = None
 
@@ -199,17 +199,19 @@ class Team:
 
     def _size(self, arm: ArmRecord, measure: Measure, values: dict[str, float]) -> None:
         """Decide once how many decode steps a round has time for."""
-        context = f"{measure.size:g}"
+        plan, context = self._plan, f"{measure.size:g}"
         if measure.kind == "language_model" and context not in arm.frames:
-            affordable = int(self._plan.slow_s / max(values[f"frame_{context}"], 1e-9))
-            arm.frames[context] = max(WARM_FRAMES, min(self._plan.frames, affordable))
-            if arm.frames[context] < self._plan.frames:
+            affordable = int(plan.slow_s / max(values[f"frame_{context}"], 1e-9))
+            arm.frames[context] = max(WARM_FRAMES, min(plan.frames, affordable))
+            if arm.frames[context] < plan.frames:
                 self._report(f"{arm.name} is slow: {arm.frames[context]} frames a round at context {context}")
+        if measure.kind == "speak" and "speak" not in arm.frames and plan.text_s is not None and arm.frame_s:
+            affordable = int(plan.slow_speech_s / max(values["rtf"] * arm.frame_s, 1e-9))
+            arm.frames["speak"] = max(plan.frames, min(round(plan.text_s / arm.frame_s), affordable))
 
     def _frames(self, arm: ArmRecord, measure: Measure) -> int:
-        if measure.kind != "language_model":
-            return self._plan.frames  # the sentence has the same length for all arms
-        return arm.frames.get(f"{measure.size:g}", self._plan.frames)
+        key = f"{measure.size:g}" if measure.kind == "language_model" else measure.kind
+        return arm.frames.get(key, self._plan.frames)
 
     def _take(self, arm: ArmRecord, measure: Measure, frames: int, text: str) -> dict[str, float] | None:
         """Metric -> value, or None for a failure, which is recorded."""
