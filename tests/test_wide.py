@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from accelerator.engines.dual_ar import EMBEDDINGS, LANGUAGE_MODEL, language_mod
 from accelerator.engines.reference import ReferenceAdapter
 from accelerator.export import export_component
 from accelerator.hardware import detect
+from accelerator.proof import Bar
 from accelerator.scheduler import DualARDecoder
 from accelerator.session import SessionOptions
 from accelerator.speech import SamplingParams
@@ -32,9 +34,11 @@ def adapter(tiny: Any) -> ReferenceAdapter:
     return ReferenceAdapter(tiny)
 
 
-def paths(adapter: ReferenceAdapter, cache: ContentCache, *, wide: bool) -> dict[str, Path]:
+def paths(adapter: ReferenceAdapter, cache: ContentCache, *, wide: bool, precision: str = "int8") -> dict[str, Path]:
     components = language_model_components(adapter._spec, adapter._weights, lambda: "0" * 64, adapter._trace, wide=wide)
-    exports = [export_component(c, p, cache, proof="warn") for c, p in zip(components, ("fp32", "int8"), strict=True)]
+    exports = [
+        export_component(c, p, cache, proof="warn") for c, p in zip(components, ("fp32", precision), strict=True)
+    ]
     return {c.name: e.path for c, e in zip(components, exports, strict=True)}
 
 
@@ -114,8 +118,30 @@ def test_the_proof_covers_both_ways_of_using_them(both: dict[str, Path]) -> None
     assert report["wide"]["prompts"]["kl"] != report["wide"]["all"]["kl"] != report["kl"]
 
 
-def test_unfaithful_ones_are_left_out(
+def reject(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """No quantized graph passes."""
+    monkeypatch.setitem(dual_ar.BARS, precision, Bar(kl=1e-12, relative_error=1e-12))
+
+
+def warns(rejected: bool) -> AbstractContextManager[Any]:
+    return pytest.warns(RuntimeWarning, match="published all the same") if rejected else nullcontext()
+
+
+def test_where_the_others_fail_their_proof_nearer_ones_are_kept(
     adapter: ReferenceAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under proof="warn" four bits may be published that miss the bar; so must prompts in eight, which is nearer."""
+    reject(monkeypatch, "int4")
+    with warns(True):
+        found = paths(adapter, ContentCache(tmp_path), wide=True, precision="int4")
+    proof = json.loads((found[LANGUAGE_MODEL] / "manifest.json").read_text())["meta"]["proof"]
+    assert (proof["passed"], proof["wide"]["prompts"]["passed"], proof["wide"]["passed"]) == (False, False, True)
+    assert load_language_model(found, SessionOptions())._wide is not None
+
+
+@pytest.mark.parametrize("rejected", [False, True])
+def test_unfaithful_ones_are_left_out(
+    adapter: ReferenceAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rejected: bool
 ) -> None:
     build = dual_ar.build_slow
 
@@ -126,10 +152,13 @@ def test_unfaithful_ones_are_left_out(
         build(directory, spec, weights, *args, **options)
 
     monkeypatch.setattr(dual_ar, "build_slow", wrong)
-    found = paths(adapter, ContentCache(tmp_path), wide=True)
+    if rejected:
+        reject(monkeypatch, "int8")
+    with warns(rejected):
+        found = paths(adapter, ContentCache(tmp_path), wide=True)
     assert not list(found[LANGUAGE_MODEL].glob("wide_*"))
     proof = json.loads((found[LANGUAGE_MODEL] / "manifest.json").read_text())["meta"]["proof"]
-    assert (proof["passed"], proof["wide"]["passed"]) == (True, False)
+    assert (proof["passed"], proof["wide"]["passed"]) == (not rejected, False)
     decoder = load_language_model(found, SessionOptions())
     assert decoder._wide is None
     assert len(speak(decoder, adapter, 5, "on")) == 5
