@@ -1,5 +1,6 @@
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,6 +79,17 @@ def test_another_schedule_is_refused(tmp_path):
     assert Checkpoint(tmp_path / "checkpoint.pt").schedule() == SCHEDULE
     with pytest.raises(ReferenceEngineError, match="was made with"):
         run(Line(), tmp_path, Schedule(steps=41, batch=4, seed=0), pause=NEVER)
+
+
+def test_a_run_that_has_begun_gets_another_length(tmp_path):
+    train(tmp_path, Line(), minutes=0)
+    longer = replace(SCHEDULE, steps=SCHEDULE.steps + 5)
+    with pytest.raises(ReferenceEngineError, match="--reschedule"):
+        run(Line(), tmp_path, longer, pause=NEVER)
+    with pytest.raises(ReferenceEngineError, match="was made with"):  # nothing else may change
+        run(Line(), tmp_path, replace(longer, batch=5), pause=NEVER, reschedule=True)
+    assert run(Line(), tmp_path, longer, pause=NEVER, reschedule=True) == longer.steps
+    assert Checkpoint(tmp_path / "checkpoint.pt").schedule() == longer
 
 
 def test_time_is_up(tmp_path):

@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         sub = command(name, f"{about}; a second run goes on where the first one stopped")
         sub.add_argument("--steps", type=int, help="the whole schedule's length (fixed by the first run)")
+        sub.add_argument(
+            "--reschedule", action="store_true", help="let --steps change the length of a run that has begun"
+        )
         sub.add_argument("--batch", type=int, help="fixed by the first run")
         sub.add_argument("--minutes", type=float, help="stop with a checkpoint after so long")
         sub.add_argument("--checkpoint-minutes", type=float, default=5.0)

@@ -146,13 +146,17 @@ class Checkpoint:
             raise ReferenceEngineError(f"{self.path} is at step {step} of {steps}: train on, or ask for --unfinished")
         return state["average"]["values"]
 
-    def restore(self, task: Task, schedule: Schedule) -> tuple[int, float]:
-        """(step, seconds) to go on from; (0, 0) without a checkpoint."""
+    def restore(self, task: Task, schedule: Schedule, *, reschedule: bool = False) -> tuple[int, float]:
+        """(step, seconds) to go on from; (0, 0) without a checkpoint. reschedule: the length may be another one."""
         if not self.path.is_file():
             return 0, 0.0
         state = self.read()
-        if state["schedule"] != asdict(schedule):
-            raise ReferenceEngineError(f"{self.path} was made with {state['schedule']}, not {asdict(schedule)}")
+        made, wanted = Schedule(**state["schedule"]), schedule
+        if reschedule:
+            made = replace(made, steps=wanted.steps)
+        if made != wanted:
+            hint = " (--reschedule changes the steps of a run that has begun)" * (made.steps != wanted.steps)
+            raise ReferenceEngineError(f"{self.path} was made with {asdict(made)}, not {asdict(wanted)}{hint}")
         for name, module in task.modules.items():
             module.load_state_dict(state["modules"][name])
         for name, optimizer in task.optimizers.items():
@@ -180,14 +184,16 @@ def run(
     checkpoint_minutes: float = 5.0,
     log_every: int = 20,
     validate_every: int = 500,
+    reschedule: bool = False,
 ) -> int:
     """Train to the schedule's end, or until `minutes` are over or SIGTERM comes; the step reached.
 
-    A checkpoint is written in either case. Time asleep counts neither as training nor towards `minutes`.
+    A checkpoint is written in either case. Time asleep counts neither as training nor towards `minutes`. reschedule: a
+    run that has begun gets another length; what it ends with is not what a run of that length would have had.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint(folder / "checkpoint.pt")
-    step, seconds = checkpoint.restore(task, schedule)
+    step, seconds = checkpoint.restore(task, schedule, reschedule=reschedule)
     _cut(folder / "losses.csv", step)
     sums: dict[str, float] = {}
     count = 0
