@@ -437,9 +437,22 @@ def test_a_failing_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 def test_small_models_stay_in_fp32() -> None:
     tier = choose_tier(replay("laptop_avx2"), model_bytes_fp32=4 << 20)
     assert (tier.name, tier.precision) == ("in-cache", "fp32")
-    assert choose_tier(replay("laptop_avx2"), model_bytes_fp32=8 << 20).name == "x86-avx2"
+    assert choose_tier(replay("laptop_avx2"), model_bytes_fp32=256 << 20).name == "x86-avx2"
     # A virtual machine sees its host's 480 MiB, of which its two cores have a small share.
     assert choose_tier(replay("microvm"), model_bytes_fp32=64 << 20).name == "x86-vnni"
+
+
+@pytest.mark.parametrize("name", ["laptop_avx2", "microvm"])
+def test_models_that_fit_the_cache_in_eight_bits_keep_eight(name: str) -> None:
+    tier = choose_tier(replay(name), model_bytes_fp32=22 << 20)
+    assert (tier.name, tier.precision) == ("int8-in-cache", "int8")
+    without = dataclasses.replace(replay(name), cache_l3=None, cache_l2=1 << 20)
+    assert choose_tier(without, model_bytes_fp32=22 << 20).precision == "int4"
+
+
+def test_without_kernels_for_eight_bits_there_is_no_int8() -> None:
+    profile = dataclasses.replace(replay("laptop_avx2"), isa=())
+    assert choose_tier(profile, model_bytes_fp32=22 << 20).name == "generic"
 
 
 def test_low_memory_forces_int4() -> None:

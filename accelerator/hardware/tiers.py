@@ -48,9 +48,15 @@ def _has(arch: str, *flags: str) -> Callable[[HardwareProfile, int | None], bool
     return lambda profile, _: profile.arch == arch and (not flags or any(flag in profile.isa for flag in flags))
 
 
-def _in_cache(profile: HardwareProfile, model: int | None) -> bool:
+def _in_cache(profile: HardwareProfile, model: float | None) -> bool:
     shared = min(profile.cache_l3 or 0, _CACHE_PER_CORE * profile.usable_cores)
     return model is not None and model <= max(shared, profile.cache_l2 or 0)
+
+
+def _in_cache_as_int8(profile: HardwareProfile, model: int | None) -> bool:
+    kernels = _has("x86_64", "avx2"), _has("aarch64", "asimddp")
+    fast = any(fits(profile, model) for fits in kernels)
+    return fast and model is not None and _in_cache(profile, model * _WEIGHT["int8"])
 
 
 def _too_big(profile: HardwareProfile, model: int | None) -> bool:
@@ -63,6 +69,9 @@ def _too_big(profile: HardwareProfile, model: int | None) -> bool:
 # QNBitGemmDispatch (onnxruntime/core/mlas/lib/platform.cpp) for MatMulNBits; "accuracy level 4" multiplies in int8.
 TIERS: tuple[TierRule, ...] = (
     TierRule("in-cache", _in_cache, "fp32", 1, "the weights fit the cache, so reading fewer bytes gains little"),
+    TierRule(
+        "int8-in-cache", _in_cache_as_int8, "int8", 2, "in eight bits the weights fit the cache; four would gain little"
+    ),
     TierRule("x86-vnni", _has("x86_64", "avx512_vnni", "avx_vnni"), "int4", 2, "int4 at accuracy level 4 runs on VNNI"),
     TierRule("x86-avx512", _has("x86_64", "avx512f"), "int4", 1, "int4 at accuracy level 4 has AVX512 kernels"),
     TierRule("x86-avx2", _has("x86_64", "avx2"), "int4", 1, "int4 has AVX2 kernels; an eighth of the bytes to read"),
