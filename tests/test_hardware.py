@@ -444,15 +444,15 @@ def test_small_models_stay_in_fp32() -> None:
 
 @pytest.mark.parametrize("name", ["laptop_avx2", "microvm"])
 def test_models_that_fit_the_cache_in_eight_bits_keep_eight(name: str) -> None:
-    tier = choose_tier(replay(name), model_bytes_fp32=22 << 20)
+    tier = choose_tier(replay(name), model_bytes_fp32=16 << 20)
     assert (tier.name, tier.precision) == ("int8-in-cache", "int8")
     without = dataclasses.replace(replay(name), cache_l3=None, cache_l2=1 << 20)
-    assert choose_tier(without, model_bytes_fp32=22 << 20).precision == "int4"
+    assert choose_tier(without, model_bytes_fp32=16 << 20).precision == "int4"
 
 
 def test_without_kernels_for_eight_bits_there_is_no_int8() -> None:
     profile = dataclasses.replace(replay("laptop_avx2"), isa=())
-    assert choose_tier(profile, model_bytes_fp32=22 << 20).name == "generic"
+    assert choose_tier(profile, model_bytes_fp32=16 << 20).name == "generic"
 
 
 def test_low_memory_forces_int4() -> None:
