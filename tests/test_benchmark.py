@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -552,6 +553,18 @@ def test_markdown_names_every_arm_and_measure(quick: dict[str, Any]) -> None:
     assert "there is no slower baseline" in text
     tables = [line for line in text.splitlines() if line.startswith("| ")]
     assert {line.count(" |") for line in tables} <= {2, 3}
+
+
+def test_markdown_says_who_spoke_a_part_of_the_sentence_only(quick: dict[str, Any]) -> None:
+    result = copy.deepcopy(quick)
+    result["plan"] |= {"text_s": 6.0, "text": "Two words."}
+    result["engine"]["frame_s"] = 0.05
+    for frames, arm in zip((24, 120), result["arms"].values(), strict=True):
+        arm["frames_a_round"]["speak"] = frames
+    text = to_markdown(result)
+    assert "one sentence of 2 words for as long as it would be read (120 frames)" in text
+    assert text.count("end to end.") == 1
+    assert "24 end to end." in text
 
 
 def test_the_chart_is_well_formed(quick: dict[str, Any]) -> None:

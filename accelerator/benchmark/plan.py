@@ -105,9 +105,7 @@ class Plan:
     decode_s: tuple[float, ...] = (2, 10)
     encode_s: float = 10
     slow_s: float = 10.0  # arms that need longer than this for `frames` decode steps are given fewer steps a round
-    slow_speech_s: float = (
-        120.0  # and those that need longer for the sentence fewer frames of it, but `frames` at least
-    )
+    slow_speech_s: float = 120.0  # those that need longer for the sentence get a part of it, but `frames` at least
     loads: int = 3  # fresh processes per arm whose start is timed
     text: str = TEXT
     text_s: float | None = None  # how long the sentence is spoken; None: for `frames`

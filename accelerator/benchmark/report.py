@@ -168,7 +168,7 @@ def _method(result: Mapping[str, Any]) -> Iterable[str]:
                 f"{k} {v}{f' (spinning {spins[k]} µs)' if spins.get(k) else ''}" for k, v in arm["threads"].items()
             )
             yield f"`{name}` threads: " + ", ".join(threads) + "."
-        wanted = {"speak": _longest(result)}
+        wanted = {"speak": _sentence(result)}
         fewer = {c: n for c, n in arm["frames_a_round"].items() if n < wanted.get(c, plan["frames"])}
         if fewer:
             steps = ", ".join(f"{n} end to end" if c == "speak" else f"{n} at context {c}" for c, n in fewer.items())
@@ -177,17 +177,18 @@ def _method(result: Mapping[str, Any]) -> Iterable[str]:
             yield f"`{name}`: {note}."
 
 
-def _longest(result: Mapping[str, Any]) -> int:
-    """Frames of the sentence, for the arms that had time for all of it."""
-    return max((arm["frames_a_round"].get("speak", 0) for arm in result["arms"].values()), default=0)
+def _sentence(result: Mapping[str, Any]) -> int:
+    """Frames of the sentence, for an arm that has time for all of it."""
+    plan, frame_s = result["plan"], result["engine"]["frame_s"]
+    read = plan.get("text_s") is not None and frame_s
+    return round(plan["text_s"] / frame_s) if read else int(plan["frames"])
 
 
 def _length(result: Mapping[str, Any]) -> str:
-    plan = result["plan"]
+    plan, frames = result["plan"], _sentence(result)
     if plan.get("text_s") is None:
-        return f"for {plan['frames']} frames"
-    words = len(plan["text"].split())
-    return f"of {words} words for as long as it would be read ({_longest(result)} frames)"
+        return f"for {frames} frames"
+    return f"of {len(plan['text'].split())} words for as long as it would be read ({frames} frames)"
 
 
 def _machine(machine: Mapping[str, Any]) -> Iterable[list[str]]:
