@@ -56,7 +56,7 @@ class Transformer:
         self.cache = KVCache(spec.layers, batch, spec.kv_heads, spec.head_dim, min(capacity, spec.positions), dtype)
         self._widths = outputs
         self._total = np.zeros((), np.int32)
-        self._first = np.zeros((), np.bool_)  # the cache is empty
+        self._prompt = np.zeros((), np.bool_)  # many positions, or the first one: see `graph.dual_ar`
         self._allocate(batch)
 
     def _allocate(self, rows: int) -> None:
@@ -96,7 +96,7 @@ class Transformer:
         _, binding = self._binding(length, begin, end, wide)
         np.add(lengths, length - 1, out=self._seqlens[begin:end])
         self._total.fill(total)
-        self._first.fill(not lengths.any())
+        self._prompt.fill(length > 2 or not lengths.any())
         binding.run()
         lengths += length
         if length > 2:
@@ -141,7 +141,7 @@ class Transformer:
             "seqlens_k": self._seqlens[begin:end],
             "total_sequence_length": self._total,
             "last": np.full((end - begin, 1), length - 1, np.int64),
-            "first": self._first,
+            "prompt": self._prompt,
             **self.cache.inputs(begin, end),
         }
         wanted = {name: array for name, array in inputs.items() if name in session.inputs}

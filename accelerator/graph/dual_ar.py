@@ -1,8 +1,8 @@
 """The dual autoregressive language model as two ONNX graphs: `slow` over frames, `fast` over a frame's codebooks.
 
 The architecture is Fish-Speech's (Liao et al. 2024, arXiv:2411.01156) on Llama blocks (Touvron et al. 2023). Both
-graphs
-serve prefill and decode: KV caches are buffers [B, kv_heads, capacity, head_dim] that are input and output at once.
+graphs serve prefill and decode: KV caches are buffers [B, kv_heads, capacity, head_dim] that are input and output at
+once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from onnx import TensorProto
 
 from .graph import Graph
 from .quantize import Recipe, linear
@@ -21,6 +22,7 @@ __all__ = ["DualARSpec", "KVRanges", "TransformerSpec", "Weights", "build_fast",
 
 KV_MARGIN = 2.0  # room above the largest magnitude seen: other speakers have larger ones, and an int8 cache saturates
 _END = np.iinfo(np.int64).max
+_FLOAT, _INT64 = TensorProto.FLOAT, TensorProto.INT64
 _HALVES = {"axis": -1, "num_outputs": 2}
 
 Weights = Callable[[str], np.ndarray]
@@ -183,10 +185,9 @@ def _transformer(
         "sin": graph.weight("sin", sin),
     }
     if ranges is not None:
-        shared["first"] = graph.input("first", np.bool_, [])  # the cache is empty
-        batch = graph.op("Shape", x, start=0, end=1)
-        shape = graph.op("Concat", batch, graph.constant([spec.kv_heads, 0, spec.head_dim]), axis=0)
-        shared["nothing"] = graph.op("ConstantOfShape", shape)  # float32 [B, Hkv, 0, Dh]
+        shared["prompt"] = graph.input("prompt", np.bool_, [])  # many positions, or the first one
+        shared["end"] = graph.op("Reshape", graph.op("Cast", shared["total"], to=_INT64), graph.constant([1]))
+        shared["start"] = graph.op("Sub", shared["end"], graph.op("Shape", x, start=1, end=2))  # of the new positions
     norm = _norm(graph, x, f"{prefix}.0.attention_norm", weights, spec.eps)
     skip = x
     for i in range(spec.layers):
@@ -259,22 +260,26 @@ def _attend_with_int8_cache(
     scales: tuple[np.ndarray, np.ndarray],
     outputs: Sequence[str],
 ) -> None:
-    """Decode reads a quarter of the bytes; an empty cache is filled by float32 attention, whose kernel is a matrix one.
+    """Decode reads a quarter of the bytes; a prompt is attended to in float32, whose kernel is a matrix one.
 
-    The decoding branch still works in place: `If` hands the bound buffers through to the operator.
+    What the cache holds is taken for what it stands for, and what is new is rounded and put behind it. The decoding
+    branch still works in place: `If` hands the bound buffers through to the operator.
     """
     steps = [graph.weight(f"{name}.{kind}_scale", s) for kind, s in zip(("key", "value"), scales, strict=True)]
 
     def fill() -> list[tuple[str, Any]]:
         attended, *fresh = [f"{name}.fill.{v}" for v in ("attended", "key", "value")]
-        _attend(graph, spec, qkv, [shared["nothing"]] * 2, shared, [attended, *fresh])
-        length = graph.op("Shape", fresh[0], start=2, end=3)
+        start, end, axis = shared["start"], shared["end"], graph.constant([2])
+        before = [graph.op("Slice", old, graph.constant([0]), start, axis) for old in past]
+        known = [graph.op("Mul", graph.op("Cast", b, to=_FLOAT), s) for b, s in zip(before, steps, strict=True)]
+        _attend(graph, spec, qkv, known, shared, [attended, *fresh])
         filled = []
-        for old, new, step in zip(past, fresh, steps, strict=True):
+        for old, head, both, step in zip(past, before, fresh, steps, strict=True):
             one, zero = graph.constant(1, np.float32), graph.constant(0, np.int8)
+            new = graph.op("Slice", both, start, end, axis)
             levels = graph.op("QuantizeLinear", graph.op("Div", new, step), one, zero)  # rounds and saturates
-            rest = graph.op("Slice", old, length, graph.constant([_END]), graph.constant([2]))
-            filled.append(graph.op("Concat", levels, rest, axis=2))
+            rest = graph.op("Slice", old, end, graph.constant([_END]), axis)
+            filled.append(graph.op("Concat", head, levels, rest, axis=2))
         return [(attended, np.float32), (filled[0], np.int8), (filled[1], np.int8)]
 
     def go_on() -> list[tuple[str, Any]]:
@@ -286,7 +291,7 @@ def _attend_with_int8_cache(
         "then_branch": graph.branch(f"{name}.fill", fill),
         "else_branch": graph.branch(f"{name}.step", go_on),
     }
-    graph.node("If", [shared["first"]], outputs, "", branches)
+    graph.node("If", [shared["prompt"]], outputs, "", branches)
 
 
 def _feed_forward(graph: Graph, name: str, x: str, weights: Weights, recipe: Recipe) -> str:
