@@ -108,6 +108,18 @@ def test_a_prefill_fills_its_slots_and_leaves_the_others(graphs: dict[int, Path]
         assert len(np.unique(array[:, :, :10])) > 20
 
 
+def test_an_appended_prompt_fills_its_own_slots(graphs: dict[int, Path], adapter: ReferenceAdapter) -> None:
+    model = transformer(graphs, adapter, 8)
+    x = inputs(adapter, 15, seed=2)
+    run(model, x, [10])
+    before = {name: array.copy() for name, array in model.cache.arrays.items()}
+    model.input(5)[0] = x[10:]
+    model.step(5)
+    for name, array in model.cache.arrays.items():
+        changed = np.flatnonzero((array != before[name]).any(axis=(0, 1, 3)))
+        assert changed.tolist() == [10, 11, 12, 13, 14]
+
+
 def test_a_step_writes_one_slot_in_place(graphs: dict[int, Path], adapter: ReferenceAdapter) -> None:
     model = transformer(graphs, adapter, 8)
     x = inputs(adapter, 11, seed=3)
