@@ -9,12 +9,14 @@ import numpy as np
 
 from .errors import GenerationError
 from .graph.dual_ar import DualARSpec, TransformerSpec
+from .native.session import NativeBinding, NativeSession
 from .session import Binding, KVCache, Session
 from .tables import Table
 
-__all__ = ["BLOCK", "Embeddings", "FrameSampler", "StepTimes", "Transformer", "check_room"]
+__all__ = ["BLOCK", "Embeddings", "FrameSampler", "Runner", "StepTimes", "Transformer", "check_room"]
 
 Rows = Table | np.ndarray
+Runner = Session | NativeSession
 BLOCK = 256  # positions by which a key-value cache grows
 
 
@@ -39,12 +41,12 @@ class Transformer:
 
     def __init__(
         self,
-        session: Session,
+        session: Runner,
         spec: TransformerSpec,
         outputs: dict[str, int],
         batch: int,
         capacity: int,
-        wide: Session | None = None,
+        wide: Runner | None = None,
     ) -> None:
         """`outputs`: name -> width of the graph's outputs [B, width]. `batch`: rows there is room for.
 
@@ -64,7 +66,7 @@ class Transformer:
         self.lengths = np.zeros(rows, np.int32)  # positions in each row's cache
         self._seqlens = np.zeros(rows, np.int32)
         self._inputs = {length: np.zeros((rows, length, self._spec.dim), np.float32) for length in (1, 2)}
-        self._bound: dict[tuple[int, int, int, bool], tuple[np.ndarray, Binding]] = {}
+        self._bound: dict[tuple[int, int, int, bool], tuple[np.ndarray, Binding | NativeBinding]] = {}
 
     @property
     def rows(self) -> int:
@@ -126,7 +128,7 @@ class Transformer:
     def _is_wide(self, length: int, asked: bool = False) -> bool:
         return self._wide is not None and (asked or length > 2)
 
-    def _binding(self, length: int, begin: int, end: int, wide: bool) -> tuple[np.ndarray, Binding]:
+    def _binding(self, length: int, begin: int, end: int, wide: bool) -> tuple[np.ndarray, Binding | NativeBinding]:
         key = length, begin, end, wide
         if key not in self._bound:
             own = self._inputs.get(length)
@@ -134,7 +136,7 @@ class Transformer:
             self._bound[key] = x, self._bind(length, begin, end, x, wide)
         return self._bound[key]
 
-    def _bind(self, length: int, begin: int, end: int, x: np.ndarray, wide: bool) -> Binding:
+    def _bind(self, length: int, begin: int, end: int, x: np.ndarray, wide: bool) -> Binding | NativeBinding:
         session = self._wide if wide and self._wide is not None else self._session
         inputs = {
             "x": x,

@@ -39,7 +39,7 @@ class Choice:
 
     @property
     def backend(self) -> str:
-        """ "pytorch", "onnxruntime", or "onednn" for the part's twin in PyTorch."""
+        """ "pytorch", "onnxruntime", "onednn" for the part's twin in PyTorch, or "native" for compiled kernels."""
         if self.call is None:
             return "pytorch"
         return "onnxruntime" if self.options is None else self.options.backend
@@ -92,14 +92,26 @@ class Loader:
         main = list(exports.values())[-1]  # a part's last component is the one that computes
         base = Choice(None, "", precision=main.precision, exports=exports)
         if not self.probe:
-            return self._open(part, base, SessionOptions(threads=self.threads or self.tier.threads), "not probed")
+            options = SessionOptions(threads=self.threads or self.tier.threads)
+            if self._natives(part, exports):
+                try:
+                    return self._open(part, base, replace(options, backend="native"), "not probed")
+                except SessionError as error:
+                    logger.warning("%s: %s; ONNX Runtime is used", part.name, error)
+            return self._open(part, base, options, "not probed")
         tuned = self._tuned(main, note)
         if tuned is None or tuned["backend"] == "onednn":
             return self._probe(part, base, main, twin, note)
         if tuned["backend"] == "pytorch":
             return replace(base, reason=_slower(tuned), cause="Slower", probe=tuned)
         options = SessionOptions.from_dict(tuned["options"])
-        return self._open(part, replace(base, probe=tuned), options, "fastest when probed before")
+        try:
+            return self._open(part, replace(base, probe=tuned), options, "fastest when probed before")
+        except SessionError as error:
+            if options.backend == "onnxruntime":
+                raise
+            logger.warning("%s: %s; it is probed again", part.name, error)
+            return self._probe(part, base, main, twin, note)
 
     def _twin(self, part: Part) -> Export | None:
         """The weights of the part's twin, or None if it has none or it cannot be had."""
@@ -134,7 +146,7 @@ class Loader:
         seconds: dict[str, float] = {}
         best: Choice | None = None
         clock, before = self.clock(), self.cache.read_note(main.entry.key, note)
-        candidates = [*self._candidates(), *self._twins(twin)]
+        candidates = [*self._candidates(), *self._natives(part, base.exports), *self._twins(twin)]
         for done, options in enumerate(candidates):
             self.progress(ProgressEvent(part.name, "probe", done, len(candidates) + 1, base.precision))
             try:
@@ -179,6 +191,12 @@ class Loader:
         precision = options.dtype if options.backend == "onednn" else base.precision
         return replace(base, call=call, options=options, reason=reason, precision=precision)
 
+    def _natives(self, part: Part, exports: Mapping[str, Export]) -> list[SessionOptions]:
+        """The settings that compiled kernels may run with, if the part has some for these exports."""
+        if not part.compiled({name: export.path for name, export in exports.items()}):
+            return []
+        return [replace(o, backend="native") for o in self._candidates() if not o.spin_us]
+
     def _candidates(self) -> list[SessionOptions]:
         """One thread, the tier's guess, and beyond it; several threads also with a short spin."""
         counts = {1, self.tier.threads, min(self.profile.usable_cores, 2 * self.tier.threads)}
@@ -189,7 +207,7 @@ class Loader:
 
 def _with(base: Choice, part: Part, twin: Export | None, options: SessionOptions) -> Choice:
     """What is opened for these settings: the part's own exports, or its twin's."""
-    if options.backend == "onnxruntime" or twin is None or part.twin is None:
+    if options.backend != "onednn" or twin is None or part.twin is None:
         return base
     return replace(base, exports={part.twin.name: twin})
 
@@ -197,13 +215,13 @@ def _with(base: Choice, part: Part, twin: Export | None, options: SessionOptions
 def _name(options: SessionOptions) -> str:
     if options.backend == "onednn":
         return f"onednn-{options.dtype}-{options.threads}"
-    return f"onnxruntime-{options.threads}{f'-spin{options.spin_us}' if options.spin_us else ''}"
+    return f"{options.backend}-{options.threads}{f'-spin{options.spin_us}' if options.spin_us else ''}"
 
 
 def _is_tuning(note: Mapping[str, Any]) -> bool:
     """Whether it is a note as `_probe` writes them."""
     try:
-        if note["backend"] not in ("pytorch", "onnxruntime", "onednn"):
+        if note["backend"] not in ("pytorch", "onnxruntime", "onednn", "native"):
             return False
         _slower(note)  # the figures are there
         float(note.get("others_cpus") or 0.0), int(note.get("probes", 0))

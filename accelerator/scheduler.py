@@ -5,8 +5,9 @@ at once are advanced together, frame by frame. A sequence joins when there is a 
 (continuous batching, Yu et al. 2022, "Orca"). There is no thread of the loop's own: whoever waits for a frame and finds
 nobody at work advances everybody by one frame.
 
-Quantized kernels round differently for one row, for two, and for the odd one out, and sampling makes other speech of
-the difference. So a sequence says what it needs of its batch: see `Batching`.
+ONNX Runtime's quantized kernels round differently for one row, for two, and for the odd one out, and sampling makes
+other speech of the difference. So a sequence says what it needs of its batch: see `Batching`. Compiled kernels
+(`native`) do not, so with them all batches are invariant.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ from typing import Literal
 
 import numpy as np
 
-from .decode import BLOCK, Embeddings, FrameSampler, StepTimes, Transformer, check_room
+from .decode import BLOCK, Embeddings, FrameSampler, Runner, StepTimes, Transformer, check_room
 from .errors import BadOutput, BatchFailed, GenerationError
 from .graph.dual_ar import DualARSpec
 from .prefixes import Prefixes, cuts
-from .session import Session
 
 __all__ = ["CACHE_BYTES", "ROWS", "Batching", "DualARDecoder", "Guidance"]
 
@@ -128,22 +128,22 @@ class _Other:
         self.own.fail(error)
 
 
-def _width(rows: Sequence[_Row | _Other]) -> int:
+def _width(rows: Sequence[_Row | _Other], invariant: bool) -> int:
     """Rows of a run of these: one more where an odd one out would round differently."""
     count = len(rows)
-    return count + count % 2 if any(row.batching == "invariant" for row in rows) else count
+    return count if invariant or all(row.batching != "invariant" for row in rows) else count + count % 2
 
 
 class _Lane:
     """Rows that are run together, in the order of their model's rows."""
 
-    def __init__(self, slow: Transformer) -> None:
-        self.slow, self.rows = slow, list[_Row | _Other]()
+    def __init__(self, slow: Transformer, invariant: bool) -> None:
+        self.slow, self.rows, self._invariant = slow, list[_Row | _Other](), invariant
 
     @property
     def width(self) -> int:
         """Rows of the next run."""
-        return _width(self.rows)
+        return _width(self.rows, self._invariant)
 
     @property
     def sequences(self) -> list[_Row]:
@@ -169,11 +169,11 @@ class DualARDecoder:
     def __init__(
         self,
         spec: DualARSpec,
-        slow: Session,
-        fast: Session,
+        slow: Runner,
+        fast: Runner,
         embeddings: Embeddings,
         *,
-        wide: tuple[Session, Session | None] | None = None,
+        wide: tuple[Runner, Runner | None] | None = None,
         wide_rows: int = 4,
         rows: int = ROWS,
         cache_bytes: int = CACHE_BYTES,
@@ -374,7 +374,8 @@ class DualARDecoder:
     def _new_lane(self, rows: int, capacity: int) -> _Lane:
         outputs = {"logits": len(self.spec.rows), "hidden": self.spec.fast.dim}
         wide = None if self._wide is None else self._wide[0]
-        return _Lane(Transformer(self._slow_session, self.spec.slow, outputs, rows, capacity, wide))
+        made = Transformer(self._slow_session, self.spec.slow, outputs, rows, capacity, wide)
+        return _Lane(made, self._slow_session.invariant)
 
     def _step(self, lane: _Lane) -> None:
         """Feed every row its last frame."""
@@ -457,7 +458,7 @@ class DualARDecoder:
     def _codes(self, speaking: list[tuple[int, _Row | _Other, np.ndarray]], hidden: np.ndarray) -> None:
         """Fill frame[1:]: the first code is the main token's own, each next one is drawn from the fast model."""
         spec, sequences = self.spec, [row for _, row, _ in speaking]
-        width, wide = _width(sequences), self._is_wide(sequences)
+        width, wide = _width(sequences, self._fast_session.invariant), self._is_wide(sequences)
         if self._fast is None or self._fast.rows < width:
             rows = 1 if width == 1 else max(width, self.limit)
             outputs = {"logits": spec.fast_codes}

@@ -50,7 +50,8 @@ class SessionOptions:
     arena: keep freed memory for the next run; off for graphs whose lengths vary a lot, since arenas never shrink.
     prepack: keep a copy of the weights in the kernels' own order; off, they stay in the mapped file, and runs are slow.
     backend, dtype: "onednn" is a part's twin in PyTorch (on PyTorch's threads), which multiplies in dtype, "fp32" or
-    "bf16"; everything else here is for "onnxruntime".
+    "bf16"; "native" is this package's compiled kernels (`native`), which know `threads` only; all else here is for
+    "onnxruntime".
     """
 
     threads: int = 1
@@ -59,7 +60,7 @@ class SessionOptions:
     prepack: bool = True
     optimize: bool = True
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
-    backend: Literal["onnxruntime", "onednn"] = "onnxruntime"
+    backend: Literal["onnxruntime", "onednn", "native"] = "onnxruntime"
     dtype: Literal["fp32", "bf16"] = "fp32"
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,6 +93,8 @@ def available_providers() -> list[str]:
 
 class Session:
     """One loaded graph. Safe to run from several threads at once; a `Binding` belongs to one thread at a time."""
+
+    invariant = False  # whether a row's answer is the same whatever rows are beside it
 
     def __init__(self, path: Path, options: SessionOptions = SessionOptions()) -> None:
         """Load `path`. Raises SessionError."""

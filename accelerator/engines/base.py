@@ -44,7 +44,8 @@ class Part:
     what
     `loaded` answers with. load(directories by component name, options): the ONNX Runtime twin with the same signature.
     twin: the weights of a third implementation, the engine's code rewritten for speed in PyTorch; `load` makes it of
-    {twin.name: directory} when options.backend is "onednn".
+    {twin.name: directory} when options.backend is "onednn". compiled(directories): whether `load` can make it of
+    compiled kernels, too, for which the backend "native" asks.
     A generator part's two implementations take `resume`, a list of items already produced, and go on behind it.
     check(result): raises BadOutput if an answer cannot be right (for a generator, it sees every item).
     probe(call): times a small typical piece of work on either implementation; seconds per frame or second of audio.
@@ -59,6 +60,7 @@ class Part:
     check: Callable[[Any], Any] = lambda _: None
     generator: bool = False
     twin: Component | None = None
+    compiled: Callable[[Mapping[str, Path]], bool] = lambda _: False
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,15 @@ import inspect
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import decode, proof, tables, tracing
-from ..decode import Embeddings
+from .. import decode, native, proof, tables, tracing
+from ..decode import Embeddings, Runner
+from ..errors import BadOutput, SessionError
 from ..export import Component, Progress, ProgressEvent
 from ..graph import dual_ar as graphs
 from ..graph import fitting, graph, quantize, rewrite
@@ -22,15 +24,24 @@ from ..hardware import detect
 from ..hardware.pages import huge_pages
 from ..proof import BARS, Bar, Trace, compare_arrays, compare_codes, compare_logits, replay
 from ..scheduler import DualARDecoder
-from ..session import Session, SessionOptions
+from ..session import SHORT_SPIN_US, Session, SessionOptions
 from ..tables import write_table
 
-__all__ = ["EMBEDDINGS", "LANGUAGE_MODEL", "codec_component", "language_model_components", "load_language_model"]
+__all__ = [
+    "EMBEDDINGS",
+    "LANGUAGE_MODEL",
+    "codec_component",
+    "language_model_components",
+    "load_language_model",
+    "runs_compiled",
+]
 
 EMBEDDINGS, LANGUAGE_MODEL = "embeddings", "text2semantic"
 _TABLES = ("embeddings", "codebook_embeddings", "fast_embeddings")
 _PROOF_THREADS = 2
+_ROUNDING = 1.1  # how much further from PyTorch other rounding of the same weights may be, where these miss the bar
 WIDE = "wide_"  # names graphs in integers by rows
+COMPILED = "compiled.json"  # says that compiled kernels answer to these graphs' weights as they should
 
 
 def _source(thing: Any) -> str:
@@ -49,6 +60,7 @@ def language_model_components(
     *,
     dtype: str = "fp32",
     wide: bool | None = None,
+    compiled: bool | None = None,
     recipes: Mapping[str, Recipe] = RECIPES,
 ) -> tuple[Component, Component]:
     """The embedding tables and the graphs of a dual autoregressive model.
@@ -56,11 +68,15 @@ def language_model_components(
     weights: called while exporting only. trace: PyTorch's answers, recorded once and kept for all precisions. dtype:
     what the engine computes in, "fp32" or "bf16"; an engine that rounds to bfloat16 cannot be matched to float32's bar.
     wide: whether a quantized export has both graphs once more, in integers by rows, which run prompts twice as fast
-    with AVX512-VNNI and several times with AMX, with which large batches are faster, too. None asks this machine.
+    with AVX512-VNNI and several times with AMX, with which large batches are faster, too. compiled: whether compiled
+    kernels (`native`) are proven beside the graphs; they do without the wide ones but for prompts with AMX. None asks
+    this machine.
     recipes: what each precision means; another one than the shipped makes other exports, held to the same bars.
     """
     config = spec.to_dict()
-    wide = not {"amx_int8", "avx512_vnni"}.isdisjoint(detect().isa) if wide is None else wide
+    compiled = native.available() if compiled is None else compiled
+    if wide is None:
+        wide = not {"amx_int8", *(() if compiled else ("avx512_vnni",))}.isdisjoint(detect().isa)
     recorded: list[Trace] = []
 
     def the_trace() -> Trace:
@@ -104,8 +120,11 @@ def language_model_components(
     def compared(
         directory: Path, bar: Bar, options: SessionOptions, graphs: Sequence[str] = ("slow", "fast")
     ) -> dict[str, Any]:
+        return judged([Session(directory / f"{name}.onnx", options) for name in graphs], bar)
+
+    def judged(sessions: Sequence[Runner], bar: Bar) -> dict[str, Any]:
         trace = the_trace()
-        slow, fast, *wider = (Session(directory / f"{name}.onnx", options) for name in graphs)
+        slow, fast, *wider = sessions
         pair = (wider[0], wider[1]) if wider else None
         answers = replay(DualARDecoder(spec, slow, fast, _WeightEmbeddings(spec, weights), wide=pair).generate, trace)
         pairs = {
@@ -145,7 +164,19 @@ def language_model_components(
                 for name in names:
                     for file in directory.glob(f"{name}.*"):
                         file.unlink()
+        if compiled:
+            report["compiled"] = prove_compiled(directory, report)
         return {**report, "structure": proven[0]}
+
+    def prove_compiled(directory: Path, beside: Mapping[str, Any]) -> dict[str, Any]:
+        """Compiled kernels over the same weights, held to the same bar."""
+        try:
+            report = judged(native.open_graphs(directory, spec, ("slow", "fast"), _PROOF_THREADS), Bar(**beside["bar"]))
+        except (SessionError, BadOutput) as error:  # sizes that they are not made for, or answers that cannot be right
+            return {"passed": False, "error": str(error)}
+        if report["passed"] or _nearer(report, beside, _ROUNDING):
+            (directory / COMPILED).write_text(json.dumps({"passed": report["passed"]}))
+        return report
 
     shared = (*_HERE, _source(weights), _source(graph), _source(graphs), _source(tables))
     return (
@@ -153,26 +184,33 @@ def language_model_components(
         Component(
             LANGUAGE_MODEL,
             identity,
-            {**config, "engine_dtype": dtype, "wide": wide},
+            {**config, "engine_dtype": dtype, "wide": wide, "compiled": compiled},
             tuple(recipes),
             build_graphs,
             prove_graphs,
-            (*shared, _source(quantize), _source(fitting), _source(decode)),
+            (*shared, _source(quantize), _source(fitting), _source(decode), *(native.sources() if compiled else ())),
             {precision: vars(recipe) for precision, recipe in recipes.items()},
             spec.weight_bytes,
         ),
     )
 
 
-def _nearer(report: Mapping[str, Any], rejected: Mapping[str, Any]) -> bool:
+def _nearer(report: Mapping[str, Any], rejected: Mapping[str, Any], slack: float = 1.0) -> bool:
     """Whether graphs that miss the bar do no harm to others that miss it, too, and are published under proof="warn"."""
-    return not rejected["passed"] and all(report[figure] <= rejected[figure] for figure in rejected["bar"])
+    return not rejected["passed"] and all(report[figure] <= slack * rejected[figure] for figure in rejected["bar"])
+
+
+def runs_compiled(paths: Mapping[str, Path]) -> bool:
+    """Whether compiled kernels can run an export of the language model here."""
+    return (paths[LANGUAGE_MODEL] / COMPILED).exists() and native.available()
 
 
 def load_language_model(paths: Mapping[str, Path], options: SessionOptions) -> DualARDecoder:
     """A decoder over the two exports of `language_model_components`."""
     directory = paths[LANGUAGE_MODEL]
     spec = DualARSpec.from_dict(json.loads((directory / "spec.json").read_text()))
+    if options.backend == "native":
+        return _load_compiled(directory, spec, Embeddings(paths[EMBEDDINGS], spec), options)
     names = ["slow", "fast"]
     if (directory / f"{WIDE}slow.onnx").exists():
         names.append(f"{WIDE}slow")
@@ -182,6 +220,17 @@ def load_language_model(paths: Mapping[str, Path], options: SessionOptions) -> D
         slow, fast, *wide = (Session(directory / f"{name}.onnx", options) for name in names)
     pair = (wide[0], wide[1] if len(wide) > 1 else None) if wide else None
     return DualARDecoder(spec, slow, fast, Embeddings(paths[EMBEDDINGS], spec), wide=pair)
+
+
+def _load_compiled(directory: Path, spec: DualARSpec, embeddings: Embeddings, options: SessionOptions) -> DualARDecoder:
+    """Compiled kernels; with AMX, whose matrix instructions they do not use, prompts are for the wide graph."""
+    prompts = directory / f"{WIDE}slow.onnx"
+    with huge_pages():
+        slow, fast = native.open_graphs(directory, spec, ("slow", "fast"), options.threads)
+        wide = None
+        if "amx_int8" in detect().isa and prompts.exists():
+            wide = Session(prompts, replace(options, backend="onnxruntime", spin_us=SHORT_SPIN_US)), None
+    return DualARDecoder(spec, slow, fast, embeddings, wide=wide)
 
 
 class _WeightEmbeddings(Embeddings):

@@ -24,7 +24,7 @@ from ..scheduler import Batching, Guidance
 from ..session import Session, SessionOptions
 from ..speech import AudioChunk, SamplingParams, SpeechRequest
 from .base import Call, Decoding, Part, Voice, check_codes, seconds, tensors_digest, windowed
-from .dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model
+from .dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model, runs_compiled
 
 __all__ = ["ReferenceAdapter"]
 
@@ -72,6 +72,7 @@ class ReferenceAdapter:
                 load=self._load_language_model,
                 probe=self._probe_language_model,
                 generator=True,
+                compiled=runs_compiled,
             ),
             Part(
                 "decoder",

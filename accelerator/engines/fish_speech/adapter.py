@@ -31,7 +31,7 @@ from ...scheduler import Batching
 from ...session import Session, SessionOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
 from ..base import Call, Decoding, Part, seconds, tensors_digest, windowed
-from ..dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model
+from ..dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model, runs_compiled
 from . import codec as codec_graphs
 from . import language_model as lm
 from . import structure, twin, weights
@@ -197,6 +197,7 @@ class FishSpeechAdapter:
                 load=self._load_language_model,
                 probe=self._probe_language_model,
                 generator=True,
+                compiled=runs_compiled,
             ),
             Part(
                 "decoder",

@@ -1,0 +1,32 @@
+"""Compiled kernels for the language model's steps: the weights of its export, at the pace of the memory.
+
+    NativeSession ──► NativeBinding ──► Team ──► one C function (`compiled`), made of `kernels` and `instructions`
+       (weights in tiles)   (a plan)      (threads)
+
+ONNX Runtime's quantized kernels are bound by arithmetic for one row, and compute several rows hardly faster than one
+after the other. These read the weights as fast as memory gives them, and share each of them among eight rows. numba
+compiles them once for a processor with AVX512-VNNI; without it, ONNX Runtime goes on as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..graph.dual_ar import DualARSpec
+from .compiled import available
+from .session import NativeSession
+from .team import Team
+
+__all__ = ["NativeSession", "available", "open_graphs", "sources"]
+
+
+def open_graphs(directory: Path, spec: DualARSpec, names: Sequence[str], threads: int) -> list[NativeSession]:
+    """Sessions over graphs of an export, which share their threads. Raises SessionError."""
+    team = Team(threads)
+    return [NativeSession(directory / f"{name}.onnx", spec, team) for name in names]
+
+
+def sources() -> tuple[str, ...]:
+    """The files that say what is computed."""
+    return tuple(str(path) for path in sorted(Path(__file__).parent.glob("*.py")))

@@ -1,0 +1,146 @@
+"""The kernels as machine code: compiled by numba once for a processor, kept in the cache, loaded without numba.
+
+numba needs seconds to compile and a second to be imported. So what it makes is put into one object file, and LLVM's
+linker (llvmlite) puts that into the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..cache import ContentCache, default_root, make_key
+from ..errors import CacheError, SessionError
+from ..hardware import detect
+
+__all__ = ["LEAD", "PACK", "RUN", "SERVE", "available", "function"]
+
+logger = logging.getLogger(__name__)
+
+RUN, LEAD, SERVE, PACK = range(4)  # what `function` can be asked for: see `kernels`
+_NAME, _FILE = "accelerator_native", "kernels.o"
+_NEEDED = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni")
+_SOURCES = ("compiled.py", "instructions.py", "kernels.py", "plan.py")
+_ARGUMENTS = 7
+# What numba's code for exceptions and reference counts refers to, and never calls here.
+_UNUSED = (
+    "NRT_MemInfo_call_dtor",
+    "NRT_Free",
+    "numba_do_raise",
+    "numba_unpickle",
+    "numba_runtime_build_excinfo_struct",
+)
+
+
+@functools.cache
+def available() -> bool:
+    """Whether this processor has the instructions, and this installation the compiler."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or not set(_NEEDED) <= set(detect().isa):
+        return False
+    try:
+        return bool(version("numba") and version("llvmlite"))
+    except PackageNotFoundError:
+        return False
+
+
+@functools.cache
+def function() -> Any:
+    """The C function int64(what, a, b, c, d, e, f); it lets go of the interpreter's lock. Raises SessionError."""
+    if not available():
+        raise SessionError("the compiled kernels need AVX512-VNNI, numba and llvmlite")
+    try:
+        return _load(_object().read_bytes())
+    except (CacheError, OSError) as error:
+        raise SessionError(f"there is no place for the compiled kernels: {error}") from error
+    except SessionError:
+        raise
+    except Exception as error:  # whatever numba's and LLVM's many layers raise
+        raise SessionError(f"the kernels cannot be compiled or loaded: {error}") from error
+
+
+def _object() -> Path:
+    """The object file in the cache."""
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features().flatten()
+    fields = {
+        "component": "kernels",
+        "sources": {name: (Path(__file__).parent / name).read_text() for name in _SOURCES},
+        "processor": [llvm.get_host_cpu_name(), features],
+        "versions": {name: version(name) for name in ("numba", "llvmlite")},
+        "platform": [platform.system(), platform.machine()],
+    }
+
+    def build(directory: Path) -> dict[str, Any]:
+        logger.info("compiling kernels for this processor")
+        (directory / _FILE).write_bytes(_compile())
+        return {"proof": {"passed": True}, "precision": "compiled"}
+
+    entry = ContentCache(default_root()).get_or_create(make_key(**fields), build, name="kernels", fields={})
+    return entry.path / _FILE
+
+
+def _machine() -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    features = llvm.get_host_cpu_features().flatten()
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=features, opt=3, reloc="pic", codemodel="jitdefault", jit=True
+    )
+
+
+def _compile() -> bytes:
+    """All kernels behind one function, as an object file."""
+    import llvmlite.binding as llvm
+    import numba
+
+    from . import kernels
+
+    made = numba.njit(f"int64({', '.join(['int64'] * _ARGUMENTS)})", nogil=True, error_model="numpy")(kernels.call)
+    overload: Any
+    (overload,) = made.overloads.values()
+    module = llvm.parse_assembly(overload.library.get_llvm_str())
+    wanted = overload.fndesc.llvm_func_name
+    for each in (*module.functions, *module.global_variables):
+        if each.name == wanted:
+            each.name = _NAME
+        elif not each.is_declaration:
+            each.linkage = "internal"
+    machine = _machine()
+    tuning = llvm.create_pipeline_tuning_options(speed_level=1)
+    passes = llvm.create_pass_builder(machine, tuning)
+    passes.getModulePassManager().run(module, passes)  # takes away what the one function does not reach
+    return bytes(machine.emit_object(module))
+
+
+def _load(code: bytes) -> Any:
+    import llvmlite.binding as llvm
+
+    machine = _machine()
+    for name in _UNUSED:
+        if not llvm.address_of_symbol(name):
+            llvm.add_symbol(name, ctypes.cast(ctypes.pythonapi.Py_GetVersion, ctypes.c_void_p).value)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    address = engine.get_function_address(_NAME)
+    numbers = [ctypes.c_int64] * _ARGUMENTS
+    raw = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *numbers)(address)
+    raw._engine = engine  # type: ignore[attr-defined]  # the code lives in it
+
+    def call(what: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0) -> int:
+        answer = ctypes.c_int64()
+        failed = ctypes.c_void_p()
+        if raw(ctypes.addressof(answer), ctypes.addressof(failed), what, a, b, c, d, e, f):
+            raise SessionError("a compiled kernel failed")
+        return answer.value
+
+    return call

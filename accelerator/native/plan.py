@@ -1,0 +1,26 @@
+"""Where a step's sizes and addresses stand in the array that the compiled code reads: see `kernels`.
+
+A matrix is eight numbers: the addresses of its tiles, of a factor for each row and of its bias (0: none), bits, weights
+in a block, blocks in a row, tiles, rows.
+"""
+
+from __future__ import annotations
+
+(
+    DIM, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN, INT8_CACHE, BATCH, LENGTH, CAPACITY, ROW, BACK, THREADS, WANTED,
+    POST_NORM, PROJECTION_GIVEN, EPS, HIDDEN_WIDTH, INPUT_STEP,
+    INPUT, SEQLENS, LOGITS, HIDDEN, COS, SIN, NORM,
+    X, QKV_OUT, ATTENDED, INNER, TOGETHER, SHARED_VALUES, SHARED_SCALES, SHARED_SUMS,
+    SCRATCH, SCRATCH_SIZE, SCRATCH_SCALES, SCRATCH_SUMS, SCRATCH_SCORES,
+) = range(39)  # fmt: skip
+MATRIX = 8
+HEAD, PROJECTION = 40, 48
+SIZE = 56  # of all this; the layers follow
+ATTENTION_NORM, FFN_NORM, QK_NORM, KEY_SCALE, VALUE_SCALE, KEYS, VALUES = range(7)
+QKV, OUT, GATE_UP, DOWN = (8 + MATRIX * i for i in range(4))
+LAYER = 40
+MOST = 1 << 20  # numbers: no plan is longer
+
+# A team's counters, as int64 that are far enough apart to be in cache lines of their own; ASLEEP: 8 for each thread.
+TICKET, BARRIER, JOB, STOP, ASLEEP = 0, 8, 16, 24, 32
+SPIN = 600_000  # cycles that an idle thread waits for the next step before it sleeps: what lies between two of a frame

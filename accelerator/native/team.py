@@ -1,0 +1,68 @@
+"""The threads that share a step: the caller's own, and helpers that wait for the next one."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+
+from .compiled import LEAD, RUN, SERVE, function
+from .plan import ASLEEP, STOP, TICKET
+
+__all__ = ["Team"]
+
+
+class Team:
+    """Runs steps on some threads, one step at a time; safe to call from any thread.
+
+    Helpers keep looking for the next step for a while (`plan.SPIN`), so that the steps of a frame find them awake, and
+    sleep then: an idle team costs nothing.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._call = function()
+        self._lock = threading.Lock()
+        self._pid = 0
+        self._control: np.ndarray = np.zeros(0, np.int64)
+        self._wake: list[threading.Semaphore] = []
+
+    def run(self, plan: np.ndarray) -> None:
+        """A step: see `kernels`. What the plan points to has to stay where it is meanwhile."""
+        with self._lock:
+            if self._pid != os.getpid():  # a fork takes no threads along
+                self._start()
+            job, control = plan.ctypes.data, self._control.ctypes.data
+            asleep = self._call(LEAD, job, control)
+            if asleep:
+                for i, wake in enumerate(self._wake, 1):
+                    if asleep >> i & 1:
+                        wake.release()
+                self._call(RUN, job, control, 0)
+
+    def _start(self) -> None:
+        whole = np.zeros(ASLEEP + 8 * self.threads + 8, np.int64)
+        first = -whole.ctypes.data % 64 // 8
+        self._control = control = whole[first : first + ASLEEP + 8 * self.threads]
+        self._wake = [threading.Semaphore(0) for _ in range(1, self.threads)]
+        for i, wake in enumerate(self._wake, 1):
+            arguments = self._call, control, i, wake
+            threading.Thread(target=_help, args=arguments, name=f"accelerator-native-{i}", daemon=True).start()
+        weakref.finalize(self, _stop, control, self._wake)
+        self._pid = os.getpid()
+
+
+def _help(call: Callable[..., int], control: np.ndarray, me: int, wake: threading.Semaphore) -> None:
+    last = 0
+    while (last := call(SERVE, control.ctypes.data, me, last)) >= 0:
+        wake.acquire()
+
+
+def _stop(control: np.ndarray, wake: list[threading.Semaphore]) -> None:
+    control[STOP] = 1
+    control[TICKET] += 1
+    for each in wake:
+        each.release()
