@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
     ("errors", "speech", "text", "segments", "joins", "audio", "hardware", "cache", "sampling", "metrics"),
-    ("graph", "tables", "session", "tracing", "proof", "export"),
+    ("graph", "native", "tables", "session", "tracing", "proof", "export"),
     ("decode", "prefixes", "scheduler", "voices"),
     ("engines",),
     ("loader", "routing", "speaking", "pool", "stream", "dispatch", "optimizer"),
@@ -30,6 +30,8 @@ HOMES = {
     "onnxruntime": ("session",),
     "onnx": ("graph", "tracing", "export"),
     "torch": ("tracing", "engines", "reference", "demo", "benchmark"),
+    "numba": ("native",),
+    "llvmlite": ("native",),
     "psutil": ("hardware", "metrics"),
     "cpuinfo": ("hardware",),
     "platformdirs": ("cache",),

@@ -14,8 +14,10 @@ def stored(path: Path) -> dict[str, np.ndarray]:
     """name -> array, mapped from the data file where it lies there. Raises OSError or ValueError."""
     try:
         model = onnx.load(str(path), load_external_data=False)
-    except onnx.onnx_cpp2py_export.checker.ValidationError as error:
-        raise ValueError(str(error)) from error
+    except OSError:
+        raise
+    except Exception as error:  # protobuf's own types, which depend on its implementation
+        raise ValueError(f"{path.name} is no graph: {error}") from error
     found = {}
     for tensor in model.graph.initializer:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:

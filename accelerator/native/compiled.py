@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 RUN, LEAD, SERVE, PACK = range(4)  # what `function` can be asked for: see `kernels`
 _NAME, _FILE = "accelerator_native", "kernels.o"
 _NEEDED = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni")
-_SOURCES = ("compiled.py", "instructions.py", "kernels.py", "plan.py")
+_SOURCES = ("attention.py", "compiled.py", "instructions.py", "kernels.py", "plan.py", "rows.py")
 _ARGUMENTS = 7
 # What numba's code for exceptions and reference counts refers to, and never calls here.
 _UNUSED = (

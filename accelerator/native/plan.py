@@ -23,4 +23,6 @@ MOST = 1 << 20  # numbers: no plan is longer
 
 # A team's counters, as int64 that are far enough apart to be in cache lines of their own; ASLEEP: 8 for each thread.
 TICKET, BARRIER, JOB, STOP, ASLEEP = 0, 8, 16, 24, 32
-SPIN = 600_000  # cycles that an idle thread waits for the next step before it sleeps: what lies between two of a frame
+SPIN = (
+    3_000_000  # cycles that an idle thread waits for the next step before it sleeps: a millisecond, longer than a draw
+)

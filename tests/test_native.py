@@ -1,0 +1,471 @@
+"""Compiled kernels against plain arithmetic in NumPy, alone and beside others, and when an engine has them."""
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+import time
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from accelerator import decode, native
+from accelerator.cache import ContentCache
+from accelerator.decode import Transformer
+from accelerator.engines import dual_ar
+from accelerator.engines.dual_ar import LANGUAGE_MODEL, language_model_components, load_language_model
+from accelerator.engines.reference import ReferenceAdapter
+from accelerator.errors import SessionError
+from accelerator.export import export_component
+from accelerator.graph.dual_ar import DualARSpec, KVRanges, TransformerSpec, build_fast, build_slow, rope_tables
+from accelerator.graph.quantize import BY_ROW, RECIPES, Recipe, dequantize_blocks
+from accelerator.graph.stored import stored
+from accelerator.native import NativeSession, compiled
+from accelerator.native.team import Team
+from accelerator.scheduler import DualARDecoder
+from accelerator.session import SessionOptions
+from accelerator.speech import SamplingParams
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX512-VNNI and numba")
+
+STACK = TransformerSpec(
+    dim=96, layers=2, heads=4, kv_heads=2, head_dim=32, ffn=144, eps=1e-5, rope_base=1e4, positions=300
+)
+SPEC = DualARSpec(
+    slow=STACK, fast=replace(STACK, positions=4), codebooks=4, codebook_size=32, semantic_begin=40, semantic_end=76,
+    end_id=3, fast_codes=29, fast_input="pre_norm", scale_codebook_embeddings=False,
+)  # fmt: skip
+INT4_FLOAT_CACHE = replace(RECIPES["int4"], kv_bits=32)
+
+
+def varied(spec: DualARSpec = SPEC, **changes: Any) -> DualARSpec:
+    """The spec with both stacks changed."""
+    slow = replace(spec.slow, **changes)
+    return replace(spec, slow=slow, fast=replace(slow, positions=spec.fast.positions))
+
+
+class Weights:
+    """Random weights by the graphs' names."""
+
+    def __init__(self, spec: DualARSpec) -> None:
+        self._spec, self._made = spec, dict[str, np.ndarray]()
+
+    def __call__(self, name: str) -> np.ndarray:
+        if name not in self._made:
+            rng = np.random.default_rng(zlib.crc32(name.encode()))
+            shape = self._shape(name)
+            values = rng.standard_normal(shape) / np.sqrt(shape[-1]) if len(shape) == 2 else 1 + rng.random(shape)
+            self._made[name] = (values if not name.endswith("bias") else values - 1.5).astype(np.float32)
+        return self._made[name]
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        stack = getattr(self._spec, name.split(".")[0].removesuffix("_in"))
+        dim, ffn, size = stack.dim, stack.ffn, stack.head_dim
+        qkv = (stack.heads + 2 * stack.kv_heads) * size
+        heads = {"slow.head": len(self._spec.rows), "fast.head": self._spec.fast_codes}
+        if name in heads:
+            return heads[name], dim
+        if name.startswith("fast_in"):
+            return (self._spec.fast.dim,) if name.endswith("bias") else (self._spec.fast.dim, self._spec.slow.dim)
+        part = name.split(".", 2)[-1]
+        shapes = {"qkv": (qkv, dim), "out": (dim, stack.heads * size), "gate": (ffn, dim), "up": (ffn, dim)}
+        shapes |= {"down": (dim, ffn), "qkv.bias": (qkv,), "out.bias": (dim,), "q_norm": (size,), "k_norm": (size,)}
+        return shapes.get(part, (dim,))
+
+
+def ranges(spec: DualARSpec) -> KVRanges:
+    shape = spec.slow.layers, spec.slow.kv_heads, spec.slow.head_dim
+    rng = np.random.default_rng(5)
+    return KVRanges(*(2 + rng.random(shape).astype(np.float32) for _ in range(2)))
+
+
+def build(directory: Path, spec: DualARSpec, recipe: Recipe) -> Path:
+    directory.mkdir(exist_ok=True)
+    build_slow(directory, spec, Weights(spec), recipe, ranges(spec) if recipe.kv_bits == 8 else None)
+    build_fast(directory, spec, Weights(spec), recipe)
+    return directory
+
+
+def transformer(directory: Path, spec: DualARSpec, rows: int, *, graph: str = "slow", threads: int = 2) -> Transformer:
+    session = NativeSession(directory / f"{graph}.onnx", spec, Team(threads))
+    outputs = {"slow": {"logits": len(spec.rows), "hidden": spec.fast.dim}, "fast": {"logits": spec.fast_codes}}
+    return Transformer(session, getattr(spec, graph), outputs[graph], rows, 16)
+
+
+def run(model: Transformer, x: np.ndarray, begin: int = 0) -> dict[str, np.ndarray]:
+    """x [B, S, D] through rows begin, begin + 1, ...; copies of their outputs."""
+    end = begin + len(x)
+    model.input(x.shape[1], begin, end)[:] = x
+    return {name: array[begin:end].copy() for name, array in model.step(x.shape[1], begin, end).items()}
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+class Plain:
+    """What the kernels say they compute, for one sequence: float64, but for the levels that they round to."""
+
+    def __init__(self, directory: Path, spec: DualARSpec, graph: str = "slow") -> None:
+        self.spec, self.stack, self.name = spec, getattr(spec, graph), graph
+        self.w = stored(directory / f"{graph}.onnx")
+
+    def matrix(self, name: str) -> tuple[np.ndarray, int]:
+        bits = 4 if f"{name}.q4" in self.w else 8
+        levels = self.w[f"{name}.q{bits}"]
+        block, scales = levels.shape[2] * 8 // bits, self.w[f"{name}.scales"].reshape(levels.shape[:2])
+        points = self.w.get(f"{name}.zero_points")
+        points = None if points is None else points.reshape(len(levels), -1)
+        largest = np.abs(scales).max(axis=1, keepdims=True)
+        scales = (scales / largest).astype(np.float16).astype(np.float64) * largest
+        return dequantize_blocks(levels, scales, points, bits, levels.shape[1] * block), block
+
+    def product(self, x: np.ndarray, name: str) -> np.ndarray:
+        weight, block = self.matrix(name)
+        padded = np.zeros((len(x), weight.shape[1]))
+        padded[:, : x.shape[1]] = x
+        parts = padded.reshape(len(x), -1, block)
+        largest = np.abs(parts).max(axis=2, keepdims=True)
+        levels = np.floor(parts * np.divide(127, largest, out=np.zeros_like(largest), where=largest > 0) + 0.5)
+        y = (levels * largest / 127).reshape(len(x), -1) @ weight.T
+        return y + self.w[f"{name}.bias"] if f"{name}.bias" in self.w else y
+
+    def norm(self, x: np.ndarray, weight: np.ndarray | float) -> np.ndarray:
+        return x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + self.stack.eps) * weight
+
+    def rotate(self, x: np.ndarray) -> np.ndarray:
+        cos, sin = (table[: len(x), None] for table in rope_tables(self.stack))
+        even, odd = x[..., 0::2], x[..., 1::2]
+        return np.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape)
+
+    def __call__(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """[S, D] -> the answers at the last position."""
+        stack, length = self.stack, len(x)
+        heads, kv, size = stack.heads, stack.kv_heads, stack.head_dim
+        for i in range(stack.layers):
+            name = f"{self.name}.{i}"
+            qkv = self.product(self.norm(x, self.w[f"{name}.attention_norm"]), f"{name}.qkv")
+            q, k, v = np.split(qkv.reshape(length, -1, size), [heads, heads + kv], axis=1)
+            if stack.qk_norm:
+                both = self.norm(np.concatenate([q, k], axis=1), self.w[f"{name}.qk_norm"].reshape(-1, size))
+                q, k = both[:, :heads], both[:, heads:]
+            q, k = self.rotate(q), self.rotate(k)
+            if f"{name}.key_scale" in self.w:
+                k, v = (
+                    np.clip(np.floor(z / s + 0.5), -128, 127) * s
+                    for z, s in ((k, self.w[f"{name}.key_scale"][:, 0]), (v, self.w[f"{name}.value_scale"][:, 0]))
+                )
+            k, v = (np.repeat(z, heads // kv, axis=1) for z in (k, v))
+            scores = np.einsum("shd,thd->hst", q, k) / np.sqrt(size)
+            scores += np.where(np.tril(np.ones((length, length))), 0, -np.inf)
+            shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            attended = np.einsum("hst,thd->shd", shares / shares.sum(axis=-1, keepdims=True), v)
+            x = x + self.product(attended.reshape(length, -1), f"{name}.out")
+            gate, up = np.split(self.product(self.norm(x, self.w[f"{name}.ffn_norm"]), f"{name}.gate_up"), 2, axis=1)
+            x = x + self.product(gate / (1 + np.exp(-gate)) * up, f"{name}.down")
+        x = x[-1:]
+        normed = self.norm(x, self.w[f"{self.name}.norm"])
+        answers = {"logits": self.product(normed, f"{self.name}.head")[0]}
+        if self.name == "slow":
+            hidden = x if self.spec.fast_input == "pre_norm" else normed
+            answers["hidden"] = (self.product(hidden, "fast_in") if self.spec.fast_projection else hidden)[0]
+        return answers
+
+
+def distance(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+    """The largest difference of any answer, as a share of its largest value."""
+    assert got.keys() == expected.keys()
+    return max(np.abs(got[name][0] - value).max() / np.abs(value).max() for name, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "spec"),
+    [
+        pytest.param(RECIPES["int4"], SPEC, id="int4"),
+        pytest.param(RECIPES["int8"], SPEC, id="int8"),
+        pytest.param(INT4_FLOAT_CACHE, SPEC, id="float cache"),
+        pytest.param(Recipe(bits=4, block=32, head_bits=8, head_block=32, kv_bits=8), SPEC, id="blocks of 32"),
+        pytest.param(Recipe(bits=8, block=256, head_bits=8, head_block=256), SPEC, id="blocks of 256"),
+        pytest.param(RECIPES["int4"], varied(heads=6), id="three queries a key"),
+        pytest.param(INT4_FLOAT_CACHE, varied(heads=3, kv_heads=3, head_dim=80), id="one, and 80 dimensions"),
+        pytest.param(RECIPES["int4"], varied(heads=8, head_dim=128), id="four, and 128 dimensions"),
+        pytest.param(RECIPES["int4"], varied(heads=1, kv_heads=1, head_dim=16), id="one head for two threads"),
+        pytest.param(RECIPES["int8"], varied(qk_norm=True, rope_bf16=True), id="norms of heads"),
+        pytest.param(RECIPES["int4"], varied(qkv_bias=True, out_bias=True), id="biases"),
+        pytest.param(RECIPES["int4"], replace(SPEC, fast_input="post_norm"), id="post-norm"),
+        pytest.param(
+            RECIPES["int8"],
+            replace(SPEC, fast_projection=True, fast=replace(SPEC.fast, dim=80)),
+            id="projection",
+        ),
+    ],
+)
+def test_they_compute_what_the_formulas_say(recipe: Recipe, spec: DualARSpec, tmp_path: Path) -> None:
+    build(tmp_path, spec, recipe)
+    plain, plain_fast = Plain(tmp_path, spec), Plain(tmp_path, spec, "fast")
+    far, far_fast = [], []
+    for seed in range(5):
+        x = noise(21, spec.slow.dim, seed=seed)
+        model = transformer(tmp_path, spec, 1)
+        run(model, x[None, :18])
+        for n in (18, 19):
+            run(model, x[None, n : n + 1])
+        far.append(distance(run(model, x[None, 20:]), plain(x)))
+        fast, codes = transformer(tmp_path, spec, 1, graph="fast"), noise(4, spec.fast.dim, seed=seed)
+        run(fast, codes[None, :2])
+        run(fast, codes[None, 2:3])
+        far_fast.append(distance(run(fast, codes[None, 3:]), plain_fast(codes)))
+    # In one of some tens of thousands of values float32 and float64 fall on two sides of a level.
+    assert np.median(far) < 1e-4
+    assert np.median(far_fast) < 1e-4
+    assert max(*far, *far_fast) < 0.1
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("graphs"), SPEC, RECIPES["int4"])
+
+
+def test_a_rows_answer_is_the_same_whatever_is_beside_it(built: Path) -> None:
+    prompts = [noise(1, 3 + n, STACK.dim, seed=n) for n in range(13)]
+    x = noise(13, 1, STACK.dim, seed=99)
+    together = transformer(built, SPEC, 13)
+    for n, prompt in enumerate(prompts):
+        run(together, prompt, n)
+    answers = run(together, x)
+    for n, prompt in enumerate(prompts):
+        alone = transformer(built, SPEC, 1, threads=1 + n % 3)
+        run(alone, prompt)
+        for name, value in run(alone, x[n : n + 1]).items():
+            np.testing.assert_array_equal(value[0], answers[name][n])
+
+
+def test_a_prompt_is_what_its_steps_are(built: Path) -> None:
+    x = noise(1, 150, STACK.dim)  # more than are run together
+    whole, steps = transformer(built, SPEC, 1), transformer(built, SPEC, 1)
+    answer = run(whole, x)
+    for n in range(150):
+        last = run(steps, x[:, n : n + 1])
+    for name, value in answer.items():
+        np.testing.assert_array_equal(value, last[name])
+    for name, array in whole.cache.arrays.items():
+        np.testing.assert_array_equal(array[:, :, :150], steps.cache.arrays[name][:, :, :150])
+
+
+def test_long_prompts_of_several_rows_are_those_of_each(built: Path) -> None:
+    x = noise(2, 70, STACK.dim)
+    both = run(transformer(built, SPEC, 2), x)
+    for n in range(2):
+        for name, value in run(transformer(built, SPEC, 1), x[n : n + 1]).items():
+            np.testing.assert_array_equal(value[0], both[name][n])
+
+
+def test_what_is_no_number_is_seen(built: Path) -> None:
+    model = transformer(built, SPEC, 2)
+    x = noise(2, 1, STACK.dim)
+    x[0, 0, 7] = np.nan
+    answers = run(model, x)
+    assert not np.isfinite(answers["logits"][0]).any()
+    assert np.isfinite(answers["logits"][1]).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "recipe"),
+    [
+        (varied(head_dim=24), RECIPES["int4"]),
+        (varied(ffn=100), RECIPES["int4"]),
+        (SPEC, RECIPES["fp32"]),
+        (SPEC, BY_ROW),
+        (SPEC, Recipe(bits=4, block=16, head_bits=8)),
+    ],
+)
+def test_what_they_are_not_made_for_is_refused(spec: DualARSpec, recipe: Recipe, tmp_path: Path) -> None:
+    build(tmp_path, spec, recipe)
+    with pytest.raises(SessionError, match=r"slow\.onnx cannot be run by compiled kernels"):
+        NativeSession(tmp_path / "slow.onnx", spec, Team(1))
+
+
+def test_damaged_files_are_refused(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "slow.onnx").write_bytes((built / "slow.onnx").read_bytes())
+    with pytest.raises(SessionError):
+        NativeSession(tmp_path / "slow.onnx", SPEC, Team(1))  # no data beside it
+    (tmp_path / "slow.onnx").write_bytes(b"no graph")
+    with pytest.raises(SessionError):
+        NativeSession(tmp_path / "slow.onnx", SPEC, Team(1))
+
+
+def test_threads_take_turns_and_sleep_between(built: Path) -> None:
+    session = NativeSession(built / "slow.onnx", SPEC, Team(3))
+    outputs = {"logits": len(SPEC.rows), "hidden": SPEC.fast.dim}
+    x, found = noise(4, 1, 3, STACK.dim), [list[np.ndarray]() for _ in range(4)]
+
+    def speak(n: int) -> None:
+        for pause in (0, 0, 0.002, 0.05):
+            model = Transformer(session, STACK, outputs, 1, 16)
+            time.sleep(pause)  # long enough for the helpers to fall asleep
+            found[n].append(run(model, x[n])["logits"])
+
+    threads = [threading.Thread(target=speak, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for n in range(4):
+        alone = run(Transformer(session, STACK, outputs, 1, 16), x[n])["logits"]
+        assert len(found[n]) == 4
+        for answer in found[n]:
+            np.testing.assert_array_equal(answer, alone)
+
+
+def test_helpers_end_with_their_team(built: Path) -> None:
+    before = set(threading.enumerate())
+    model = transformer(built, SPEC, 1, threads=3)
+    run(model, noise(1, 1, STACK.dim))
+    helpers = set(threading.enumerate()) - before
+    assert len(helpers) == 2
+    del model
+    gc.collect()
+    for helper in helpers:
+        helper.join(10)
+        assert not helper.is_alive()
+
+
+# In an engine
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny: Any) -> ReferenceAdapter:
+    return ReferenceAdapter(tiny)
+
+
+def exported(adapter: ReferenceAdapter, root: Path, precision: str = "int8", **options: Any) -> dict[str, Path]:
+    components = language_model_components(
+        adapter._spec, adapter._weights, lambda: "0" * 64, adapter._trace, wide=False, **options
+    )
+    found = {}
+    for component, wanted in zip(components, ("fp32", precision), strict=True):
+        found[component.name] = export_component(component, wanted, ContentCache(root), proof="warn").path
+    return found
+
+
+@pytest.fixture(scope="module")
+def paths(adapter: ReferenceAdapter, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return exported(adapter, tmp_path_factory.mktemp("cache"))
+
+
+def proof_of(paths: dict[str, Path]) -> dict[str, Any]:
+    return dict(json.loads((paths[LANGUAGE_MODEL] / "manifest.json").read_text())["meta"]["proof"])
+
+
+def test_an_export_is_proven_with_them_too(paths: dict[str, Path]) -> None:
+    report = proof_of(paths)
+    assert report["compiled"]["passed"] is True
+    assert report["compiled"]["frames"] == report["frames"] > 0
+    assert report["compiled"]["kl"] != report["kl"], "other rounding"
+    assert dual_ar.runs_compiled(paths)
+
+
+def test_kernels_that_answer_otherwise_are_not_used(
+    adapter: ReferenceAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bind = native.session.NativeBinding.run
+
+    def wrong(self: Any) -> None:
+        bind(self)
+        self._arrays["logits"] *= -1
+
+    monkeypatch.setattr(native.session.NativeBinding, "run", wrong)
+    found = exported(adapter, tmp_path)
+    report = proof_of(found)
+    assert (report["passed"], report["compiled"]["passed"]) == (True, False)
+    assert not dual_ar.runs_compiled(found)
+
+
+def test_an_export_without_them_runs_as_before(adapter: ReferenceAdapter, tmp_path: Path) -> None:
+    found = exported(adapter, tmp_path, compiled=False)
+    assert "compiled" not in proof_of(found)
+    assert not dual_ar.runs_compiled(found)
+    assert len(spoken(load_language_model(found, SessionOptions()), adapter, [1])[0]) == 6
+
+
+def test_float32_has_none(adapter: ReferenceAdapter, tmp_path: Path) -> None:
+    assert not dual_ar.runs_compiled(exported(adapter, tmp_path, "fp32"))
+
+
+def spoken(decoder: DualARDecoder, adapter: Any, seeds: list[int], batching: Any = "invariant") -> list[np.ndarray]:
+    streams = []
+    for seed in seeds:
+        params = SamplingParams(temperature=0.7, top_p=0.8, top_k=30, seed=seed, repetition_penalty=1.0)
+        prompt = adapter.engine.encode_text("word " * (seed + 1))
+        streams.append(decoder.generate(prompt, adapter.sampler(params), 6, batching=batching))
+    taken = [[next(stream)] for stream in streams]
+    for stream, own in zip(streams, taken, strict=True):
+        own.extend(stream)
+    return [np.stack(own) for own in taken]
+
+
+def test_seeds_need_no_empty_row(
+    paths: dict[str, Path], adapter: ReferenceAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = load_language_model(paths, SessionOptions(threads=2, backend="native"))
+    widths, step = set(), decode.Transformer.step
+
+    def spy(self: Any, length: int, begin: int = 0, end: int | None = None, **options: Any) -> Any:
+        widths.add((self.rows if end is None else end) - begin)
+        return step(self, length, begin, end, **options)
+
+    alone = [spoken(decoder, adapter, [seed], batching)[0] for seed in range(3) for batching in ("invariant", "off")]
+    monkeypatch.setattr(decode.Transformer, "step", spy)
+    together = spoken(decoder, adapter, [0, 1, 2])
+    assert 3 in widths
+    assert 4 not in widths
+    for n, frames in enumerate(together):
+        np.testing.assert_array_equal(frames, alone[2 * n])
+        np.testing.assert_array_equal(frames, alone[2 * n + 1])
+
+
+def test_without_the_instructions_there_are_none(
+    paths: dict[str, Path], adapter: ReferenceAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = replace(compiled.detect(), isa=("avx2",))
+    monkeypatch.setattr(compiled, "detect", lambda: here)
+    compiled.available.cache_clear()
+    compiled.function.cache_clear()
+    try:
+        assert not native.available()
+        assert not dual_ar.runs_compiled(paths)
+        with pytest.raises(SessionError, match="AVX512-VNNI"):
+            compiled.function()
+    finally:
+        compiled.available.cache_clear()
+        compiled.function.cache_clear()
+
+
+def test_the_machine_code_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    known = compiled._object().read_bytes()
+    monkeypatch.setenv("ACCELERATOR_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiled, "_compile", lambda: made.append(1) or known)
+    assert [compiled._object().read_bytes() for _ in range(2)] == [known, known]
+    assert made == [1]
+    (entry,) = ContentCache(tmp_path).entries()
+    assert entry.name == "kernels"
+
+
+def test_damaged_machine_code_is_an_error_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> bytes:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setenv("ACCELERATOR_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiled, "_compile", broken)
+    compiled.function.cache_clear()
+    try:
+        with pytest.raises(SessionError, match="no compiler"):
+            compiled.function()
+    finally:
+        compiled.function.cache_clear()
