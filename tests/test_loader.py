@@ -260,3 +260,65 @@ def test_auto_precision_follows_the_parts_size(loader: Loader) -> None:
         automatic.load(part_of(size))
     expected = [choose_tier(loader.profile, model_bytes_fp32=size).precision for size in (1 << 20, 4 << 30, None)]
     assert seen == expected
+
+
+def compiled(machine: Machine, **speeds: float) -> Part:
+    """A part that compiled kernels can run, too, as fast as that by threads; without a speed they cannot be loaded."""
+
+    def load(paths: Any, options: SessionOptions) -> Any:
+        machine.loads.append(options)
+        if options.backend == "native" and not speeds:
+            raise SessionError("no kernels")
+        return lambda: options
+
+    def probe(call: Any) -> float:
+        options = call()
+        if options is not None and options.backend == "native":
+            return speeds[f"native_{options.threads}"]
+        return machine.pytorch if options is None else machine.speeds.get(options.threads, 0.5)
+
+    return machine.part(load=load, probe=probe, compiled=lambda paths: (paths["quick"] / "weights.bin").is_file())
+
+
+def test_compiled_kernels_are_used_where_they_are_fastest(loader: Loader) -> None:
+    machine = Machine()
+    machine.speeds = {1: 0.4, 2: 0.2, 4: 0.9}
+    part = compiled(machine, native_1=0.3, native_2=0.1, native_4=0.15)
+    choice = loader.load(part)
+    assert choice.options is not None
+    assert (choice.backend, choice.options.threads, choice.options.spin_us) == ("native", 2, 0)
+    assert choice.probe["seconds"]["native-2"] == 0.1
+    machine.loads.clear()
+    again = loader.load(part)
+    assert (again.backend, again.reason) == ("native", "fastest when probed before")
+    assert machine.loads == [choice.options]
+
+
+def test_slower_ones_are_not(loader: Loader) -> None:
+    machine = Machine()
+    machine.speeds = {1: 0.4, 2: 0.2, 4: 0.9}
+    choice = loader.load(compiled(machine, native_1=0.3, native_2=0.3, native_4=0.3))
+    assert choice.backend == "onnxruntime"
+
+
+def test_kernels_that_cannot_be_loaded_are_left_out(loader: Loader, caplog: pytest.LogCaptureFixture) -> None:
+    machine = Machine()
+    machine.speeds = {1: 0.4, 2: 0.2, 4: 0.9}
+    choice = loader.load(compiled(machine))
+    assert choice.backend == "onnxruntime"
+    assert "no kernels; ONNX Runtime is used" in caplog.text
+
+
+def test_kernels_that_can_no_longer_be_loaded_are_probed_again(loader: Loader) -> None:
+    machine = Machine()
+    machine.speeds = {1: 0.4, 2: 0.2, 4: 0.9}
+    assert loader.load(compiled(machine, native_1=0.1, native_2=0.1, native_4=0.1)).backend == "native"
+    choice = loader.load(compiled(machine))
+    assert (choice.backend, choice.reason) == ("onnxruntime", "fastest when probed")
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_without_a_probe_compiled_kernels_are_the_guess(loader: Loader, works: bool) -> None:
+    part = compiled(Machine(), **({"native_2": 0.1} if works else {}))
+    choice = replace(loader, probe=False).load(part)
+    assert (choice.backend, choice.reason) == ("native" if works else "onnxruntime", "not probed")

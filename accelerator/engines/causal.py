@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
+from .. import native
 from ..errors import SessionError
 from .products import Form, Kernel, Plain, Product, product
 from .scratch import scratch
@@ -156,6 +157,20 @@ def upsampled(conv: Convolution, x: Tensor, stride: int, state: State) -> Tensor
 
 def snake(x: Tensor, alpha: Tensor | None, out: Tensor) -> Tensor:
     """out = z + sin(z)^2 for z = alpha x; the rest of Snake, the factor 1 / alpha, is in the weights behind."""
+    if x.is_contiguous() and out.is_contiguous() and {x.dtype, out.dtype} <= {torch.float32, torch.bfloat16}:
+        channels, low = x.shape[-1], torch.bfloat16
+        factors = None if alpha is None else alpha.contiguous()
+        if native.snake(
+            x.data_ptr(),
+            None if factors is None else factors.data_ptr(),
+            out.data_ptr(),
+            x.numel() // channels,
+            channels,
+            low=x.dtype == low,
+            low_out=out.dtype == low,
+            threads=torch.get_num_threads(),
+        ):
+            return out
     z = scratch("scaled", x.shape, torch.float32)
     z = z.copy_(x) if alpha is None else torch.mul(x, alpha, out=z)
     squared = torch.sin(z, out=scratch("sine", x.shape, torch.float32))

@@ -15,10 +15,13 @@ from pathlib import Path
 
 from ..graph.dual_ar import DualARSpec
 from .compiled import available
+from .elementwise import snake
 from .session import NativeSession
 from .team import Team
 
-__all__ = ["NativeSession", "available", "open_graphs", "sources"]
+__all__ = ["NativeSession", "available", "open_graphs", "snake", "sources"]
+
+_OF_CODECS = ("activation.py", "elementwise.py")
 
 
 def open_graphs(directory: Path, spec: DualARSpec, names: Sequence[str], threads: int) -> list[NativeSession]:
@@ -27,6 +30,7 @@ def open_graphs(directory: Path, spec: DualARSpec, names: Sequence[str], threads
     return [NativeSession(directory / f"{name}.onnx", spec, team) for name in names]
 
 
-def sources() -> tuple[str, ...]:
-    """The files that say what is computed."""
-    return tuple(str(path) for path in sorted(Path(__file__).parent.glob("*.py")))
+def sources(codec: bool = False) -> tuple[str, ...]:
+    """The files that say what is computed, for language models or codecs."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return tuple(str(path) for path in files if (path.name in _OF_CODECS) == codec)

@@ -18,14 +18,14 @@ from ..cache import ContentCache, default_root, make_key
 from ..errors import CacheError, SessionError
 from ..hardware import detect
 
-__all__ = ["LEAD", "PACK", "RUN", "SERVE", "available", "function"]
+__all__ = ["LEAD", "PACK", "RUN", "SERVE", "SNAKE", "available", "function"]
 
 logger = logging.getLogger(__name__)
 
-RUN, LEAD, SERVE, PACK = range(4)  # what `function` can be asked for: see `kernels`
+RUN, LEAD, SERVE, PACK, SNAKE = range(5)  # what `function` can be asked for: see `kernels`
 _NAME, _FILE = "accelerator_native", "kernels.o"
 _NEEDED = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni")
-_SOURCES = ("attention.py", "compiled.py", "instructions.py", "kernels.py", "plan.py", "rows.py")
+_SOURCES = ("activation.py", "attention.py", "compiled.py", "instructions.py", "kernels.py", "plan.py", "rows.py")
 _ARGUMENTS = 7
 # What numba's code for exceptions and reference counts refers to, and never calls here.
 _UNUSED = (

@@ -14,7 +14,21 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "add", "attend", "cycles", "float_of", "load", "pause", "product", "scores", "store", "swap"]
+__all__ = [
+    "LANES",
+    "add",
+    "attend",
+    "bits_of",
+    "cycles",
+    "float_of",
+    "load",
+    "pause",
+    "pointer",
+    "product",
+    "scores",
+    "store",
+    "swap",
+]
 
 LANES = 16  # float32 in a vector of AVX-512; also the rows of a tile of weights
 _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
@@ -307,6 +321,16 @@ def float_of(context: Any, bits: Any) -> Any:
         return builder.bitcast(values[0], _FLOAT)
 
     return types.float32(types.int32), code
+
+
+@intrinsic
+def bits_of(context: Any, value: Any) -> Any:
+    """The 32 bits of a float32."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.bitcast(values[0], _I32)
+
+    return types.int32(types.float32), code
 
 
 @intrinsic

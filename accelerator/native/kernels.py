@@ -12,12 +12,13 @@ import numpy as np
 from numba import njit, types
 
 from . import plan as at
+from .activation import snake
 from .attention import attention
-from .compiled import LEAD, PACK, RUN, SERVE
+from .compiled import LEAD, PACK, RUN, SERVE, SNAKE
 from .instructions import add, cycles, float_of, load, pause, pointer, store, swap
 from .rows import OPTIONS, QUERIES, floats, gated, multiply, normalise, quantise
 
-__all__ = ["LEAD", "PACK", "RUN", "SERVE", "call"]
+__all__ = ["LEAD", "PACK", "RUN", "SERVE", "SNAKE", "call"]
 
 
 @njit(**OPTIONS)
@@ -222,4 +223,6 @@ def call(what, a, b, c, d, e, f):
         return _serve(a, b, c)
     elif what == PACK:
         _pack(a, b, c, d, e, f)
+    elif what == SNAKE:
+        snake(a, b, c, d, e, f)
     return 0

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from ... import proof
+from ... import native, proof
 from ...errors import SessionError
 from ...export import Component, Progress, ProgressEvent
 from ...proof import SNR_DB, compare_arrays, compare_codes, compare_signals
@@ -251,7 +251,8 @@ def component(
             report["bf16"] = compare_signals(answers(lambda codes: low.push(codes, {})), SNR_DB)
         return report
 
-    sources = (*(str(m.__file__) for m in (causal, products, scratch, winograd, proof)), str(Path(__file__)), *sources)
+    used = (str(m.__file__) for m in (causal, products, scratch, winograd, proof))
+    sources = (*used, *native.sources(codec=True), str(Path(__file__)), *sources)
     return Component(f"{part}-twin", identity, config, ("fp32",), build, prove, sources)
 
 

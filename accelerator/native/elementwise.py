@@ -1,0 +1,42 @@
+"""Activations of a codec in one pass over memory, on several threads."""
+
+from __future__ import annotations
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+
+from .compiled import SNAKE, available, function
+
+__all__ = ["snake"]
+
+_LITTLE = 100_000  # values that are not worth waking a thread for
+
+
+def snake(
+    x: int, alpha: int | None, out: int, rows: int, channels: int, *, low: bool, low_out: bool, threads: int
+) -> bool:
+    """out = z + sin(z)^2 for z = alpha x; False where this machine has no compiled kernels, and nothing is done.
+
+    x, alpha, out: addresses of [rows, channels], [channels] and [rows, channels], float32 unless low or low_out, which
+    are bfloat16. None is an alpha of one. Raises SessionError if the kernels cannot be loaded.
+    """
+    if not available():
+        return False
+    call, kinds = function(), low + 2 * low_out
+    parts = min(threads, rows * channels // _LITTLE) or 1
+    ends = [rows * i // parts for i in range(parts + 1)]
+
+    def part(begin: int, end: int) -> None:
+        first, to = x + begin * channels * (2 if low else 4), out + begin * channels * (2 if low_out else 4)
+        call(SNAKE, first, alpha or 0, to, end - begin, channels, kinds)
+
+    others = [_pool(parts).submit(part, *ends[i : i + 2]) for i in range(1, parts)]
+    part(*ends[:2])
+    for other in others:
+        other.result()
+    return True
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="accelerator-elementwise")
