@@ -139,5 +139,7 @@ def test_a_candidate_speaks_in_the_measure_of_quality(voice: Path, exports: Path
     )
     result = quality.run(options, say=say, recognise=lambda audio: "a", report=lambda line: None)
     arms = [(row["backend"], row["precision"], row.get("asked")) for row in result["rows"]]
-    assert arms == [("flite", None, None), ("pytorch", "fp32", None), ("onnxruntime", "rtn-64", "rtn-64")]
-    assert "| onnxruntime rtn-64 | name |" in quality.to_markdown(result)
+    backend = arms[-1][0]
+    assert backend in ("onnxruntime", "native"), "whichever is faster here"
+    assert arms == [("flite", None, None), ("pytorch", "fp32", None), (backend, "rtn-64", "rtn-64")]
+    assert f"| {backend} rtn-64 | name |" in quality.to_markdown(result)

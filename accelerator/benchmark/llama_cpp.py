@@ -22,8 +22,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..decode import Transformer
-from ..engines.dual_ar import WIDE
+from .. import native
+from ..decode import Runner, Transformer
+from ..engines.dual_ar import COMPILED, WIDE
 from ..errors import EngineError
 from ..graph.dual_ar import DualARSpec, TransformerSpec, Weights
 from ..hardware.pages import huge_pages
@@ -217,13 +218,16 @@ class LlamaCpp:
 
 
 class Ours:
-    """The slow graph behind the calls of `LlamaCpp`."""
+    """The slow graph behind the calls of `LlamaCpp`, by compiled kernels where its export was proven with them."""
 
     def __init__(self, path: Path, spec: DualARSpec, options: SessionOptions, positions: int) -> None:
         widths = {"logits": len(spec.rows), "hidden": spec.fast.dim}
         wide = path.with_name(WIDE + path.name)  # runs prompts, if the export has it
         matrices = Session(wide, options) if wide.exists() else None
-        self._model = Transformer(Session(path, options), spec.slow, widths, 1, positions, matrices)
+        session: Runner = Session(path, options)
+        if path.with_name(COMPILED).exists() and native.available():
+            (session,) = native.open_graphs(path.parent, spec, ("slow",), options.threads)
+        self._model = Transformer(session, spec.slow, widths, 1, positions, matrices)
 
     def step(self, x: np.ndarray) -> np.ndarray:
         self._model.input(len(x))[0] = x
