@@ -436,7 +436,6 @@ def test_without_the_instructions_there_are_none(
     here = replace(compiled.detect(), isa=("avx2",))
     monkeypatch.setattr(compiled, "detect", lambda: here)
     compiled.available.cache_clear()
-    compiled.function.cache_clear()
     try:
         assert not native.available()
         assert not dual_ar.runs_compiled(paths)
@@ -444,7 +443,6 @@ def test_without_the_instructions_there_are_none(
             compiled.function()
     finally:
         compiled.available.cache_clear()
-        compiled.function.cache_clear()
 
 
 def test_the_machine_code_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,18 +456,37 @@ def test_the_machine_code_is_made_once_and_kept(tmp_path: Path, monkeypatch: pyt
     assert entry.name == "kernels"
 
 
-def test_damaged_machine_code_is_an_error_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_fails_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = []
+
     def broken() -> bytes:
+        asked.append(1)
         raise RuntimeError("no compiler")
 
     monkeypatch.setenv("ACCELERATOR_CACHE", str(tmp_path))
     monkeypatch.setattr(compiled, "_compile", broken)
-    compiled.function.cache_clear()
+    compiled._made.cache_clear()
     try:
-        with pytest.raises(SessionError, match="no compiler"):
-            compiled.function()
+        for _ in range(2):
+            with pytest.raises(SessionError, match="no compiler"):
+                compiled.function()
+        x = torch.randn(1, 20, 8)
+        expected = x + torch.sin(x).square()
+        torch.testing.assert_close(causal.snake(x, None, torch.empty(1, 20, 8)), expected)
     finally:
-        compiled.function.cache_clear()
+        compiled._made.cache_clear()
+    assert asked == [1]
+    assert "no compiler" in caplog.text
+
+
+def test_damaged_machine_code_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = compiled._object().read_bytes()
+    monkeypatch.setenv("ACCELERATOR_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiled, "_compile", lambda: known)
+    compiled._object().write_bytes(b"no machine code")
+    assert compiled._object().read_bytes() == known
 
 
 # Activations of codecs

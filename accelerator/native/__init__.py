@@ -21,6 +21,7 @@ from .team import Team
 
 __all__ = ["NativeSession", "available", "open_graphs", "snake", "sources"]
 
+_OF_MODELS = ("attention.py", "instructions.py", "kernels.py", "plan.py", "rows.py", "session.py")
 _OF_CODECS = ("activation.py", "elementwise.py")
 
 
@@ -32,5 +33,4 @@ def open_graphs(directory: Path, spec: DualARSpec, names: Sequence[str], threads
 
 def sources(codec: bool = False) -> tuple[str, ...]:
     """The files that say what is computed, for language models or codecs."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return tuple(str(path) for path in files if (path.name in _OF_CODECS) == codec)
+    return tuple(str(Path(__file__).with_name(name)) for name in (_OF_CODECS if codec else _OF_MODELS))

@@ -39,8 +39,8 @@ _UNUSED = (
 
 @functools.cache
 def available() -> bool:
-    """Whether this processor has the instructions, and this installation the compiler."""
-    if platform.machine().lower() not in ("x86_64", "amd64") or not set(_NEEDED) <= set(detect().isa):
+    """Whether this processor has the instructions, and this installation the compiler; tried on Linux only."""
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64") or not set(_NEEDED) <= set(detect().isa):
         return False
     try:
         return bool(version("numba") and version("llvmlite"))
@@ -48,19 +48,29 @@ def available() -> bool:
         return False
 
 
-@functools.cache
 def function() -> Any:
-    """The C function int64(what, a, b, c, d, e, f); it lets go of the interpreter's lock. Raises SessionError."""
+    """The C function int64(what, a, b, c, d, e, f); it lets go of the interpreter's lock.
+
+    Raises SessionError, and then always: what took half a minute to fail is not tried again.
+    """
     if not available():
-        raise SessionError("the compiled kernels need AVX512-VNNI, numba and llvmlite")
+        raise SessionError("the compiled kernels need AVX512-VNNI, Linux, numba and llvmlite")
+    found = _made()
+    if isinstance(found, SessionError):
+        raise found
+    return found
+
+
+@functools.cache
+def _made() -> Any:
     try:
         return _load(_object().read_bytes())
     except (CacheError, OSError) as error:
-        raise SessionError(f"there is no place for the compiled kernels: {error}") from error
-    except SessionError:
-        raise
+        failure = SessionError(f"there is no place for the compiled kernels: {error}")
     except Exception as error:  # whatever numba's and LLVM's many layers raise
-        raise SessionError(f"the kernels cannot be compiled or loaded: {error}") from error
+        failure = SessionError(f"the kernels cannot be compiled or loaded: {error}")
+    logger.warning("%s", failure)
+    return failure
 
 
 def _object() -> Path:

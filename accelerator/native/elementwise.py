@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from concurrent.futures import ThreadPoolExecutor
 
-from .compiled import SNAKE, available, function
+from ..errors import SessionError
+from .compiled import SNAKE, function
 
 __all__ = ["snake"]
 
@@ -18,11 +19,12 @@ def snake(
     """out = z + sin(z)^2 for z = alpha x; False where this machine has no compiled kernels, and nothing is done.
 
     x, alpha, out: addresses of [rows, channels], [channels] and [rows, channels], float32 unless low or low_out, which
-    are bfloat16. None is an alpha of one. Raises SessionError if the kernels cannot be loaded.
+    are bfloat16. None is an alpha of one.
     """
-    if not available():
+    try:
+        call, kinds = function(), low + 2 * low_out
+    except SessionError:
         return False
-    call, kinds = function(), low + 2 * low_out
     parts = min(threads, rows * channels // _LITTLE) or 1
     ends = [rows * i // parts for i in range(parts + 1)]
 
