@@ -28,7 +28,7 @@ __all__ = ["WINDOWS", "Speaker"]
 
 logger = logging.getLogger(__name__)
 
-WINDOWS = (8, 16, 32, 64)  # frames of a stream's windows: the first audio soon, then less of it decoded twice
+WINDOWS = (4, 8, 16, 32, 64)  # frames of a stream's windows: the first audio soon, then less of it decoded twice
 STREAM_ROWS = 2  # segments of a stream generated at once: more would make the one that is heard too slow
 _TRIES = 2  # of a segment that fails, or says nothing
 

@@ -26,8 +26,10 @@ __all__ = [
     "pointer",
     "product",
     "scores",
+    "scores_of_tiles",
     "store",
     "swap",
+    "transposed",
 ]
 
 LANES = 16  # float32 in a vector of AVX-512; also the rows of a tile of weights
@@ -243,13 +245,59 @@ def _attend(is_int8: bool, heads: int, chunks: int) -> Any:
     return _function(7, generate)
 
 
+def _scores_of_tiles() -> Any:
+    """(queries, query_step, tiles, count, dims, out, out_step): out[q, j] = queries[q] . keys[j] for eight queries and
+    the keys of `count` tiles, each of which holds a value of `LANES` keys side by side, float32 [dims, LANES]."""
+
+    def generate(
+        c: _Code, queries: Any, query_step: Any, tiles: Any, count: Any, dims: Any, out: Any, out_step: Any
+    ) -> None:
+        b = c.b
+        rows = [b.add(queries, b.mul(query_step, c.number(q))) for q in range(8)]
+
+        def tile(i: Any, _: list[Any]) -> list[Any]:
+            here = b.add(tiles, b.mul(b.mul(i, dims), c.number(4 * LANES)))
+
+            def dimension(k: Any, totals: list[Any]) -> list[Any]:
+                keys = c.at(c.plus(here, k, 4 * LANES), _FLOATS, 4)
+                each = [c.all(c.at(c.plus(row, k, 4), _FLOAT, 4), _FLOATS) for row in rows]
+                return [c.fma(query, keys, total) for query, total in zip(each, totals, strict=True)]
+
+            for q, total in enumerate(c.loop(dims, _zeros(_FLOATS, 8), dimension)):
+                c.put(total, c.plus(b.add(out, b.mul(out_step, c.number(q))), i, 4 * LANES))
+            return []
+
+        c.loop(count, [], tile)
+
+    return _function(7, generate)
+
+
+def _transposed(is_int8: bool) -> Any:
+    """(keys, row, out): sixteen values of each of sixteen keys, `row` bytes apart -> float32 [16 values, 16 keys]."""
+    kind = ir.VectorType(_I8 if is_int8 else _FLOAT, LANES)
+    low, high = ([h + i // 2 + LANES * (i % 2) for i in range(LANES)] for h in (0, LANES // 2))
+
+    def generate(c: _Code, keys: Any, row: Any, out: Any) -> None:
+        b = c.b
+        rows = [c.at(b.add(keys, b.mul(row, c.number(i))), kind) for i in range(LANES)]
+        masks = [ir.Constant(ir.VectorType(_I32, LANES), mask) for mask in (low, high)]
+        for _ in range(4):  # rows i and i + 8 by turns, four times over
+            rows = [b.shuffle_vector(rows[i], rows[i + 8], mask) for i in range(LANES // 2) for mask in masks]
+        for i, values in enumerate(rows):
+            floats = b.sitofp(b.sext(values, _INTS), _FLOATS) if is_int8 else values
+            c.put(floats, c.plus(out, 4 * LANES * i))
+
+    return _function(3, generate)
+
+
+scores_of_tiles = _scores_of_tiles()
+transposed = {is_int8: _transposed(is_int8) for is_int8 in (True, False)}
 product = {(bits, rows): _product(bits, rows) for bits in (4, 8) for rows in (1, 2, 4, 8)}
 scores = {(is_int8, heads): _scores(is_int8, heads) for is_int8 in (True, False) for heads in (1, 2)}
 attend = {
     (is_int8, heads, chunks): _attend(is_int8, heads, chunks)
     for is_int8 in (True, False)
-    for heads in (1, 2)
-    for chunks in (1, 4)
+    for heads, chunks in ((1, 1), (1, 4), (2, 1), (2, 4), (8, 1), (8, 2))
 }
 
 

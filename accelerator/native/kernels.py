@@ -51,7 +51,7 @@ def _stack(plan, control, me):
     scratch = plan[at.SCRATCH] + me * plan[at.SCRATCH_SIZE]
     # Few tokens are quantized by every thread for itself; many are shared out, at the price of one more barrier.
     apart = tokens <= 8
-    values = scratch + QUERIES + 4096 if apart else plan[at.SHARED_VALUES]
+    values = scratch + QUERIES + at.QUERY_BYTES if apart else plan[at.SHARED_VALUES]
     scales = scratch + plan[at.SCRATCH_SCALES] if apart else plan[at.SHARED_SCALES]
     sums = scratch + plan[at.SCRATCH_SUMS] if apart else plan[at.SHARED_SUMS]
     first = 0 if apart else tokens * me // threads

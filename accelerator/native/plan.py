@@ -11,8 +11,8 @@ from __future__ import annotations
     POST_NORM, PROJECTION_GIVEN, EPS, HIDDEN_WIDTH, INPUT_STEP,
     INPUT, SEQLENS, LOGITS, HIDDEN, COS, SIN, NORM,
     X, QKV_OUT, ATTENDED, INNER, TOGETHER, SHARED_VALUES, SHARED_SCALES, SHARED_SUMS,
-    SCRATCH, SCRATCH_SIZE, SCRATCH_SCALES, SCRATCH_SUMS, SCRATCH_SCORES,
-) = range(39)  # fmt: skip
+    SCRATCH, SCRATCH_SIZE, SCRATCH_SCALES, SCRATCH_SUMS, SCRATCH_SCORES, SCRATCH_KEYS,
+) = range(40)  # fmt: skip
 MATRIX = 8
 HEAD, PROJECTION = 40, 48
 SIZE = 56  # of all this; the layers follow
@@ -20,6 +20,9 @@ ATTENTION_NORM, FFN_NORM, QK_NORM, KEY_SCALE, VALUE_SCALE, KEYS, VALUES = range(
 QKV, OUT, GATE_UP, DOWN = (8 + MATRIX * i for i in range(4))
 LAYER = 40
 MOST = 1 << 20  # numbers: no plan is longer
+
+PROMPT = 8  # positions from which a row's queries are attended to eight at a time
+QUERY_BYTES = 8 * 256 * 4  # of eight queries
 
 # A team's counters, as int64 that are far enough apart to be in cache lines of their own; ASLEEP: 8 for each thread.
 TICKET, BARRIER, JOB, STOP, ASLEEP = 0, 8, 16, 24, 32

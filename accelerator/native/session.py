@@ -106,13 +106,17 @@ class NativeSession:
         stack = self.stack
         return -(-max(stack.dim, stack.ffn, stack.heads * stack.head_dim) // _LARGEST_BLOCK) * _LARGEST_BLOCK
 
-    def scratch(self, p: np.ndarray, capacity: int) -> np.ndarray:
-        """A workspace for each thread of a run over a cache of so many positions; its places go into the plan."""
+    def scratch(self, p: np.ndarray, capacity: int, length: int) -> np.ndarray:
+        """A workspace for each thread of a run of so many positions over a cache of `capacity`; its places go into the
+        plan."""
         stack, widest = self.stack, self._widest()
-        sizes = 1024 + 4096, 8 * widest, 8 * widest // 8, 8 * widest // 8
+        sizes = 1024 + plan.QUERY_BYTES, 8 * widest, 8 * widest // 8, 8 * widest // 8
         begins = np.cumsum(sizes)
         p[plan.SCRATCH_SCALES], p[plan.SCRATCH_SUMS], p[plan.SCRATCH_SCORES] = begins[1:]
-        p[plan.SCRATCH_SIZE] = size = -(-(begins[-1] + 4 * max(2 * capacity, stack.dim)) // 4096) * 4096
+        prompt, positions = length >= plan.PROMPT, -(-capacity // _LANES) * _LANES
+        p[plan.SCRATCH_KEYS] = begins[-1] + 4 * max((8 if prompt else 2) * positions, stack.dim)
+        last = p[plan.SCRATCH_KEYS] + (4 * positions * stack.head_dim if prompt else 0)
+        p[plan.SCRATCH_SIZE] = size = -(-last // 4096) * 4096
         memory = np.zeros(size * self.team.threads, np.uint8)
         p[plan.SCRATCH] = memory.ctypes.data
         return memory
@@ -164,7 +168,7 @@ class NativeBinding:
         self._batch, self._length = self._x.shape[:2]
         cache = inputs["past_key.0"]
         p[plan.CAPACITY] = cache.shape[2]
-        self._memory = session.scratch(p, cache.shape[2])
+        self._memory = session.scratch(p, cache.shape[2], self._length)
         for i in range(session.stack.layers):
             at = plan.SIZE + plan.LAYER * i
             p[at + plan.KEYS] = inputs[f"past_key.{i}"].ctypes.data

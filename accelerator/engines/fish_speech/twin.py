@@ -70,6 +70,7 @@ REMEMBERED, REMEMBERED_FRAMES = (
     4,
     1024,
 )  # decodes that can be gone on with, and how long they may be: 10 MB a minute each
+FIRST = 4  # of a stream's first window, which asks for another order of some weights
 LONG = 64  # of a window for the layers whose weights are large: they are read once for each
 _EPS = 1e-6  # of the layer norms
 _TINY = 1e-9  # what Snake adds to its factor before it divides
@@ -286,7 +287,8 @@ class DecodeCall:
 
     def _order(self, codes: np.ndarray) -> None:
         with contextlib.suppress(SessionError):  # the first call fails in the same way, where it is heard
-            Stream(self._decoder).push(codes)
+            for frames in (FRAMES, FIRST):
+                Stream(self._decoder).push(codes[:, :frames])
 
     def __call__(self, codes: np.ndarray) -> np.ndarray:
         return self.stream().push(codes)
