@@ -355,7 +355,7 @@ def test_what_a_consumer_does_at_a_yield_is_no_failure(tiny: Any, how: str) -> N
     for route in optimizer._routes.values():
         assert (route._failures, route.errors) == (0, [])
     assert stream.metrics["fallback"] == []
-    assert stream.metrics["audio_s"] == 8 * tiny.hop / tiny.sample_rate
+    assert stream.metrics["audio_s"] == 4 * tiny.hop / tiny.sample_rate
 
 
 def test_invalid_input_never_falls_back(tiny: Any) -> None:
@@ -418,7 +418,7 @@ def test_a_copy_that_fails_after_audio_is_an_error(tiny: Any, monkeypatch: pytes
     optimizer = twin(tiny)
     stream = optimizer.stream(TEXT, **GREEDY)
     first = next(stream)
-    assert len(first.audio) == 8 * tiny.hop
+    assert len(first.audio) == 4 * tiny.hop
 
     def decode(*_: Any) -> Any:
         raise KeyError("too late")

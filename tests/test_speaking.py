@@ -166,10 +166,10 @@ def test_a_stream_decodes_growing_windows_behind_their_context() -> None:
     first = next(chunks)
     assert len(first.audio) == WINDOWS[0] * HOP
     assert len(pieces.log) == WINDOWS[0], "no frame more than the first window needs"
-    assert said.progress() == [{"text": text, "frames": 8, "audio_s": 0.8, "tries": 1, "state": "speaking"}]
+    assert said.progress() == [{"text": text, "frames": 4, "audio_s": 0.4, "tries": 1, "state": "speaking"}]
     audio = np.concatenate([first.audio, *(c.audio for c in chunks)])
     np.testing.assert_array_equal(audio, audio_of(text))
-    assert pieces.decoded == [8, 2 + 16, 2 + 32, 2 + 64, 2 + 30]
+    assert pieces.decoded == [4, 2 + 8, 2 + 16, 2 + 32, 2 + 64, 2 + 26]
 
 
 def test_one_segment_is_decoded_once_and_not_touched() -> None:
