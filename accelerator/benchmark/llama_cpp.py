@@ -24,7 +24,7 @@ import numpy as np
 
 from .. import native
 from ..decode import Runner, Transformer
-from ..engines.dual_ar import COMPILED, WIDE
+from ..engines.dual_ar import LANGUAGE_MODEL, WIDE, runs_compiled
 from ..errors import EngineError
 from ..graph.dual_ar import DualARSpec, TransformerSpec, Weights
 from ..hardware.pages import huge_pages
@@ -224,9 +224,11 @@ class Ours:
         widths = {"logits": len(spec.rows), "hidden": spec.fast.dim}
         wide = path.with_name(WIDE + path.name)  # runs prompts, if the export has it
         matrices = Session(wide, options) if wide.exists() else None
-        session: Runner = Session(path, options)
-        if path.with_name(COMPILED).exists() and native.available():
+        session: Runner
+        if runs_compiled({LANGUAGE_MODEL: path.parent}):
             (session,) = native.open_graphs(path.parent, spec, ("slow",), options.threads)
+        else:
+            session = Session(path, options)
         self._model = Transformer(session, spec.slow, widths, 1, positions, matrices)
 
     def step(self, x: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ __all__ = [
     "linear",
     "quantize_blocks",
     "quantize_rows",
+    "unpack_nibbles",
 ]
 
 
@@ -127,11 +128,11 @@ def dequantize_blocks(
     """The float32 [N, `columns`] that `quantize_blocks`' result stands for."""
     rows, blocks = scales.shape
     bits = _stored(bits)
-    values = (_unpack_nibbles(packed) if bits == 4 else packed).reshape(rows, blocks, -1)
+    values = (unpack_nibbles(packed) if bits == 4 else packed).reshape(rows, blocks, -1)
     if points is None:
         zero = np.full((rows, blocks), 2 ** (bits - 1), np.float32)
     else:
-        zero = (_unpack_nibbles(points) if bits == 4 else points)[:, :blocks].astype(np.float32)
+        zero = (unpack_nibbles(points) if bits == 4 else points)[:, :blocks].astype(np.float32)
     weight = (values.astype(np.float32) - zero[:, :, None]) * scales[:, :, None]
     return weight.reshape(rows, -1)[:, :columns]
 
@@ -148,7 +149,8 @@ def _pack_nibbles(values: np.ndarray) -> np.ndarray:
     return values[..., 0::2] | (values[..., 1::2] << 4)  # low nibble first
 
 
-def _unpack_nibbles(packed: np.ndarray) -> np.ndarray:
+def unpack_nibbles(packed: np.ndarray) -> np.ndarray:
+    """uint8 [..., n] -> [..., 2 n], the low nibble first."""
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import SessionError
 from ..graph.dual_ar import DualARSpec, TransformerSpec
+from ..graph.quantize import unpack_nibbles
 from ..graph.stored import stored
 from . import plan
 from .compiled import PACK, function
@@ -213,5 +214,5 @@ def _zero_points(name: str, weights: Mapping[str, np.ndarray], rows: int, blocks
         return np.full((rows, blocks), 1 << (bits - 1), np.uint8)
     points = points.reshape(rows, -1)
     if bits == 4:
-        points = np.stack([points & 15, points >> 4], axis=-1).reshape(rows, -1)
+        points = unpack_nibbles(points)
     return points[:, :blocks]
