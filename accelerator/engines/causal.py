@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
@@ -25,8 +25,9 @@ from torch.nn import functional
 
 from .. import native
 from ..errors import SessionError
-from .products import Form, Kernel, Plain, Product, product
+from .products import Form, Kernel, Plain, Product, mix, of_filters, product
 from .scratch import scratch
+from .winograd import Minimal
 
 __all__ = [
     "ConvNeXt",
@@ -96,7 +97,9 @@ class Convolution:
         self.channels = kernel.shape[2] * groups
         self._dilation = dilation
         self.context = (kernel.shape[1] - 1) * dilation + 1 - stride  # rows remembered
+        self.out = kernel.shape[0]
         self._depth: tuple[Tensor, Tensor | None] | None = None
+        self._product: Product | None = None
         if groups == self.channels and stride == 1:
             taps = kernel.read()[:, :, 0].T  # [taps, channels]
             self._depth = taps.to(dtype), None if bias is None else bias.to(dtype)
@@ -105,23 +108,48 @@ class Convolution:
         else:
             self._product = Plain(kernel.read(), bias, stride=stride, dilation=dilation, groups=groups, dtype=dtype)
 
-    def room(self, batch: int, rows: int, state: State) -> tuple[Tensor, Tensor]:
+    def room(self, batch: int, rows: int, state: State, use: str = "input") -> tuple[Tensor, Tensor]:
         """A buffer [B, context + rows, channels] that begins with what is remembered, and its part for the new rows.
 
-        The thread's next `room` uses the same memory again: fill it, and `run`.
+        The thread's next `room` for this `use` is the same memory again: fill it, and `run`.
         """
-        buffer = scratch("input", (batch, self.context + rows, self.channels), self.dtype)
+        buffer = scratch(use, (batch, self.context + rows, self.channels), self.dtype)
         if self.context:
             before = state.get(id(self))
             buffer[:, : self.context] = 0 if before is None else before
         return buffer, buffer[:, self.context :]
 
-    def run(self, buffer: Tensor, state: State) -> Tensor:
-        """A filled buffer -> [B, rows / stride, out] in the layer's dtype."""
-        length = buffer.shape[1]
+    def run(self, buffer: Tensor, state: State, use: str | None = None) -> Tensor:
+        """A filled buffer -> [B, rows / stride, out] in the layer's dtype.
+
+        use: of the thread's memory for the answer, if it may be used again; see `scratch`.
+        """
+        self._remember(buffer, state)
+        if use is not None and isinstance(self._product, Minimal):
+            shape = buffer.shape[0], buffer.shape[1] - self.context, self.out
+            return self._product(buffer, scratch(use, shape))
+        return self._depthwise(buffer, *self._depth) if self._depth else cast(Product, self._product)(buffer)
+
+    def run_snaked(self, buffer: Tensor, state: State, out: Tensor) -> None:
+        """`snake` of what `run` answers, into `out`."""
+        if isinstance(self._product, Minimal) and out.is_contiguous():
+            self._remember(buffer, state)
+            self._product.snaked(buffer, out)
+        else:
+            snake(self.run(buffer, state), None, out)
+
+    @property
+    def is_minimal(self) -> bool:
+        return isinstance(self._product, Minimal)
+
+    def residual(self, buffer: Tensor, state: State, mix: native.Mix, y: Tensor) -> None:
+        """y += mix(snake of what `run` answers), if `is_minimal`."""
+        self._remember(buffer, state)
+        cast(Minimal, self._product).residual(buffer, mix, y)
+
+    def _remember(self, buffer: Tensor, state: State) -> None:
         if self.context:
-            state[id(self)] = buffer[:, length - self.context :].clone()
-        return self._product(buffer) if self._depth is None else self._depthwise(buffer, *self._depth)
+            state[id(self)] = buffer[:, buffer.shape[1] - self.context :].clone()
 
     def _depthwise(self, buffer: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
         rows = buffer.shape[1] - self.context
@@ -179,11 +207,11 @@ def snake(x: Tensor, alpha: Tensor | None, out: Tensor) -> Tensor:
     return out.copy_(z.addcmul_(squared, squared))
 
 
-def snaked(conv: Convolution, x: Tensor, alpha: Tensor | None, state: State) -> Tensor:
-    """A convolution of `snake`: [B, rows, C] -> [B, rows / stride, out]; x is as it was."""
+def snaked(conv: Convolution, x: Tensor, alpha: Tensor | None, state: State, use: str | None = None) -> Tensor:
+    """A convolution of `snake`: [B, rows, C] -> [B, rows / stride, out]; x is as it was. use: see `Convolution.run`."""
     buffer, new = conv.room(x.shape[0], x.shape[1], state)
     snake(x, alpha, new)
-    return conv.run(buffer, state)
+    return conv.run(buffer, state, use)
 
 
 class Unit:
@@ -192,13 +220,25 @@ class Unit:
     def __init__(self, weights: Weights, dilation: int, dtype: torch.dtype = torch.float32) -> None:
         """weights: alpha [C] of the first snake, first.kernel, first.bias, second.kernel, second.bias: see `snake`."""
         self._alpha = weights("alpha")
-        how: dict[str, Any] = {"dtype": dtype, "form": weights.form}
-        self._first = Convolution(weights.kernel("first.kernel"), weights("first.bias"), dilation=dilation, **how)
-        self._second = Convolution(weights.kernel("second.kernel"), weights("second.bias"), **how)
+        filters = of_filters(dtype) if weights.form == "winograd" else dtype
+        self._first = Convolution(
+            weights.kernel("first.kernel"), weights("first.bias"), dilation=dilation, dtype=filters, form=weights.form
+        )
+        second, bias = weights.kernel("second.kernel"), weights("second.bias")
+        self._mix = mix(second, bias, dtype) if self._first.is_minimal else None
+        self._second = None if self._mix else Convolution(second, bias, dtype=dtype, form=weights.form)
 
     def __call__(self, x: Tensor, state: State) -> Tensor:
-        hidden = snaked(self._first, x, self._alpha, state)
-        return x.add_(snaked(self._second, hidden, None, state))
+        batch, rows, _ = x.shape
+        buffer, new = self._first.room(batch, rows, state)
+        snake(x, self._alpha, new)
+        if self._second is None:
+            x = x.contiguous()
+            self._first.residual(buffer, state, cast(native.Mix, self._mix), x)
+            return x
+        hidden, whole = self._second.room(batch, rows, state, "hidden")
+        self._first.run_snaked(buffer, state, whole)
+        return x.add_(self._second.run(hidden, state))
 
 
 class ConvNeXt:

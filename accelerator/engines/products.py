@@ -6,7 +6,8 @@ longer than the products. PyTorch's compiler avoids it with operators that take 
 
     Plain    conv2d and linear; any PyTorch, any processor
     Packed   weights ordered once; the same arithmetic
-    Winograd a third to a half of the multiplications, for float32 filters of some lengths: see `winograd`
+    Minimal  a fourth to three fifths of the multiplications, for float32 filters of some lengths: see `winograd`;
+             Winograd where there are no compiled kernels
     Split    float32 values as pairs of int8, exact to about 80 dB: with AMX a third of float32's time, half its memory
 
 Ordered weights are copies, and the originals are only read to make one: as a `Kernel` they need not be in memory.
@@ -19,8 +20,10 @@ use. Safe to call from several threads.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,12 +33,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .winograd import TAPS, Winograd
+from .. import native
+from ..errors import SessionError
+from .winograd import TAPS, Minimal, Winograd
 
-__all__ = ["WIDE", "Form", "Kernel", "Packed", "Plain", "Product", "Split", "has_bf16", "packs", "product", "splits"]
+__all__ = [
+    "WIDE",
+    "Form",
+    "Kernel",
+    "Packed",
+    "Plain",
+    "Product",
+    "Split",
+    "has_bf16",
+    "of_filters",
+    "packs",
+    "product",
+    "splits",
+]
 
 FEW = 128  # rows up to which a matrix product is faster than a convolution that orders its weights at every call
 WIDE = 96  # channels from which fewer multiplications pay for what they need around them
+_MOST = 12_000_000  # weights: evaluated ones take two or three times their memory
 _HEAD = 65_536  # bytes of ordered weights that tell one order from another
 _CENTRE = 32_896.0  # of 16 bits: 256 * 128 + 128, so that both bytes lie around 128
 _LARGEST = 32_639.0  # 127 * 256 + 127: what two int8 hold
@@ -77,9 +96,12 @@ def product(
         return Split(kernel, bias, stride=stride, dilation=dilation)
     kernel = Kernel.of(kernel)
     out, taps, channels = kernel.shape
-    quick = form in ("winograd", "split") and dtype == torch.float32
-    if quick and stride == 1 and taps in TAPS and min(out, channels) >= WIDE:
-        return Winograd(kernel.shape, kernel.read, bias, dilation)
+    if form in ("winograd", "split") and dtype == torch.float32 and stride == 1 and math.prod(kernel.shape) <= _MOST:
+        if native.available() and native.Filter.takes(kernel.shape):
+            with contextlib.suppress(SessionError):  # which has been warned of
+                return Minimal(kernel.shape, kernel.read, bias, dilation)
+        if taps in TAPS and min(out, channels) >= WIDE:
+            return Winograd(kernel.shape, kernel.read, bias, dilation)
     if form != "plain" and packs():
         return Packed(kernel, bias, stride=stride, dilation=dilation, dtype=dtype)
     return Plain(kernel.read(), bias, stride=stride, dilation=dilation, dtype=dtype)
@@ -306,6 +328,23 @@ def splits() -> bool:
         return False
     x, kernel = _sample()
     return _agree(lambda: Split(kernel.abs(), None)(x.abs()), Plain(kernel.abs(), None)(x.abs()))
+
+
+def mix(kernel: Kernel, bias: Tensor | None, dtype: torch.dtype) -> native.Mix | None:
+    """What follows a unit's `Minimal` filter, [out, 1, in], if there are kernels for it."""
+    shape, low = (kernel.shape[0], kernel.shape[2]), dtype == torch.bfloat16
+    if not native.Mix.takes(shape, low=low):
+        return None
+    given = None if bias is None else bias.numpy()
+    with contextlib.suppress(SessionError):
+        return native.Mix(shape, lambda: kernel.read().numpy(), given, low=low)
+    return None
+
+
+def of_filters(dtype: torch.dtype) -> torch.dtype:
+    """What units' filters should be in for the speed of `dtype`: only AMX multiplies bfloat16 faster than compiled
+    kernels do without most of the multiplications."""
+    return torch.float32 if native.available() and not splits() else dtype
 
 
 @functools.cache

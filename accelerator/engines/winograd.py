@@ -1,87 +1,69 @@
-"""Convolutions over time with fewer multiplications: minimal filtering after Toom, Cook and Winograd.
+"""Convolutions over time with fewer multiplications, float32: see `native.minimal` for how, and how exact.
 
-`F(m, r)` gives m outputs of a filter with r taps for m + r - 1 multiplications instead of m r: both are taken for
-polynomials, evaluated at as many points, multiplied there, and the answer is interpolated (Winograd 1980, "Arithmetic
-Complexity of Computations"; Lavin and Gray 2016, arXiv:1509.09308). Over many channels a multiplication is a matrix
-product, which is nearly all of a layer, and evaluating its inputs and outputs costs little beside it:
+    Minimal   by compiled kernels, and with snake in the same pass; F(8, 7) and F(5, 2)
+    Winograd  by matrix products of PyTorch and small ones around them; F(6, 7) and F(6, 3)
 
-    y[n] = A^T  sum over channels of  (G w) * (B^T x[n])      x[n]: m + r - 1 rows, r - 1 of which the next has as well
-
-How exact it is depends on the points: those below, chosen by trial among small fractions, are ten times as far from
-float64 as a plain float32 sum is, at 100 dB (Barabasz et al. 2020, arXiv:1803.10986, say why pairs of them do well). A
-convolution that is dilated by d is d convolutions of every d-th row.
+A convolution that is dilated by d is d convolutions of every d-th row.
 """
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Sequence
-from fractions import Fraction
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .. import native
+from ..native import filters
 from .scratch import scratch
 
-__all__ = ["TAPS", "Filters", "Winograd", "filters"]
+__all__ = ["TAPS", "Minimal", "Winograd"]
 
 _OUTPUTS = 6  # of a tile; 8 are a tenth faster, and a third as exact
-_POINTS = {  # by taps: these and their negatives; 0 and infinity are two more
-    3: (Fraction(1), Fraction(2), Fraction(1, 2)),
-    7: (Fraction(1), Fraction(3, 2), Fraction(2, 3), Fraction(3), Fraction(3, 8)),
-}
-TAPS = tuple(_POINTS)
+TAPS = (3, 7)
 _WORKED_ON = 1_000_000  # evaluated inputs at a time: they should stay in a core's own cache
 _ROWS = 64  # tiles at a time, at least: the weights are read once for so many
 
 _LOCK = threading.Lock()
 
 
-class Filters(NamedTuple):
-    """The three matrices of F(m, r), float64: A^T [m, n], G [n, r] and B^T [n, n], where n = m + r - 1."""
+class Minimal:
+    """y = conv(x, w) + b of stride 1 in float32: [B, rows, in] that holds the context -> [B, rows', out].
 
-    outputs: np.ndarray
-    weights: np.ndarray
-    inputs: np.ndarray
+    It keeps (m + r - 1) / r of the weights' memory, and reads the weights themselves once, when it is first called.
+    """
 
+    def __init__(self, shape: Sequence[int], read: Callable[[], Tensor], bias: Tensor | None, dilation: int) -> None:
+        """shape: [out, taps, in] of what `read` gives, one that `native.Filter` takes. Raises SessionError."""
+        self._lost, self._out = (shape[1] - 1) * dilation, shape[0]  # rows
+        given = None if bias is None else bias.numpy()
+        self._filter = native.Filter(shape, lambda: read().numpy(), given, dilation)
 
-@functools.cache
-def filters(taps: int) -> Filters:
-    """Those of `_OUTPUTS` outputs, worked out in fractions; rows are scaled by powers of two to like sizes."""
-    points = [Fraction(0), *(sign * point for point in _POINTS[taps] for sign in (1, -1))]
-    count = len(points) + 1
-    assert count == _OUTPUTS + taps - 1
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """out: memory for the answer."""
+        y = torch.empty(x.shape[0], x.shape[1] - self._lost, self._out) if out is None else out
+        self._run(x, y, snake=False)
+        return y
 
-    def values(length: int) -> list[list[Fraction]]:
-        """Of each power below `length` at each point; at infinity only the highest counts."""
-        infinity = [Fraction(int(power == length - 1)) for power in range(length)]
-        return [[point**power for power in range(length)] for point in points] + [infinity]
+    def snaked(self, x: Tensor, out: Tensor) -> None:
+        """out = y + sin(y)^2 of the answer y: contiguous [B, rows', out], float32 or bfloat16."""
+        self._run(x, out, snake=True)
 
-    outputs, weights = (np.array(values(n), float) for n in (_OUTPUTS, taps))
-    inputs = np.array(_inverse(values(count)), float).T
-    for size, matrix in ((np.abs(inputs).sum(1), inputs), (np.sqrt((outputs**2).sum(1)), outputs)):
-        scale = 2.0 ** np.round(np.log2(size))[:, None]
-        matrix /= scale
-        weights *= scale
-    return Filters(outputs.T, weights, inputs)
+    def residual(self, x: Tensor, mix: native.Mix, y: Tensor) -> None:
+        """y += mix(a + sin(a)^2) of the answer a, for contiguous [B, rows', mix's columns]."""
+        rows, dtype = y.shape[1], torch.bfloat16 if mix.low else torch.float32
+        room = mix.room(rows)
+        values = scratch("mixed", (self._out * room,), dtype)
+        for one, answer in zip(x.contiguous(), y, strict=True):
+            self._run(one[None], values[None], snake=True, room=room)
+            mix(values.data_ptr(), rows, answer.data_ptr(), threads=torch.get_num_threads())
 
-
-def _inverse(matrix: Sequence[Sequence[Fraction]]) -> list[list[Fraction]]:
-    """By Gauss and Jordan."""
-    size = len(matrix)
-    rows = [[*row, *(Fraction(int(i == j)) for j in range(size))] for i, row in enumerate(matrix)]
-    for column in range(size):
-        pivot = next(i for i in range(column, size) if rows[i][column])
-        rows[column], rows[pivot] = rows[pivot], rows[column]
-        rows[column] = [value / rows[column][column] for value in rows[column]]
-        for i in range(size):
-            if i != column and rows[i][column]:
-                factor = rows[i][column]
-                rows[i] = [a - factor * b for a, b in zip(rows[i], rows[column], strict=True)]
-    return [row[size:] for row in rows]
+    def _run(self, x: Tensor, out: Tensor, *, snake: bool, room: int = 0) -> None:
+        low, threads = out.dtype == torch.bfloat16, torch.get_num_threads()
+        for one, answer in zip(x.contiguous(), out, strict=True):
+            where = one.data_ptr(), len(one), answer.data_ptr()
+            self._filter(*where, threads=threads, snake=snake, low=low, room=room)
 
 
 class Winograd:
@@ -93,7 +75,7 @@ class Winograd:
     def __init__(self, shape: Sequence[int], read: Callable[[], Tensor], bias: Tensor | None, dilation: int) -> None:
         """shape: [out, taps, in] of what `read` gives, in float32; taps one of `TAPS`."""
         self._shape, self._read, self._bias, self._dilation = tuple(shape), read, bias, dilation
-        outputs, _, inputs = filters(self._shape[1])
+        outputs, _, inputs = filters(_OUTPUTS, self._shape[1])
         self._outputs, self._inputs = torch.from_numpy(outputs).float(), torch.from_numpy(inputs).float()
         self._weights: Tensor | None = None
 
@@ -155,6 +137,6 @@ class Winograd:
                 if self._weights is None:
                     _, taps, channels = self._shape
                     kernel = self._read().permute(1, 2, 0).reshape(taps, -1)  # [r, in * out]
-                    matrix = torch.from_numpy(filters(taps).weights).float()
+                    matrix = torch.from_numpy(filters(_OUTPUTS, taps).weights).float()
                     self._weights = (matrix @ kernel).view(-1, channels, self._shape[0])
         return self._weights

@@ -15,14 +15,16 @@ from pathlib import Path
 
 from ..graph.dual_ar import DualARSpec
 from .compiled import available
+from .convolution import Filter, Mix
 from .elementwise import snake
+from .minimal import Filters, filters
 from .session import NativeSession
 from .team import Team
 
-__all__ = ["NativeSession", "available", "open_graphs", "snake", "sources"]
+__all__ = ["Filter", "Filters", "Mix", "NativeSession", "available", "filters", "open_graphs", "snake", "sources"]
 
 _OF_MODELS = ("attention.py", "instructions.py", "kernels.py", "plan.py", "rows.py", "session.py")
-_OF_CODECS = ("activation.py", "elementwise.py")
+_OF_CODECS = ("activation.py", "convolution.py", "elementwise.py", "filtering.py", "minimal.py")
 
 
 def open_graphs(directory: Path, spec: DualARSpec, names: Sequence[str], threads: int) -> list[NativeSession]:

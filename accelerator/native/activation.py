@@ -11,7 +11,7 @@ from numba import njit, types
 from .instructions import bits_of, float_of, pointer
 from .rows import F32, floats
 
-__all__ = ["snake"]
+__all__ = ["narrow", "snake", "snaked"]
 
 # pi in two parts, the first of so few bits that its multiples are exact (Cody and Waite 1980).
 _PI_HIGH = np.float32(3.140625)
@@ -21,7 +21,8 @@ _SINE = tuple(np.float32(c) for c in (-2.3841988e-08, 2.7522303e-06, -1.9840797e
 
 
 @njit(inline="always")
-def _snaked(z):
+def snaked(z):
+    """z + sin(z)^2."""
     turns = np.floor(z * F32(1 / math.pi) + F32(0.5))
     f = z - turns * _PI_HIGH
     f = f - turns * _PI_LOW
@@ -41,7 +42,7 @@ def _wide(value):
 
 
 @njit(inline="always")
-def _narrow(value):
+def narrow(value):
     """The bits of the nearest bfloat16, ties to even; what is no number stays none."""
     bits = bits_of(value)
     rounded = (bits + types.int32(0x7FFF) + ((bits >> types.int32(16)) & types.int32(1))) >> types.int32(16)
@@ -55,28 +56,28 @@ def snake(x, alpha, out, rows, channels, kinds):
     for row in range(rows):
         at = row * channels
         given, low = floats(x + 4 * at, channels), numba.carray(pointer(x + 2 * at), (channels,), np.uint16)
-        answer, narrow = floats(out + 4 * at, channels), numba.carray(pointer(out + 2 * at), (channels,), np.uint16)
+        answer, short = floats(out + 4 * at, channels), numba.carray(pointer(out + 2 * at), (channels,), np.uint16)
         if kinds == 0 and alpha:
             for k in range(channels):
-                answer[k] = _snaked(given[k] * factors[k])
+                answer[k] = snaked(given[k] * factors[k])
         elif kinds == 0:
             for k in range(channels):
-                answer[k] = _snaked(given[k])
+                answer[k] = snaked(given[k])
         elif kinds == 2 and alpha:
             for k in range(channels):
-                narrow[k] = _narrow(_snaked(given[k] * factors[k]))
+                short[k] = narrow(snaked(given[k] * factors[k]))
         elif kinds == 2:
             for k in range(channels):
-                narrow[k] = _narrow(_snaked(given[k]))
+                short[k] = narrow(snaked(given[k]))
         elif kinds == 3 and not alpha:
             for k in range(channels):
-                narrow[k] = _narrow(_snaked(_wide(low[k])))
+                short[k] = narrow(snaked(_wide(low[k])))
         elif kinds == 3:
             for k in range(channels):
-                narrow[k] = _narrow(_snaked(_wide(low[k]) * factors[k]))
+                short[k] = narrow(snaked(_wide(low[k]) * factors[k]))
         elif alpha:
             for k in range(channels):
-                answer[k] = _snaked(_wide(low[k]) * factors[k])
+                answer[k] = snaked(_wide(low[k]) * factors[k])
         else:
             for k in range(channels):
-                answer[k] = _snaked(_wide(low[k]))
+                answer[k] = snaked(_wide(low[k]))

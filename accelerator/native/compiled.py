@@ -18,14 +18,25 @@ from ..cache import ContentCache, default_root, make_key
 from ..errors import CacheError, SessionError
 from ..hardware import detect
 
-__all__ = ["LEAD", "PACK", "RUN", "SERVE", "SNAKE", "available", "function"]
+__all__ = ["FILTER", "LEAD", "MIX", "PACK", "RUN", "SERVE", "SNAKE", "available", "function"]
 
 logger = logging.getLogger(__name__)
 
-RUN, LEAD, SERVE, PACK, SNAKE = range(5)  # what `function` can be asked for: see `kernels`
+RUN, LEAD, SERVE, PACK, SNAKE, FILTER, MIX = range(7)  # what `function` can be asked for: see `kernels`
 _NAME, _FILE = "accelerator_native", "kernels.o"
 _NEEDED = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni")
-_SOURCES = ("activation.py", "attention.py", "compiled.py", "instructions.py", "kernels.py", "plan.py", "rows.py")
+_SOURCES = [
+    "activation",
+    "attention",
+    "compiled",
+    "filtering",
+    "instructions",
+    "kernels",
+    "minimal",
+    "plan",
+    "rows",
+    "tiles",
+]
 _ARGUMENTS = 7
 # What numba's code for exceptions and reference counts refers to, and never calls here.
 _UNUSED = (
@@ -80,7 +91,7 @@ def _object() -> Path:
     features = llvm.get_host_cpu_features().flatten()
     fields = {
         "component": "kernels",
-        "sources": {name: (Path(__file__).parent / name).read_text() for name in _SOURCES},
+        "sources": {name: Path(__file__).with_name(f"{name}.py").read_text() for name in _SOURCES},
         "processor": [llvm.get_host_cpu_name(), features],
         "versions": {name: version(name) for name in ("numba", "llvmlite")},
         "platform": [platform.system(), platform.machine()],

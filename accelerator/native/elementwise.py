@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from concurrent.futures import ThreadPoolExecutor
-
 from ..errors import SessionError
 from .compiled import SNAKE, function
+from .parts import in_parts
 
 __all__ = ["snake"]
 
@@ -28,17 +26,9 @@ def snake(
     parts = min(threads, rows * channels // _LITTLE) or 1
     ends = [rows * i // parts for i in range(parts + 1)]
 
-    def part(begin: int, end: int) -> None:
+    def part(_: int, begin: int, end: int) -> None:
         first, to = x + begin * channels * (2 if low else 4), out + begin * channels * (2 if low_out else 4)
         call(SNAKE, first, alpha or 0, to, end - begin, channels, kinds)
 
-    others = [_pool(parts).submit(part, *ends[i : i + 2]) for i in range(1, parts)]
-    part(*ends[:2])
-    for other in others:
-        other.result()
+    in_parts(part, ends, threads)
     return True
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="accelerator-elementwise")

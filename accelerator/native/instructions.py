@@ -14,13 +14,20 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ..hardware import detect
+
 __all__ = [
+    "BF16",
+    "FLOATS",
+    "INTS",
     "LANES",
+    "Code",
     "add",
     "attend",
     "bits_of",
     "cycles",
     "float_of",
+    "function",
     "load",
     "pause",
     "pointer",
@@ -34,12 +41,23 @@ __all__ = [
 
 LANES = 16  # float32 in a vector of AVX-512; also the rows of a tile of weights
 _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
-_FLOAT, _HALF = ir.FloatType(), ir.HalfType()
-_INTS, _FLOATS, _BYTES = (ir.VectorType(t, n) for t, n in ((_I32, LANES), (_FLOAT, LANES), (_I8, 4 * LANES)))
+FLOAT, _HALF = ir.FloatType(), ir.HalfType()
+INTS, FLOATS, _BYTES = (ir.VectorType(t, n) for t, n in ((_I32, LANES), (FLOAT, LANES), (_I8, 4 * LANES)))
+BF16 = "avx512_bf16" in detect().isa  # products of pairs of bfloat16
 
 
-class _Code:
-    """What the generators below share: an instruction builder and shorthands for it."""
+class _BFloat(ir.Type):
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    __hash__ = ir.Type.__hash__
+
+
+class Code:
+    """What the generators share: an instruction builder and shorthands for it."""
 
     def __init__(self, builder: Any) -> None:
         self.b = builder
@@ -74,13 +92,18 @@ class _Code:
         )
 
     def fma(self, x: Any, y: Any, z: Any) -> Any:
-        return self.call("llvm.fma.v16f32", _FLOATS, x, y, z)
+        return self.call("llvm.fma.v16f32", FLOATS, x, y, z)
+
+    def product_of_pairs(self, x: Any, y: Any, z: Any) -> Any:
+        """z + the products of bfloat16, two beside each other in a lane of integers."""
+        x, y = (self.b.bitcast(v, ir.VectorType(_BFloat(), 2 * LANES)) for v in (x, y))
+        return self.call("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, z, x, y)
 
     def floats(self, address: Any, is_int8: bool) -> Any:
         """`LANES` values of a key-value cache."""
         if not is_int8:
-            return self.at(address, _FLOATS, 4)
-        return self.b.sitofp(self.b.sext(self.at(address, ir.VectorType(_I8, LANES)), _INTS), _FLOATS)
+            return self.at(address, FLOATS, 4)
+        return self.b.sitofp(self.b.sext(self.at(address, ir.VectorType(_I8, LANES)), INTS), FLOATS)
 
     def loop(self, count: Any, values: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
         """`count` times (at least once) body(index, values) -> the next values; answers the last."""
@@ -107,13 +130,13 @@ def _zeros(kind: Any, count: int) -> list[Any]:
     return [ir.Constant(kind, [0] * LANES)] * count
 
 
-def _function(count: int, generate: Callable[..., None]) -> Any:
-    """An intrinsic of `count` int64 that answers nothing; generate: writes it, given a `_Code` and the values."""
+def function(count: int, generate: Callable[..., None]) -> Any:
+    """An intrinsic of `count` int64 that answers nothing; generate: writes it, given a `Code` and the values."""
     names = ", ".join(f"a{i}" for i in range(count))
 
     def typed(context: Any, *arguments: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            generate(_Code(builder), *values)
+            generate(Code(builder), *values)
             return context.get_dummy_value()
 
         return types.void(*(types.int64,) * count), code
@@ -134,11 +157,11 @@ def _product(bits: int, rows: int) -> Any:
     chains = 4 // rows or 1  # sums in flight
 
     def generate(
-        c: _Code, weights: Any, blocks: Any, pairs: Any, values: Any, scales: Any, sums: Any, factor: Any, out: Any,
+        c: Code, weights: Any, blocks: Any, pairs: Any, values: Any, scales: Any, sums: Any, factor: Any, out: Any,
         value_step: Any, scale_step: Any, out_step: Any,
     ) -> None:  # fmt: skip
         b = c.b
-        low, four = ir.Constant(_INTS, [0x0F0F0F0F] * LANES), ir.Constant(_INTS, [4] * LANES)
+        low, four = ir.Constant(INTS, [0x0F0F0F0F] * LANES), ir.Constant(INTS, [4] * LANES)
         length, width = b.mul(pairs, c.number(32)), b.mul(pairs, c.number(size))
         step = c.plus(width, 3 * LANES)
 
@@ -150,7 +173,7 @@ def _product(bits: int, rows: int) -> Any:
                 sums_ = list(accumulated)
                 here, first = c.plus(base, j, size), c.plus(begin, j, 32)
                 for k in range(size // 64):
-                    raw = c.at(c.plus(here, 64 * k), _INTS, 16)
+                    raw = c.at(c.plus(here, 64 * k), INTS, 16)
                     both = [b.and_(raw, low), b.and_(b.lshr(raw, four), low)] if bits == 4 else [raw]
                     for half, levels in enumerate(both):
                         group = len(both) * k + half
@@ -159,42 +182,42 @@ def _product(bits: int, rows: int) -> Any:
                             at = row * chains + group % chains
                             sums_[at] = c.call(
                                 "llvm.x86.avx512.vpdpbusd.512",
-                                _INTS,
+                                INTS,
                                 sums_[at],
                                 b.bitcast(levels, _BYTES),
-                                b.bitcast(c.all(four_values, _INTS), _BYTES),
+                                b.bitcast(c.all(four_values, INTS), _BYTES),
                             )
                 return sums_
 
-            answer = c.loop(pairs, _zeros(_INTS, rows * chains), part)
+            answer = c.loop(pairs, _zeros(INTS, rows * chains), part)
             behind = b.add(base, width)
-            scale = b.fpext(c.at(behind, ir.VectorType(_HALF, LANES), 16), _FLOATS)
-            zero = b.uitofp(b.zext(c.at(c.plus(behind, 2 * LANES), ir.VectorType(_I8, LANES), 16), _INTS), _FLOATS)
+            scale = b.fpext(c.at(behind, ir.VectorType(_HALF, LANES), 16), FLOATS)
+            zero = b.uitofp(b.zext(c.at(c.plus(behind, 2 * LANES), ir.VectorType(_I8, LANES), 16), INTS), FLOATS)
             new = []
             for row in range(rows):
                 total = answer[row * chains]
                 for other in answer[row * chains + 1 : (row + 1) * chains]:
                     total = b.add(total, other)
                 at = b.add(b.mul(scale_step, c.number(row)), b.mul(i, c.number(4)))
-                sum_ = c.all(c.at(b.add(sums, at), _FLOAT, 4), _FLOATS)
-                own = c.all(c.at(b.add(scales, at), _FLOAT, 4), _FLOATS)
-                dot = c.fma(b.fneg(zero), sum_, b.sitofp(total, _FLOATS))
+                sum_ = c.all(c.at(b.add(sums, at), FLOAT, 4), FLOATS)
+                own = c.all(c.at(b.add(scales, at), FLOAT, 4), FLOATS)
+                dot = c.fma(b.fneg(zero), sum_, b.sitofp(total, FLOATS))
                 new.append(c.fma(dot, b.fmul(scale, own), totals[row]))
             return new
 
-        totals = c.loop(blocks, _zeros(_FLOATS, rows), block)
-        factors = c.at(factor, _FLOATS, 4)
+        totals = c.loop(blocks, _zeros(FLOATS, rows), block)
+        factors = c.at(factor, FLOATS, 4)
         for row, total in enumerate(totals):
             c.put(b.fmul(total, factors), b.add(out, b.mul(out_step, c.number(row))))
 
-    return _function(11, generate)
+    return function(11, generate)
 
 
 def _scores(is_int8: bool, heads: int) -> Any:
     """(queries, keys, count, chunks, out, out_step): out[h, j] = queries[h] . keys[j], of 16 `chunks` dimensions."""
     size = LANES * (1 if is_int8 else 4)
 
-    def generate(c: _Code, queries: Any, keys: Any, count: Any, chunks: Any, out: Any, out_step: Any) -> None:
+    def generate(c: Code, queries: Any, keys: Any, count: Any, chunks: Any, out: Any, out_step: Any) -> None:
         b = c.b
         width, row = b.mul(chunks, c.number(4 * LANES)), b.mul(chunks, c.number(size))
 
@@ -203,20 +226,20 @@ def _scores(is_int8: bool, heads: int) -> Any:
 
             def part(k: Any, totals: list[Any]) -> list[Any]:
                 values, at = c.floats(c.plus(here, k, size), is_int8), c.plus(queries, k, 4 * LANES)
-                query = [c.at(b.add(at, b.mul(width, c.number(h))), _FLOATS, 4) for h in range(heads)]
+                query = [c.at(b.add(at, b.mul(width, c.number(h))), FLOATS, 4) for h in range(heads)]
                 return [c.fma(q, values, total) for q, total in zip(query, totals, strict=True)]
 
-            for h, total in enumerate(c.loop(chunks, _zeros(_FLOATS, heads), part)):
-                name, start = "llvm.vector.reduce.fadd.v16f32", ir.Constant(_FLOAT, 0.0)
+            for h, total in enumerate(c.loop(chunks, _zeros(FLOATS, heads), part)):
+                name, start = "llvm.vector.reduce.fadd.v16f32", ir.Constant(FLOAT, 0.0)
                 known = b.module.globals.get(name)
-                known = known or ir.Function(b.module, ir.FunctionType(_FLOAT, [_FLOAT, _FLOATS]), name)
+                known = known or ir.Function(b.module, ir.FunctionType(FLOAT, [FLOAT, FLOATS]), name)
                 total = b.call(known, [start, total], fastmath=("reassoc",))
                 c.put(total, c.plus(b.add(out, b.mul(out_step, c.number(h))), j, 4))
             return []
 
         c.loop(count, [], key)
 
-    return _function(6, generate)
+    return function(6, generate)
 
 
 def _attend(is_int8: bool, heads: int, chunks: int) -> Any:
@@ -225,7 +248,7 @@ def _attend(is_int8: bool, heads: int, chunks: int) -> Any:
     size = LANES * (1 if is_int8 else 4)
 
     def generate(
-        c: _Code, weights: Any, weight_step: Any, values: Any, row: Any, count: Any, out: Any, out_step: Any
+        c: Code, weights: Any, weight_step: Any, values: Any, row: Any, count: Any, out: Any, out_step: Any
     ) -> None:
         b = c.b
 
@@ -234,15 +257,15 @@ def _attend(is_int8: bool, heads: int, chunks: int) -> Any:
             parts = [c.floats(c.plus(here, size * k), is_int8) for k in range(chunks)]
             new = []
             for h in range(heads):
-                weight = c.all(c.at(b.add(at, b.mul(weight_step, c.number(h))), _FLOAT, 4), _FLOATS)
+                weight = c.all(c.at(b.add(at, b.mul(weight_step, c.number(h))), FLOAT, 4), FLOATS)
                 new += [c.fma(weight, p, totals[h * chunks + k]) for k, p in enumerate(parts)]
             return new
 
-        for i, total in enumerate(c.loop(count, _zeros(_FLOATS, heads * chunks), value)):
+        for i, total in enumerate(c.loop(count, _zeros(FLOATS, heads * chunks), value)):
             h, k = divmod(i, chunks)
             c.put(total, c.plus(b.add(out, b.mul(out_step, c.number(h))), 4 * LANES * k))
 
-    return _function(7, generate)
+    return function(7, generate)
 
 
 def _scores_of_tiles() -> Any:
@@ -250,7 +273,7 @@ def _scores_of_tiles() -> Any:
     the keys of `count` tiles, each of which holds a value of `LANES` keys side by side, float32 [dims, LANES]."""
 
     def generate(
-        c: _Code, queries: Any, query_step: Any, tiles: Any, count: Any, dims: Any, out: Any, out_step: Any
+        c: Code, queries: Any, query_step: Any, tiles: Any, count: Any, dims: Any, out: Any, out_step: Any
     ) -> None:
         b = c.b
         rows = [b.add(queries, b.mul(query_step, c.number(q))) for q in range(8)]
@@ -259,35 +282,35 @@ def _scores_of_tiles() -> Any:
             here = b.add(tiles, b.mul(b.mul(i, dims), c.number(4 * LANES)))
 
             def dimension(k: Any, totals: list[Any]) -> list[Any]:
-                keys = c.at(c.plus(here, k, 4 * LANES), _FLOATS, 4)
-                each = [c.all(c.at(c.plus(row, k, 4), _FLOAT, 4), _FLOATS) for row in rows]
+                keys = c.at(c.plus(here, k, 4 * LANES), FLOATS, 4)
+                each = [c.all(c.at(c.plus(row, k, 4), FLOAT, 4), FLOATS) for row in rows]
                 return [c.fma(query, keys, total) for query, total in zip(each, totals, strict=True)]
 
-            for q, total in enumerate(c.loop(dims, _zeros(_FLOATS, 8), dimension)):
+            for q, total in enumerate(c.loop(dims, _zeros(FLOATS, 8), dimension)):
                 c.put(total, c.plus(b.add(out, b.mul(out_step, c.number(q))), i, 4 * LANES))
             return []
 
         c.loop(count, [], tile)
 
-    return _function(7, generate)
+    return function(7, generate)
 
 
 def _transposed(is_int8: bool) -> Any:
     """(keys, row, out): sixteen values of each of sixteen keys, `row` bytes apart -> float32 [16 values, 16 keys]."""
-    kind = ir.VectorType(_I8 if is_int8 else _FLOAT, LANES)
+    kind = ir.VectorType(_I8 if is_int8 else FLOAT, LANES)
     low, high = ([h + i // 2 + LANES * (i % 2) for i in range(LANES)] for h in (0, LANES // 2))
 
-    def generate(c: _Code, keys: Any, row: Any, out: Any) -> None:
+    def generate(c: Code, keys: Any, row: Any, out: Any) -> None:
         b = c.b
         rows = [c.at(b.add(keys, b.mul(row, c.number(i))), kind) for i in range(LANES)]
         masks = [ir.Constant(ir.VectorType(_I32, LANES), mask) for mask in (low, high)]
         for _ in range(4):  # rows i and i + 8 by turns, four times over
             rows = [b.shuffle_vector(rows[i], rows[i + 8], mask) for i in range(LANES // 2) for mask in masks]
         for i, values in enumerate(rows):
-            floats = b.sitofp(b.sext(values, _INTS), _FLOATS) if is_int8 else values
+            floats = b.sitofp(b.sext(values, INTS), FLOATS) if is_int8 else values
             c.put(floats, c.plus(out, 4 * LANES * i))
 
-    return _function(3, generate)
+    return function(3, generate)
 
 
 scores_of_tiles = _scores_of_tiles()
@@ -345,7 +368,7 @@ def store(context: Any, address: Any, value: Any) -> Any:
 @intrinsic
 def pause(context: Any) -> Any:
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        _Code(builder).call("llvm.x86.sse2.pause", ir.VoidType())
+        Code(builder).call("llvm.x86.sse2.pause", ir.VoidType())
         return context.get_dummy_value()
 
     return types.void(), code
@@ -356,7 +379,7 @@ def cycles(context: Any) -> Any:
     """The processor's clock."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return _Code(builder).call("llvm.readcyclecounter", _I64)
+        return Code(builder).call("llvm.readcyclecounter", _I64)
 
     return types.int64(), code
 
@@ -366,7 +389,7 @@ def float_of(context: Any, bits: Any) -> Any:
     """The float32 of these 32 bits."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return builder.bitcast(values[0], _FLOAT)
+        return builder.bitcast(values[0], FLOAT)
 
     return types.float32(types.int32), code
 

@@ -14,11 +14,12 @@ from numba import njit, types
 from . import plan as at
 from .activation import snake
 from .attention import attention
-from .compiled import LEAD, PACK, RUN, SERVE, SNAKE
+from .compiled import FILTER, LEAD, MIX, PACK, RUN, SERVE, SNAKE
+from .filtering import filtered, mixed
 from .instructions import add, cycles, float_of, load, pause, pointer, store, swap
 from .rows import OPTIONS, QUERIES, floats, gated, multiply, normalise, quantise
 
-__all__ = ["LEAD", "PACK", "RUN", "SERVE", "SNAKE", "call"]
+__all__ = ["FILTER", "LEAD", "MIX", "PACK", "RUN", "SERVE", "SNAKE", "call"]
 
 
 @njit(**OPTIONS)
@@ -225,4 +226,8 @@ def call(what, a, b, c, d, e, f):
         _pack(a, b, c, d, e, f)
     elif what == SNAKE:
         snake(a, b, c, d, e, f)
+    elif what == FILTER:
+        filtered(a, b, c, d, e)
+    elif what == MIX:
+        mixed(a, b, c, d, e)
     return 0

@@ -15,7 +15,7 @@ import json
 import math
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -120,21 +120,26 @@ class Decoder:
             z = block(z, state)
         z = self._stage(self._stages[0], state, self._first(z, state))
         piece = max(1, FRAMES * z.shape[1] // codes.shape[2])
-        return in_pieces(z, piece, functools.partial(self._finish, state))[..., 0]
+        return in_pieces(z, piece, functools.partial(self._finish, self._stages[1:], state))[..., 0]
 
     def _stage(self, stage: Any, state: State, x: Tensor) -> Tensor:
+        """The answer is memory that the next call with as many channels uses again."""
         alpha, conv, rate, units = stage
-        x = snaked(conv, x, alpha, state).reshape(x.shape[0], rate * x.shape[1], -1)
+        x = snaked(conv, x, alpha, state, f"stage {conv.out}").reshape(x.shape[0], rate * x.shape[1], -1)
         for unit in units:
             x = unit(x, state)
         return x
 
-    def _finish(self, state: State, x: Tensor) -> Tensor:
-        for stage in self._stages[1:]:
-            pieces = PIECE // (x.shape[2] // 2 * stage[2])  # channels halve, rows multiply
-            x = in_pieces(x, pieces, functools.partial(self._stage, stage, state))
-        alpha, conv = self._last
-        return torch.tanh(snaked(conv, x, alpha, state))
+    def _finish(self, stages: Sequence[Any], state: State, x: Tensor) -> Tensor:
+        """The audio of a piece, which goes through all stages before the next one does."""
+        if not stages:
+            alpha, conv = self._last
+            return torch.tanh(snaked(conv, x, alpha, state))
+
+        def stage(piece: Tensor) -> Tensor:
+            return self._finish(stages[1:], state, self._stage(stages[0], state, piece))
+
+        return in_pieces(x, PIECE // (x.shape[2] // 2 * stages[0][2]), stage)  # channels halve, rows multiply
 
 
 class Encoder:

@@ -1,0 +1,156 @@
+"""A codec's convolutions, compiled: filters with fewer multiplications, and what follows them in a residual unit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..hardware import detect
+from . import tiles as at
+from .compiled import FILTER, MIX, function
+from .minimal import filters
+from .parts import in_parts
+
+__all__ = ["Filter", "Mix"]
+
+_LINE = 64  # bytes
+_KEPT, _LOCK = threading.local(), threading.Lock()
+
+
+class Filter:
+    """y = conv(x, w) + b for float32 [rows, in]; it keeps (m + r - 1) / r of the weights' memory."""
+
+    def __init__(
+        self, shape: Sequence[int], read: Callable[[], np.ndarray], bias: np.ndarray | None, dilation: int
+    ) -> None:
+        """shape: [out, taps, in] of what `read` gives, float32, once; see `takes`. Raises SessionError."""
+        self._call = function()
+        self._shape, self._read, self._dilation = tuple(shape), read, dilation
+        self._bias = np.zeros(shape[0], np.float32) if bias is None else np.ascontiguousarray(bias, np.float32)
+        self._evaluated: np.ndarray | None = None
+
+    @staticmethod
+    def takes(shape: Sequence[int]) -> bool:
+        """Whether there are kernels for such weights, if there are any at all."""
+        out, taps, channels = shape
+        return taps in at.FILTERS and not out % at.CHUNK and not channels % at.CHUNK
+
+    def __call__(
+        self, x: int, given: int, out: int, *, threads: int, snake: bool = False, low: bool = False, room: int = 0
+    ) -> None:
+        """x: the address of [given, in], the context among them; out: of [given - (taps - 1) dilation, out].
+
+        snake: out = y + sin(y)^2, of y = conv(x, w) + b. low: out is bfloat16. room: out is for a `Mix`, with room for
+        so many rows.
+        """
+        columns, taps, channels = self._shape
+        weights, kind = self._weights(), snake + 2 * low + 4 * bool(room)
+        plan = np.zeros(at.FILTER_SIZE, np.int64)
+        plan[[at.FILTER_X, at.FILTER_GIVEN, at.FILTER_IN, at.FILTER_Y]] = x, given, channels, out
+        plan[[at.FILTER_OUT, at.FILTER_KIND, at.FILTER_WEIGHTS]] = columns, kind, weights.ctypes.data
+        plan[[at.FILTER_BIAS, at.FILTER_DILATION, at.FILTER_ROOM]] = self._bias.ctypes.data, self._dilation, room
+        address, space = plan.ctypes.data, at.filter_space(taps, channels)
+
+        def part(worker: int, begin: int, end: int) -> None:
+            self._call(FILTER, address, taps, begin, end, memory + space * worker)
+
+        whole, rest = divmod(given - (taps - 1) * self._dilation, at.FILTERS[taps] * self._dilation)
+        tiles = whole * self._dilation + min(rest, self._dilation)
+        ends = _ends(tiles, threads)
+        memory = _scratch(space * len(ends))
+        in_parts(part, ends, threads)
+
+    def _weights(self) -> np.ndarray:
+        """[points, out / CHUNK, in, CHUNK]."""
+        with _LOCK:
+            if self._evaluated is None:
+                columns, taps, channels = self._shape
+                matrix, kernel = filters(at.FILTERS[taps], taps).weights, self._read()
+                evaluated = _aligned((len(matrix), columns // at.CHUNK, channels, at.CHUNK))
+                for i, part in enumerate(kernel.reshape(-1, at.CHUNK, taps, channels)):
+                    evaluated[:, i] = np.tensordot(matrix, part.astype(np.float64), (1, 1)).transpose(0, 2, 1)
+                self._evaluated = evaluated
+        return self._evaluated
+
+
+class Mix:
+    """x += v W^T + b for float32 x [rows, out], and values in the order in which a `Filter` puts them."""
+
+    def __init__(
+        self, shape: Sequence[int], read: Callable[[], np.ndarray], bias: np.ndarray | None, *, low: bool
+    ) -> None:
+        """shape: [out, in] of what `read` gives, float32, once; low: values and weights are bfloat16, see `takes`.
+
+        Raises SessionError.
+        """
+        self._call = function()
+        self._shape, self._read, self.low = tuple(shape), read, low
+        self._bias = np.zeros(shape[0], np.float32) if bias is None else np.ascontiguousarray(bias, np.float32)
+        self._ordered: np.ndarray | None = None
+
+    @staticmethod
+    def takes(shape: Sequence[int], *, low: bool) -> bool:
+        """Whether there are kernels for such weights, if there are any at all."""
+        return not shape[0] % at.CHUNK and not shape[1] % at.CHUNK and (not low or "avx512_bf16" in detect().isa)
+
+    @staticmethod
+    def room(rows: int) -> int:
+        """Rows that the values must have room for: [in / CHUNK, room, CHUNK]."""
+        return -(-rows // at.ROWS) * at.ROWS
+
+    def __call__(self, values: int, rows: int, x: int, *, threads: int) -> None:
+        """values, x: addresses."""
+        out, channels = self._shape
+        plan = np.zeros(at.MIX_SIZE, np.int64)
+        plan[[at.MIX_VALUES, at.MIX_ROOM, at.MIX_IN, at.MIX_X]] = values, self.room(rows), channels, x
+        plan[[at.MIX_ROWS, at.MIX_OUT, at.MIX_BIAS]] = rows, out, self._bias.ctypes.data
+        plan[at.MIX_WEIGHTS] = self._weights().ctypes.data
+        address, space = plan.ctypes.data, 4 * at.ROWS * at.CHUNK
+
+        def part(worker: int, begin: int, end: int) -> None:
+            self._call(MIX, address, self.low, begin, end, memory + space * worker)
+
+        ends = _ends(rows, threads)
+        memory = _scratch(space * len(ends))
+        in_parts(part, ends, threads)
+
+    def _weights(self) -> np.ndarray:
+        """[out / CHUNK, in, CHUNK], or of pairs of bfloat16: [out / CHUNK, in / 2, CHUNK, 2]."""
+        with _LOCK:
+            if self._ordered is None:
+                out, channels = self._shape
+                given = self._read().reshape(out // at.CHUNK, at.CHUNK, -1, 2 if self.low else 1)
+                ordered = given.transpose(0, 2, 1, 3)
+                if self.low:
+                    bits = np.ascontiguousarray(ordered).view(np.uint32)
+                    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+                    self._ordered = _aligned((out * channels // 2,))
+                    self._ordered.view(np.uint16)[:] = rounded.ravel()
+                else:
+                    self._ordered = _aligned((out * channels,))
+                    self._ordered[:] = ordered.ravel()
+        return self._ordered
+
+
+def _ends(count: int, threads: int) -> list[int]:
+    """`count` in a part for each thread, of whole `at.ROWS`."""
+    groups = -(-count // at.ROWS)
+    parts = min(threads, groups)
+    return [min(count, groups * i // parts * at.ROWS) for i in range(parts + 1)]
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    size = 4 * int(np.prod(shape))
+    memory = np.empty(size + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + size].view(np.float32).reshape(shape)
+
+
+def _scratch(space: int) -> int:
+    """The address of memory to work in, the calling thread's."""
+    kept = getattr(_KEPT, "memory", None)
+    if kept is None or kept.nbytes < space:
+        kept = _KEPT.memory = _aligned((space // 4,))
+    return int(kept.ctypes.data)

@@ -1,0 +1,268 @@
+"""Minimal filtering (see `minimal`) for float32 [rows, channels], with the passes around it: a bias, snake, bfloat16.
+
+`TILES` tiles of a layer are worked on at a time. Their inputs are evaluated at all points; then, for `PANEL` columns of
+the answer after the other, multiplied by the evaluated weights and interpolated, so that products stay in a core's own
+cache. PyTorch's products of small matrices around large ones take up to twice the time of all this.
+
+A residual unit goes on with a product over the channels of each row (`mixed`), which finds its inputs chunk by chunk:
+[channels / CHUNK, rows, CHUNK].
+
+A convolution that is dilated by d is d convolutions of every d-th row: tile t begins at row m d (t // d) + t % d.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import njit
+
+from . import tiles as at
+from .activation import narrow, snaked
+from .instructions import BF16, FLOATS, INTS, LANES, Code, function, pointer
+from .minimal import filters
+from .rows import floats
+from .tiles import CHUNK, FILTERS, PANEL, TILES, filter_layout
+
+__all__ = ["filtered", "mixed"]
+
+_ROWS, _VECTORS = at.ROWS, CHUNK // LANES  # of a block of products that is summed in registers
+_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}  # as for snake
+
+
+def _combined(c: Code, values: list[Any], factors: np.ndarray, total: Any = None) -> Any:
+    for value, factor in zip(values, factors, strict=True):
+        if abs(factor) > 1e-12:
+            constant = ir.Constant(FLOATS, [float(np.float32(factor))] * LANES)
+            total = c.b.fmul(value, constant) if total is None else c.fma(value, constant, total)
+    return total
+
+
+def _evaluate(taps: int) -> Any:
+    """(x, step, out, chunks): rows of channels `step` bytes apart -> values at the points, chunk by chunk."""
+    matrix = filters(FILTERS[taps], taps).inputs
+    points = len(matrix)
+    _, pitch, _ = filter_layout(taps)
+
+    def generate(c: Code, x: Any, step: Any, out: Any, chunks: Any) -> None:
+        rows = [x]
+        for _ in range(points - 1):
+            rows.append(c.b.add(rows[-1], step))
+
+        def chunk(j: Any, _: list[Any]) -> list[Any]:
+            to = c.plus(out, j, points * pitch)
+            for vector in range(_VECTORS):
+                at_ = 4 * LANES * vector
+                values = [c.at(c.plus(c.plus(row, j, 4 * CHUNK), at_), FLOATS, 4) for row in rows]
+                answers = [_combined(c, values, matrix[0])]
+                for k in range(1, points - 1, 2):  # at p and at -p: the even and the odd part, added and subtracted
+                    even = _combined(c, values, (matrix[k] + matrix[k + 1]) / 2)
+                    odd = _combined(c, values, (matrix[k] - matrix[k + 1]) / 2)
+                    answers += [c.b.fadd(even, odd), c.b.fsub(even, odd)]
+                answers.append(_combined(c, values, matrix[-1]))
+                for k, answer in enumerate(answers):
+                    c.put(answer, c.plus(to, k * pitch + at_))
+            return []
+
+        c.loop(chunks, [], chunk)
+
+    return function(4, generate)
+
+
+def _multiply(low: bool) -> Any:
+    """(values, step, weights, chunks, out): `_ROWS` rows by `CHUNK` columns, summed over all channels.
+
+    values: [chunks, rows, CHUNK], chunks `step` bytes apart. weights: [channels, CHUNK]; if low, bfloat16 as the values
+    are, with pairs of channels beside each other.
+    """
+    width, unrolled = 4 * CHUNK, 2
+    kind, step = (INTS, width // 2) if low else (FLOATS, width)  # of a vector, and bytes from row to row
+
+    def generate(c: Code, values: Any, chunk_step: Any, weights: Any, chunks: Any, out: Any) -> None:
+        def chunk(i: Any, totals: list[Any]) -> list[Any]:
+            here, factors = c.b.add(values, c.b.mul(i, chunk_step)), c.plus(weights, i, CHUNK * step)
+
+            def channel(j: Any, sums: list[Any]) -> list[Any]:
+                sums = list(sums)
+                for u in range(unrolled):
+                    row = c.plus(c.plus(factors, j, unrolled * width), u * width)
+                    parts = [c.at(c.plus(row, 4 * LANES * k), kind, 64) for k in range(_VECTORS)]
+                    for r in range(_ROWS):
+                        value = c.at(c.plus(c.plus(here, j, 4 * unrolled), 4 * u + step * r), kind.element, 4)
+                        value = c.all(value, kind)
+                        for k, part in enumerate(parts):
+                            at_ = r * _VECTORS + k
+                            sums[at_] = (
+                                c.product_of_pairs(value, part, sums[at_]) if low else c.fma(value, part, sums[at_])
+                            )
+                return sums
+
+            return c.loop(c.number(step // 4 // unrolled), totals, channel)
+
+        zero = ir.Constant(FLOATS, [0] * LANES)
+        for i, total in enumerate(c.loop(chunks, [zero] * (_ROWS * _VECTORS), chunk)):
+            c.put(total, c.plus(out, 4 * LANES * i))
+
+    return function(5, generate)
+
+
+def _interpolate(taps: int) -> Any:
+    """(sums, chunks, bias, out): a tile's sums at the points -> its rows, float32 [outputs, PANEL]."""
+    matrix = filters(FILTERS[taps], taps).outputs
+    points, _, panel = filter_layout(taps)
+
+    def generate(c: Code, sums: Any, chunks: Any, bias: Any, out: Any) -> None:
+        def chunk(j: Any, _: list[Any]) -> list[Any]:
+            for vector in range(_VECTORS):
+                at_ = 4 * LANES * vector
+                here = c.plus(c.plus(sums, j, 4 * CHUNK * TILES), at_)
+                values = [c.at(c.plus(here, k * panel), FLOATS, 64) for k in range(points)]
+                pairs = range(1, points - 1, 2)
+                parts = [
+                    [c.b.fadd(values[k], values[k + 1]) for k in pairs],  # what even powers take
+                    [c.b.fsub(values[k], values[k + 1]) for k in pairs],
+                ]
+                start = c.at(c.plus(c.plus(bias, j, 4 * CHUNK), at_), FLOATS, 4)
+                for i, row in enumerate(matrix):
+                    total = _combined(c, [values[0], values[-1]], row[[0, -1]], start)
+                    total = _combined(c, parts[i % 2], row[1:-1:2], total)
+                    c.put(total, c.plus(c.plus(out, j, 4 * CHUNK), 4 * PANEL * i + at_))
+            return []
+
+        c.loop(chunks, [], chunk)
+
+    return function(4, generate)
+
+
+@njit(**_OPTIONS)
+def _finish(x, out, count, kind):
+    """A row's part at x -> out, as `kind` says: bit 0, snake of it; bit 1, as bfloat16."""
+    given, answer = floats(x, count), floats(out, count)
+    low = numba.carray(pointer(out), (count,), np.uint16)
+    kind &= 3
+    if kind == 0:
+        for k in range(count):
+            answer[k] = given[k]
+    elif kind == 1:
+        for k in range(count):
+            answer[k] = snaked(given[k])
+    elif kind == 2:
+        for k in range(count):
+            low[k] = narrow(given[k])
+    else:
+        for k in range(count):
+            low[k] = narrow(snaked(given[k]))
+
+
+@njit(**_OPTIONS)
+def _first_row(tile, outputs, dilation):
+    whole = tile // dilation
+    return whole * (outputs - 1) * dilation + tile  # m d (t // d) + t % d
+
+
+def _filter(taps: int) -> Any:
+    outputs, (points, pitch, panel) = FILTERS[taps], filter_layout(taps)
+    evaluate, interpolate, multiply = _evaluate(taps), _interpolate(taps), _PRODUCTS[False]
+
+    @njit(**_OPTIONS)
+    def run(address, begin, end, scratch):
+        plan = numba.carray(pointer(address), (at.FILTER_SIZE,), np.int64)
+        x, channels, given = plan[at.FILTER_X], plan[at.FILTER_IN], plan[at.FILTER_GIVEN]
+        out, columns, kind = plan[at.FILTER_Y], plan[at.FILTER_OUT], plan[at.FILTER_KIND]
+        weights, bias, dilation = plan[at.FILTER_WEIGHTS], plan[at.FILTER_BIAS], plan[at.FILTER_DILATION]
+        rows, chunks, size = given - (taps - 1) * dilation, channels // CHUNK, 2 if kind & 2 else 4
+        values = scratch
+        products = values + chunks * points * pitch
+        beside = products + points * panel  # a tile's rows, which may lie partly behind the end
+        blocks = (end - begin + TILES - 1) // TILES
+        block_tiles = ((end - begin + blocks - 1) // blocks + _ROWS - 1) // _ROWS * _ROWS  # all alike
+        for first in range(begin, end, block_tiles):
+            count = min(block_tiles, end - first)
+            for t in range(count):
+                row, source, step = _first_row(first + t, outputs, dilation), x, 4 * channels * dilation
+                if row + dilation * (points - 1) < given:
+                    source += 4 * row * channels
+                else:
+                    copied, all_ = floats(beside, points * channels), floats(x, given * channels)
+                    for i in range(points):
+                        from_ = row + dilation * i
+                        for k in range(channels):
+                            copied[i * channels + k] = all_[from_ * channels + k] if from_ < given else np.float32(0)
+                    source, step = beside, 4 * channels
+                evaluate(source, step, values + 4 * CHUNK * t, chunks)
+            for start in range(0, columns, PANEL):
+                parts = min(PANEL, columns - start) // CHUNK
+                for point in range(points):
+                    for part in range(parts):
+                        block = point * (columns // CHUNK) + start // CHUNK + part
+                        for t in range(0, count, _ROWS):
+                            multiply(
+                                values + point * pitch + 4 * CHUNK * t,
+                                points * pitch,
+                                weights + 4 * CHUNK * channels * block,
+                                chunks,
+                                products + point * panel + 4 * CHUNK * (part * TILES + t),
+                            )
+                for t in range(count):
+                    interpolate(products + 4 * CHUNK * t, parts, bias + 4 * start, beside)
+                    row = _first_row(first + t, outputs, dilation)
+                    for i in range(outputs):
+                        from_ = beside + 4 * PANEL * i
+                        if row < rows and kind & 4:
+                            for part in range(parts):
+                                to = out + size * CHUNK * ((start // CHUNK + part) * plan[at.FILTER_ROOM] + row)
+                                _finish(from_ + 4 * CHUNK * part, to, CHUNK, kind)
+                        elif row < rows:
+                            _finish(from_, out + size * (row * columns + start), CHUNK * parts, kind)
+                        row += dilation
+
+    return run
+
+
+def _mix(low: bool) -> Any:
+    multiply, size = _PRODUCTS[low], 2 if low else 4
+
+    @njit(**_OPTIONS)
+    def run(address, begin, end, scratch):
+        plan = numba.carray(pointer(address), (at.MIX_SIZE,), np.int64)
+        values, room, chunks = plan[at.MIX_VALUES], plan[at.MIX_ROOM], plan[at.MIX_IN] // CHUNK
+        columns, weights, rows = plan[at.MIX_OUT], plan[at.MIX_WEIGHTS], plan[at.MIX_ROWS]
+        x, bias = floats(plan[at.MIX_X], rows * columns), floats(plan[at.MIX_BIAS], columns)
+        sums = floats(scratch, _ROWS * CHUNK)
+        for first in range(begin, end, TILES):
+            for start in range(0, columns, CHUNK):
+                for row in range(first, min(first + TILES, end), _ROWS):
+                    here = values + size * CHUNK * row
+                    multiply(here, size * CHUNK * room, weights + size * CHUNK * chunks * start, chunks, scratch)
+                    for i in range(min(_ROWS, rows - row)):
+                        to = x[(row + i) * columns + start : (row + i) * columns + start + CHUNK]
+                        for k in range(CHUNK):
+                            to[k] += sums[i * CHUNK + k] + bias[start + k]
+
+    return run
+
+
+_PRODUCTS = {low: _multiply(low) for low in (False, True) if BF16 or not low}
+_SEVEN, _TWO = _filter(7), _filter(2)
+_MIX = _mix(False)
+_MIX_LOW = _mix(True) if BF16 else _MIX
+
+
+@njit(**_OPTIONS)
+def filtered(plan, taps, begin, end, scratch):
+    """Tiles begin .. end of the filter that the array at `plan` describes."""
+    if taps == 7:
+        _SEVEN(plan, begin, end, scratch)
+    else:
+        _TWO(plan, begin, end, scratch)
+
+
+@njit(**_OPTIONS)
+def mixed(plan, low, begin, end, scratch):
+    """Rows begin .. end of x += values W + b; begin is a multiple of `_ROWS`, as the room for rows is."""
+    if low:
+        _MIX_LOW(plan, begin, end, scratch)
+    else:
+        _MIX(plan, begin, end, scratch)

@@ -1,0 +1,59 @@
+"""How a codec's convolutions lie in the arrays that their compiled code reads: see `filtering`."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CHUNK",
+    "FILTERS",
+    "FILTER_BIAS",
+    "FILTER_DILATION",
+    "FILTER_GIVEN",
+    "FILTER_IN",
+    "FILTER_KIND",
+    "FILTER_OUT",
+    "FILTER_ROOM",
+    "FILTER_SIZE",
+    "FILTER_WEIGHTS",
+    "FILTER_X",
+    "FILTER_Y",
+    "MIX_BIAS",
+    "MIX_IN",
+    "MIX_OUT",
+    "MIX_ROOM",
+    "MIX_ROWS",
+    "MIX_SIZE",
+    "MIX_VALUES",
+    "MIX_WEIGHTS",
+    "MIX_X",
+    "PANEL",
+    "ROWS",
+    "TILES",
+    "filter_layout",
+    "filter_space",
+]
+
+# What is where in the arrays that describe a filter and a mix.
+(
+    FILTER_X, FILTER_GIVEN, FILTER_IN, FILTER_Y, FILTER_OUT, FILTER_KIND, FILTER_WEIGHTS, FILTER_BIAS, FILTER_DILATION,
+    FILTER_ROOM, FILTER_SIZE,
+) = range(11)  # fmt: skip
+(
+    MIX_VALUES, MIX_ROOM, MIX_IN, MIX_X, MIX_ROWS, MIX_OUT, MIX_WEIGHTS, MIX_BIAS, MIX_SIZE,
+) = range(9)  # fmt: skip
+FILTERS = {7: 8, 2: 5}  # outputs of a tile, by taps
+CHUNK = 32  # channels that lie side by side
+ROWS = 12  # that are multiplied at once, with a chunk of columns
+TILES, PANEL = 48, 3 * CHUNK  # that are worked on at a time: tiles, and columns of their answers
+_APART = 128  # bytes more than a power of two times something odd, so that points are not in the same place of a cache
+
+
+def filter_layout(taps: int) -> tuple[int, int, int]:
+    """Points, and bytes from one point's values to the next one's and from one point's products to the next one's."""
+    return FILTERS[taps] + taps - 1, 4 * CHUNK * TILES + _APART, 4 * PANEL * TILES + _APART
+
+
+def filter_space(taps: int, channels: int) -> int:
+    """Bytes that a thread works in."""
+    points, values, products = filter_layout(taps)
+    beside = 4 * max(points * channels, FILTERS[taps] * PANEL)
+    return points * (channels // CHUNK * values + products) + -(-beside // 64) * 64

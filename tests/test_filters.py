@@ -1,0 +1,232 @@
+"""A codec's compiled convolutions against PyTorch's, on one thread and on several."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from accelerator import native
+from accelerator.engines import causal, products
+from accelerator.engines.causal import Unit, Weights
+from accelerator.engines.products import Kernel, Packed, product
+from accelerator.engines.winograd import Minimal, Winograd
+from accelerator.errors import SessionError
+from accelerator.native import Filter, Mix, parts
+
+compiled = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX512-VNNI and numba")
+low_ones = pytest.mark.skipif(not Mix.takes((32, 32), low=True), reason="needs products of bfloat16")
+
+
+def seeded(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def exact(x: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    """In float64."""
+    given = x.double().transpose(1, 2), kernel.double().permute(0, 2, 1), None if bias is None else bias.double()
+    return torch.nn.functional.conv1d(*given, dilation=dilation).transpose(1, 2)
+
+
+def decibels(got: Tensor, expected: Tensor) -> float:
+    return float(10 * torch.log10(expected.square().mean() / (got.double() - expected).square().mean()))
+
+
+def made(kernel: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Minimal:
+    return Minimal(kernel.shape, lambda: kernel, bias, dilation)
+
+
+@compiled
+@pytest.mark.parametrize("taps", [2, 7])
+@pytest.mark.parametrize("dilation", [1, 3, 9])
+@pytest.mark.parametrize(("out", "channels", "batch"), [(32, 32, 1), (64, 96, 2), (224, 64, 1)])
+def test_any_length_gives_what_a_convolution_gives(
+    taps: int, dilation: int, out: int, channels: int, batch: int
+) -> None:
+    kernel, bias = seeded(out, taps, channels) / (channels * taps) ** 0.5, seeded(out, seed=1)
+    ours = made(kernel, bias, dilation)
+    for rows in (1, 2, 5, 8, 9, 71, 72, 73, 500):
+        x = seeded(batch, rows + (taps - 1) * dilation, channels, seed=rows)
+        before = x.clone()
+        y = ours(x)
+        assert y.shape == (batch, rows, out)
+        assert decibels(y, exact(x, kernel, bias, dilation)) > 85
+        assert torch.equal(x, before)
+
+
+@compiled
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_it_is_nearly_as_exact_as_a_sum_on_any_number_of_threads(threads: int) -> None:
+    kernel, x = seeded(96, 7, 192) / (192 * 7) ** 0.5, seeded(1, 2000, 192)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert decibels(made(kernel)(x), exact(x, kernel, None, 1)) > 95
+    finally:
+        torch.set_num_threads(before)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_snake_comes_with_it(dtype: Any) -> None:
+    kernel, bias, x = seeded(64, 7, 32), seeded(64), seeded(2, 300, 32)
+    out = torch.full((2, 294, 64), torch.nan, dtype=dtype)
+    made(kernel, bias).snaked(x, out)
+    y = exact(x, kernel, bias, 1)
+    assert decibels(out, y + torch.sin(y).square()) > (85 if dtype == torch.float32 else 50)
+
+
+@compiled
+def test_what_was_before_in_memory_does_not_matter() -> None:
+    """Tiles reach beyond the end; what is there is not heard, were it infinite."""
+    kernel = seeded(32, 7, 32)
+    for dilation in (1, 3):
+        made(kernel, dilation=dilation)(torch.full((1, 400, 32), torch.inf))
+        for length in (25, 26, 27, 28, 29):
+            assert made(kernel, dilation=dilation)(seeded(1, length, 32)).isfinite().all()
+
+
+@compiled
+def test_what_is_no_number_stays_none() -> None:
+    x = seeded(1, 100, 32)
+    x[0, 50] = torch.nan
+    heard = made(seeded(32, 7, 32))(x)[0].isnan().any(1)
+    assert heard[44:51].all()
+
+
+@compiled
+@pytest.mark.parametrize("low", [False, pytest.param(True, marks=low_ones)])
+@pytest.mark.parametrize("rows", [1, 11, 12, 13, 500])
+def test_a_mix_adds_a_product_of_what_a_filter_gives(low: bool, rows: int) -> None:
+    kernel, bias, x = seeded(64, 7, 32) / 15, seeded(64), seeded(1, rows + 6, 32)
+    weight, shift, y = seeded(96, 64, seed=2) / 8, seeded(96, seed=3), seeded(1, rows, 96, seed=4)
+    hidden = exact(x, kernel, bias, 1)
+    hidden = hidden + torch.sin(hidden).square()
+    expected = y + hidden @ weight.T.double() + shift
+    made(kernel, bias).residual(x, Mix((96, 64), weight.numpy, shift.numpy(), low=low), y)
+    assert decibels(y, expected) > (50 if low else 85)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=low_ones)])
+@pytest.mark.parametrize("dilation", [1, 9])
+def test_a_unit_is_what_it_is_without_kernels(dtype: Any, dilation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "splits", lambda: False)
+    tensors = {
+        "alpha": seeded(96).abs() + 0.5,
+        "first.kernel": seeded(96, 7, 96, seed=1) / 25,
+        "first.bias": seeded(96, seed=2),
+        "second.kernel": seeded(96, 1, 96, seed=3) / 10,
+        "second.bias": seeded(96, seed=4),
+    }
+    x = seeded(1, 700, 96, seed=5)
+    unit = Unit(Weights(tensors, form="winograd"), dilation, dtype)
+    assert unit._mix is not None
+    state: causal.State = {}
+    joined = torch.cat([unit(part.clone(), state) for part in x.split([1, 300, 7, 392], dim=1)], dim=1)
+    expected = Unit(Weights(tensors, form="plain"), dilation)(x.clone(), {})
+    assert decibels(joined, expected.double()) > (45 if dtype == torch.bfloat16 else 85)
+
+
+@compiled
+def test_what_products_are_computed_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for taps in (1, 2, 3, 5, 7):
+        found = product(seeded(96, taps, 96), None, form="winograd")
+        assert isinstance(found, Minimal) == (taps in (2, 7))
+    kernel = seeded(32, 7, 32)
+    assert isinstance(product(kernel, None, form="winograd"), Minimal)
+    assert not isinstance(product(kernel, None, form="packed"), Minimal)
+    assert not isinstance(product(kernel, None, form="winograd", stride=2), Minimal)
+    assert not isinstance(product(kernel, None, form="winograd", dtype=torch.bfloat16), Minimal)
+    assert not isinstance(product(seeded(1, 7, 96), None, form="winograd"), Minimal)
+    large = Kernel((6144, 2, 1536), lambda: pytest.fail("not read yet"))
+    assert isinstance(product(large, None, form="winograd"), Packed)  # its evaluated weights would be 230 MB
+    monkeypatch.setattr(products, "splits", lambda: True)
+    assert products.of_filters(torch.bfloat16) == torch.bfloat16
+    monkeypatch.setattr(products, "splits", lambda: False)
+    assert products.of_filters(torch.bfloat16) == torch.float32
+
+
+@compiled
+def test_kernels_that_cannot_be_had_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Any:
+        raise SessionError("no kernels")
+
+    monkeypatch.setattr(native.convolution, "function", none)
+    kernel, x = seeded(96, 7, 96) / 25, seeded(1, 100, 96)
+    without = product(kernel, None, form="winograd")
+    assert isinstance(without, Winograd)
+    assert decibels(without(x), exact(x, kernel, None, 1)) > 85
+    assert products.mix(Kernel.of(seeded(96, 1, 96)), None, torch.float32) is None
+
+
+# Parts
+
+
+@pytest.fixture(params=["OpenMP", "pool"])
+def threads_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "pool":
+        monkeypatch.setattr(parts, "_parallel", lambda: None)
+    elif parts._parallel() is None:
+        pytest.skip("PyTorch is without GNU's OpenMP here")
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("threads_of")
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_parts_are_all_done_by_different_workers(count: int) -> None:
+    done, free, lock = [], set(range(3)), threading.Lock()
+
+    def run(worker: int, begin: int, end: int) -> None:
+        with lock:
+            free.remove(worker)
+        done.append((begin, end))
+        with lock:
+            free.add(worker)
+
+    ends = [10 * i for i in range(count + 1)]
+    parts.in_parts(run, ends, 3)
+    assert sorted(done) == list(itertools.pairwise(ends))
+    assert free == {0, 1, 2}
+
+
+@pytest.mark.usefixtures("threads_of")
+def test_two_parts_run_at_a_time() -> None:
+    meeting = threading.Barrier(2, timeout=20)
+    parts.in_parts(lambda *_: meeting.wait(), [0, 1, 2], 2)
+
+
+@pytest.mark.usefixtures("threads_of")
+def test_a_part_that_fails_is_heard() -> None:
+    def run(worker: int, begin: int, end: int) -> None:
+        if begin == 1:
+            raise SessionError("a compiled kernel failed")
+
+    for _ in range(2):
+        with pytest.raises(SessionError, match="a compiled kernel failed"):
+            parts.in_parts(run, [0, 1, 2, 3], 2)
+
+
+def test_without_openmp_there_is_a_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts._parallel.cache_clear()
+    monkeypatch.setattr(parts, "_MAPS", tmp_path / "none")
+    try:
+        assert parts._parallel() is None
+    finally:
+        parts._parallel.cache_clear()
+
+
+@compiled
+def test_what_there_are_kernels_for() -> None:
+    assert Filter.takes((64, 7, 32))
+    assert not Filter.takes((64, 5, 32))
+    assert not Filter.takes((48, 7, 32))
+    assert not Filter.takes((64, 7, 48))
+    assert Mix.takes((64, 32), low=False)
+    assert not Mix.takes((48, 32), low=False)
+    assert Mix.room(13) == 24
