@@ -176,7 +176,8 @@ def _filter(taps: int) -> Any:
         values = scratch
         products = values + chunks * points * pitch
         beside = products + points * panel  # a tile's rows, which may lie partly behind the end
-        blocks = (end - begin + TILES - 1) // TILES
+        most = TILES if channels > 256 else TILES // 2  # narrow ones stay in the second cache then
+        blocks = (end - begin + most - 1) // most
         block_tiles = ((end - begin + blocks - 1) // blocks + _ROWS - 1) // _ROWS * _ROWS  # all alike
         for first in range(begin, end, block_tiles):
             count = min(block_tiles, end - first)
