@@ -99,6 +99,52 @@ def test_what_is_no_number_stays_none() -> None:
     assert heard[44:51].all()
 
 
+def leveled(kernel: Tensor, bias: Tensor | None = None) -> Minimal:
+    return Minimal(kernel.shape, lambda: kernel, bias, 1, leveled=True)
+
+
+@compiled
+@pytest.mark.parametrize(("out", "channels"), [(32, 32), (192, 192), (64, 416)])
+def test_levels_are_exact_to_65_decibels(out: int, channels: int) -> None:
+    kernel, bias = seeded(out, 2, channels) / (2 * channels) ** 0.5, seeded(out, seed=1)
+    for rows in (1, 5, 6, 300):
+        x = seeded(2, rows + 1, channels, seed=rows) * torch.logspace(-3, 3, rows + 1)[:, None]
+        y, expected = leveled(kernel, bias)(x), exact(x, kernel, bias, 1)
+        for tile, other in zip(y.split(5, dim=1), expected.split(5, dim=1), strict=True):
+            assert decibels(tile, other) > 50  # rows of a tile differ in size
+        x = seeded(2, rows + 1, channels, seed=rows)
+        assert decibels(leveled(kernel, bias)(x), exact(x, kernel, bias, 1)) > 62
+
+
+@compiled
+def test_no_sum_of_levels_overflows() -> None:
+    """Inputs and weights of the same size everywhere add up to the most that can be."""
+    x = torch.full((1, 41, 512), 3.0)
+    for kernel in (torch.full((32, 2, 512), 0.5), -torch.full((32, 2, 512), 0.5)):
+        torch.testing.assert_close(leveled(kernel)(x), exact(x, kernel, None, 1).float(), rtol=1e-3, atol=0)
+    kernel = torch.full((32, 2, 512), 0.5)
+    kernel[:, 1] *= -1  # the largest values at other points
+    x[:, ::2] *= -1
+    torch.testing.assert_close(leveled(kernel)(x), exact(x, kernel, None, 1).float(), rtol=1e-3, atol=0)
+
+
+@compiled
+def test_levels_of_nothing_are_nothing() -> None:
+    bias = seeded(32)
+    for kernel, x in ((torch.zeros(32, 2, 64), seeded(1, 20, 64)), (seeded(32, 2, 64), torch.zeros(1, 20, 64))):
+        assert torch.equal(leveled(kernel, bias)(x), bias.expand(1, 19, 32))
+
+
+@compiled
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_levels_of_what_is_no_number_are_none(value: float) -> None:
+    x = seeded(1, 101, 64)
+    x[0, 50, 7] = value
+    heard = leveled(seeded(32, 2, 64))(x)[0]
+    assert not heard[[49, 50]].isfinite().any()
+    assert heard[:40].isfinite().all()
+
+
 @compiled
 @pytest.mark.parametrize("low", [False, pytest.param(True, marks=low_ones)])
 @pytest.mark.parametrize("rows", [1, 11, 12, 13, 500])
@@ -146,6 +192,7 @@ def test_what_products_are_computed_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not isinstance(product(seeded(1, 7, 96), None, form="winograd"), Minimal)
     large = Kernel((6144, 2, 1536), lambda: pytest.fail("not read yet"))
     assert isinstance(product(large, None, form="winograd"), Packed)  # its evaluated weights would be 230 MB
+    assert isinstance(product(seeded(64, 2, 32), None, form="levels"), Minimal)
     monkeypatch.setattr(products, "splits", lambda: True)
     assert products.of_filters(torch.bfloat16) == torch.bfloat16
     monkeypatch.setattr(products, "splits", lambda: False)

@@ -8,6 +8,7 @@ longer than the products. PyTorch's compiler avoids it with operators that take 
     Packed   weights ordered once; the same arithmetic
     Minimal  a fourth to three fifths of the multiplications, for float32 filters of some lengths: see `winograd`;
              Winograd where there are no compiled kernels
+             "levels": those of two taps by products of int16, exact to 65 dB
     Split    float32 values as pairs of int8, exact to about 80 dB: with AMX a third of float32's time, half its memory
 
 Ordered weights are copies, and the originals are only read to make one: as a `Kernel` they need not be in memory.
@@ -64,7 +65,7 @@ _AT_A_TIME = 1_000_000  # weights
 _LOCK = threading.Lock()  # one packing at a time: its passing memory should not be needed twice
 
 Product = Callable[[Tensor], Tensor]
-Form = Literal["plain", "packed", "winograd", "split"]
+Form = Literal["plain", "packed", "winograd", "levels", "split"]
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,11 @@ def product(
         return Split(kernel, bias, stride=stride, dilation=dilation)
     kernel = Kernel.of(kernel)
     out, taps, channels = kernel.shape
-    if form in ("winograd", "split") and dtype == torch.float32 and stride == 1 and math.prod(kernel.shape) <= _MOST:
+    leveled, small = form == "levels" and taps == 2, math.prod(kernel.shape) <= _MOST
+    if form in ("winograd", "levels", "split") and dtype == torch.float32 and stride == 1 and small:
         if native.available() and native.Filter.takes(kernel.shape):
             with contextlib.suppress(SessionError):  # which has been warned of
-                return Minimal(kernel.shape, kernel.read, bias, dilation)
+                return Minimal(kernel.shape, kernel.read, bias, dilation, leveled=leveled)
         if taps in TAPS and min(out, channels) >= WIDE:
             return Winograd(kernel.shape, kernel.read, bias, dilation)
     if form != "plain" and packs():

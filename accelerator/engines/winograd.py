@@ -34,11 +34,22 @@ class Minimal:
     It keeps (m + r - 1) / r of the weights' memory, and reads the weights themselves once, when it is first called.
     """
 
-    def __init__(self, shape: Sequence[int], read: Callable[[], Tensor], bias: Tensor | None, dilation: int) -> None:
-        """shape: [out, taps, in] of what `read` gives, one that `native.Filter` takes. Raises SessionError."""
+    def __init__(
+        self,
+        shape: Sequence[int],
+        read: Callable[[], Tensor],
+        bias: Tensor | None,
+        dilation: int,
+        *,
+        leveled: bool = False,
+    ) -> None:
+        """shape: [out, taps, in] of what `read` gives, one that `native.Filter` takes; leveled: as there.
+
+        Raises SessionError.
+        """
         self._lost, self._out = (shape[1] - 1) * dilation, shape[0]  # rows
         given = None if bias is None else bias.numpy()
-        self._filter = native.Filter(shape, lambda: read().numpy(), given, dilation)
+        self._filter = native.Filter(shape, lambda: read().numpy(), given, dilation, leveled=leveled)
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """out: memory for the answer."""

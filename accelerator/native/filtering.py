@@ -21,10 +21,10 @@ from numba import njit
 
 from . import tiles as at
 from .activation import narrow, snaked
-from .instructions import BF16, FLOATS, INTS, LANES, Code, function, pointer
+from .instructions import BF16, FLOAT, FLOATS, INTS, LANES, Code, function, pointer
 from .minimal import filters
 from .rows import floats
-from .tiles import CHUNK, FILTERS, PANEL, TILES, filter_layout
+from .tiles import CHUNK, FILTERS, MOST_LEVEL, PANEL, TILES, TOGETHER, filter_layout
 
 __all__ = ["filtered", "mixed"]
 
@@ -71,49 +71,119 @@ def _evaluate(taps: int) -> Any:
     return function(4, generate)
 
 
-def _multiply(low: bool) -> Any:
-    """(values, step, weights, chunks, out): `_ROWS` rows by `CHUNK` columns, summed over all channels.
+def _summed(
+    c: Code, values: Any, step: Any, weights: Any, chunks: Any, kind: Any, row: int, zero: Any, combine: Any
+) -> list[Any]:
+    """combine(value, weights, sum) over all channels: `_ROWS` rows, `row` bytes apart, by `CHUNK` columns.
 
-    values: [chunks, rows, CHUNK], chunks `step` bytes apart. weights: [channels, CHUNK]; if low, bfloat16 as the values
-    are, with pairs of channels beside each other.
+    kind: of vectors; one of its lanes holds a channel, or two of half the size. values: [chunks, rows, lanes], chunks
+    `step` bytes apart. weights: [chunks, lanes, CHUNK].
     """
-    width, unrolled = 4 * CHUNK, 2
-    kind, step = (INTS, width // 2) if low else (FLOATS, width)  # of a vector, and bytes from row to row
+    lanes = CHUNK if kind == FLOATS else CHUNK // 2
+    unrolled = 2
 
-    def generate(c: Code, values: Any, chunk_step: Any, weights: Any, chunks: Any, out: Any) -> None:
-        def chunk(i: Any, totals: list[Any]) -> list[Any]:
-            here, factors = c.b.add(values, c.b.mul(i, chunk_step)), c.plus(weights, i, CHUNK * step)
+    def chunk(i: Any, totals: list[Any]) -> list[Any]:
+        here, factors = c.b.add(values, c.b.mul(i, step)), c.plus(weights, i, 4 * lanes * CHUNK)
 
-            def channel(j: Any, sums: list[Any]) -> list[Any]:
-                sums = list(sums)
-                for u in range(unrolled):
-                    row = c.plus(c.plus(factors, j, unrolled * width), u * width)
-                    parts = [c.at(c.plus(row, 4 * LANES * k), kind, 64) for k in range(_VECTORS)]
-                    for r in range(_ROWS):
-                        value = c.at(c.plus(c.plus(here, j, 4 * unrolled), 4 * u + step * r), kind.element, 4)
-                        value = c.all(value, kind)
-                        for k, part in enumerate(parts):
-                            at_ = r * _VECTORS + k
-                            sums[at_] = (
-                                c.product_of_pairs(value, part, sums[at_]) if low else c.fma(value, part, sums[at_])
-                            )
-                return sums
+        def lane(j: Any, sums: list[Any]) -> list[Any]:
+            sums = list(sums)
+            for u in range(unrolled):
+                columns = c.plus(c.plus(factors, j, 4 * unrolled * CHUNK), 4 * u * CHUNK)
+                parts = [c.at(c.plus(columns, 4 * LANES * k), kind, 64) for k in range(_VECTORS)]
+                for r in range(_ROWS):
+                    value = c.all(c.at(c.plus(c.plus(here, j, 4 * unrolled), 4 * u + row * r), kind.element, 4), kind)
+                    for k, part in enumerate(parts):
+                        sums[r * _VECTORS + k] = combine(value, part, sums[r * _VECTORS + k])
+            return sums
 
-            return c.loop(c.number(step // 4 // unrolled), totals, channel)
+        return c.loop(c.number(lanes // unrolled), totals, lane)
 
-        zero = ir.Constant(FLOATS, [0] * LANES)
-        for i, total in enumerate(c.loop(chunks, [zero] * (_ROWS * _VECTORS), chunk)):
+    return c.loop(chunks, [zero] * (_ROWS * _VECTORS), chunk)
+
+
+def _multiply(low: bool) -> Any:
+    """(values, step, weights, chunks, out): `_ROWS` rows by `CHUNK` columns, float32, or of pairs of bfloat16 if low."""
+    kind, row = (INTS, 2 * CHUNK) if low else (FLOATS, 4 * CHUNK)
+
+    def generate(c: Code, values: Any, step: Any, weights: Any, chunks: Any, out: Any) -> None:
+        combine = c.product_of_pairs if low else c.fma
+        sums = _summed(c, values, step, weights, chunks, kind, row, ir.Constant(FLOATS, [0] * LANES), combine)
+        for i, total in enumerate(sums):
             c.put(total, c.plus(out, 4 * LANES * i))
 
     return function(5, generate)
 
 
+def _multiply_levels() -> Any:
+    """(values, step, weights, chunks, out, units, first): as `_multiply`, for pairs of int16 and few chunks.
+
+    The sums times `units`, float32 [CHUNK], are added to what is at `out`, or stored there if first.
+    """
+
+    def generate(
+        c: Code, values: Any, step: Any, weights: Any, chunks: Any, out: Any, units: Any, first: Any
+    ) -> None:  # fmt: skip
+        b, zeros = c.b, [ir.Constant(kind, [0] * LANES) for kind in (INTS, FLOATS)]
+        sums = _summed(c, values, step, weights, chunks, INTS, 4 * CHUNK, zeros[0], c.levels_of_pairs)
+        each = [c.at(c.plus(units, 4 * LANES * k), FLOATS, 4) for k in range(_VECTORS)]
+        new = b.icmp_signed("!=", first, c.number(0))
+        for i, total in enumerate(sums):
+            address = c.plus(out, 4 * LANES * i)
+            before = b.select(new, zeros[1], c.at(address, FLOATS, 64))
+            c.put(c.fma(b.sitofp(total, FLOATS), each[i % _VECTORS], before), address)
+
+    return function(7, generate)
+
+
+def _level(taps: int) -> Any:
+    """(values, chunks, unit): a tile's values at the points -> levels of int16, in place, j beside j + 16 of a chunk.
+
+    unit: gets what a level stands for, which is no number if any of the values is none.
+    """
+    points, pitch, _ = filter_layout(taps)
+
+    def generate(c: Code, values: Any, chunks: Any, unit: Any) -> None:
+        b, zero = c.b, ir.Constant(FLOATS, [0] * LANES)
+        places = [k * pitch + 4 * LANES * vector for k in range(points) for vector in range(_VECTORS)]
+
+        def largest(j: Any, before: list[Any]) -> list[Any]:
+            most, check = before
+            for place in places:
+                value = c.at(c.plus(c.plus(values, j, points * pitch), place), FLOATS, 64)
+                most = c.call("llvm.maxnum.v16f32", FLOATS, most, c.call("llvm.fabs.v16f32", FLOATS, value))
+                check = c.fma(value, zero, check)
+            return [most, check]
+
+        values_, checks = c.loop(chunks, [zero] * 2, largest)
+        check = c.reduced("fadd", checks)
+        most = c.call("llvm.maxnum.f32", FLOAT, c.reduced("fmax", values_), ir.Constant(FLOAT, 1e-30))
+        scale = c.all(b.fdiv(ir.Constant(FLOAT, float(MOST_LEVEL)), most), FLOATS)
+        b.store(
+            b.fadd(b.fdiv(most, ir.Constant(FLOAT, float(MOST_LEVEL))), check), b.inttoptr(unit, FLOAT.as_pointer())
+        )
+
+        def rounded(j: Any, _: list[Any]) -> list[Any]:
+            for place in places[::_VECTORS]:
+                here = c.plus(c.plus(values, j, points * pitch), place)
+                both = [b.fmul(c.at(c.plus(here, 4 * LANES * k), FLOATS, 64), scale) for k in range(_VECTORS)]
+                low, high = (b.fptosi(c.call("llvm.rint.v16f32", FLOATS, v), INTS) for v in both)
+                mask, bits = (ir.Constant(INTS, [n] * LANES) for n in (0xFFFF, 16))
+                c.put(b.or_(b.and_(low, mask), b.shl(high, bits)), here)
+            return []
+
+        c.loop(chunks, [], rounded)
+
+    return function(3, generate)
+
+
 def _interpolate(taps: int) -> Any:
-    """(sums, chunks, bias, out): a tile's sums at the points -> its rows, float32 [outputs, PANEL]."""
+    """(sums, chunks, unit, bias, out): a tile's sums at the points, in units -> its rows, float32 [outputs, PANEL]."""
     matrix = filters(FILTERS[taps], taps).outputs
     points, _, panel = filter_layout(taps)
 
-    def generate(c: Code, sums: Any, chunks: Any, bias: Any, out: Any) -> None:
+    def generate(c: Code, sums: Any, chunks: Any, unit: Any, bias: Any, out: Any) -> None:
+        scale = c.all(c.at(unit, FLOAT, 4), FLOATS)
+
         def chunk(j: Any, _: list[Any]) -> list[Any]:
             for vector in range(_VECTORS):
                 at_ = 4 * LANES * vector
@@ -126,14 +196,14 @@ def _interpolate(taps: int) -> Any:
                 ]
                 start = c.at(c.plus(c.plus(bias, j, 4 * CHUNK), at_), FLOATS, 4)
                 for i, row in enumerate(matrix):
-                    total = _combined(c, [values[0], values[-1]], row[[0, -1]], start)
-                    total = _combined(c, parts[i % 2], row[1:-1:2], total)
+                    total = _combined(c, [values[0], values[-1]], row[[0, -1]])
+                    total = c.fma(_combined(c, parts[i % 2], row[1:-1:2], total), scale, start)
                     c.put(total, c.plus(c.plus(out, j, 4 * CHUNK), 4 * PANEL * i + at_))
             return []
 
         c.loop(chunks, [], chunk)
 
-    return function(4, generate)
+    return function(5, generate)
 
 
 @njit(**_OPTIONS)
@@ -162,9 +232,11 @@ def _first_row(tile, outputs, dilation):
     return whole * (outputs - 1) * dilation + tile  # m d (t // d) + t % d
 
 
-def _filter(taps: int) -> Any:
+def _filter(taps: int, leveled: bool = False) -> Any:
+    """leveled: its products are those of int16."""
     outputs, (points, pitch, panel) = FILTERS[taps], filter_layout(taps)
     evaluate, interpolate, multiply = _evaluate(taps), _interpolate(taps), _PRODUCTS[False]
+    level, multiply_levels, weight = _level(taps), _LEVELS, 2 if leveled else 4
 
     @njit(**_OPTIONS)
     def run(address, begin, end, scratch):
@@ -175,7 +247,10 @@ def _filter(taps: int) -> Any:
         rows, chunks, size = given - (taps - 1) * dilation, channels // CHUNK, 2 if kind & 2 else 4
         values = scratch
         products = values + chunks * points * pitch
-        beside = products + points * panel  # a tile's rows, which may lie partly behind the end
+        units, factors = products + points * panel, plan[at.FILTER_UNITS]
+        beside = units + 4 * TILES  # a tile's rows, which may lie partly behind the end
+        ones = floats(units, TILES)
+        ones[:] = np.float32(1)
         most = TILES if channels > 256 else TILES // 2  # narrow ones stay in the second cache then
         blocks = (end - begin + most - 1) // most
         block_tiles = ((end - begin + blocks - 1) // blocks + _ROWS - 1) // _ROWS * _ROWS  # all alike
@@ -193,21 +268,26 @@ def _filter(taps: int) -> Any:
                             copied[i * channels + k] = all_[from_ * channels + k] if from_ < given else np.float32(0)
                     source, step = beside, 4 * channels
                 evaluate(source, step, values + 4 * CHUNK * t, chunks)
+                if leveled:
+                    level(values + 4 * CHUNK * t, chunks, units + 4 * t)
             for start in range(0, columns, PANEL):
                 parts = min(PANEL, columns - start) // CHUNK
                 for point in range(points):
                     for part in range(parts):
                         block = point * (columns // CHUNK) + start // CHUNK + part
+                        own = weights + weight * CHUNK * channels * block
                         for t in range(0, count, _ROWS):
-                            multiply(
-                                values + point * pitch + 4 * CHUNK * t,
-                                points * pitch,
-                                weights + 4 * CHUNK * channels * block,
-                                chunks,
-                                products + point * panel + 4 * CHUNK * (part * TILES + t),
-                            )
+                            here = values + point * pitch + 4 * CHUNK * t
+                            to = products + point * panel + 4 * CHUNK * (part * TILES + t)
+                            if leveled:
+                                for c in range(0, chunks, TOGETHER):
+                                    some, at_ = min(TOGETHER, chunks - c), own + 2 * CHUNK * CHUNK * c
+                                    source, unit = here + c * points * pitch, factors + 4 * CHUNK * block
+                                    multiply_levels(source, points * pitch, at_, some, to, unit, c == 0)
+                            else:
+                                multiply(here, points * pitch, own, chunks, to)
                 for t in range(count):
-                    interpolate(products + 4 * CHUNK * t, parts, bias + 4 * start, beside)
+                    interpolate(products + 4 * CHUNK * t, parts, units + 4 * t, bias + 4 * start, beside)
                     row = _first_row(first + t, outputs, dilation)
                     for i in range(outputs):
                         from_ = beside + 4 * PANEL * i
@@ -246,16 +326,19 @@ def _mix(low: bool) -> Any:
 
 
 _PRODUCTS = {low: _multiply(low) for low in (False, True) if BF16 or not low}
-_SEVEN, _TWO = _filter(7), _filter(2)
+_LEVELS = _multiply_levels()
+_SEVEN, _TWO, _TWO_LEVELED = _filter(7), _filter(2), _filter(2, leveled=True)
 _MIX = _mix(False)
 _MIX_LOW = _mix(True) if BF16 else _MIX
 
 
 @njit(**_OPTIONS)
-def filtered(plan, taps, begin, end, scratch):
+def filtered(plan, taps, leveled, begin, end, scratch):
     """Tiles begin .. end of the filter that the array at `plan` describes."""
     if taps == 7:
         _SEVEN(plan, begin, end, scratch)
+    elif leveled:
+        _TWO_LEVELED(plan, begin, end, scratch)
     else:
         _TWO(plan, begin, end, scratch)
 

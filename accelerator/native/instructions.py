@@ -15,9 +15,11 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..hardware import detect
+from .plan import LANES
 
 __all__ = [
     "BF16",
+    "FLOAT",
     "FLOATS",
     "INTS",
     "LANES",
@@ -39,7 +41,6 @@ __all__ = [
     "transposed",
 ]
 
-LANES = 16  # float32 in a vector of AVX-512; also the rows of a tile of weights
 _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 FLOAT, _HALF = ir.FloatType(), ir.HalfType()
 INTS, FLOATS, _BYTES = (ir.VectorType(t, n) for t, n in ((_I32, LANES), (FLOAT, LANES), (_I8, 4 * LANES)))
@@ -98,6 +99,18 @@ class Code:
         """z + the products of bfloat16, two beside each other in a lane of integers."""
         x, y = (self.b.bitcast(v, ir.VectorType(_BFloat(), 2 * LANES)) for v in (x, y))
         return self.call("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, z, x, y)
+
+    def levels_of_pairs(self, x: Any, y: Any, z: Any) -> Any:
+        """z + the products of int16, two beside each other in a lane."""
+        return self.call("llvm.x86.avx512.vpdpwssd.512", INTS, z, x, y)
+
+    def reduced(self, name: str, x: Any) -> Any:
+        """The sum ("fadd") or the largest ("fmax") of a vector of floats."""
+        full = f"llvm.vector.reduce.{name}.v{LANES}f32"
+        given = [ir.Constant(FLOAT, 0.0), x] if name == "fadd" else [x]
+        known = self.b.module.globals.get(full)
+        known = known or ir.Function(self.b.module, ir.FunctionType(FLOAT, [v.type for v in given]), full)
+        return self.b.call(known, given, fastmath=("reassoc",))
 
     def floats(self, address: Any, is_int8: bool) -> Any:
         """`LANES` values of a key-value cache."""
@@ -230,11 +243,7 @@ def _scores(is_int8: bool, heads: int) -> Any:
                 return [c.fma(q, values, total) for q, total in zip(query, totals, strict=True)]
 
             for h, total in enumerate(c.loop(chunks, _zeros(FLOATS, heads), part)):
-                name, start = "llvm.vector.reduce.fadd.v16f32", ir.Constant(FLOAT, 0.0)
-                known = b.module.globals.get(name)
-                known = known or ir.Function(b.module, ir.FunctionType(FLOAT, [FLOAT, FLOATS]), name)
-                total = b.call(known, [start, total], fastmath=("reassoc",))
-                c.put(total, c.plus(b.add(out, b.mul(out_step, c.number(h))), j, 4))
+                c.put(c.reduced("fadd", total), c.plus(b.add(out, b.mul(out_step, c.number(h))), j, 4))
             return []
 
         c.loop(count, [], key)

@@ -227,7 +227,7 @@ def call(what, a, b, c, d, e, f):
     elif what == SNAKE:
         snake(a, b, c, d, e, f)
     elif what == FILTER:
-        filtered(a, b, c, d, e)
+        filtered(a, b, c, d, e, f)
     elif what == MIX:
         mixed(a, b, c, d, e)
     return 0

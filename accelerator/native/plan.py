@@ -19,6 +19,7 @@ SIZE = 56  # of all this; the layers follow
 ATTENTION_NORM, FFN_NORM, QK_NORM, KEY_SCALE, VALUE_SCALE, KEYS, VALUES = range(7)
 QKV, OUT, GATE_UP, DOWN = (8 + MATRIX * i for i in range(4))
 LAYER = 40
+LANES = 16  # float32 in a vector of AVX-512; also the rows of a tile of weights
 MOST = 1 << 20  # numbers: no plan is longer
 
 PROMPT = 8  # positions from which a row's queries are attended to eight at a time

@@ -19,7 +19,7 @@ from .team import Team
 __all__ = ["NativeBinding", "NativeSession"]
 
 _TOKENS = 128  # that are run through the layers together
-_LANES = 16
+
 _LARGEST_BLOCK = 256
 
 
@@ -56,7 +56,7 @@ class NativeSession:
     def _prepare(self, weights: Mapping[str, np.ndarray]) -> np.ndarray:
         """The plan but for what belongs to a run."""
         stack, spec, slow = self.stack, self._spec, self.name == "slow"
-        if stack.head_dim % _LANES or stack.ffn % _LANES or stack.head_dim > 256:
+        if stack.head_dim % plan.LANES or stack.ffn % plan.LANES or stack.head_dim > 256:
             raise ValueError("sizes that do not divide by 16")
         p = np.zeros(plan.SIZE + plan.LAYER * stack.layers, np.int64)
         sizes = (stack.dim, stack.layers, stack.heads, stack.kv_heads, stack.head_dim, stack.ffn)
@@ -114,7 +114,7 @@ class NativeSession:
         sizes = 1024 + plan.QUERY_BYTES, 8 * widest, 8 * widest // 8, 8 * widest // 8
         begins = np.cumsum(sizes)
         p[plan.SCRATCH_SCALES], p[plan.SCRATCH_SUMS], p[plan.SCRATCH_SCORES] = begins[1:]
-        prompt, positions = length >= plan.PROMPT, -(-capacity // _LANES) * _LANES
+        prompt, positions = length >= plan.PROMPT, -(-capacity // plan.LANES) * plan.LANES
         p[plan.SCRATCH_KEYS] = begins[-1] + 4 * max((8 if prompt else 2) * positions, stack.dim)
         last = p[plan.SCRATCH_KEYS] + (4 * positions * stack.head_dim if prompt else 0)
         p[plan.SCRATCH_SIZE] = size = -(-last // 4096) * 4096
@@ -130,23 +130,23 @@ class NativeSession:
         rows, blocks, size = weights[f"{name}.q{bits}"].shape
         order: Any = slice(None)
         if name.endswith(".gate_up"):
-            order = np.arange(rows).reshape(2, -1, _LANES).transpose(1, 0, 2).reshape(-1)
+            order = np.arange(rows).reshape(2, -1, plan.LANES).transpose(1, 0, 2).reshape(-1)
         levels = np.ascontiguousarray(weights[f"{name}.q{bits}"][order])
         block = size * 8 // bits
         if block % 32 or block > _LARGEST_BLOCK:
             raise ValueError(f"{name} has blocks of {block}")
-        tiles, width = -(-rows // _LANES), block * 2 * bits
-        packed = np.zeros((tiles, blocks, width + 3 * _LANES), np.uint8)
+        tiles, width = -(-rows // plan.LANES), block * 2 * bits
+        packed = np.zeros((tiles, blocks, width + 3 * plan.LANES), np.uint8)
         function()(PACK, levels.ctypes.data, packed.ctypes.data, rows, blocks, block, bits)
         scales = weights[f"{name}.scales"].reshape(rows, blocks)[order]
-        factor = np.zeros(tiles * _LANES, np.float32)
+        factor = np.zeros(tiles * plan.LANES, np.float32)
         factor[:rows] = np.abs(scales).max(axis=1)  # so that the rest fits float16
         rest = np.divide(scales, factor[:rows, None], out=np.zeros_like(scales), where=factor[:rows, None] > 0)
-        packed[:, :, width : width + 2 * _LANES] = _by_tile(rest.astype(np.float16), tiles).view(np.uint8)
-        packed[:, :, width + 2 * _LANES :] = _by_tile(_zero_points(name, weights, rows, blocks, bits)[order], tiles)
+        packed[:, :, width : width + 2 * plan.LANES] = _by_tile(rest.astype(np.float16), tiles).view(np.uint8)
+        packed[:, :, width + 2 * plan.LANES :] = _by_tile(_zero_points(name, weights, rows, blocks, bits)[order], tiles)
         bias = weights.get(f"{name}.bias")
         if bias is not None:
-            bias = np.pad(bias.astype(np.float32).reshape(-1), (0, tiles * _LANES - rows))
+            bias = np.pad(bias.astype(np.float32).reshape(-1), (0, tiles * plan.LANES - rows))
         places = self._keep(packed), self._keep(factor), 0 if bias is None else self._keep(bias)
         p[at : at + plan.MATRIX] = (*places, bits, block, blocks, tiles, rows)
 
@@ -203,9 +203,9 @@ class NativeBinding:
 def _by_tile(values: np.ndarray, tiles: int) -> np.ndarray:
     """[rows, blocks] -> [tiles, blocks, 16], what is missing at the end zero."""
     rows, blocks = values.shape
-    padded = np.zeros((tiles * _LANES, blocks), values.dtype)
+    padded = np.zeros((tiles * plan.LANES, blocks), values.dtype)
     padded[:rows] = values
-    return np.ascontiguousarray(padded.reshape(tiles, _LANES, blocks).transpose(0, 2, 1))
+    return np.ascontiguousarray(padded.reshape(tiles, plan.LANES, blocks).transpose(0, 2, 1))
 
 
 def _zero_points(name: str, weights: Mapping[str, np.ndarray], rows: int, blocks: int, bits: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .plan import LANES
+
 __all__ = [
     "CHUNK",
     "FILTERS",
@@ -13,6 +15,7 @@ __all__ = [
     "FILTER_OUT",
     "FILTER_ROOM",
     "FILTER_SIZE",
+    "FILTER_UNITS",
     "FILTER_WEIGHTS",
     "FILTER_X",
     "FILTER_Y",
@@ -25,9 +28,11 @@ __all__ = [
     "MIX_VALUES",
     "MIX_WEIGHTS",
     "MIX_X",
+    "MOST_LEVEL",
     "PANEL",
     "ROWS",
     "TILES",
+    "TOGETHER",
     "filter_layout",
     "filter_space",
 ]
@@ -35,8 +40,8 @@ __all__ = [
 # What is where in the arrays that describe a filter and a mix.
 (
     FILTER_X, FILTER_GIVEN, FILTER_IN, FILTER_Y, FILTER_OUT, FILTER_KIND, FILTER_WEIGHTS, FILTER_BIAS, FILTER_DILATION,
-    FILTER_ROOM, FILTER_SIZE,
-) = range(11)  # fmt: skip
+    FILTER_ROOM, FILTER_UNITS, FILTER_SIZE,
+) = range(12)  # fmt: skip
 (
     MIX_VALUES, MIX_ROOM, MIX_IN, MIX_X, MIX_ROWS, MIX_OUT, MIX_WEIGHTS, MIX_BIAS, MIX_SIZE,
 ) = range(9)  # fmt: skip
@@ -44,6 +49,8 @@ FILTERS = {7: 8, 2: 5}  # outputs of a tile, by taps
 CHUNK = 32  # channels that lie side by side
 ROWS = 12  # that are multiplied at once, with a chunk of columns
 TILES, PANEL = 48, 3 * CHUNK  # that are worked on at a time: tiles, and columns of their answers
+TOGETHER = 4  # chunks whose products of levels are summed in int32
+MOST_LEVEL = 32_766  # of an input; what rounds to 32,767 at most
 _APART = 128  # bytes more than a power of two times something odd, so that points are not in the same place of a cache
 
 
@@ -55,5 +62,5 @@ def filter_layout(taps: int) -> tuple[int, int, int]:
 def filter_space(taps: int, channels: int) -> int:
     """Bytes that a thread works in."""
     points, values, products = filter_layout(taps)
-    beside = 4 * max(points * channels, FILTERS[taps] * PANEL)
-    return points * (channels // CHUNK * values + products) + -(-beside // 64) * 64
+    beside = -(-max(points * channels, FILTERS[taps] * PANEL) // LANES) * LANES
+    return points * (channels // CHUNK * values + products) + 4 * (TILES + beside)

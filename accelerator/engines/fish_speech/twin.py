@@ -85,6 +85,7 @@ class Decoder:
         low = torch.bfloat16 if bf16 else torch.float32
         self._frames = LONG if bf16 else LONG // 2  # of a window; the longer one would ask for a second order
         quick, split = replace(weights, form="winograd"), replace(weights, form="split" if bf16 else "winograd")
+        amx, levels = bf16 and products.splits(), replace(weights, form="levels" if bf16 else "winograd")
         self._sizes = torch.tensor(config["sizes"])[:, None]
         self._offsets = self._sizes.cumsum(0) - self._sizes
         self._books = weights("books"), weights("projection.weight"), weights("projection.bias")
@@ -101,7 +102,7 @@ class Decoder:
                 Unit(how.within(f"stages.{i}.units.{j}"), d, low if i else torch.float32)
                 for j, d in enumerate(config["dilations"])
             ]
-            conv = _convolution(split if i < 2 else quick, f"stages.{i}")  # later ones are too small to gain
+            conv = _convolution(split if amx and i < 2 else levels, f"stages.{i}")  # later ones are too small to split
             self._stages.append((weights(f"stages.{i}.alpha"), conv, rate, units))
         self._last = weights("last.alpha"), _convolution(quick, "last")
 
