@@ -56,6 +56,9 @@ class Filter:
         so many rows.
         """
         columns, taps, channels = self._shape
+        rows = given - (taps - 1) * self._dilation
+        if rows <= 0:
+            return
         weights, kind = self._weights(), snake + 2 * low + 4 * bool(room)
         plan = np.zeros(at.FILTER_SIZE, np.int64)
         plan[[at.FILTER_X, at.FILTER_GIVEN, at.FILTER_IN, at.FILTER_Y]] = x, given, channels, out
@@ -67,7 +70,7 @@ class Filter:
         def part(worker: int, begin: int, end: int) -> None:
             self._call(FILTER, address, taps, self._leveled, begin, end, memory + space * worker)
 
-        whole, rest = divmod(given - (taps - 1) * self._dilation, at.FILTERS[taps] * self._dilation)
+        whole, rest = divmod(rows, at.FILTERS[taps] * self._dilation)
         tiles = whole * self._dilation + min(rest, self._dilation)
         ends = _ends(tiles, threads)
         memory = _scratch(space * len(ends))
@@ -120,6 +123,8 @@ class Mix:
     def __call__(self, values: int, rows: int, x: int, *, threads: int) -> None:
         """values, x: addresses."""
         out, channels = self._shape
+        if rows <= 0:
+            return
         plan = np.zeros(at.MIX_SIZE, np.int64)
         plan[[at.MIX_VALUES, at.MIX_ROOM, at.MIX_IN, at.MIX_X]] = values, self.room(rows), channels, x
         plan[[at.MIX_ROWS, at.MIX_OUT, at.MIX_BIAS]] = rows, out, self._bias.ctypes.data

@@ -102,7 +102,7 @@ def _summed(
 
 
 def _multiply(low: bool) -> Any:
-    """(values, step, weights, chunks, out): `_ROWS` rows by `CHUNK` columns, float32, or of pairs of bfloat16 if low."""
+    """(values, step, weights, chunks, out): `_ROWS` rows by `CHUNK` columns of float32, or of pairs of bfloat16."""
     kind, row = (INTS, 2 * CHUNK) if low else (FLOATS, 4 * CHUNK)
 
     def generate(c: Code, values: Any, step: Any, weights: Any, chunks: Any, out: Any) -> None:
@@ -236,68 +236,89 @@ def _filter(taps: int, leveled: bool = False) -> Any:
     """leveled: its products are those of int16."""
     outputs, (points, pitch, panel) = FILTERS[taps], filter_layout(taps)
     evaluate, interpolate, multiply = _evaluate(taps), _interpolate(taps), _PRODUCTS[False]
-    level, multiply_levels, weight = _level(taps), _LEVELS, 2 if leveled else 4
+    level, multiply_levels, size_of_weight = _level(taps), _LEVELS, 2 if leveled else 4
+
+    @njit(**_OPTIONS)
+    def evaluated(plan, first, count, values, units, beside):
+        """The values of tiles first .. first + count at the points."""
+        x, channels, given, dilation = (
+            plan[at.FILTER_X], plan[at.FILTER_IN], plan[at.FILTER_GIVEN], plan[at.FILTER_DILATION],
+        )  # fmt: skip
+        for t in range(count):
+            row, source, step = _first_row(first + t, outputs, dilation), x, 4 * channels * dilation
+            if row + dilation * (points - 1) < given:
+                source += 4 * row * channels
+            else:
+                copied, all_ = floats(beside, points * channels), floats(x, given * channels)
+                for i in range(points):
+                    from_ = row + dilation * i
+                    for k in range(channels):
+                        copied[i * channels + k] = all_[from_ * channels + k] if from_ < given else np.float32(0)
+                source, step = beside, 4 * channels
+            here = values + 4 * CHUNK * t
+            evaluate(source, step, here, channels // CHUNK)
+            if leveled:
+                level(here, channels // CHUNK, units + 4 * t)
+
+    @njit(**_OPTIONS)
+    def multiplied(plan, start, parts, count, values, products):
+        """Their products with `parts` chunks of columns behind `start`."""
+        channels, blocks = plan[at.FILTER_IN], plan[at.FILTER_OUT] // CHUNK
+        chunks, step = channels // CHUNK, points * pitch
+        for point in range(points):
+            for part in range(parts):
+                block = point * blocks + start // CHUNK + part
+                weights = plan[at.FILTER_WEIGHTS] + size_of_weight * CHUNK * channels * block
+                for t in range(0, count, _ROWS):
+                    here = values + point * pitch + 4 * CHUNK * t
+                    to = products + point * panel + 4 * CHUNK * (part * TILES + t)
+                    if leveled:
+                        units = plan[at.FILTER_UNITS] + 4 * CHUNK * block
+                        for c in range(0, chunks, TOGETHER):
+                            some, own = min(TOGETHER, chunks - c), weights + 2 * CHUNK * CHUNK * c
+                            multiply_levels(here + c * step, step, own, some, to, units, c == 0)
+                    else:
+                        multiply(here, step, weights, chunks, to)
+
+    @njit(**_OPTIONS)
+    def finished(plan, first, start, parts, count, products, units, beside):
+        """The answer's rows of those columns, finished and put where they belong."""
+        out, columns, kind, dilation = (
+            plan[at.FILTER_Y], plan[at.FILTER_OUT], plan[at.FILTER_KIND], plan[at.FILTER_DILATION],
+        )  # fmt: skip
+        rows, size = plan[at.FILTER_GIVEN] - (taps - 1) * dilation, 2 if kind & 2 else 4
+        for t in range(count):
+            interpolate(products + 4 * CHUNK * t, parts, units + 4 * t, plan[at.FILTER_BIAS] + 4 * start, beside)
+            row = _first_row(first + t, outputs, dilation)
+            for i in range(outputs):
+                here = beside + 4 * PANEL * i
+                if row < rows and kind & 4:
+                    for part in range(parts):
+                        to = out + size * CHUNK * ((start // CHUNK + part) * plan[at.FILTER_ROOM] + row)
+                        _finish(here + 4 * CHUNK * part, to, CHUNK, kind)
+                elif row < rows:
+                    _finish(here, out + size * (row * columns + start), CHUNK * parts, kind)
+                row += dilation
 
     @njit(**_OPTIONS)
     def run(address, begin, end, scratch):
         plan = numba.carray(pointer(address), (at.FILTER_SIZE,), np.int64)
-        x, channels, given = plan[at.FILTER_X], plan[at.FILTER_IN], plan[at.FILTER_GIVEN]
-        out, columns, kind = plan[at.FILTER_Y], plan[at.FILTER_OUT], plan[at.FILTER_KIND]
-        weights, bias, dilation = plan[at.FILTER_WEIGHTS], plan[at.FILTER_BIAS], plan[at.FILTER_DILATION]
-        rows, chunks, size = given - (taps - 1) * dilation, channels // CHUNK, 2 if kind & 2 else 4
-        values = scratch
-        products = values + chunks * points * pitch
-        units, factors = products + points * panel, plan[at.FILTER_UNITS]
+        channels, columns, values = plan[at.FILTER_IN], plan[at.FILTER_OUT], scratch
+        products = values + channels // CHUNK * points * pitch
+        units = products + points * panel
         beside = units + 4 * TILES  # a tile's rows, which may lie partly behind the end
         ones = floats(units, TILES)
         ones[:] = np.float32(1)
         most = TILES if channels > 256 else TILES // 2  # narrow ones stay in the second cache then
         blocks = (end - begin + most - 1) // most
-        block_tiles = ((end - begin + blocks - 1) // blocks + _ROWS - 1) // _ROWS * _ROWS  # all alike
-        for first in range(begin, end, block_tiles):
-            count = min(block_tiles, end - first)
-            for t in range(count):
-                row, source, step = _first_row(first + t, outputs, dilation), x, 4 * channels * dilation
-                if row + dilation * (points - 1) < given:
-                    source += 4 * row * channels
-                else:
-                    copied, all_ = floats(beside, points * channels), floats(x, given * channels)
-                    for i in range(points):
-                        from_ = row + dilation * i
-                        for k in range(channels):
-                            copied[i * channels + k] = all_[from_ * channels + k] if from_ < given else np.float32(0)
-                    source, step = beside, 4 * channels
-                evaluate(source, step, values + 4 * CHUNK * t, chunks)
-                if leveled:
-                    level(values + 4 * CHUNK * t, chunks, units + 4 * t)
+        alike = ((end - begin + blocks - 1) // blocks + _ROWS - 1) // _ROWS * _ROWS
+        for first in range(begin, end, alike):
+            count = min(alike, end - first)
+            evaluated(plan, first, count, values, units, beside)
             for start in range(0, columns, PANEL):
                 parts = min(PANEL, columns - start) // CHUNK
-                for point in range(points):
-                    for part in range(parts):
-                        block = point * (columns // CHUNK) + start // CHUNK + part
-                        own = weights + weight * CHUNK * channels * block
-                        for t in range(0, count, _ROWS):
-                            here = values + point * pitch + 4 * CHUNK * t
-                            to = products + point * panel + 4 * CHUNK * (part * TILES + t)
-                            if leveled:
-                                for c in range(0, chunks, TOGETHER):
-                                    some, at_ = min(TOGETHER, chunks - c), own + 2 * CHUNK * CHUNK * c
-                                    source, unit = here + c * points * pitch, factors + 4 * CHUNK * block
-                                    multiply_levels(source, points * pitch, at_, some, to, unit, c == 0)
-                            else:
-                                multiply(here, points * pitch, own, chunks, to)
-                for t in range(count):
-                    interpolate(products + 4 * CHUNK * t, parts, units + 4 * t, bias + 4 * start, beside)
-                    row = _first_row(first + t, outputs, dilation)
-                    for i in range(outputs):
-                        from_ = beside + 4 * PANEL * i
-                        if row < rows and kind & 4:
-                            for part in range(parts):
-                                to = out + size * CHUNK * ((start // CHUNK + part) * plan[at.FILTER_ROOM] + row)
-                                _finish(from_ + 4 * CHUNK * part, to, CHUNK, kind)
-                        elif row < rows:
-                            _finish(from_, out + size * (row * columns + start), CHUNK * parts, kind)
-                        row += dilation
+                multiplied(plan, start, parts, count, values, products)
+                finished(plan, first, start, parts, count, products, units, beside)
 
     return run
 

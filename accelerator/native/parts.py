@@ -33,7 +33,7 @@ def in_parts(run: Callable[[int, int, int], None], ends: list[int], threads: int
         try:
             for begin, end in waiting:
                 run(worker, begin, end)
-        except Exception as error:
+        except BaseException as error:  # ctypes would swallow it
             failures.append(error)
 
     threads = min(threads, len(parts))
