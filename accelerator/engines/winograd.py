@@ -71,6 +71,7 @@ class Minimal:
             mix(values.data_ptr(), rows, answer.data_ptr(), threads=torch.get_num_threads())
 
     def _run(self, x: Tensor, out: Tensor, *, snake: bool, room: int = 0) -> None:
+        assert x.dtype == torch.float32
         low, threads = out.dtype == torch.bfloat16, torch.get_num_threads()
         for one, answer in zip(x.contiguous(), out, strict=True):
             where = one.data_ptr(), len(one), answer.data_ptr()

@@ -1,7 +1,8 @@
-"""Compiled kernels for the language model's steps: the weights of its export, at the pace of the memory.
+"""Compiled kernels: a language model's steps at the pace of the memory, a codec's convolutions at that of the products.
 
     NativeSession ──► NativeBinding ──► Team ──► one C function (`compiled`), made of `kernels` and `instructions`
-       (weights in tiles)   (a plan)      (threads)
+       (weights in tiles)   (a plan)      (threads)        ▲
+    Filter, Mix, snake (`convolution`, `elementwise`) ──► `parts`
 
 ONNX Runtime's quantized kernels are bound by arithmetic for one row, and compute several rows hardly faster than one
 after the other. These read the weights as fast as memory gives them, and share each of them among eight rows. numba
@@ -24,7 +25,7 @@ from .team import Team
 __all__ = ["Filter", "Filters", "Mix", "NativeSession", "available", "filters", "open_graphs", "snake", "sources"]
 
 _OF_MODELS = ("attention.py", "instructions.py", "kernels.py", "plan.py", "rows.py", "session.py")
-_OF_CODECS = ("activation.py", "convolution.py", "elementwise.py", "filtering.py", "minimal.py")
+_OF_CODECS = ("activation.py", "convolution.py", "elementwise.py", "filtering.py", "minimal.py", "tiles.py")
 
 
 def open_graphs(directory: Path, spec: DualARSpec, names: Sequence[str], threads: int) -> list[NativeSession]:

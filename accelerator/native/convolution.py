@@ -33,7 +33,9 @@ class Filter:
         leveled: bool = False,
     ) -> None:
         """shape: [out, taps, in] of what `read` gives, float32, once; see `takes`. leveled: products of int16, which
-        are exact to 65 dB and take half of the time and the memory; of two taps only. Raises SessionError.
+        are exact to 65 dB and take two thirds of the time and half of the memory; of two taps only.
+
+        Raises SessionError.
         """
         self._call, self._leveled = function(), leveled
         self._shape, self._read, self._dilation = tuple(shape), read, dilation
