@@ -51,7 +51,7 @@ ROWS = 12  # that are multiplied at once, with a chunk of columns
 TILES, PANEL = 48, 3 * CHUNK  # that are worked on at a time: tiles, and columns of their answers
 TOGETHER = 4  # chunks whose products of levels are summed in int32
 MOST_LEVEL = 32_766  # of an input; what rounds to 32,767 at most
-_APART = 128  # bytes more than a power of two times something odd, so that points are not in the same place of a cache
+_APART = 128  # bytes between the points' values, which would lie in the same sets of a cache without them
 
 
 def filter_layout(taps: int) -> tuple[int, int, int]:
