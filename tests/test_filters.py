@@ -174,7 +174,7 @@ def test_a_unit_is_what_it_is_without_kernels(dtype: Any, dilation: int, monkeyp
     }
     x = seeded(1, 700, 96, seed=5)
     unit = Unit(Weights(tensors, form="winograd"), dilation, dtype)
-    assert unit._mix is not None
+    assert isinstance(unit._second, Mix)
     state: causal.State = {}
     joined = torch.cat([unit(part.clone(), state) for part in x.split([1, 300, 7, 392], dim=1)], dim=1)
     expected = Unit(Weights(tensors, form="plain"), dilation)(x.clone(), {})

@@ -225,16 +225,16 @@ class Unit:
             weights.kernel("first.kernel"), weights("first.bias"), dilation=dilation, dtype=filters, form=weights.form
         )
         second, bias = weights.kernel("second.kernel"), weights("second.bias")
-        self._mix = mix(second, bias, dtype) if self._first.is_minimal else None
-        self._second = None if self._mix else Convolution(second, bias, dtype=dtype, form=weights.form)
+        mixing = mix(second, bias, dtype) if self._first.is_minimal else None
+        self._second = mixing or Convolution(second, bias, dtype=dtype, form=weights.form)
 
     def __call__(self, x: Tensor, state: State) -> Tensor:
         batch, rows, _ = x.shape
         buffer, new = self._first.room(batch, rows, state)
         snake(x, self._alpha, new)
-        if self._second is None:
+        if isinstance(self._second, native.Mix):
             x = x.contiguous()
-            self._first.residual(buffer, state, cast(native.Mix, self._mix), x)
+            self._first.residual(buffer, state, self._second, x)
             return x
         hidden, whole = self._second.room(batch, rows, state, "hidden")
         self._first.run_snaked(buffer, state, whole)

@@ -97,9 +97,9 @@ def product(
         return Split(kernel, bias, stride=stride, dilation=dilation)
     kernel = Kernel.of(kernel)
     out, taps, channels = kernel.shape
-    leveled, small = form == "levels" and taps == 2, math.prod(kernel.shape) <= _MOST
-    if form in ("winograd", "levels", "split") and dtype == torch.float32 and stride == 1 and small:
-        if native.available() and native.Filter.takes(kernel.shape):
+    if form in ("winograd", "levels", "split") and dtype == torch.float32 and stride == 1:
+        if native.available() and native.Filter.takes(kernel.shape) and math.prod(kernel.shape) <= _MOST:
+            leveled = form == "levels" and taps == 2
             with contextlib.suppress(SessionError):  # which has been warned of
                 return Minimal(kernel.shape, kernel.read, bias, dilation, leveled=leveled)
         if taps in TAPS and min(out, channels) >= WIDE:

@@ -18,7 +18,16 @@ from onnx import TensorProto
 from .graph import Graph
 from .quantize import Recipe, linear
 
-__all__ = ["DualARSpec", "KVRanges", "TransformerSpec", "Weights", "build_fast", "build_slow", "rope_tables"]
+__all__ = [
+    "DualARSpec",
+    "KVRanges",
+    "TransformerSpec",
+    "Weights",
+    "build_fast",
+    "build_slow",
+    "rope_tables",
+    "round_to_bfloat16",
+]
 
 KV_MARGIN = 2.0  # room above the largest magnitude seen: other speakers have larger ones, and an int8 cache saturates
 _END = np.iinfo(np.int64).max
@@ -158,10 +167,11 @@ def rope_tables(spec: TransformerSpec) -> tuple[np.ndarray, np.ndarray]:
     )
     angles = np.outer(np.arange(spec.positions, dtype=np.float32), frequencies.astype(np.float32))
     cos, sin = np.cos(angles), np.sin(angles)
-    return (_round_to_bfloat16(cos), _round_to_bfloat16(sin)) if spec.rope_bf16 else (cos, sin)
+    return (round_to_bfloat16(cos), round_to_bfloat16(sin)) if spec.rope_bf16 else (cos, sin)
 
 
-def _round_to_bfloat16(x: np.ndarray) -> np.ndarray:
+def round_to_bfloat16(x: np.ndarray) -> np.ndarray:
+    """The nearest numbers that bfloat16 holds, as float32."""
     bits = x.astype(np.float32).view(np.uint32)
     rounded = bits + (((bits >> 16) & 1) + 0x7FFF)  # round to nearest, ties to even
     return (rounded & np.uint32(0xFFFF0000)).view(np.float32)

@@ -18,7 +18,7 @@ from ..cache import ContentCache, default_root, make_key
 from ..errors import CacheError, SessionError
 from ..hardware import detect
 
-__all__ = ["FILTER", "LEAD", "MIX", "PACK", "RUN", "SERVE", "SNAKE", "available", "function"]
+__all__ = ["FILTER", "LEAD", "MIX", "PACK", "RUN", "SERVE", "SNAKE", "available", "function", "multiplies_bf16"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,11 @@ def available() -> bool:
         return bool(version("numba") and version("llvmlite"))
     except PackageNotFoundError:
         return False
+
+
+def multiplies_bf16() -> bool:
+    """Whether this processor multiplies pairs of bfloat16."""
+    return "avx512_bf16" in detect().isa
 
 
 def function() -> Any:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..hardware import detect
+from ..graph.dual_ar import round_to_bfloat16
 from . import tiles as at
-from .compiled import FILTER, MIX, function
+from .compiled import FILTER, MIX, function, multiplies_bf16
 from .minimal import filters
 from .parts import in_parts
 
@@ -69,14 +69,11 @@ class Filter:
         plan[at.FILTER_UNITS] = self._units.ctypes.data
         address, space = plan.ctypes.data, at.filter_space(taps, channels)
 
-        def part(worker: int, begin: int, end: int) -> None:
-            self._call(FILTER, address, taps, self._leveled, begin, end, memory + space * worker)
+        def part(begin: int, end: int, memory: int) -> None:
+            self._call(FILTER, address, taps, self._leveled, begin, end, memory)
 
         whole, rest = divmod(rows, at.FILTERS[taps] * self._dilation)
-        tiles = whole * self._dilation + min(rest, self._dilation)
-        ends = _ends(tiles, threads)
-        memory = _scratch(space * len(ends))
-        in_parts(part, ends, threads)
+        _share_out(part, whole * self._dilation + min(rest, self._dilation), space, threads)
 
     def _weights(self) -> np.ndarray:
         """[points, out / CHUNK, in, CHUNK]; of int16: [points, out / CHUNK, in / CHUNK, CHUNK / 2, CHUNK, 2]."""
@@ -115,7 +112,7 @@ class Mix:
     @staticmethod
     def takes(shape: Sequence[int], *, low: bool) -> bool:
         """Whether there are kernels for such weights, if there are any at all."""
-        return not shape[0] % at.CHUNK and not shape[1] % at.CHUNK and (not low or "avx512_bf16" in detect().isa)
+        return not shape[0] % at.CHUNK and not shape[1] % at.CHUNK and (not low or multiplies_bf16())
 
     @staticmethod
     def room(rows: int) -> int:
@@ -133,12 +130,10 @@ class Mix:
         plan[at.MIX_WEIGHTS] = self._weights().ctypes.data
         address, space = plan.ctypes.data, 4 * at.ROWS * at.CHUNK
 
-        def part(worker: int, begin: int, end: int) -> None:
-            self._call(MIX, address, self.low, begin, end, memory + space * worker)
+        def part(begin: int, end: int, memory: int) -> None:
+            self._call(MIX, address, self.low, begin, end, memory)
 
-        ends = _ends(rows, threads)
-        memory = _scratch(space * len(ends))
-        in_parts(part, ends, threads)
+        _share_out(part, rows, space, threads)
 
     def _weights(self) -> np.ndarray:
         """[out / CHUNK, in, CHUNK], or of pairs of bfloat16: [out / CHUNK, in / 2, CHUNK, 2]."""
@@ -148,21 +143,22 @@ class Mix:
                 given = self._read().reshape(out // at.CHUNK, at.CHUNK, -1, 2 if self.low else 1)
                 ordered = given.transpose(0, 2, 1, 3)
                 if self.low:
-                    bits = np.ascontiguousarray(ordered).view(np.uint32)
-                    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-                    self._ordered = _aligned((out * channels // 2,))
-                    self._ordered.view(np.uint16)[:] = rounded.ravel()
+                    bits = round_to_bfloat16(np.ascontiguousarray(ordered)).view(np.uint32) >> 16
+                    self._ordered = _aligned((out * channels,), np.uint16)
+                    self._ordered[:] = bits.ravel()
                 else:
                     self._ordered = _aligned((out * channels,))
                     self._ordered[:] = ordered.ravel()
         return self._ordered
 
 
-def _ends(count: int, threads: int) -> list[int]:
-    """`count` in a part for each thread, of whole `at.ROWS`."""
+def _share_out(run: Callable[[int, int, int], None], count: int, space: int, threads: int) -> None:
+    """run(begin, end, memory) for `count` in a part for each thread, of whole `at.ROWS`, with `space` bytes each."""
     groups = -(-count // at.ROWS)
     parts = min(threads, groups)
-    return [min(count, groups * i // parts * at.ROWS) for i in range(parts + 1)]
+    memory = _scratch(space * parts)
+    ends = [min(count, groups * i // parts * at.ROWS) for i in range(parts + 1)]
+    in_parts(lambda worker, begin, end: run(begin, end, memory + space * worker), ends, parts)
 
 
 def _levels(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

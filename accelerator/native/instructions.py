@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ..hardware import detect
+from .compiled import multiplies_bf16
 from .plan import LANES
 
 __all__ = [
@@ -44,7 +44,7 @@ __all__ = [
 _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 FLOAT, _HALF = ir.FloatType(), ir.HalfType()
 INTS, FLOATS, _BYTES = (ir.VectorType(t, n) for t, n in ((_I32, LANES), (FLOAT, LANES), (_I8, 4 * LANES)))
-BF16 = "avx512_bf16" in detect().isa  # products of pairs of bfloat16
+BF16 = multiplies_bf16()
 
 
 class _BFloat(ir.Type):

@@ -17,7 +17,7 @@ __all__ = ["F32", "OPTIONS", "PRODUCTS", "QUERIES", "exp", "floats", "gated", "m
 # NaN stays NaN: it is how an answer shows that it cannot be right.
 OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 F32 = np.float32
-PRODUCTS, QUERIES = 0, 2 * 8 * 16 * 4  # in a thread's scratch: two tiles' products, then two heads' queries
+PRODUCTS, QUERIES = 0, 2 * 8 * 16 * 4  # in a thread's scratch: two tiles' products, then eight queries
 _P41, _P42, _P44, _P48 = (instructions.product[4, n] for n in (1, 2, 4, 8))
 _P81, _P82, _P84, _P88 = (instructions.product[8, n] for n in (1, 2, 4, 8))
 _LOG2E = np.float32(math.log2(math.e))

@@ -19,7 +19,6 @@ from .team import Team
 __all__ = ["NativeBinding", "NativeSession"]
 
 _TOKENS = 128  # that are run through the layers together
-
 _LARGEST_BLOCK = 256
 
 

@@ -245,11 +245,11 @@ def test_rotary_tables_are_pytorchs_far_out(bf16: bool) -> None:
 
 
 def test_bfloat16_is_rounded_as_pytorch_does() -> None:
-    from accelerator.graph.dual_ar import _round_to_bfloat16
+    from accelerator.graph.dual_ar import round_to_bfloat16
 
     values = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
     values[:4] = [1.00390625, 1.01171875, 0.0, -1.0]  # ties go to even
-    np.testing.assert_array_equal(_round_to_bfloat16(values), torch.from_numpy(values).bfloat16().float().numpy())
+    np.testing.assert_array_equal(round_to_bfloat16(values), torch.from_numpy(values).bfloat16().float().numpy())
 
 
 def test_the_spec_survives_json_and_knows_its_rows_and_bytes(tmp_path: Path) -> None:
