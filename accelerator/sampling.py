@@ -2,8 +2,8 @@
 
 This is the inner loop of decoding, called once per codebook and frame: it sorts as few candidates as the rule allows.
 Nucleus: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration". Repetition-aware sampling (RAS):
-Chen et al. 2024, "VALL-E 2". Drawing: argmax(p / e) with e ~ Exponential(1), taken in logarithms, where it is the
-Gumbel-max trick.
+Chen et al. 2024, "VALL-E 2". Drawing: where a uniform number lies among the sums of the probabilities, by rank; that
+takes one random number, where the engines' argmax(p / e), e ~ Exponential(1), takes one for each candidate.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ __all__ = ["RULES", "Sampler", "SamplingRule", "TokenLayout", "draw", "nucleus",
 
 MIN_TEMPERATURE = 1e-5  # the engines clip here
 FIRST_LOOK = 64  # candidates sorted before looking whether the nucleus is larger; trained models rarely need more
+SMALL = 1536  # so few logits are sorted as they are, in the time of a first look
+DRAWS = 16  # random numbers made at a time, about those of a frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,25 +100,32 @@ def nucleus(logits: np.ndarray, *, top_p: float, top_k: int | None = None) -> np
     top_p; rank 0 always stays. Raises BadOutput when the largest logit is not finite (nothing to draw, inf or NaN).
     """
     limit = logits.size if top_k is None else min(top_k, logits.size)
-    size = limit if top_p >= 1.0 else min(limit, FIRST_LOOK)
-    ranked = _largest(logits, size)
-    if not size or not math.isfinite(ranked[0]):  # NaN ranks highest
+    whole = limit == logits.size and (limit <= SMALL or top_p >= 1.0)
+    ranked = _largest(logits, logits.size if whole else limit if top_p >= 1.0 else min(limit, FIRST_LOOK))
+    if not ranked.size or not math.isfinite(ranked[0]):  # NaN ranks highest
         raise _unusable(logits)
     if top_p >= 1.0:  # rounding must not cut it
         return ranked
-    masses = logits - ranked[0]
-    np.exp(masses, out=masses)
-    bound = top_p * float(np.add.reduce(masses))
-    mass = 0.0
-    for rank, share in enumerate(np.exp(ranked - ranked[0]).tolist()):  # so few that numpy's calls would cost more
-        mass += share
-        if mass > bound:
-            return ranked[: max(1, rank)]
-    if size == limit:
-        return ranked
-    ranked = _largest(logits, limit)
-    sums = np.exp(ranked - ranked[0]).cumsum(dtype=np.float64)
-    return ranked[: int(sums.searchsorted(bound, side="right"))]
+    if not whole:
+        masses = logits - ranked[0]
+        bound = top_p * float(np.add.reduce(np.exp(masses, out=masses), dtype=np.float64))
+        mass = 0.0
+        for rank, share in enumerate(np.exp(ranked - ranked[0]).tolist()):  # so few that numpy's calls would cost more
+            mass += share
+            if mass > bound:
+                return ranked[: max(1, rank)]
+        if ranked.size == limit:
+            return ranked
+        ranked = _largest(logits, limit)
+    sums = _sums(ranked - ranked[0])
+    if whole:
+        bound = top_p * float(sums[-1])
+    return ranked[: max(1, int(sums.searchsorted(bound, side="right")))]
+
+
+def _sums(exponents: np.ndarray) -> np.ndarray:
+    """Of e^x, one more each time; works in `exponents`. Added up in float64."""
+    return np.exp(exponents, out=exponents).cumsum(dtype=np.float64)
 
 
 def _largest(logits: np.ndarray, size: int) -> np.ndarray:
@@ -147,10 +156,12 @@ def draw(
     ranked = nucleus(logits, top_p=top_p, top_k=top_k)
     rank = 0
     if ranked.size > 1:
-        # argmax(p / e) = argmax(log p + Gumbel): no second softmax, and nothing to divide by
-        scores = np.divide(ranked, max(temperature, MIN_TEMPERATURE), dtype=np.float64)  # float32 may overflow here
-        scores += rng.gumbel(size=ranked.size)
-        rank = int(scores.argmax())
+        exponents = np.subtract(ranked, ranked[0], dtype=np.float64)  # float32 may overflow here
+        exponents /= max(temperature, MIN_TEMPERATURE)
+        sums = _sums(exponents)
+        rank = int(sums.searchsorted(rng.random() * sums[-1], side="right"))
+        if rank == ranked.size:  # the product was rounded up
+            rank = 0
     return _locate(logits, ranked, rank)
 
 
@@ -256,9 +267,9 @@ class Sampler:
 
 
 class _Noise:
-    """Gumbel noise, whose values depend on the seed, the frame's number and how many of that frame came before.
+    """Uniform numbers that depend on the seed, the frame's number and how many of that frame came before.
 
-    It is drawn in blocks, and from one generator for all frames, since both calls cost more than the numbers.
+    They are made in blocks, and by one generator for all frames, since both calls cost more than the numbers.
     """
 
     def __init__(self, seed: int, frame: int = 0) -> None:
@@ -269,21 +280,17 @@ class _Noise:
 
     def seek(self, frame: int) -> None:
         """Go to a frame's beginning."""
-        self._frame, self._block = frame, _NOTHING
+        self._frame, self._begun, self._left = frame, False, iter(())
 
-    def gumbel(self, size: int) -> np.ndarray:
-        """The next values, float64 [size]; they are what one call for all of a frame's would give."""
-        if self._block is _NOTHING:
+    def random(self) -> float:
+        """The next number from [0, 1); they are what one call for all of a frame's would give."""
+        for number in self._left:
+            return number
+        if not self._begun:
             self._start["state"]["counter"][2] = self._frame  # as Philox(key=seed, counter=frame << 128)
-            self._philox.state = self._start
-        if self._block.size < size:
-            more = self._generator.gumbel(size=max(size - self._block.size, FIRST_LOOK))
-            self._block = np.concatenate((self._block, more))
-        noise, self._block = self._block[:size], self._block[size:]
-        return noise
-
-
-_NOTHING = np.empty(0)
+            self._philox.state, self._begun = self._start, True
+        self._left = iter(self._generator.random(DRAWS).tolist())
+        return next(self._left)
 
 
 def _flat(logits: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ def nucleus(logits: np.ndarray, *, top_p: float, top_k: int | None = None) -> np
     if not math.isfinite(peak):
         raise BadOutput("nothing to draw")
     limit = n if top_k is None else min(top_k, n)
-    bound = top_p * float(np.exp(logits - peak).sum()) if top_p < 1.0 else math.inf
+    bound = top_p * float(np.exp(logits - peak).sum(dtype=np.float64)) if top_p < 1.0 else math.inf
     size = limit if bound == math.inf else min(limit, 64)
     while True:
         ranked = np.sort(logits if size == n else np.partition(logits, n - size)[n - size :])[::-1]
@@ -42,8 +42,9 @@ def draw(
     ranked = nucleus(logits, top_p=top_p, top_k=top_k)
     rank = 0
     if ranked.size > 1:
-        scores = np.divide(ranked, max(temperature, 1e-5), dtype=np.float64)
-        rank = int((scores + rng.gumbel(size=ranked.size)).argmax())
+        gaps = np.subtract(ranked, ranked[0], dtype=np.float64)
+        sums = np.cumsum(np.exp(gaps / max(temperature, 1e-5)))
+        rank = int(np.argmax(sums > rng.random() * sums[-1]))
     same = np.flatnonzero(logits == ranked[rank])
     return int(same[0] if same.size == 1 else same[rank - np.count_nonzero(ranked[:rank] != ranked[rank])])
 
