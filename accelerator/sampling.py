@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -280,7 +280,8 @@ class _Noise:
 
     def seek(self, frame: int) -> None:
         """Go to a frame's beginning."""
-        self._frame, self._begun, self._left = frame, False, iter(())
+        self._frame, self._begun = frame, False
+        self._left: Iterator[float] = iter(())
 
     def random(self) -> float:
         """The next number from [0, 1); they are what one call for all of a frame's would give."""

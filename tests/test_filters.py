@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-import threading
+import ctypes
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from accelerator.engines.causal import Unit, Weights
 from accelerator.engines.products import Kernel, Packed, product
 from accelerator.engines.winograd import Minimal, Winograd
 from accelerator.errors import SessionError
-from accelerator.native import Filter, Mix, parts
+from accelerator.native import Filter, Mix, job, parts, tiles
+from accelerator.native import compiled as compiled_
 
 compiled = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX512-VNNI and numba")
 low_ones = pytest.mark.skipif(not Mix.takes((32, 32), low=True), reason="needs products of bfloat16")
@@ -226,48 +227,59 @@ def threads_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return str(request.param)
 
 
+@compiled
 @pytest.mark.usefixtures("threads_of")
-@pytest.mark.parametrize("count", [0, 1, 2, 7])
-def test_parts_are_all_done_by_different_workers(count: int) -> None:
-    done, free, lock = [], set(range(3)), threading.Lock()
-
-    def run(worker: int, begin: int, end: int) -> None:
-        with lock:
-            free.remove(worker)
-        done.append((begin, end))
-        with lock:
-            free.add(worker)
-
-    ends = [10 * i for i in range(count + 1)]
-    parts.in_parts(run, ends, 3)
-    assert sorted(done) == list(itertools.pairwise(ends))
-    assert free == {0, 1, 2}
-
-
-@pytest.mark.usefixtures("threads_of")
-def test_two_parts_run_at_a_time() -> None:
-    meeting = threading.Barrier(2, timeout=20)
-    parts.in_parts(lambda *_: meeting.wait(), [0, 1, 2], 2)
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 300])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_every_part_is_done_once(count: int, threads: int) -> None:
+    """Rows are multiplied by 1 more in each run over them: a row that two parts did would be so twice."""
+    y, weights = seeded(10 * count + 1, 32), torch.eye(32).numpy()
+    before, values = y.clone(), torch.ones(Mix.room(len(y)) * 32)
+    mixed = Mix((32, 32), lambda: weights, None, low=False)
+    mixed(values.data_ptr(), 0, y.data_ptr(), threads=1)
+    plan = np.zeros(tiles.MIX_SIZE, np.int64)
+    plan[[tiles.MIX_VALUES, tiles.MIX_ROOM, tiles.MIX_IN]] = values.data_ptr(), Mix.room(len(y)), 32
+    plan[[tiles.MIX_X, tiles.MIX_ROWS, tiles.MIX_OUT]] = y.data_ptr(), len(y), 32
+    bias, ordered = np.zeros(32, np.float32), mixed._weights()
+    plan[[tiles.MIX_BIAS, tiles.MIX_WEIGHTS]] = bias.ctypes.data, ordered.ctypes.data
+    room = np.zeros(threads * 4 * 12 * 32 + 64, np.uint8)
+    memory = room.ctypes.data + -room.ctypes.data % 64
+    groups = -(-len(y) // 12)
+    ends = [min(len(y), 12 * (groups * i // count)) for i in range(count + 1)] if count else []
+    parts.in_parts(compiled_.MIX, plan, ends, threads, memory, 4 * 12 * 32)
+    torch.testing.assert_close(y, before + 1 if count else before)
 
 
-@pytest.mark.usefixtures("threads_of")
-def test_a_part_that_fails_is_heard() -> None:
-    def run(worker: int, begin: int, end: int) -> None:
-        if begin == 1:
-            raise SessionError("a compiled kernel failed")
-
+@compiled
+def test_a_part_that_fails_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    if parts._parallel() is None:
+        pytest.skip("PyTorch is without GNU's OpenMP here")
+    numbers = [ctypes.c_int64] * 9
+    broken = ctypes.CFUNCTYPE(ctypes.c_int32, *numbers)(lambda *_: 1)
+    made = compiled_.function()
+    monkeypatch.setattr(made, "address", ctypes.cast(broken, ctypes.c_void_p).value)
     for _ in range(2):
         with pytest.raises(SessionError, match="a compiled kernel failed"):
-            parts.in_parts(run, [0, 1, 2, 3], 2)
+            parts.in_parts(compiled_.SNAKE, np.zeros(8, np.int64), [0, 1, 2, 3], 2)
 
 
-@pytest.mark.usefixtures("threads_of")
-def test_an_interrupt_is_not_swallowed() -> None:
-    def run(worker: int, begin: int, end: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        parts.in_parts(run, [0, 1, 2], 2)
+@compiled
+def test_other_threads_need_no_interpreter() -> None:
+    """The caller keeps its lock, and a part is done all the same."""
+    if parts._parallel() is None:
+        pytest.skip("PyTorch is without GNU's OpenMP here")
+    x, y = seeded(64, 1024), torch.empty(64, 1024)
+    plan = np.zeros(tiles.SNAKE_SIZE, np.int64)
+    plan[[tiles.SNAKE_X, tiles.SNAKE_Y, tiles.SNAKE_CHANNELS]] = x.data_ptr(), y.data_ptr(), 1024
+    made = compiled_.function()
+    work = np.zeros(job.ENDS + 65, np.int64)
+    work[[job.FUNCTION, job.KIND, job.PLAN, job.COUNT]] = made.address, compiled_.SNAKE, plan.ctypes.data, 64
+    work[job.ENDS :] = np.arange(65)
+    address = ctypes.cast(parts._parallel(), ctypes.c_void_p).value
+    holding = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    holding(address)(made.region, work.ctypes.data, 3, 0)
+    assert work[job.WORKERS] == 3
+    torch.testing.assert_close(y, x + torch.sin(x).square())
 
 
 def test_without_openmp_there_is_a_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
     NativeSession ──► NativeBinding ──► Team ──► one C function (`compiled`), made of `kernels` and `instructions`
        (weights in tiles)   (a plan)      (threads)        ▲
-    Filter, Mix, snake (`convolution`, `elementwise`) ──► `parts`
+    Filter, Mix, Dense, Single, snake (`convolution`, `elementwise`) ──► `parts`
 
 ONNX Runtime's quantized kernels are bound by arithmetic for one row, and compute several rows hardly faster than one
 after the other. These read the weights as fast as memory gives them, and share each of them among eight rows. numba
@@ -16,16 +16,39 @@ from pathlib import Path
 
 from ..graph.dual_ar import DualARSpec
 from .compiled import available
-from .convolution import Filter, Mix
+from .convolution import Dense, Filter, Mix, Single
 from .elementwise import snake
 from .minimal import Filters, filters
 from .session import NativeSession
 from .team import Team
 
-__all__ = ["Filter", "Filters", "Mix", "NativeSession", "available", "filters", "open_graphs", "snake", "sources"]
+__all__ = [
+    "Dense",
+    "Filter",
+    "Filters",
+    "Mix",
+    "NativeSession",
+    "Single",
+    "available",
+    "filters",
+    "open_graphs",
+    "snake",
+    "sources",
+]
 
 _OF_MODELS = ("attention.py", "instructions.py", "kernels.py", "plan.py", "rows.py", "session.py")
-_OF_CODECS = ("activation.py", "convolution.py", "elementwise.py", "filtering.py", "minimal.py", "tiles.py")
+_OF_CODECS = (
+    "activation.py",
+    "blocks.py",
+    "convolution.py",
+    "dense.py",
+    "elementwise.py",
+    "filtering.py",
+    "job.py",
+    "minimal.py",
+    "parts.py",
+    "tiles.py",
+)
 
 
 def open_graphs(directory: Path, spec: DualARSpec, names: Sequence[str], threads: int) -> list[NativeSession]:

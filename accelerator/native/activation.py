@@ -8,6 +8,7 @@ import numba
 import numpy as np
 from numba import njit, types
 
+from . import tiles as at
 from .instructions import bits_of, float_of, pointer
 from .rows import F32, floats
 
@@ -50,13 +51,21 @@ def narrow(value):
 
 
 @njit(nogil=True, error_model="numpy", fastmath={"contract"})  # reordered, pi in two parts would be one again
-def snake(x, alpha, out, rows, channels, kinds):
-    """[rows, channels] at x -> out; alpha: float32 [channels], or 0. kinds: bit 0, x is bfloat16; bit 1, out is."""
+def snake(address, begin, end):
+    """Rows begin .. end of [rows, channels]; the factors are float32 [channels], or at 0. kinds: bit 0, x is bfloat16;
+    bit 1, the answer is."""
+    plan = numba.carray(pointer(address), (at.SNAKE_SIZE,), np.int64)
+    x, alpha, out, channels, kinds = (
+        plan[at.SNAKE_X], plan[at.SNAKE_ALPHA], plan[at.SNAKE_Y], plan[at.SNAKE_CHANNELS], plan[at.SNAKE_KINDS],
+    )  # fmt: skip
     factors = floats(alpha if alpha else x, channels)
-    for row in range(rows):
-        at = row * channels
-        given, low = floats(x + 4 * at, channels), numba.carray(pointer(x + 2 * at), (channels,), np.uint16)
-        answer, short = floats(out + 4 * at, channels), numba.carray(pointer(out + 2 * at), (channels,), np.uint16)
+    for row in range(begin, end):
+        first = row * channels
+        given, low = floats(x + 4 * first, channels), numba.carray(pointer(x + 2 * first), (channels,), np.uint16)
+        answer, short = (
+            floats(out + 4 * first, channels),
+            numba.carray(pointer(out + 2 * first), (channels,), np.uint16),
+        )
         if kinds == 0 and alpha:
             for k in range(channels):
                 answer[k] = snaked(given[k] * factors[k])

@@ -17,20 +17,40 @@ from typing import Any
 from ..cache import ContentCache, default_root, make_key
 from ..errors import CacheError, SessionError
 from ..hardware import detect
+from . import job
 
-__all__ = ["FILTER", "LEAD", "MIX", "PACK", "RUN", "SERVE", "SNAKE", "available", "function", "multiplies_bf16"]
+__all__ = [
+    "DENSE",
+    "FILTER",
+    "LEAD",
+    "LEVELS",
+    "MIX",
+    "PACK",
+    "PARTS",
+    "RUN",
+    "SERVE",
+    "SINGLE",
+    "SNAKE",
+    "available",
+    "function",
+    "multiplies_bf16",
+]
 
 logger = logging.getLogger(__name__)
 
-RUN, LEAD, SERVE, PACK, SNAKE, FILTER, MIX = range(7)  # what `function` can be asked for: see `kernels`
-_NAME, _FILE = "accelerator_native", "kernels.o"
+RUN, LEAD, SERVE, PACK, PARTS, LEVELS = range(6)  # what `function` can be asked for: see `kernels`
+SNAKE, FILTER, MIX, DENSE, SINGLE = range(5)  # and of what there are `PARTS`
+_NAME, _REGION, _FILE = "accelerator_native", "accelerator_region", "kernels.o"
 _NEEDED = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni")
 _SOURCES = [
     "activation",
     "attention",
+    "blocks",
     "compiled",
+    "dense",
     "filtering",
     "instructions",
+    "job",
     "kernels",
     "minimal",
     "plan",
@@ -64,8 +84,30 @@ def multiplies_bf16() -> bool:
     return "avx512_bf16" in detect().isa
 
 
-def function() -> Any:
+class Function:
     """The C function int64(what, a, b, c, d, e, f); it lets go of the interpreter's lock.
+
+    address: of the machine code. region: the address of a C function that runs `PARTS` of a job: see `parts`.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        """engine: of LLVM; the code lives in it."""
+        self._engine = engine
+        self.address, self.region = (engine.get_function_address(name) for name in (_NAME, _REGION))
+        numbers = [ctypes.c_int64] * _ARGUMENTS
+        self._raw = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *numbers)(self.address)
+
+    def __call__(self, what: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0) -> int:
+        """Raises SessionError."""
+        answer = ctypes.c_int64()
+        failed = ctypes.c_void_p()
+        if self._raw(ctypes.addressof(answer), ctypes.addressof(failed), what, a, b, c, d, e, f):
+            raise SessionError("a compiled kernel failed")
+        return answer.value
+
+
+def function() -> Function:
+    """The kernels.
 
     Raises SessionError, and then always: what took half a minute to fail is not tried again.
     """
@@ -78,7 +120,7 @@ def function() -> Any:
 
 
 @functools.cache
-def _made() -> Any:
+def _made() -> Function | SessionError:
     try:
         return _load(_object().read_bytes())
     except (CacheError, OSError) as error:
@@ -147,26 +189,35 @@ def _compile() -> bytes:
     return bytes(machine.emit_object(module))
 
 
-def _load(code: bytes) -> Any:
+def _load(code: bytes) -> Function:
     import llvmlite.binding as llvm
 
     machine = _machine()
     for name in _UNUSED:
         if not llvm.address_of_symbol(name):
             llvm.add_symbol(name, ctypes.cast(ctypes.pythonapi.Py_GetVersion, ctypes.c_void_p).value)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(_region()), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    address = engine.get_function_address(_NAME)
-    numbers = [ctypes.c_int64] * _ARGUMENTS
-    raw = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *numbers)(address)
-    raw._engine = engine  # type: ignore[attr-defined]  # the code lives in it
+    return Function(engine)
 
-    def call(what: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0) -> int:
-        answer = ctypes.c_int64()
-        failed = ctypes.c_void_p()
-        if raw(ctypes.addressof(answer), ctypes.addressof(failed), what, a, b, c, d, e, f):
-            raise SessionError("a compiled kernel failed")
-        return answer.value
 
-    return call
+def _region() -> str:
+    """void(job): the function whose address the job holds, asked for `PARTS`; what it answers is added to `FAILED`."""
+    from llvmlite import ir
+
+    number, size = ir.IntType(64), ir.IntType(32)
+    region = ir.Function(ir.Module(), ir.FunctionType(ir.VoidType(), [number]), _REGION)
+    b = ir.IRBuilder(region.append_basic_block())
+    where = region.args[0]
+
+    def place(index: int) -> Any:
+        return b.inttoptr(b.add(where, number(8 * index)), number.as_pointer())
+
+    kind = ir.FunctionType(size, [number] * (2 + _ARGUMENTS))  # addresses are passed as numbers are
+    kernel = b.inttoptr(b.load(place(job.FUNCTION)), kind.as_pointer())
+    answer, failure = (b.ptrtoint(b.alloca(number), number) for _ in range(2))
+    given = [number(PARTS), where, *[number(0)] * (_ARGUMENTS - 2)]
+    b.atomic_rmw("add", place(job.FAILED), b.zext(b.call(kernel, [answer, failure, *given]), number), "seq_cst")
+    b.ret_void()
+    return str(region.module)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..errors import SessionError
-from .compiled import SNAKE, function
+from . import tiles as at
+from .compiled import SNAKE
 from .parts import in_parts
 
 __all__ = ["snake"]
 
-_LITTLE = 100_000  # values that are not worth waking a thread for
+_LITTLE = 20_000  # values that are not worth another thread
 
 
 def snake(
@@ -19,16 +22,12 @@ def snake(
     x, alpha, out: addresses of [rows, channels], [channels] and [rows, channels], float32 unless low or low_out, which
     are bfloat16. None is an alpha of one.
     """
+    plan = np.zeros(at.SNAKE_SIZE, np.int64)
+    plan[[at.SNAKE_X, at.SNAKE_ALPHA, at.SNAKE_Y]] = x, alpha or 0, out
+    plan[[at.SNAKE_CHANNELS, at.SNAKE_KINDS]] = channels, low + 2 * low_out
+    parts = min(threads, rows * channels // _LITTLE) or 1
     try:
-        call, kinds = function(), low + 2 * low_out
+        in_parts(SNAKE, plan, [rows * i // parts for i in range(parts + 1)], parts)
     except SessionError:
         return False
-    parts = min(threads, rows * channels // _LITTLE) or 1
-    ends = [rows * i // parts for i in range(parts + 1)]
-
-    def part(_: int, begin: int, end: int) -> None:
-        first, to = x + begin * channels * (2 if low else 4), out + begin * channels * (2 if low_out else 4)
-        call(SNAKE, first, alpha or 0, to, end - begin, channels, kinds)
-
-    in_parts(part, ends, threads)
     return True

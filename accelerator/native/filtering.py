@@ -21,15 +21,13 @@ from numba import njit
 
 from . import tiles as at
 from .activation import narrow, snaked
-from .instructions import BF16, FLOAT, FLOATS, INTS, LANES, Code, function, pointer
+from .blocks import OPTIONS, PRODUCTS, PRODUCTS_OF_LEVELS, ROWS, VECTORS, level
+from .instructions import BF16, FLOATS, LANES, Code, function, pointer
 from .minimal import filters
 from .rows import floats
-from .tiles import CHUNK, FILTERS, MOST_LEVEL, PANEL, TILES, TOGETHER, filter_layout
+from .tiles import CHUNK, FILTERS, PANEL, TILES, TOGETHER, filter_layout
 
 __all__ = ["filtered", "mixed"]
-
-_ROWS, _VECTORS = at.ROWS, CHUNK // LANES  # of a block of products that is summed in registers
-_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}  # as for snake
 
 
 def _combined(c: Code, values: list[Any], factors: np.ndarray, total: Any = None) -> Any:
@@ -53,7 +51,7 @@ def _evaluate(taps: int) -> Any:
 
         def chunk(j: Any, _: list[Any]) -> list[Any]:
             to = c.plus(out, j, points * pitch)
-            for vector in range(_VECTORS):
+            for vector in range(VECTORS):
                 at_ = 4 * LANES * vector
                 values = [c.at(c.plus(c.plus(row, j, 4 * CHUNK), at_), FLOATS, 4) for row in rows]
                 answers = [_combined(c, values, matrix[0])]
@@ -71,121 +69,14 @@ def _evaluate(taps: int) -> Any:
     return function(4, generate)
 
 
-def _summed(
-    c: Code, values: Any, step: Any, weights: Any, chunks: Any, kind: Any, row: int, zero: Any, combine: Any
-) -> list[Any]:
-    """combine(value, weights, sum) over all channels: `_ROWS` rows, `row` bytes apart, by `CHUNK` columns.
-
-    kind: of vectors; one of its lanes holds a channel, or two of half the size. values: [chunks, rows, lanes], chunks
-    `step` bytes apart. weights: [chunks, lanes, CHUNK].
-    """
-    lanes = CHUNK if kind == FLOATS else CHUNK // 2
-    unrolled = 2
-
-    def chunk(i: Any, totals: list[Any]) -> list[Any]:
-        here, factors = c.b.add(values, c.b.mul(i, step)), c.plus(weights, i, 4 * lanes * CHUNK)
-
-        def lane(j: Any, sums: list[Any]) -> list[Any]:
-            sums = list(sums)
-            for u in range(unrolled):
-                columns = c.plus(c.plus(factors, j, 4 * unrolled * CHUNK), 4 * u * CHUNK)
-                parts = [c.at(c.plus(columns, 4 * LANES * k), kind, 64) for k in range(_VECTORS)]
-                for r in range(_ROWS):
-                    value = c.all(c.at(c.plus(c.plus(here, j, 4 * unrolled), 4 * u + row * r), kind.element, 4), kind)
-                    for k, part in enumerate(parts):
-                        sums[r * _VECTORS + k] = combine(value, part, sums[r * _VECTORS + k])
-            return sums
-
-        return c.loop(c.number(lanes // unrolled), totals, lane)
-
-    return c.loop(chunks, [zero] * (_ROWS * _VECTORS), chunk)
-
-
-def _multiply(low: bool) -> Any:
-    """(values, step, weights, chunks, out): `_ROWS` rows by `CHUNK` columns of float32, or of pairs of bfloat16."""
-    kind, row = (INTS, 2 * CHUNK) if low else (FLOATS, 4 * CHUNK)
-
-    def generate(c: Code, values: Any, step: Any, weights: Any, chunks: Any, out: Any) -> None:
-        combine = c.product_of_pairs if low else c.fma
-        sums = _summed(c, values, step, weights, chunks, kind, row, ir.Constant(FLOATS, [0] * LANES), combine)
-        for i, total in enumerate(sums):
-            c.put(total, c.plus(out, 4 * LANES * i))
-
-    return function(5, generate)
-
-
-def _multiply_levels() -> Any:
-    """(values, step, weights, chunks, out, units, first): as `_multiply`, for pairs of int16 and few chunks.
-
-    The sums times `units`, float32 [CHUNK], are added to what is at `out`, or stored there if first.
-    """
-
-    def generate(
-        c: Code, values: Any, step: Any, weights: Any, chunks: Any, out: Any, units: Any, first: Any
-    ) -> None:  # fmt: skip
-        b, zeros = c.b, [ir.Constant(kind, [0] * LANES) for kind in (INTS, FLOATS)]
-        sums = _summed(c, values, step, weights, chunks, INTS, 4 * CHUNK, zeros[0], c.levels_of_pairs)
-        each = [c.at(c.plus(units, 4 * LANES * k), FLOATS, 4) for k in range(_VECTORS)]
-        new = b.icmp_signed("!=", first, c.number(0))
-        for i, total in enumerate(sums):
-            address = c.plus(out, 4 * LANES * i)
-            before = b.select(new, zeros[1], c.at(address, FLOATS, 64))
-            c.put(c.fma(b.sitofp(total, FLOATS), each[i % _VECTORS], before), address)
-
-    return function(7, generate)
-
-
-def _level(taps: int) -> Any:
-    """(values, chunks, unit): a tile's values at the points -> levels of int16, in place, j beside j + 16 of a chunk.
-
-    unit: gets what a level stands for, which is no number if any of the values is none.
-    """
-    points, pitch, _ = filter_layout(taps)
-
-    def generate(c: Code, values: Any, chunks: Any, unit: Any) -> None:
-        b, zero = c.b, ir.Constant(FLOATS, [0] * LANES)
-        places = [k * pitch + 4 * LANES * vector for k in range(points) for vector in range(_VECTORS)]
-
-        def largest(j: Any, before: list[Any]) -> list[Any]:
-            most, check = before
-            for place in places:
-                value = c.at(c.plus(c.plus(values, j, points * pitch), place), FLOATS, 64)
-                most = c.call("llvm.maxnum.v16f32", FLOATS, most, c.call("llvm.fabs.v16f32", FLOATS, value))
-                check = c.fma(value, zero, check)
-            return [most, check]
-
-        values_, checks = c.loop(chunks, [zero] * 2, largest)
-        check = c.reduced("fadd", checks)
-        most = c.call("llvm.maxnum.f32", FLOAT, c.reduced("fmax", values_), ir.Constant(FLOAT, 1e-30))
-        scale = c.all(b.fdiv(ir.Constant(FLOAT, float(MOST_LEVEL)), most), FLOATS)
-        b.store(
-            b.fadd(b.fdiv(most, ir.Constant(FLOAT, float(MOST_LEVEL))), check), b.inttoptr(unit, FLOAT.as_pointer())
-        )
-
-        def rounded(j: Any, _: list[Any]) -> list[Any]:
-            for place in places[::_VECTORS]:
-                here = c.plus(c.plus(values, j, points * pitch), place)
-                both = [b.fmul(c.at(c.plus(here, 4 * LANES * k), FLOATS, 64), scale) for k in range(_VECTORS)]
-                low, high = (b.fptosi(c.call("llvm.rint.v16f32", FLOATS, v), INTS) for v in both)
-                mask, bits = (ir.Constant(INTS, [n] * LANES) for n in (0xFFFF, 16))
-                c.put(b.or_(b.and_(low, mask), b.shl(high, bits)), here)
-            return []
-
-        c.loop(chunks, [], rounded)
-
-    return function(3, generate)
-
-
 def _interpolate(taps: int) -> Any:
-    """(sums, chunks, unit, bias, out): a tile's sums at the points, in units -> its rows, float32 [outputs, PANEL]."""
+    """(sums, chunks, bias, out): a tile's sums at the points -> its rows, float32 [outputs, PANEL]."""
     matrix = filters(FILTERS[taps], taps).outputs
     points, _, panel = filter_layout(taps)
 
-    def generate(c: Code, sums: Any, chunks: Any, unit: Any, bias: Any, out: Any) -> None:
-        scale = c.all(c.at(unit, FLOAT, 4), FLOATS)
-
+    def generate(c: Code, sums: Any, chunks: Any, bias: Any, out: Any) -> None:
         def chunk(j: Any, _: list[Any]) -> list[Any]:
-            for vector in range(_VECTORS):
+            for vector in range(VECTORS):
                 at_ = 4 * LANES * vector
                 here = c.plus(c.plus(sums, j, 4 * CHUNK * TILES), at_)
                 values = [c.at(c.plus(here, k * panel), FLOATS, 64) for k in range(points)]
@@ -196,17 +87,17 @@ def _interpolate(taps: int) -> Any:
                 ]
                 start = c.at(c.plus(c.plus(bias, j, 4 * CHUNK), at_), FLOATS, 4)
                 for i, row in enumerate(matrix):
-                    total = _combined(c, [values[0], values[-1]], row[[0, -1]])
-                    total = c.fma(_combined(c, parts[i % 2], row[1:-1:2], total), scale, start)
+                    total = _combined(c, [values[0], values[-1]], row[[0, -1]], start)
+                    total = _combined(c, parts[i % 2], row[1:-1:2], total)
                     c.put(total, c.plus(c.plus(out, j, 4 * CHUNK), 4 * PANEL * i + at_))
             return []
 
         c.loop(chunks, [], chunk)
 
-    return function(5, generate)
+    return function(4, generate)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _finish(x, out, count, kind):
     """A row's part at x -> out, as `kind` says: bit 0, snake of it; bit 1, as bfloat16."""
     given, answer = floats(x, count), floats(out, count)
@@ -226,7 +117,7 @@ def _finish(x, out, count, kind):
             low[k] = narrow(snaked(given[k]))
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _first_row(tile, outputs, dilation):
     whole = tile // dilation
     return whole * (outputs - 1) * dilation + tile  # m d (t // d) + t % d
@@ -235,10 +126,10 @@ def _first_row(tile, outputs, dilation):
 def _filter(taps: int, leveled: bool = False) -> Any:
     """leveled: its products are those of int16."""
     outputs, (points, pitch, panel) = FILTERS[taps], filter_layout(taps)
-    evaluate, interpolate, multiply = _evaluate(taps), _interpolate(taps), _PRODUCTS[False]
-    level, multiply_levels, size_of_weight = _level(taps), _LEVELS, 2 if leveled else 4
+    evaluate, interpolate, multiply = _evaluate(taps), _interpolate(taps), PRODUCTS[False]
+    to_levels, size_of_weight = level([k * pitch for k in range(points)]), 2 if leveled else 4
 
-    @njit(**_OPTIONS)
+    @njit(**OPTIONS)
     def evaluated(plan, first, count, values, units, beside):
         """The values of tiles first .. first + count at the points."""
         x, channels, given, dilation = (
@@ -258,10 +149,10 @@ def _filter(taps: int, leveled: bool = False) -> Any:
             here = values + 4 * CHUNK * t
             evaluate(source, step, here, channels // CHUNK)
             if leveled:
-                level(here, channels // CHUNK, units + 4 * t)
+                to_levels(here, points * pitch, channels // CHUNK, here, points * pitch, units + 4 * t)
 
-    @njit(**_OPTIONS)
-    def multiplied(plan, start, parts, count, values, products):
+    @njit(**OPTIONS)
+    def multiplied(plan, start, parts, count, values, products, units):
         """Their products with `parts` chunks of columns behind `start`."""
         channels, blocks = plan[at.FILTER_IN], plan[at.FILTER_OUT] // CHUNK
         chunks, step = channels // CHUNK, points * pitch
@@ -269,26 +160,26 @@ def _filter(taps: int, leveled: bool = False) -> Any:
             for part in range(parts):
                 block = point * blocks + start // CHUNK + part
                 weights = plan[at.FILTER_WEIGHTS] + size_of_weight * CHUNK * channels * block
-                for t in range(0, count, _ROWS):
+                for t in range(0, count, ROWS):
                     here = values + point * pitch + 4 * CHUNK * t
                     to = products + point * panel + 4 * CHUNK * (part * TILES + t)
                     if leveled:
-                        units = plan[at.FILTER_UNITS] + 4 * CHUNK * block
+                        own = plan[at.FILTER_UNITS] + 4 * CHUNK * block
                         for c in range(0, chunks, TOGETHER):
-                            some, own = min(TOGETHER, chunks - c), weights + 2 * CHUNK * CHUNK * c
-                            multiply_levels(here + c * step, step, own, some, to, units, c == 0)
+                            some, from_ = min(TOGETHER, chunks - c), weights + 2 * CHUNK * CHUNK * c
+                            _LEVELS(here + c * step, step, from_, some, to, units + 4 * t, own, c == 0)
                     else:
                         multiply(here, step, weights, chunks, to)
 
-    @njit(**_OPTIONS)
-    def finished(plan, first, start, parts, count, products, units, beside):
+    @njit(**OPTIONS)
+    def finished(plan, first, start, parts, count, products, beside):
         """The answer's rows of those columns, finished and put where they belong."""
         out, columns, kind, dilation = (
             plan[at.FILTER_Y], plan[at.FILTER_OUT], plan[at.FILTER_KIND], plan[at.FILTER_DILATION],
         )  # fmt: skip
         rows, size = plan[at.FILTER_GIVEN] - (taps - 1) * dilation, 2 if kind & 2 else 4
         for t in range(count):
-            interpolate(products + 4 * CHUNK * t, parts, units + 4 * t, plan[at.FILTER_BIAS] + 4 * start, beside)
+            interpolate(products + 4 * CHUNK * t, parts, plan[at.FILTER_BIAS] + 4 * start, beside)
             row = _first_row(first + t, outputs, dilation)
             for i in range(outputs):
                 here = beside + 4 * PANEL * i
@@ -300,45 +191,43 @@ def _filter(taps: int, leveled: bool = False) -> Any:
                     _finish(here, out + size * (row * columns + start), CHUNK * parts, kind)
                 row += dilation
 
-    @njit(**_OPTIONS)
+    @njit(**OPTIONS)
     def run(address, begin, end, scratch):
         plan = numba.carray(pointer(address), (at.FILTER_SIZE,), np.int64)
         channels, columns, values = plan[at.FILTER_IN], plan[at.FILTER_OUT], scratch
         products = values + channels // CHUNK * points * pitch
         units = products + points * panel
         beside = units + 4 * TILES  # a tile's rows, which may lie partly behind the end
-        ones = floats(units, TILES)
-        ones[:] = np.float32(1)
         most = TILES if channels > 256 else TILES // 2  # narrow ones stay in the second cache then
         blocks = (end - begin + most - 1) // most
-        alike = ((end - begin + blocks - 1) // blocks + _ROWS - 1) // _ROWS * _ROWS
+        alike = ((end - begin + blocks - 1) // blocks + ROWS - 1) // ROWS * ROWS
         for first in range(begin, end, alike):
             count = min(alike, end - first)
             evaluated(plan, first, count, values, units, beside)
             for start in range(0, columns, PANEL):
                 parts = min(PANEL, columns - start) // CHUNK
-                multiplied(plan, start, parts, count, values, products)
-                finished(plan, first, start, parts, count, products, units, beside)
+                multiplied(plan, start, parts, count, values, products, units)
+                finished(plan, first, start, parts, count, products, beside)
 
     return run
 
 
 def _mix(low: bool) -> Any:
-    multiply, size = _PRODUCTS[low], 2 if low else 4
+    multiply, size = PRODUCTS[low], 2 if low else 4
 
-    @njit(**_OPTIONS)
+    @njit(**OPTIONS)
     def run(address, begin, end, scratch):
         plan = numba.carray(pointer(address), (at.MIX_SIZE,), np.int64)
         values, room, chunks = plan[at.MIX_VALUES], plan[at.MIX_ROOM], plan[at.MIX_IN] // CHUNK
         columns, weights, rows = plan[at.MIX_OUT], plan[at.MIX_WEIGHTS], plan[at.MIX_ROWS]
         x, bias = floats(plan[at.MIX_X], rows * columns), floats(plan[at.MIX_BIAS], columns)
-        sums = floats(scratch, _ROWS * CHUNK)
+        sums = floats(scratch, ROWS * CHUNK)
         for first in range(begin, end, TILES):
             for start in range(0, columns, CHUNK):
-                for row in range(first, min(first + TILES, end), _ROWS):
+                for row in range(first, min(first + TILES, end), ROWS):
                     here = values + size * CHUNK * row
                     multiply(here, size * CHUNK * room, weights + size * CHUNK * chunks * start, chunks, scratch)
-                    for i in range(min(_ROWS, rows - row)):
+                    for i in range(min(ROWS, rows - row)):
                         to = x[(row + i) * columns + start : (row + i) * columns + start + CHUNK]
                         for k in range(CHUNK):
                             to[k] += sums[i * CHUNK + k] + bias[start + k]
@@ -346,28 +235,28 @@ def _mix(low: bool) -> Any:
     return run
 
 
-_PRODUCTS = {low: _multiply(low) for low in (False, True) if BF16 or not low}
-_LEVELS = _multiply_levels()
+_LEVELS = PRODUCTS_OF_LEVELS
 _SEVEN, _TWO, _TWO_LEVELED = _filter(7), _filter(2), _filter(2, leveled=True)
 _MIX = _mix(False)
 _MIX_LOW = _mix(True) if BF16 else _MIX
 
 
-@njit(**_OPTIONS)
-def filtered(plan, taps, leveled, begin, end, scratch):
-    """Tiles begin .. end of the filter that the array at `plan` describes."""
-    if taps == 7:
-        _SEVEN(plan, begin, end, scratch)
-    elif leveled:
-        _TWO_LEVELED(plan, begin, end, scratch)
+@njit(**OPTIONS)
+def filtered(address, begin, end, scratch):
+    """Tiles begin .. end of the filter that the array there describes."""
+    plan = numba.carray(pointer(address), (at.FILTER_SIZE,), np.int64)
+    if plan[at.FILTER_TAPS] == 7:
+        _SEVEN(address, begin, end, scratch)
+    elif plan[at.FILTER_LEVELED]:
+        _TWO_LEVELED(address, begin, end, scratch)
     else:
-        _TWO(plan, begin, end, scratch)
+        _TWO(address, begin, end, scratch)
 
 
-@njit(**_OPTIONS)
-def mixed(plan, low, begin, end, scratch):
-    """Rows begin .. end of x += values W + b; begin is a multiple of `_ROWS`, as the room for rows is."""
-    if low:
-        _MIX_LOW(plan, begin, end, scratch)
+@njit(**OPTIONS)
+def mixed(address, begin, end, scratch):
+    """Rows begin .. end of x += values W + b; begin is a multiple of `ROWS`, as the room for rows is."""
+    if numba.carray(pointer(address), (at.MIX_SIZE,), np.int64)[at.MIX_LOW]:
+        _MIX_LOW(address, begin, end, scratch)
     else:
-        _MIX(plan, begin, end, scratch)
+        _MIX(address, begin, end, scratch)

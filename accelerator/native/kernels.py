@@ -11,15 +11,17 @@ import numba
 import numpy as np
 from numba import njit, types
 
+from . import job as of_job
 from . import plan as at
 from .activation import snake
 from .attention import attention
-from .compiled import FILTER, LEAD, MIX, PACK, RUN, SERVE, SNAKE
+from .compiled import DENSE, FILTER, LEAD, LEVELS, MIX, PACK, PARTS, RUN, SERVE, SINGLE, SNAKE
+from .dense import dense, levels, single
 from .filtering import filtered, mixed
 from .instructions import add, cycles, float_of, load, pause, pointer, store, swap
 from .rows import OPTIONS, QUERIES, floats, gated, multiply, normalise, quantise
 
-__all__ = ["FILTER", "LEAD", "MIX", "PACK", "RUN", "SERVE", "SNAKE", "call"]
+__all__ = ["call"]
 
 
 @njit(**OPTIONS)
@@ -214,6 +216,28 @@ def _pack(source, target, rows, blocks, block, bits):
                 into[to + 16 * w] = word
 
 
+@njit(**OPTIONS)
+def _parts(address):
+    """Do parts of a job until none is left."""
+    job = numba.carray(pointer(address), (at.MOST,), np.int64)
+    kind, plan, count = job[of_job.KIND], job[of_job.PLAN], job[of_job.COUNT]
+    scratch = job[of_job.MEMORY] + job[of_job.SPACE] * add(address + 8 * of_job.WORKERS, 1)
+    part = add(address + 8 * of_job.NEXT, 1)
+    while part < count:
+        begin, end = job[of_job.ENDS + part], job[of_job.ENDS + part + 1]
+        if kind == FILTER:
+            filtered(plan, begin, end, scratch)
+        elif kind == MIX:
+            mixed(plan, begin, end, scratch)
+        elif kind == DENSE:
+            dense(plan, begin, end, scratch)
+        elif kind == SINGLE:
+            single(plan, begin, end)
+        elif kind == SNAKE:
+            snake(plan, begin, end)
+        part = add(address + 8 * of_job.NEXT, 1)
+
+
 def call(what, a, b, c, d, e, f):
     """The one function that is compiled."""
     if what == RUN:
@@ -224,10 +248,8 @@ def call(what, a, b, c, d, e, f):
         return _serve(a, b, c)
     elif what == PACK:
         _pack(a, b, c, d, e, f)
-    elif what == SNAKE:
-        snake(a, b, c, d, e, f)
-    elif what == FILTER:
-        filtered(a, b, c, d, e, f)
-    elif what == MIX:
-        mixed(a, b, c, d, e)
+    elif what == PARTS:
+        _parts(a)
+    elif what == LEVELS:
+        levels(a, b, c)
     return 0

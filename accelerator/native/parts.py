@@ -1,53 +1,55 @@
-"""Work on several threads at a time, the caller's among them.
+"""Work on several threads at a time, the caller's among them, without the interpreter.
 
 PyTorch's threads, where it has GNU's OpenMP (Linux): between its operators they go on waiting for the next one for some
-milliseconds, and threads of our own beside them would get half of the processor.
+milliseconds, and threads of our own beside them would get half of the processor. They are given machine code: one that
+first had to wait for the interpreter's lock began a quarter of a millisecond later, which is what a small layer takes.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..errors import SessionError
+from . import job as at
+from .compiled import PARTS, function
+
 __all__ = ["in_parts"]
 
 _MAPS = Path("/proc/self/maps")
-_REGION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def in_parts(run: Callable[[int, int, int], None], ends: list[int], threads: int) -> None:
-    """run(worker, begin, end) for all neighbours in `ends`; returns when all have, or raises what one of them did.
+def in_parts(kind: int, plan: np.ndarray, ends: Sequence[int], threads: int, memory: int = 0, space: int = 0) -> None:
+    """Have the kernel `kind` do its parts between all neighbours in `ends`; returns when all are done.
 
-    worker: below `threads`; nobody else has it meanwhile.
+    plan: what it reads. memory: the address of `space` bytes for each of `threads`. Raises SessionError.
     """
-    parts = list(itertools.pairwise(ends))
-    workers, waiting, failures = itertools.count(), iter(parts), []
-
-    def region(_: Any = None) -> None:
-        worker = next(workers)
-        try:
-            for begin, end in waiting:
-                run(worker, begin, end)
-        except BaseException as error:  # ctypes would swallow it
-            failures.append(error)
-
-    threads = min(threads, len(parts))
+    call, count = function(), len(ends) - 1
+    if count <= 0:
+        return
+    threads = min(threads, count)
+    job = np.zeros(at.ENDS + len(ends), np.int64)
+    job[[at.FUNCTION, at.KIND, at.PLAN, at.COUNT]] = call.address, kind, plan.ctypes.data, count
+    job[[at.MEMORY, at.SPACE]] = memory, space
+    job[at.ENDS :] = ends
+    where = job.ctypes.data
     if threads <= 1:
-        region()
+        call(PARTS, where)
     elif (parallel := _parallel()) is not None:
-        parallel(_REGION(region), None, threads, 0)
+        parallel(call.region, where, threads, 0)
+        if job[at.FAILED]:
+            raise SessionError("a compiled kernel failed")
     else:
-        others = [_pool(threads).submit(region) for _ in range(1, threads)]
-        region()
+        others = [_pool(threads).submit(call, PARTS, where) for _ in range(1, threads)]
+        call(PARTS, where)
         for other in others:
             other.result()
-    if failures:
-        raise failures[0]
 
 
 @functools.cache
@@ -59,7 +61,7 @@ def _parallel() -> Any:
         found = ctypes.CDLL(path).GOMP_parallel
     except (OSError, ValueError, AttributeError):
         return None
-    found.argtypes, found.restype = (_REGION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    found.argtypes, found.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
     return found
 
 

@@ -6,21 +6,37 @@ from .plan import LANES
 
 __all__ = [
     "CHUNK",
+    "DENSE_BIAS",
+    "DENSE_DILATION",
+    "DENSE_IN",
+    "DENSE_OUT",
+    "DENSE_ROOM",
+    "DENSE_ROWS",
+    "DENSE_SCALES",
+    "DENSE_SIZE",
+    "DENSE_TAPS",
+    "DENSE_UNITS",
+    "DENSE_VALUES",
+    "DENSE_WEIGHTS",
+    "DENSE_Y",
     "FILTERS",
     "FILTER_BIAS",
     "FILTER_DILATION",
     "FILTER_GIVEN",
     "FILTER_IN",
     "FILTER_KIND",
+    "FILTER_LEVELED",
     "FILTER_OUT",
     "FILTER_ROOM",
     "FILTER_SIZE",
+    "FILTER_TAPS",
     "FILTER_UNITS",
     "FILTER_WEIGHTS",
     "FILTER_X",
     "FILTER_Y",
     "MIX_BIAS",
     "MIX_IN",
+    "MIX_LOW",
     "MIX_OUT",
     "MIX_ROOM",
     "MIX_ROWS",
@@ -31,20 +47,38 @@ __all__ = [
     "MOST_LEVEL",
     "PANEL",
     "ROWS",
+    "SINGLE_SIZE",
+    "SINGLE_STEP",
+    "SINGLE_TERMS",
+    "SINGLE_WEIGHTS",
+    "SINGLE_X",
+    "SINGLE_Y",
+    "SNAKE_ALPHA",
+    "SNAKE_CHANNELS",
+    "SNAKE_KINDS",
+    "SNAKE_SIZE",
+    "SNAKE_X",
+    "SNAKE_Y",
     "TILES",
     "TOGETHER",
     "filter_layout",
     "filter_space",
 ]
 
-# What is where in the arrays that describe a filter and a mix.
+# What is where in the arrays that describe a filter, a mix, and so on.
 (
     FILTER_X, FILTER_GIVEN, FILTER_IN, FILTER_Y, FILTER_OUT, FILTER_KIND, FILTER_WEIGHTS, FILTER_BIAS, FILTER_DILATION,
-    FILTER_ROOM, FILTER_UNITS, FILTER_SIZE,
-) = range(12)  # fmt: skip
+    FILTER_ROOM, FILTER_UNITS, FILTER_TAPS, FILTER_LEVELED, FILTER_SIZE,
+) = range(14)  # fmt: skip
 (
-    MIX_VALUES, MIX_ROOM, MIX_IN, MIX_X, MIX_ROWS, MIX_OUT, MIX_WEIGHTS, MIX_BIAS, MIX_SIZE,
-) = range(9)  # fmt: skip
+    MIX_VALUES, MIX_ROOM, MIX_IN, MIX_X, MIX_ROWS, MIX_OUT, MIX_WEIGHTS, MIX_BIAS, MIX_LOW, MIX_SIZE,
+) = range(10)  # fmt: skip
+(
+    DENSE_VALUES, DENSE_UNITS, DENSE_ROOM, DENSE_ROWS, DENSE_IN, DENSE_TAPS, DENSE_DILATION, DENSE_OUT, DENSE_WEIGHTS,
+    DENSE_SCALES, DENSE_BIAS, DENSE_Y, DENSE_SIZE,
+) = range(13)  # fmt: skip
+SINGLE_X, SINGLE_WEIGHTS, SINGLE_Y, SINGLE_TERMS, SINGLE_STEP, SINGLE_SIZE = range(6)
+SNAKE_X, SNAKE_ALPHA, SNAKE_Y, SNAKE_CHANNELS, SNAKE_KINDS, SNAKE_SIZE = range(6)
 FILTERS = {7: 8, 2: 5}  # outputs of a tile, by taps
 CHUNK = 32  # channels that lie side by side
 ROWS = 12  # that are multiplied at once, with a chunk of columns
