@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -9,7 +10,9 @@ import numpy as np
 
 from .errors import GenerationError
 from .graph.dual_ar import DualARSpec, TransformerSpec
+from .native.frames import CodeLoop
 from .native.session import NativeBinding, NativeSession
+from .sampling import Draws
 from .session import Binding, KVCache, Session
 from .tables import Table
 
@@ -66,7 +69,11 @@ class Transformer:
         self.lengths = np.zeros(rows, np.int32)  # positions in each row's cache
         self._seqlens = np.zeros(rows, np.int32)
         self._inputs = {length: np.zeros((rows, length, self._spec.dim), np.float32) for length in (1, 2)}
+        self._unbind()
+
+    def _unbind(self) -> None:
         self._bound: dict[tuple[int, int, int, bool], tuple[np.ndarray, Binding | NativeBinding]] = {}
+        self._loops: dict[int, CodeLoop] = {}
 
     @property
     def rows(self) -> int:
@@ -105,11 +112,30 @@ class Transformer:
             del self._bound[length, begin, end, wide]  # a prefill's buffers are not needed again
         return self.outputs
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether compiled kernels run the steps, and so `codes` can."""
+        return isinstance(self._session, NativeSession)
+
+    def codes(self, draws: Sequence[Draws | None], table: np.ndarray) -> tuple[np.ndarray, float]:
+        """Go on behind a step with the first `len(draws)` rows by one call for all steps of a frame: `CodeLoop.run`.
+
+        table: embeddings of what is drawn.
+        """
+        rows = len(draws)
+        x, binding = self._binding(1, 0, rows, False)
+        assert isinstance(binding, NativeBinding)
+        if rows not in self._loops:
+            self._loops[rows] = CodeLoop(binding, x, self._seqlens[:rows], self.outputs["logits"][:rows], table)
+        drawn = self._loops[rows].run(draws, int(self.lengths[0]))
+        self.lengths[:rows] = self._seqlens[:rows] + 1
+        return drawn
+
     def grow(self, total: int) -> None:
         """Make room for `total` positions, in blocks, at least half as much again, up to the model's limit."""
         wanted = max(total, self.cache.capacity * 3 // 2)
         self.cache.grow(min(-(-wanted // BLOCK) * BLOCK, self._spec.positions))
-        self._bound = {}
+        self._unbind()
 
     def make_rows(self, rows: int) -> None:
         """Make room for so many rows; what the caches hold stays, and so do the outputs of the last step."""
@@ -191,6 +217,11 @@ class Embeddings:
         np.sum(self._codes[frame[1:] + self._offsets], axis=0, out=out)
         out += self._tokens[frame[0]]
         out *= self._scale
+
+    @property
+    def of_codes(self) -> np.ndarray:
+        """The table that `code` reads: float32, or uint16 for its upper halves."""
+        return self._fast.rows if isinstance(self._fast, Table) else self._fast
 
     def code(self, code: int, out: np.ndarray) -> None:
         """One code of the fast model -> `out` [fast D]."""

@@ -2,7 +2,7 @@
 
 This is the inner loop of decoding, called once per codebook and frame: it sorts as few candidates as the rule allows.
 Nucleus: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration". Repetition-aware sampling (RAS):
-Chen et al. 2024, "VALL-E 2". Drawing: where a uniform number lies among the sums of the probabilities, by rank; that
+Chen et al. 2024, "VALL-E 2". Drawing: where a uniform number lies among the sums of the probabilities; that
 takes one random number, where the engines' argmax(p / e), e ~ Exponential(1), takes one for each candidate.
 """
 
@@ -12,14 +12,14 @@ import math
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from .errors import BadOutput
 from .speech import SamplingParams
 
-__all__ = ["RULES", "Sampler", "SamplingRule", "TokenLayout", "draw", "nucleus", "penalise"]
+__all__ = ["RULES", "Draws", "Sampler", "SamplingRule", "TokenLayout", "draw", "nucleus", "penalise"]
 
 MIN_TEMPERATURE = 1e-5  # the engines clip here
 FIRST_LOOK = 64  # candidates sorted before looking whether the nucleus is larger; trained models rarely need more
@@ -154,15 +154,17 @@ def draw(
             raise _unusable(logits)
         return best
     ranked = nucleus(logits, top_p=top_p, top_k=top_k)
-    rank = 0
-    if ranked.size > 1:
-        exponents = np.subtract(ranked, ranked[0], dtype=np.float64)  # float32 may overflow here
-        exponents /= max(temperature, MIN_TEMPERATURE)
-        sums = _sums(exponents)
-        rank = int(sums.searchsorted(rng.random() * sums[-1], side="right"))
-        if rank == ranked.size:  # the product was rounded up
-            rank = 0
-    return _locate(logits, ranked, rank)
+    if ranked.size == 1:
+        return int(logits.argmax())
+    kept = (logits >= ranked[-1]).nonzero()[0]
+    if kept.size > ranked.size:  # equals of the last one, of which the first are kept
+        equal = (logits[kept] == ranked[-1]).nonzero()[0]
+        kept = np.delete(kept, equal[ranked.size - kept.size :])
+    exponents = np.subtract(logits[kept], ranked[0], dtype=np.float64)  # float32 may overflow here
+    exponents /= max(temperature, MIN_TEMPERATURE)
+    sums = _sums(exponents)
+    found = int(sums.searchsorted(rng.random() * sums[-1], side="right"))
+    return int(kept[found]) if found < kept.size else int(logits.argmax())  # the product was rounded up
 
 
 def penalise(logits: np.ndarray, rows: Iterable[int], penalty: float) -> np.ndarray:
@@ -178,6 +180,22 @@ def penalise(logits: np.ndarray, rows: Iterable[int], penalty: float) -> np.ndar
         value = values[row]
         values[row] = value * penalty if value < 0 else value / penalty
     return logits
+
+
+class Draws(NamedTuple):
+    """What the draws of a frame's residual codebooks need but for the logits, for compiled loops.
+
+    recent: values that are penalised, int64 [C - 1, n]. uniforms: the next random numbers, float64 [C - 1]; a draw with
+    a single candidate uses none. rows: leading logits that may be drawn. Reals as for `draw` and `penalise`.
+    """
+
+    recent: np.ndarray
+    uniforms: np.ndarray
+    temperature: float
+    top_p: float
+    top_k: int | None
+    penalty: float
+    rows: int | None
 
 
 class Sampler:
@@ -238,6 +256,21 @@ class Sampler:
             logits = penalise(logits, (v for v in self._history[k + 1].tolist() if v < size), self._penalty)
         return self._draw(logits)
 
+    def draws(self) -> Draws:
+        """For all that `code` would draw in this frame."""
+        penalised = self._penalty != 1.0 and self.frames > 0 and self.rule.penalised == "oldest_frame"
+        recent = self._history[2:] if penalised else self._history[2:, :0]
+        uniforms = np.array([self._noise.random() for _ in range(self.layout.n_codebooks - 1)])
+        return Draws(
+            np.ascontiguousarray(recent),
+            uniforms,
+            max(self._temperature, MIN_TEMPERATURE) if self._temperature else 0.0,
+            self._top_p,
+            self._top_k,
+            self._penalty,
+            self.rule.code_rows,
+        )
+
     def push(self, frame: Sequence[int] | np.ndarray) -> None:
         """Record a frame: main token, its code, residual codes [1 + n_codebooks]. The first is the prefill's."""
         self._remember(frame)
@@ -296,14 +329,6 @@ class _Noise:
 
 def _flat(logits: np.ndarray) -> np.ndarray:
     return np.asarray(logits, np.float32).reshape(-1)
-
-
-def _locate(logits: np.ndarray, ranked: np.ndarray, rank: int) -> int:
-    """The index in `logits` of a rank, equal values in order of index."""
-    same = logits == ranked[rank]
-    if rank == 0 or ranked[rank - 1] != ranked[rank]:
-        return int(same.argmax())
-    return int(np.flatnonzero(same)[rank - np.count_nonzero(ranked[:rank] != ranked[rank])])
 
 
 def _unusable(logits: np.ndarray) -> BadOutput:

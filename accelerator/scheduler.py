@@ -12,142 +12,41 @@ other speech of the difference. So a sequence says what it needs of its batch: s
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from .codebooks import Codes
 from .decode import BLOCK, Embeddings, FrameSampler, Runner, StepTimes, Transformer, check_room
 from .errors import BadOutput, BatchFailed, GenerationError
 from .graph.dual_ar import DualARSpec
 from .prefixes import Prefixes, cuts
+from .sequences import Batching, Guidance, Other, Row, width_of
 
-__all__ = ["CACHE_BYTES", "ROWS", "Batching", "DualARDecoder", "Guidance"]
-
-Batching = Literal["off", "invariant", "on"]
-"""How a sequence may share its runs.
-
-off: alone, one row a run. Always the same answer, and the fastest for one sequence.
-invariant: in batches of an even number of rows, if need be beside an empty one. Always the same answer as well,
-whatever else is spoken; it may differ from that of "off" in the rounding of quantized weights.
-on: whatever is fastest.
-"""
+__all__ = ["CACHE_BYTES", "ROWS", "DualARDecoder"]
 
 ROWS = 8  # sequences advanced together; more would wait longer for each frame than they gain
 CACHE_BYTES = 2 * 2**30  # of key-value caches beyond which no sequence joins others
-_IMPLAUSIBLE = -1e9  # a logit: finite, as all that a model answers has to be
 _KEEP_BYTES = 512 * 2**20  # of key-value caches that stay when nothing is spoken
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Draw from logits that are extrapolated away from those of another prompt [1 + C, T], which gets the same frames:
-    `other + scale * (own - other)` (classifier-free guidance: Ho and Salimans 2022, arXiv:2207.12598).
-
-    plausible: only what has at least so much of the likeliest one's probability without guidance can be drawn; 0 is all
-    (Li et al. 2022, "Contrastive Decoding", arXiv:2210.15097). Where both are sure of the same, the other prompt surer,
-    extrapolation would turn the order round.
-    """
-
-    prompt: np.ndarray
-    scale: float
-    plausible: float = 0.0
-
-    def mix(self, logits: np.ndarray, own: int, other: int) -> None:
-        """Put the extrapolated logits in row `own` of logits [rows, n]."""
-        told = logits[own]
-        mixed = logits[other] + np.float32(self.scale) * (told - logits[other])
-        if self.plausible:
-            mixed[told < told.max() + math.log(self.plausible)] = _IMPLAUSIBLE
-        logits[own] = mixed
-
-
-class _Row:
-    """One sequence: what it was asked for, and what has become of it."""
-
-    def __init__(
-        self,
-        prompt: np.ndarray,
-        frames: Sequence[np.ndarray],
-        sampler: FrameSampler,
-        max_frames: int,
-        batching: Batching,
-        end_may_come_first: bool,
-        times: StepTimes,
-        guidance: Guidance | None = None,
-    ) -> None:
-        self.prompt, self.sampler, self.max_frames, self.times = prompt, sampler, max_frames, times
-        self.before, self.batching = frames, batching
-        self.end_may_come_first = end_may_come_first or len(frames) > 0
-        self.out: deque[np.ndarray] = deque()  # frames nobody has taken yet
-        self.count = 0
-        self.frame: np.ndarray | None = None  # the last one, which the next step reads
-        self.finished = False  # no more frames will come
-        self.gone = False  # nobody wants them
-        self.error: Exception | None = None
-        self.other = None if guidance is None else _Other(self, guidance)
-
-    @property
-    def width(self) -> int:
-        """The model's rows it needs."""
-        return 1 if self.other is None else 2
-
-    def fail(self, error: Exception) -> None:
-        self.error, self.finished = error, True
-
-
-class _Other:
-    """The second row of a guided sequence: the same frames behind another prompt."""
-
-    def __init__(self, own: _Row, guidance: Guidance) -> None:
-        self.own, self.guidance, self.times = own, guidance, StepTimes()
-        self.prompt = np.asarray(guidance.prompt, np.int64)
-
-    @property
-    def batching(self) -> Batching:
-        return self.own.batching
-
-    @property
-    def frame(self) -> np.ndarray | None:
-        return self.own.frame
-
-    @property
-    def finished(self) -> bool:
-        return self.own.finished
-
-    @property
-    def gone(self) -> bool:
-        return self.own.gone
-
-    def fail(self, error: Exception) -> None:
-        self.own.fail(error)
-
-
-def _width(rows: Sequence[_Row | _Other], invariant: bool) -> int:
-    """Rows of a run of these: one more where an odd one out would round differently."""
-    count = len(rows)
-    return count if invariant or all(row.batching != "invariant" for row in rows) else count + count % 2
 
 
 class _Lane:
     """Rows that are run together, in the order of their model's rows."""
 
     def __init__(self, slow: Transformer, invariant: bool) -> None:
-        self.slow, self.rows, self._invariant = slow, list[_Row | _Other](), invariant
+        self.slow, self.rows, self._invariant = slow, list[Row | Other](), invariant
 
     @property
     def width(self) -> int:
         """Rows of the next run."""
-        return _width(self.rows, self._invariant)
+        return width_of(self.rows, self._invariant)
 
     @property
-    def sequences(self) -> list[_Row]:
-        return [row for row in self.rows if isinstance(row, _Row)]
+    def sequences(self) -> list[Row]:
+        return [row for row in self.rows if isinstance(row, Row)]
 
     def remove(self, index: int) -> None:
         """Take a row out; the last one takes its place."""
@@ -188,13 +87,13 @@ class DualARDecoder:
         self.spec, self.embeddings, self.limit = spec, embeddings, rows
         self._cache_bytes = cache_bytes
         self.prefixes = Prefixes() if prefixes is None else prefixes
-        self._slow_session, self._fast_session, self._wide, self._wide_rows = slow, fast, wide, wide_rows
-        self._fast: Transformer | None = None
+        self._slow_session, self._wide, self._wide_rows = slow, wide, wide_rows
+        self._codes = Codes(fast, None if wide is None else wide[1], spec, embeddings, rows)
         self._state = threading.Condition()
         self._leading = False  # somebody advances the rows; all that follows is then theirs alone, but for _waiting
         self._shared: _Lane | None = None
         self._alone: list[_Lane] = []  # of one row each; kept, empty, for the next
-        self._waiting: deque[_Row] = deque()
+        self._waiting: deque[Row] = deque()
 
     def generate(
         self,
@@ -220,7 +119,7 @@ class DualARDecoder:
             return
         times = times or StepTimes()
         prompt = np.asarray(prompt, np.int64)
-        row = _Row(prompt, frames, sampler, max_frames, batching, end_may_come_first, times, guidance)
+        row = Row(prompt, frames, sampler, max_frames, batching, end_may_come_first, times, guidance)
         with self._state:
             self._waiting.append(row)
         try:
@@ -238,7 +137,7 @@ class DualARDecoder:
     def _lanes(self) -> list[_Lane]:
         return [*self._alone, *([self._shared] if self._shared else [])]
 
-    def _next(self, row: _Row) -> np.ndarray | None:
+    def _next(self, row: Row) -> np.ndarray | None:
         """The row's next frame, or None at its end."""
         while True:
             with self._state:
@@ -260,7 +159,7 @@ class DualARDecoder:
                     self._leading = False
                     self._state.notify_all()
 
-    def _leave(self, row: _Row) -> None:
+    def _leave(self, row: Row) -> None:
         with self._state:
             row.gone = True
             if row in self._waiting:
@@ -304,7 +203,7 @@ class DualARDecoder:
             if interrupted:
                 raise
 
-    def _fits(self, row: _Row) -> bool:
+    def _fits(self, row: Row) -> bool:
         """Whether there is a row for it, and memory; the first always fits."""
         lanes = self._lanes()
         speaking = sum(len(lane.rows) for lane in lanes)
@@ -316,10 +215,10 @@ class DualARDecoder:
         rows = speaking + row.width
         return rows <= self.limit and row_bytes * rows <= self._cache_bytes
 
-    def _admit(self, row: _Row) -> None:
+    def _admit(self, row: Row) -> None:
         """Give a sequence its rows, and run its prompts through the model."""
         tick = time.perf_counter()
-        rows: list[_Row | _Other] = [row] if row.other is None else [row, row.other]
+        rows: list[Row | Other] = [row] if row.other is None else [row, row.other]
         before = [frame[:, None] for frame in row.before]
         prompts = [np.concatenate([each.prompt, *before], axis=1) for each in rows]
         length = max(prompt.shape[1] for prompt in prompts)
@@ -353,7 +252,7 @@ class DualARDecoder:
             if end in ends and self.prefixes.wants(cache.nbytes // cache.rows * end // cache.capacity):
                 self.prefixes.keep(prompt, end, cache.read(index, end))
 
-    def _lane(self, row: _Row, capacity: int) -> _Lane:
+    def _lane(self, row: Row, capacity: int) -> _Lane:
         """The lane for a sequence, with room for its rows of so many positions."""
         capacity = -(-capacity // BLOCK) * BLOCK
         if row.batching == "off":
@@ -404,7 +303,7 @@ class DualARDecoder:
             row.times.embed += tock - tick
             row.times.slow += done - tock
 
-    def _is_wide(self, rows: Sequence[_Row | _Other]) -> bool:
+    def _is_wide(self, rows: Sequence[Row | Other]) -> bool:
         """Whether a run of these rows is one for the wide graphs: enough of them, and none that must be invariant."""
         both = self._wide is not None and self._wide[1] is not None
         return both and len(rows) >= self._wide_rows and all(row.batching == "on" for row in rows)
@@ -413,9 +312,9 @@ class DualARDecoder:
         """Draw the next frame of every row from what the slow model answered."""
         spec, outputs = self.spec, lane.slow.outputs
         tick = time.perf_counter()
-        speaking: list[tuple[int, _Row | _Other, np.ndarray]] = []  # a guided row's other one follows it
+        speaking: list[tuple[int, Row | Other, np.ndarray]] = []  # a guided row's other one follows it
         for index, row in enumerate(lane.rows):
-            if isinstance(row, _Other):
+            if isinstance(row, Other):
                 continue
             try:
                 if row.other is not None:
@@ -434,13 +333,13 @@ class DualARDecoder:
         for row in lane.rows:
             row.times.sampling += drawn
         if speaking:
-            self._codes(speaking, outputs["hidden"])
+            self._codes.fill(speaking, outputs["hidden"], wide=self._is_wide([row for _, row, _ in speaking]))
         for _, row, frame in speaking:
-            if isinstance(row, _Row) and not row.finished:
+            if isinstance(row, Row) and not row.finished:
                 row.sampler.push(frame)
                 self._emit(row, frame)
 
-    def _main(self, row: _Row, logits: np.ndarray) -> np.ndarray:
+    def _main(self, row: Row, logits: np.ndarray) -> np.ndarray:
         """A frame that has its main token only."""
         if not np.isfinite(logits.sum()):
             raise BadOutput("the language model answered with non-finite logits")
@@ -448,51 +347,9 @@ class DualARDecoder:
         frame[0] = row.sampler.main(logits)
         return frame
 
-    def _emit(self, row: _Row, frame: np.ndarray, *, ended: bool = False) -> None:
+    def _emit(self, row: Row, frame: np.ndarray, *, ended: bool = False) -> None:
         row.frame = frame
         row.count += 1
         row.times.frames += 1
         row.finished = ended or row.count == row.max_frames
         row.out.append(frame.copy())
-
-    def _codes(self, speaking: list[tuple[int, _Row | _Other, np.ndarray]], hidden: np.ndarray) -> None:
-        """Fill frame[1:]: the first code is the main token's own, each next one is drawn from the fast model."""
-        spec, sequences = self.spec, [row for _, row, _ in speaking]
-        width, wide = _width(sequences, self._fast_session.invariant), self._is_wide(sequences)
-        if self._fast is None or self._fast.rows < width:
-            rows = 1 if width == 1 else max(width, self.limit)
-            outputs = {"logits": spec.fast_codes}
-            session = None if self._wide is None else self._wide[1]
-            self._fast = Transformer(self._fast_session, spec.fast, outputs, rows, spec.codebooks, session)
-        fast = self._fast
-        fast.lengths[:] = 0
-        # Position 0 takes the hidden state and its logits are never used, so it runs together with position 1.
-        x = fast.input(2, 0, width)
-        for at, (index, _, frame) in enumerate(speaking):
-            frame[1] = min(max(int(frame[0]) - spec.semantic_begin, 0), spec.codebook_size - 1)
-            x[at, 0] = hidden[index]
-            self.embeddings.code(int(frame[1]), x[at, 1])
-        ran = drew = 0.0
-        for codebook in range(1, spec.codebooks):
-            tick = time.perf_counter()
-            logits = fast.step(2 if codebook == 1 else 1, 0, width, wide=wide)["logits"]
-            tock = time.perf_counter()
-            x = fast.input(1, 0, width)
-            for at, (_, row, frame) in enumerate(speaking):
-                if row.finished:
-                    continue
-                if isinstance(row, _Row):  # its other one gets the same code
-                    try:
-                        if row.other is not None:
-                            row.other.guidance.mix(logits, at, at + 1)
-                        frame[1 + codebook] = row.sampler.code(codebook, logits[at])
-                    except Exception as error:  # as in `_draw`
-                        row.fail(error)
-                        continue
-                if codebook + 1 < spec.codebooks:
-                    self.embeddings.code(int(frame[1 + codebook]), x[at, 0])
-            ran += tock - tick
-            drew += time.perf_counter() - tock
-        for row in sequences:
-            row.times.fast += ran
-            row.times.sampling += drew

@@ -20,8 +20,9 @@ from .engines.base import Decoding, Pieces, Voice
 from .errors import GenerationError, InvalidInput
 from .joins import Joiner
 from .metrics import Meter
-from .scheduler import ROWS, Batching
+from .scheduler import ROWS
 from .segments import Segment, split
+from .sequences import Batching
 from .speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
 
 __all__ = ["WINDOWS", "Speaker"]

@@ -40,6 +40,11 @@ class Table:
             raise CorruptEntry(f"{path} is not an embedding table: {self._rows.dtype} {self._rows.shape}")
         self.shape: tuple[int, int] = self._rows.shape
 
+    @property
+    def rows(self) -> np.ndarray:
+        """As they are stored: float32, or uint16 for its upper halves."""
+        return self._rows
+
     def __getitem__(self, index: int | np.ndarray) -> np.ndarray:
         rows = self._rows[index]
         if rows.dtype == np.float32:

@@ -40,13 +40,12 @@ def draw(
             raise BadOutput("nothing to draw")
         return best
     ranked = nucleus(logits, top_p=top_p, top_k=top_k)
-    rank = 0
-    if ranked.size > 1:
-        gaps = np.subtract(ranked, ranked[0], dtype=np.float64)
-        sums = np.cumsum(np.exp(gaps / max(temperature, 1e-5)))
-        rank = int(np.argmax(sums > rng.random() * sums[-1]))
-    same = np.flatnonzero(logits == ranked[rank])
-    return int(same[0] if same.size == 1 else same[rank - np.count_nonzero(ranked[:rank] != ranked[rank])])
+    kept = np.sort(np.argsort(-logits, kind="stable")[: ranked.size])
+    if kept.size == 1:
+        return int(kept[0])
+    gaps = np.subtract(logits[kept], ranked[0], dtype=np.float64)
+    sums = np.cumsum(np.exp(gaps / max(temperature, 1e-5)))
+    return int(kept[np.argmax(sums > rng.random() * sums[-1])])
 
 
 def penalise(logits: np.ndarray, rows: np.ndarray, penalty: float) -> np.ndarray:

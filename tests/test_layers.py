@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("errors", "speech", "text", "segments", "joins", "audio", "hardware", "cache", "sampling", "metrics"),
     ("graph", "native", "tables", "session", "tracing", "proof", "export"),
-    ("decode", "prefixes", "scheduler", "voices"),
+    ("decode", "prefixes", "sequences", "codebooks", "scheduler", "voices"),
     ("engines",),
     ("loader", "routing", "speaking", "pool", "stream", "dispatch", "optimizer"),
     ("cli", "server", "benchmark", "demo", "__main__"),

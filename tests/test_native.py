@@ -7,7 +7,9 @@ import json
 import threading
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,14 @@ from accelerator.decode import Transformer
 from accelerator.engines import causal, dual_ar
 from accelerator.engines.dual_ar import LANGUAGE_MODEL, language_model_components, load_language_model
 from accelerator.engines.reference import ReferenceAdapter
-from accelerator.errors import SessionError
+from accelerator.errors import BadOutput, SessionError
 from accelerator.export import export_component
 from accelerator.graph.dual_ar import DualARSpec, KVRanges, TransformerSpec, build_fast, build_slow, rope_tables
 from accelerator.graph.quantize import BY_ROW, RECIPES, Recipe, dequantize_blocks
 from accelerator.graph.stored import stored
 from accelerator.native import NativeSession, compiled
 from accelerator.native.team import Team
+from accelerator.sampling import Sampler, SamplingRule
 from accelerator.scheduler import DualARDecoder
 from accelerator.session import SessionOptions
 from accelerator.speech import SamplingParams
@@ -445,6 +448,80 @@ def test_seeds_need_no_empty_row(
     for n, frames in enumerate(together):
         np.testing.assert_array_equal(frames, alone[2 * n])
         np.testing.assert_array_equal(frames, alone[2 * n + 1])
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_frame_in_one_call_is_what_its_steps_are(
+    paths: dict[str, Path], adapter: ReferenceAdapter, threads: int, penalty: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = SamplingRule(repetition="both", window=8, penalised="oldest_frame")
+    runs, run = [], native.CodeLoop.run
+
+    def spy(self: Any, draws: Any, filled: int) -> Any:
+        runs.append(len(draws))
+        if len(runs) % 3 == 0:
+            time.sleep(0.005)  # the helpers are asleep then
+        return run(self, draws, filled)
+
+    monkeypatch.setattr(native.CodeLoop, "run", spy)
+
+    def speak(decoder: DualARDecoder, seeds: Sequence[int], temperature: float) -> list[np.ndarray]:
+        streams = []
+        for seed in seeds:
+            params = SamplingParams(temperature=temperature, top_p=0.9, seed=seed, repetition_penalty=penalty)
+            sampler = Sampler(rule, params, adapter.sampler(params).layout)
+            prompt = adapter.engine.encode_text("word " * (seed + 1))
+            streams.append(decoder.generate(prompt, sampler, 12, batching="invariant"))
+        taken = [[next(stream)] for stream in streams]
+        for stream, own in zip(streams, taken, strict=True):
+            own.extend(stream)
+        return [np.stack(own) for own in taken]
+
+    for temperature in (0.0, 1.0):
+        decoder = load_language_model(paths, SessionOptions(threads=threads, backend="native"))
+        at_once = [speak(decoder, seeds, temperature) for seeds in ([0], [1, 2, 3])]
+        assert {1, 3} <= set(runs)
+        with monkeypatch.context() as patched:
+            patched.setattr(decode.Transformer, "is_compiled", False)
+            runs.clear()
+            by_steps = [speak(decoder, seeds, temperature) for seeds in ([0], [1, 2, 3])]
+            assert not runs
+        for ours, theirs in zip(chain(*at_once), chain(*by_steps), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert len({frame.tobytes() for frame in at_once[0][0]}) > 2
+
+
+def test_codes_that_cannot_be_drawn_fail_for_their_own_row(
+    paths: dict[str, Path], adapter: ReferenceAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = load_language_model(paths, SessionOptions(threads=2, backend="native"))
+    alone = spoken(decoder, adapter, [1])[0]
+    step = decode.Transformer.step
+
+    def broken(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
+        out = step(self, length, begin, end, **how)
+        if self._session is decoder._codes._session and end == 2:
+            out["logits"][0, 3] = np.nan
+        return out
+
+    monkeypatch.setattr(decode.Transformer, "step", broken)
+    params = SamplingParams(temperature=0.7, top_p=0.8, top_k=30, repetition_penalty=1.0)
+    streams = [
+        decoder.generate(
+            adapter.engine.encode_text("word " * (seed + 1)),
+            adapter.sampler(replace(params, seed=seed)),
+            6,
+            batching="invariant",
+        )
+        for seed in (0, 1)
+    ]
+    first = next(streams[0])
+    own = [next(streams[1])]
+    with pytest.raises(BadOutput, match="codebook 1"):
+        list(streams[0])
+    assert len(first) == len(own[0])
+    np.testing.assert_array_equal(np.stack([*own, *streams[1]]), alone)
 
 
 def test_without_the_instructions_there_are_none(

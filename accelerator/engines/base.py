@@ -27,7 +27,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ..export import Component
-from ..scheduler import Batching
+from ..sequences import Batching
 from ..session import SessionOptions
 from ..speech import AudioChunk, SamplingParams, SpeechRequest
 

@@ -20,7 +20,7 @@ from ..graph.quantize import RECIPES, Recipe
 from ..metrics import current_meter
 from ..proof import Trace
 from ..sampling import Sampler, SamplingRule, TokenLayout
-from ..scheduler import Batching, Guidance
+from ..sequences import Batching, Guidance
 from ..session import Session, SessionOptions
 from ..speech import AudioChunk, SamplingParams, SpeechRequest
 from .base import Call, Decoding, Part, Voice, check_codes, seconds, tensors_digest, windowed

@@ -18,11 +18,13 @@ from ..graph.dual_ar import DualARSpec
 from .compiled import available
 from .convolution import Dense, Filter, Mix, Single
 from .elementwise import snake
+from .frames import CodeLoop
 from .minimal import Filters, filters
 from .session import NativeSession
 from .team import Team
 
 __all__ = [
+    "CodeLoop",
     "Dense",
     "Filter",
     "Filters",

@@ -21,7 +21,9 @@ from . import job
 
 __all__ = [
     "DENSE",
+    "DRAW",
     "FILTER",
+    "FRAME",
     "LEAD",
     "LEVELS",
     "MIX",
@@ -38,7 +40,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-RUN, LEAD, SERVE, PACK, PARTS, LEVELS = range(6)  # what `function` can be asked for: see `kernels`
+RUN, LEAD, SERVE, PACK, PARTS, LEVELS, FRAME, DRAW = range(8)  # what `function` can be asked for: see `kernels`
 SNAKE, FILTER, MIX, DENSE, SINGLE = range(5)  # and of what there are `PARTS`
 _NAME, _REGION, _FILE = "accelerator_native", "accelerator_region", "kernels.o"
 _NEEDED = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni")
@@ -48,6 +50,8 @@ _SOURCES = [
     "blocks",
     "compiled",
     "dense",
+    "drawing",
+    "draws",
     "filtering",
     "instructions",
     "job",

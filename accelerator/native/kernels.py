@@ -11,12 +11,14 @@ import numba
 import numpy as np
 from numba import njit, types
 
+from . import draws as of_frame
 from . import job as of_job
 from . import plan as at
 from .activation import snake
 from .attention import attention
-from .compiled import DENSE, FILTER, LEAD, LEVELS, MIX, PACK, PARTS, RUN, SERVE, SINGLE, SNAKE
+from .compiled import DENSE, DRAW, FILTER, FRAME, LEAD, LEVELS, MIX, PACK, PARTS, RUN, SERVE, SINGLE, SNAKE
 from .dense import dense, levels, single
+from .drawing import draw
 from .filtering import filtered, mixed
 from .instructions import add, cycles, float_of, load, pause, pointer, store, swap
 from .rows import OPTIONS, QUERIES, floats, gated, multiply, normalise, quantise
@@ -193,6 +195,53 @@ def _serve(control, me, last):
 
 
 @njit(**OPTIONS)
+def _embed(frame, row, code):
+    """A code's embedding -> the next step's input."""
+    dim = frame[of_frame.DIM]
+    into = floats(frame[of_frame.X] + 4 * dim * row, dim)
+    if frame[of_frame.IS_BF16]:
+        halves = numba.carray(pointer(frame[of_frame.TABLE] + 2 * dim * code), (dim,), np.uint16)
+        for k in range(dim):
+            into[k] = float_of(types.int32(types.int32(halves[k]) << types.int32(16)))
+    else:
+        values = floats(frame[of_frame.TABLE] + 4 * dim * code, dim)
+        for k in range(dim):
+            into[k] = values[k]
+
+
+@njit(**OPTIONS)
+def _frame(address, control):
+    """Draw the codes that are left of a frame, with a step before each but the next. Answers which threads are asleep,
+    as `_lead` does, before a step that has not run then; whoever runs it calls this again."""
+    frame = numba.carray(pointer(address), (of_frame.FRAME,), np.int64)
+    rows, count = frame[of_frame.ROWS], frame[of_frame.CODEBOOKS]
+    codes = numba.carray(pointer(frame[of_frame.CODES]), (rows * count,), np.int64)
+    lengths = numba.carray(pointer(frame[of_frame.LENGTHS]), (rows,), np.int32)
+    while True:
+        book, start = frame[of_frame.NEXT], cycles()
+        for row in range(rows):
+            where, code = frame[of_frame.DRAWS] + 8 * of_frame.SIZE * row, types.int64(-1)
+            one = numba.carray(pointer(where), (of_frame.SIZE,), np.int64)
+            if one[of_frame.ACTIVE]:
+                code = draw(where, frame[of_frame.SPACE])
+                one[of_frame.RECENT] += 8 * one[of_frame.WINDOW]
+                one[of_frame.ACTIVE] = code >= 0
+            codes[row * count + book] = code
+            if book + 1 < count:
+                _embed(frame, row, max(code, 0))
+                lengths[row] += 1
+        drawn = cycles()
+        frame[of_frame.DRAWING] += drawn - start
+        frame[of_frame.NEXT] = book + 1
+        if book + 1 == count:
+            return 0
+        asleep = _lead(frame[of_frame.STEP], control)
+        frame[of_frame.STEPPING] += cycles() - drawn
+        if asleep:
+            return asleep
+
+
+@njit(**OPTIONS)
 def _pack(source, target, rows, blocks, block, bits):
     """Levels uint8 [rows, blocks, block * bits / 8] (4 bits: the even ones in the lower halves) -> tiles of 16 rows."""
     given = numba.carray(pointer(source), (rows * blocks * block * bits // 32,), np.uint32)
@@ -250,6 +299,10 @@ def call(what, a, b, c, d, e, f):
         _pack(a, b, c, d, e, f)
     elif what == PARTS:
         _parts(a)
+    elif what == FRAME:
+        return _frame(a, b)
+    elif what == DRAW:
+        return draw(a, b)
     elif what == LEVELS:
         levels(a, b, c)
     return 0

@@ -163,6 +163,7 @@ class NativeBinding:
         self, session: NativeSession, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
     ) -> None:
         self._session, self._arrays = session, {**inputs, **outputs}
+        self.team = session.team
         self._x, self._ends = inputs["x"], inputs["seqlens_k"]
         self._plan = p = session._plan.copy()
         self._batch, self._length = self._x.shape[:2]
@@ -189,6 +190,11 @@ class NativeBinding:
         p[plan.LOGITS] = self._arrays["logits"][first:].ctypes.data
         if "hidden" in self._arrays:
             p[plan.HIDDEN] = self._arrays["hidden"][first:].ctypes.data
+
+    @property
+    def plan(self) -> np.ndarray:
+        """What the compiled code reads."""
+        return self._plan
 
     def run(self) -> None:
         if len(self._parts) > 1:

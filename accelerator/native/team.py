@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .compiled import LEAD, RUN, SERVE, function
+from .compiled import FRAME, LEAD, RUN, SERVE, function
 from .plan import ASLEEP, STOP, TICKET
 
 __all__ = ["Team"]
@@ -33,15 +33,30 @@ class Team:
     def run(self, plan: np.ndarray) -> None:
         """A step: see `kernels`. What the plan points to has to stay where it is meanwhile."""
         with self._lock:
-            if self._pid != os.getpid():  # a fork takes no threads along
-                self._start()
-            job, control = plan.ctypes.data, self._control.ctypes.data
-            asleep = self._call(LEAD, job, control)
-            if asleep:
-                for i, wake in enumerate(self._wake, 1):
-                    if asleep >> i & 1:
-                        wake.release()
-                self._call(RUN, job, control, 0)
+            control = self._ready()
+            self._woken(self._call(LEAD, plan.ctypes.data, control), plan, control)
+
+    def frame(self, frame: np.ndarray, plan: np.ndarray) -> None:
+        """What is left of a frame, whose steps are of that plan: see `frames`."""
+        with self._lock:
+            control = self._ready()
+            while self._woken(self._call(FRAME, frame.ctypes.data, control), plan, control):
+                pass
+
+    def _ready(self) -> int:
+        """The address of the counters."""
+        if self._pid != os.getpid():  # a fork takes no threads along
+            self._start()
+        return int(self._control.ctypes.data)
+
+    def _woken(self, asleep: int, plan: np.ndarray, control: int) -> bool:
+        """Run a step for which some had to be woken, if there are any."""
+        if asleep:
+            for i, wake in enumerate(self._wake, 1):
+                if asleep >> i & 1:
+                    wake.release()
+            self._call(RUN, plan.ctypes.data, control, 0)
+        return bool(asleep)
 
     def _start(self) -> None:
         whole = np.zeros(ASLEEP + 8 * self.threads + 8, np.int64)

@@ -27,7 +27,7 @@ from ...export import Component
 from ...graph.dual_ar import DualARSpec, Weights
 from ...proof import Trace
 from ...sampling import Sampler
-from ...scheduler import Batching
+from ...sequences import Batching
 from ...session import Session, SessionOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
 from ..base import Call, Decoding, Part, seconds, tensors_digest, windowed

@@ -11,7 +11,7 @@ import torch
 
 from ...errors import InvalidOption, InvalidText
 from ...metrics import current_meter
-from ...scheduler import Batching
+from ...sequences import Batching
 from ...speech import SamplingParams, SpeechRequest
 from ..base import Call, Decoding, Voice
 from ..dual_ar import LANGUAGE_MODEL
