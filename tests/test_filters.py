@@ -246,7 +246,7 @@ def test_every_part_is_done_once(count: int, threads: int) -> None:
     memory = room.ctypes.data + -room.ctypes.data % 64
     groups = -(-len(y) // 12)
     ends = [min(len(y), 12 * (groups * i // count)) for i in range(count + 1)] if count else []
-    parts.in_parts(compiled_.MIX, plan, ends, threads, memory, 4 * 12 * 32)
+    parts.in_parts(compiled_.MIX, plan.tolist(), ends, threads, memory, 4 * 12 * 32)
     torch.testing.assert_close(y, before + 1 if count else before)
 
 
@@ -260,7 +260,7 @@ def test_a_part_that_fails_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(made, "address", ctypes.cast(broken, ctypes.c_void_p).value)
     for _ in range(2):
         with pytest.raises(SessionError, match="a compiled kernel failed"):
-            parts.in_parts(compiled_.SNAKE, np.zeros(8, np.int64), [0, 1, 2, 3], 2)
+            parts.in_parts(compiled_.SNAKE, [0] * 8, [0, 1, 2, 3], 2)
 
 
 @compiled
@@ -272,9 +272,7 @@ def test_other_threads_need_no_interpreter() -> None:
     plan = np.zeros(tiles.SNAKE_SIZE, np.int64)
     plan[[tiles.SNAKE_X, tiles.SNAKE_Y, tiles.SNAKE_CHANNELS]] = x.data_ptr(), y.data_ptr(), 1024
     made = compiled_.function()
-    work = np.zeros(job.ENDS + 65, np.int64)
-    work[[job.FUNCTION, job.KIND, job.PLAN, job.COUNT]] = made.address, compiled_.SNAKE, plan.ctypes.data, 64
-    work[job.ENDS :] = np.arange(65)
+    work = np.array(job.job(made.address, compiled_.SNAKE, plan.ctypes.data, 0, 0, range(65)), np.int64)
     address = ctypes.cast(parts._parallel(), ctypes.c_void_p).value
     holding = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     holding(address)(made.region, work.ctypes.data, 3, 0)

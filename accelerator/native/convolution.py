@@ -43,6 +43,7 @@ class Filter:
         self._leveled = leveled
         self._shape, self._read, self._dilation = tuple(shape), read, dilation
         self._bias = np.zeros(shape[0], np.float32) if bias is None else np.ascontiguousarray(bias, np.float32)
+        self._shift = self._bias.ctypes.data
         self._evaluated: np.ndarray | None = None
         self._units: np.ndarray = np.zeros(0, np.float32)
 
@@ -65,11 +66,12 @@ class Filter:
         if rows <= 0:
             return
         weights, kind = self._weights(), snake + 2 * low + 4 * bool(room)
-        plan = np.zeros(at.FILTER_SIZE, np.int64)
-        plan[[at.FILTER_X, at.FILTER_GIVEN, at.FILTER_IN, at.FILTER_Y]] = x, given, channels, out
-        plan[[at.FILTER_OUT, at.FILTER_KIND, at.FILTER_WEIGHTS]] = columns, kind, weights.ctypes.data
-        plan[[at.FILTER_BIAS, at.FILTER_DILATION, at.FILTER_ROOM]] = self._bias.ctypes.data, self._dilation, room
-        plan[[at.FILTER_UNITS, at.FILTER_TAPS, at.FILTER_LEVELED]] = self._units.ctypes.data, taps, self._leveled
+        plan = [0] * at.FILTER_SIZE
+        plan[at.FILTER_X], plan[at.FILTER_GIVEN], plan[at.FILTER_IN], plan[at.FILTER_Y] = x, given, channels, out
+        plan[at.FILTER_OUT], plan[at.FILTER_KIND], plan[at.FILTER_WEIGHTS] = columns, kind, weights.ctypes.data
+        plan[at.FILTER_BIAS], plan[at.FILTER_DILATION], plan[at.FILTER_ROOM] = self._shift, self._dilation, room
+        plan[at.FILTER_UNITS], plan[at.FILTER_TAPS] = self._units.ctypes.data, taps
+        plan[at.FILTER_LEVELED] = self._leveled
         whole, rest = divmod(rows, at.FILTERS[taps] * self._dilation)
         tiles = whole * self._dilation + min(rest, self._dilation)
         _share_out(FILTER, plan, tiles, at.filter_space(taps, channels), threads)
@@ -106,6 +108,7 @@ class Mix:
         function()
         self._shape, self._read, self.low = tuple(shape), read, low
         self._bias = np.zeros(shape[0], np.float32) if bias is None else np.ascontiguousarray(bias, np.float32)
+        self._shift = self._bias.ctypes.data
         self._ordered: np.ndarray | None = None
 
     @staticmethod
@@ -123,10 +126,10 @@ class Mix:
         out, channels = self._shape
         if rows <= 0:
             return
-        plan = np.zeros(at.MIX_SIZE, np.int64)
-        plan[[at.MIX_VALUES, at.MIX_ROOM, at.MIX_IN, at.MIX_X]] = values, self.room(rows), channels, x
-        plan[[at.MIX_ROWS, at.MIX_OUT, at.MIX_BIAS]] = rows, out, self._bias.ctypes.data
-        plan[[at.MIX_WEIGHTS, at.MIX_LOW]] = self._weights().ctypes.data, self.low
+        plan = [0] * at.MIX_SIZE
+        plan[at.MIX_VALUES], plan[at.MIX_ROOM], plan[at.MIX_IN], plan[at.MIX_X] = values, self.room(rows), channels, x
+        plan[at.MIX_ROWS], plan[at.MIX_OUT], plan[at.MIX_BIAS] = rows, out, self._shift
+        plan[at.MIX_WEIGHTS], plan[at.MIX_LOW] = self._weights().ctypes.data, self.low
         _share_out(MIX, plan, rows, 4 * at.ROWS * at.CHUNK, threads)
 
     def _weights(self) -> np.ndarray:
@@ -160,6 +163,7 @@ class Dense:
         self._call = function()
         self._shape, self._read, self._dilation = tuple(shape), read, dilation
         self._bias = np.zeros(shape[0], np.float32) if bias is None else np.ascontiguousarray(bias, np.float32)
+        self._shift = self._bias.ctypes.data
         self._levels: np.ndarray | None = None
         self._units: np.ndarray = np.zeros(0, np.float32)
 
@@ -177,16 +181,18 @@ class Dense:
             return
         weights = self._weights()
         room = -(-rows // at.ROWS) * at.ROWS + lost  # what the last rows are multiplied with
-        plan, units = np.zeros(at.DENSE_SIZE, np.int64), np.zeros(room, np.float32)
+        plan, units = [0] * at.DENSE_SIZE, np.zeros(room, np.float32)
         threads = min(threads, columns // at.CHUNK)
         apart = 4 * at.ROWS * at.CHUNK
         memory = _scratch(4 * room * channels + apart * threads)
         values = memory + apart * threads
-        plan[[at.DENSE_VALUES, at.DENSE_UNITS, at.DENSE_ROOM, at.DENSE_ROWS]] = values, units.ctypes.data, room, rows
-        plan[[at.DENSE_IN, at.DENSE_TAPS, at.DENSE_DILATION, at.DENSE_OUT]] = channels, taps, self._dilation, columns
-        plan[[at.DENSE_WEIGHTS, at.DENSE_SCALES]] = weights.ctypes.data, self._units.ctypes.data
-        plan[[at.DENSE_BIAS, at.DENSE_Y]] = self._bias.ctypes.data, out
-        self._call(LEVELS, plan.ctypes.data, x, given)
+        plan[at.DENSE_VALUES], plan[at.DENSE_UNITS] = values, units.ctypes.data
+        plan[at.DENSE_ROOM], plan[at.DENSE_ROWS], plan[at.DENSE_IN], plan[at.DENSE_OUT] = room, rows, channels, columns
+        plan[at.DENSE_TAPS], plan[at.DENSE_DILATION], plan[at.DENSE_BIAS] = taps, self._dilation, self._shift
+        plan[at.DENSE_WEIGHTS], plan[at.DENSE_SCALES] = weights.ctypes.data, self._units.ctypes.data
+        plan[at.DENSE_Y] = out
+        numbers = np.array(plan, np.int64)
+        self._call(LEVELS, numbers.ctypes.data, x, given)
         ends = [columns // at.CHUNK * i // threads for i in range(threads + 1)]
         in_parts(DENSE, plan, ends, threads, memory, apart)
 
@@ -219,14 +225,14 @@ class Single:
         rows, terms = given - self._taps + 1, self._taps * self._channels
         if rows <= 0:
             return
-        plan = np.zeros(at.SINGLE_SIZE, np.int64)
-        plan[[at.SINGLE_X, at.SINGLE_WEIGHTS, at.SINGLE_Y]] = x, self._weights.ctypes.data, out
-        plan[[at.SINGLE_TERMS, at.SINGLE_STEP]] = terms, self._channels
+        plan = [0] * at.SINGLE_SIZE
+        plan[at.SINGLE_X], plan[at.SINGLE_WEIGHTS], plan[at.SINGLE_Y] = x, self._weights.ctypes.data, out
+        plan[at.SINGLE_TERMS], plan[at.SINGLE_STEP] = terms, self._channels
         parts = min(threads, rows * terms // _LITTLE) or 1
         in_parts(SINGLE, plan, [rows * i // parts for i in range(parts + 1)], parts)
 
 
-def _share_out(kind: int, plan: np.ndarray, count: int, space: int, threads: int) -> None:
+def _share_out(kind: int, plan: Sequence[int], count: int, space: int, threads: int) -> None:
     """`count` tiles or rows in a part for each thread, of whole `at.ROWS`, with `space` bytes each."""
     groups = -(-count // at.ROWS)
     parts = min(threads, groups)

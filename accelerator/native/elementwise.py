@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..errors import SessionError
 from . import tiles as at
 from .compiled import SNAKE
@@ -22,9 +20,9 @@ def snake(
     x, alpha, out: addresses of [rows, channels], [channels] and [rows, channels], float32 unless low or low_out, which
     are bfloat16. None is an alpha of one.
     """
-    plan = np.zeros(at.SNAKE_SIZE, np.int64)
-    plan[[at.SNAKE_X, at.SNAKE_ALPHA, at.SNAKE_Y]] = x, alpha or 0, out
-    plan[[at.SNAKE_CHANNELS, at.SNAKE_KINDS]] = channels, low + 2 * low_out
+    plan = [0] * at.SNAKE_SIZE
+    plan[at.SNAKE_X], plan[at.SNAKE_ALPHA], plan[at.SNAKE_Y] = x, alpha or 0, out
+    plan[at.SNAKE_CHANNELS], plan[at.SNAKE_KINDS] = channels, low + 2 * low_out
     parts = min(threads, rows * channels // _LITTLE) or 1
     try:
         in_parts(SNAKE, plan, [rows * i // parts for i in range(parts + 1)], parts)

@@ -53,7 +53,8 @@ class CodeLoop:
         f[[at.CODEBOOKS, at.NEXT, at.CODES, at.DRAWING, at.STEPPING]] = count, 0, codes.ctypes.data, 0, 0
         self._lengths[:] = filled - 1
         self._binding.team.frame(f, self._binding.plan)
-        return codes, f[at.DRAWING] / max(1, f[at.DRAWING] + f[at.STEPPING])
+        drawing, stepping = (int(f[i]) for i in (at.DRAWING, at.STEPPING))
+        return codes, drawing / max(1, drawing + stepping)
 
 
 def draw(logits: np.ndarray, draws: Draws) -> int:

@@ -25,19 +25,19 @@ __all__ = ["in_parts"]
 _MAPS = Path("/proc/self/maps")
 
 
-def in_parts(kind: int, plan: np.ndarray, ends: Sequence[int], threads: int, memory: int = 0, space: int = 0) -> None:
+def in_parts(
+    kind: int, plan: Sequence[int], ends: Sequence[int], threads: int, memory: int = 0, space: int = 0
+) -> None:
     """Have the kernel `kind` do its parts between all neighbours in `ends`; returns when all are done.
 
-    plan: what it reads. memory: the address of `space` bytes for each of `threads`. Raises SessionError.
+    plan: the numbers that it reads. memory: the address of `space` bytes for each of `threads`. Raises SessionError.
     """
     call, count = function(), len(ends) - 1
     if count <= 0:
         return
     threads = min(threads, count)
-    job = np.zeros(at.ENDS + len(ends), np.int64)
-    job[[at.FUNCTION, at.KIND, at.PLAN, at.COUNT]] = call.address, kind, plan.ctypes.data, count
-    job[[at.MEMORY, at.SPACE]] = memory, space
-    job[at.ENDS :] = ends
+    numbers = np.array(plan, np.int64)
+    job = np.array(at.job(call.address, kind, numbers.ctypes.data, memory, space, ends), np.int64)
     where = job.ctypes.data
     if threads <= 1:
         call(PARTS, where)

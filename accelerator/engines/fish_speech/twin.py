@@ -98,11 +98,9 @@ class Decoder:
         self._first = _convolution(split, "first")
         self._stages = []
         for i, rate in enumerate(config["rates"]):
-            how = split if i == 0 else quick
-            units = [
-                Unit(how.within(f"stages.{i}.units.{j}"), d, low if i else torch.float32)
-                for j, d in enumerate(config["dilations"])
-            ]
+            exact = i == 0 and products.of_filters(low) == low  # where filters are in bfloat16, too
+            how, dtype = (split, torch.float32) if exact else (quick, low)
+            units = [Unit(how.within(f"stages.{i}.units.{j}"), d, dtype) for j, d in enumerate(config["dilations"])]
             conv = _convolution(split if amx and i < 2 else levels, f"stages.{i}")  # later ones are too small to split
             self._stages.append((weights(f"stages.{i}.alpha"), conv, rate, units))
         self._last = weights("last.alpha"), _convolution(quick, "last")
