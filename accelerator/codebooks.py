@@ -33,13 +33,16 @@ class Codes:
         fails for its own row.
         """
         spec, sequences = self._spec, [row for _, row, _ in speaking]
+        for _, _, frame in speaking:
+            frame[1] = min(max(int(frame[0]) - spec.semantic_begin, 0), spec.codebook_size - 1)
+        if spec.codebooks < 2:
+            return
         width = width_of(sequences, self._session.invariant)
         fast = self._model(width)
         fast.lengths[:] = 0
         # Position 0 takes the hidden state and its logits are never used, so it runs together with position 1.
         x = fast.input(2, 0, width)
         for at, (index, _, frame) in enumerate(speaking):
-            frame[1] = min(max(int(frame[0]) - spec.semantic_begin, 0), spec.codebook_size - 1)
             x[at, 0] = hidden[index]
             self._embeddings.code(int(frame[1]), x[at, 1])
         tick = time.perf_counter()
@@ -65,7 +68,7 @@ class Codes:
         the model, and of drawing."""
         samplers = [row.sampler for _, row, _ in speaking if isinstance(row, Row) and row.other is None]
         plain = [sampler for sampler in samplers if type(sampler) is Sampler]  # others draw in ways of their own
-        if len(plain) < len(speaking) or self._spec.codebooks < 2 or not fast.is_compiled:
+        if len(plain) < len(speaking) or not fast.is_compiled:
             return None
         tick = time.perf_counter()
         codes, share = fast.codes([sampler.draws() for sampler in plain], self._embeddings.of_codes)

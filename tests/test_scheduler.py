@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from accelerator import decode, scheduler
+from accelerator.codebooks import Codes
 from accelerator.decode import Embeddings, StepTimes
 from accelerator.engines.dual_ar import _WeightEmbeddings
 from accelerator.engines.reference import ReferenceAdapter
@@ -439,6 +440,15 @@ def test_a_known_voice_is_not_prefilled_again(
         generate(decoder_of(built, adapter._spec), adapter, prompts[1], 20, temperature=0.9, seed=1), answers[1]
     )
     np.testing.assert_array_equal(generate(decoder, adapter, prompts[1], 20), of_pytorch(tiny, prompts[1], 20))
+
+
+def test_a_single_codebook_is_the_main_tokens_own(adapter: Any) -> None:
+    """There is nothing to run a fast model for."""
+    spec = replace(adapter._spec, codebooks=1)
+    codes = Codes(None, None, spec, None, 8)  # type: ignore[arg-type]
+    frames = [np.array([spec.semantic_begin + n, 99]) for n in (0, 5, spec.codebook_size + 7)]
+    codes.fill([(0, None, frame) for frame in frames], np.zeros((3, 4), np.float32), wide=False)  # type: ignore[list-item]
+    assert [frame[1] for frame in frames] == [0, 5, spec.codebook_size - 1]
 
 
 def test_nothing_wanted_nothing_run(decoder: DualARDecoder, tiny: Any) -> None:
