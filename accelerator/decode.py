@@ -117,7 +117,7 @@ class Transformer:
         """Whether compiled kernels run the steps, and so `codes` can."""
         return isinstance(self._session, NativeSession)
 
-    def codes(self, draws: Sequence[Draws | None], table: np.ndarray) -> tuple[np.ndarray, float]:
+    def codes(self, draws: Sequence[Draws], table: np.ndarray) -> tuple[np.ndarray, float]:
         """Go on behind a step with the first `len(draws)` rows by one call for all steps of a frame: `CodeLoop.run`.
 
         table: embeddings of what is drawn.

@@ -131,7 +131,7 @@ def _sums(exponents: np.ndarray) -> np.ndarray:
 def _largest(logits: np.ndarray, size: int) -> np.ndarray:
     """The `size` largest values, descending.
 
-    Only values are sorted: numpy sorts float32 with SIMD, but has no such argsort. `_locate` finds the index.
+    Only values are sorted: numpy sorts float32 with SIMD, but has no such argsort. `draw` finds the index.
     """
     ranked, rest = logits.copy(), logits.size - size
     if rest:

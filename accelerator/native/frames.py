@@ -37,18 +37,16 @@ class CodeLoop:
         f[[at.LENGTHS, at.DRAWS, at.SPACE]] = lengths.ctypes.data, self._draws.ctypes.data, space.ctypes.data
         self._draws[:, at.LOGITS] = logits.ctypes.data + 4 * width * np.arange(rows)
 
-    def run(self, draws: Sequence[Draws | None], filled: int) -> tuple[np.ndarray, float]:
+    def run(self, draws: Sequence[Draws], filled: int) -> tuple[np.ndarray, float]:
         """The codes of the residual codebooks, int64 [rows, C - 1], -1 from where nothing can be drawn on; and which
         share of the time drawing took.
 
-        draws: of each row; None where nobody listens. filled: positions in the cache. Raises SessionError.
+        draws: of each row. filled: positions in the cache. Raises SessionError.
         """
-        count = next(len(each.uniforms) for each in draws if each is not None)
-        codes, kept = np.zeros((len(draws), count), np.int64), []
-        for row, each in enumerate(draws):
-            if each is not None:
-                kept.append(_describe(self._draws[row], each, self._logits.shape[1]))
-            self._draws[row, at.ACTIVE] = each is not None
+        count = len(draws[0].uniforms)
+        codes = np.zeros((len(draws), count), np.int64)
+        for plan, each in zip(self._draws, draws, strict=True):
+            _describe(plan, each, self._logits.shape[1])
         f = self._frame
         f[[at.CODEBOOKS, at.NEXT, at.CODES, at.DRAWING, at.STEPPING]] = count, 0, codes.ctypes.data, 0, 0
         self._lengths[:] = filled - 1
@@ -60,18 +58,15 @@ class CodeLoop:
 def draw(logits: np.ndarray, draws: Draws) -> int:
     """An index of float32 [n], by the first of the draws' codebooks; -1 where nothing can be drawn."""
     plan, space = np.zeros(at.SIZE, np.int64), np.zeros(at.SCRATCH * len(logits), np.uint8)
-    kept = _describe(plan, draws, len(logits))
+    _describe(plan, draws, len(logits))
     plan[at.LOGITS] = logits.ctypes.data
-    drawn = function()(DRAW, plan.ctypes.data, space.ctypes.data)
-    del kept
-    return drawn
+    return function()(DRAW, plan.ctypes.data, space.ctypes.data)
 
 
-def _describe(plan: np.ndarray, draws: Draws, width: int) -> tuple[np.ndarray, ...]:
-    """Fill in a draw's array; answers what has to stay where it is meanwhile."""
+def _describe(plan: np.ndarray, draws: Draws, width: int) -> None:
+    """Fill in a draw's array, but for where its logits are; `draws` has to live as long as that is used."""
     count = width if draws.rows is None else min(width, draws.rows)
     top_k = count if draws.top_k is None else min(draws.top_k, count)
     plan[[at.COUNT, at.UNIFORMS, at.USED, at.TOP_K]] = count, draws.uniforms.ctypes.data, 0, top_k
-    plan[[at.RECENT, at.WINDOW]] = draws.recent.ctypes.data, draws.recent.shape[1]
+    plan[[at.RECENT, at.WINDOW, at.ACTIVE]] = draws.recent.ctypes.data, draws.recent.shape[1], 1
     plan.view(np.float64)[[at.PENALTY, at.TEMPERATURE, at.TOP_P]] = draws.penalty, draws.temperature, draws.top_p
-    return draws.uniforms, draws.recent
