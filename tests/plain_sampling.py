@@ -10,7 +10,7 @@ import numpy as np
 from accelerator.errors import BadOutput
 from accelerator.sampling import Sampler
 
-__all__ = ["PlainSampler", "draw", "nucleus", "penalise"]
+__all__ = ["PlainSampler", "draw", "hard_logits", "nucleus", "penalise"]
 
 
 def nucleus(logits: np.ndarray, *, top_p: float, top_k: int | None = None) -> np.ndarray:
@@ -91,3 +91,20 @@ class PlainSampler(Sampler):
 
     def _draw(self, logits: np.ndarray) -> int:
         return draw(logits, self._rng, temperature=self._temperature, top_p=self._top_p, top_k=self._top_k)
+
+
+def hard_logits(random: np.random.Generator, n: int) -> np.ndarray:
+    """Peaked, flat, full of ties, or with values ruled out."""
+    logits = (random.standard_normal(n) * random.choice([0.01, 0.5, 3.0, 12.0])).astype(np.float32)
+    kind = random.integers(6)
+    if kind == 0:
+        logits = np.round(logits)  # ties, and zeros of both signs
+    elif kind == 1:
+        logits[random.integers(0, n, n // 2)] = -np.inf
+    elif kind == 2:
+        logits[:] = logits[0]
+    elif kind == 3:
+        logits *= np.float32(1e30)
+    elif kind == 4:
+        logits = -np.abs(logits)
+    return logits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from exact_convolutions import decibels, exact, seeded
 from torch import Tensor
 
 from accelerator import native
@@ -11,20 +12,6 @@ from accelerator.engines.dense import Levels, Single
 from accelerator.engines.products import Kernel, Minimal, Packed, Plain, Split, product, splits
 
 compiled = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX512-VNNI and numba")
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def exact(x: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
-    """In float64."""
-    given = x.double().transpose(1, 2), kernel.double().permute(0, 2, 1), None if bias is None else bias.double()
-    return torch.nn.functional.conv1d(*given, dilation=dilation).transpose(1, 2)
-
-
-def decibels(got: Tensor, expected: Tensor) -> float:
-    return float(10 * torch.log10(expected.square().mean() / (got.double() - expected).square().mean()))
 
 
 def levels(kernel: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Levels:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from plain_sampling import hard_logits
 
 from accelerator import native
 from accelerator.native.frames import draw as compiled_draw
@@ -37,23 +38,6 @@ def described(
 ) -> Draws:
     recent = np.zeros((1, 0), np.int64) if recent is None else recent[None]
     return Draws(np.ascontiguousarray(recent), np.array([number]), temperature, top_p, top_k, penalty, rows)
-
-
-def hard_logits(random: np.random.Generator, n: int) -> np.ndarray:
-    """Peaked, flat, full of ties, or with values ruled out."""
-    logits = (random.standard_normal(n) * random.choice([0.01, 0.5, 3.0, 12.0])).astype(np.float32)
-    kind = random.integers(6)
-    if kind == 0:
-        logits = np.round(logits)  # ties, and zeros of both signs
-    elif kind == 1:
-        logits[random.integers(0, n, n // 2)] = -np.inf
-    elif kind == 2:
-        logits[:] = logits[0]
-    elif kind == 3:
-        logits *= np.float32(1e30)
-    elif kind == 4:
-        logits = -np.abs(logits)
-    return logits
 
 
 def on_an_edge(logits: np.ndarray, temperature: float, top_p: float, top_k: int | None, number: float) -> bool:

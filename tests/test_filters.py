@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exact_convolutions import decibels, exact, seeded
 from torch import Tensor
 
 from accelerator import native
@@ -22,20 +23,6 @@ from accelerator.native import compiled as compiled_
 
 compiled = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX512-VNNI and numba")
 low_ones = pytest.mark.skipif(not Mix.takes((32, 32), low=True), reason="needs products of bfloat16")
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def exact(x: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    """In float64."""
-    given = x.double().transpose(1, 2), kernel.double().permute(0, 2, 1), None if bias is None else bias.double()
-    return torch.nn.functional.conv1d(*given, dilation=dilation).transpose(1, 2)
-
-
-def decibels(got: Tensor, expected: Tensor) -> float:
-    return float(10 * torch.log10(expected.square().mean() / (got.double() - expected).square().mean()))
 
 
 def made(kernel: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Minimal:

@@ -415,26 +415,11 @@ def test_threads_equal_serial() -> None:
 # The fast implementation against the plain one: the same tokens from the same random numbers
 
 
-def hard_logits(random: np.random.Generator, n: int) -> np.ndarray:
-    """Peaked, flat, full of ties, or with values ruled out."""
-    logits = (random.standard_normal(n) * random.choice([0.01, 0.5, 3.0, 12.0])).astype(np.float32)
-    kind = random.integers(5)
-    if kind == 0:
-        logits = np.round(logits)  # ties
-    elif kind == 1:
-        logits[random.integers(0, n, n // 2)] = -np.inf
-    elif kind == 2:
-        logits[:] = logits[0]
-    elif kind == 3:
-        logits *= np.float32(1e30)
-    return logits
-
-
 @pytest.mark.parametrize("n", [1, 2, 30, 63, 64, 65, 200, 1024, 4097])
 def test_every_draw_is_the_plain_ones(n: int) -> None:
     random = rng(n)
     for case in range(400):
-        logits = hard_logits(random, n)
+        logits = plain.hard_logits(random, n)
         options = {
             "top_p": float(random.choice([1e-9, 0.3, 0.7, 0.9, 0.999, 1.0])),
             "top_k": random.choice([None, 1, 5, 30, 64, 65, 5000]),

@@ -42,7 +42,7 @@ class Filter:
         function()
         self._leveled = leveled
         self._shape, self._read, self._dilation = tuple(shape), read, dilation
-        self._bias = np.zeros(shape[0], np.float32) if bias is None else np.ascontiguousarray(bias, np.float32)
+        self._bias = _or_zeros(bias, shape[0])
         self._shift = self._bias.ctypes.data
         self._evaluated: np.ndarray | None = None
         self._units: np.ndarray = np.zeros(0, np.float32)
@@ -107,7 +107,7 @@ class Mix:
         """
         function()
         self._shape, self._read, self.low = tuple(shape), read, low
-        self._bias = np.zeros(shape[0], np.float32) if bias is None else np.ascontiguousarray(bias, np.float32)
+        self._bias = _or_zeros(bias, shape[0])
         self._shift = self._bias.ctypes.data
         self._ordered: np.ndarray | None = None
 
@@ -162,7 +162,7 @@ class Dense:
         """
         self._call = function()
         self._shape, self._read, self._dilation = tuple(shape), read, dilation
-        self._bias = np.zeros(shape[0], np.float32) if bias is None else np.ascontiguousarray(bias, np.float32)
+        self._bias = _or_zeros(bias, shape[0])
         self._shift = self._bias.ctypes.data
         self._levels: np.ndarray | None = None
         self._units: np.ndarray = np.zeros(0, np.float32)
@@ -217,8 +217,7 @@ class Single:
         """kernel: float32 [1, taps, in]. Raises SessionError."""
         function()
         _, self._taps, self._channels = kernel.shape
-        last = np.zeros(1, np.float32) if bias is None else bias
-        self._weights = np.concatenate((kernel.reshape(-1), last), dtype=np.float32)
+        self._weights = np.concatenate((kernel.reshape(-1), _or_zeros(bias, 1)), dtype=np.float32)
 
     def __call__(self, x: int, given: int, out: int, *, threads: int) -> None:
         """x: the address of [given, in], the context among them; out: of [given - taps + 1]."""
@@ -238,6 +237,10 @@ def _share_out(kind: int, plan: Sequence[int], count: int, space: int, threads: 
     parts = min(threads, groups)
     ends = [min(count, groups * i // parts * at.ROWS) for i in range(parts + 1)]
     in_parts(kind, plan, ends, parts, _scratch(space * parts), space)
+
+
+def _or_zeros(bias: np.ndarray | None, count: int) -> np.ndarray:
+    return np.zeros(count, np.float32) if bias is None else np.ascontiguousarray(bias, np.float32)
 
 
 def _levels(values: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray]:

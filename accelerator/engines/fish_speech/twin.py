@@ -1,11 +1,12 @@
 """The codec's twin in PyTorch: its two directions over channels-last arrays, window by window, from a file of weights.
 
 It computes what the engine's codec computes, only sooner: see `causal` and `products` for why. The file holds float32
-weights, weight norm folded and transposed convolutions as convolutions. In bfloat16 mode the residual units behind the
-first stage of the decoder multiply in bfloat16: with AMX all of them, four fifths of the decoder's arithmetic; where
-compiled filters are faster, only what mixes the channels. What comes before them is amplified by all the stages behind,
-so it is not rounded like that: its products, where the processor has AMX, are those of pairs of int8
-(`products.Split`, about 80 dB each), otherwise float32, and int16 in upsampling. The rest, and every sum, is float32.
+weights, weight norm folded and transposed convolutions as convolutions. In bfloat16 mode the decoder's residual units
+multiply in bfloat16: with AMX all that they do behind the first stage, four fifths of the decoder's arithmetic; where
+compiled filters are faster, only what mixes the channels, in every stage. What comes before is amplified by all the
+stages behind, so it is not rounded like that: its products are those of pairs of int8 with AMX (`products.Split`, about
+80 dB each), with compiled kernels those of int16 (`products.Levels`, 70 dB) or float32. The rest, and every sum, is
+float32.
 """
 
 from __future__ import annotations
