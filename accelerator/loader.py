@@ -13,7 +13,7 @@ from .errors import CorruptEntry, ExportError, SessionError
 from .export import Export, Progress, ProgressEvent, export_best, export_component
 from .hardware import HardwareProfile, Tier, choose_tier
 from .hardware.busy import BusyClock
-from .session import SHORT_SPIN_US, SessionOptions, can_bound_spinning
+from .session import SHORT_SPIN_US, Dtype, SessionOptions, can_bound_spinning
 
 __all__ = ["Choice", "Loader"]
 
@@ -124,14 +124,16 @@ class Loader:
             return None
 
     def _twins(self, twin: Export | None) -> list[SessionOptions]:
-        """The settings a twin may run with here: bfloat16 only where it was proven, is fast, and is not ruled out."""
+        """The settings a twin may run with here: less than float32 only where it was proven, is fast, and is not ruled
+        out."""
         threads = torch_threads()
         if twin is None or self.threads not in (None, threads):
             return []
-        proven = twin.proof.get("bf16", {}).get("passed") is True
-        fast = any(flag in self.profile.isa for flag in BF16_FLAGS)
+        has_bf16 = any(flag in self.profile.isa for flag in BF16_FLAGS)
         exact = SessionOptions(threads=threads, backend="onednn")
-        return [exact, replace(exact, dtype="bf16")] if proven and fast and self.precision != "fp32" else [exact]
+        low: Dtype = "bf16" if has_bf16 else "int16"
+        proven = twin.proof.get(low, {}).get("passed") is True
+        return [exact, replace(exact, dtype=low)] if proven and self.precision != "fp32" else [exact]
 
     def _tuned(self, export: Export, note: str) -> dict[str, Any] | None:
         """What was measured before, unless that is to be measured again."""

@@ -19,6 +19,7 @@ from .errors import SessionError
 __all__ = [
     "SHORT_SPIN_US",
     "Binding",
+    "Dtype",
     "KVCache",
     "Session",
     "SessionOptions",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 SHORT_SPIN_US = 50
+Dtype = Literal["fp32", "bf16", "int16"]
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -49,9 +51,9 @@ class SessionOptions:
     not at all costs a wake-up per operator. Some tens of microseconds bridge the gaps within one run.
     arena: keep freed memory for the next run; off for graphs whose lengths vary a lot, since arenas never shrink.
     prepack: keep a copy of the weights in the kernels' own order; off, they stay in the mapped file, and runs are slow.
-    backend, dtype: "onednn" is a part's twin in PyTorch (on PyTorch's threads), which multiplies in dtype, "fp32" or
-    "bf16"; "native" is this package's compiled kernels (`native`), which know `threads` only; all else here is for
-    "onnxruntime".
+    backend, dtype: "onednn" is a part's twin in PyTorch (on PyTorch's threads), which multiplies in dtype: "fp32", or
+    where that is accurate enough "bf16", or "int16" on processors without it; "native" is this package's compiled
+    kernels (`native`), which know `threads` only; all else here is for "onnxruntime".
     """
 
     threads: int = 1
@@ -61,7 +63,7 @@ class SessionOptions:
     optimize: bool = True
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     backend: Literal["onnxruntime", "onednn", "native"] = "onnxruntime"
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    dtype: Dtype = "fp32"
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "providers": list(self.providers)}

@@ -53,6 +53,7 @@ __all__ = [
     "of_filters",
     "packs",
     "product",
+    "reduced",
     "splits",
 ]
 
@@ -356,6 +357,13 @@ def of_filters(dtype: torch.dtype) -> torch.dtype:
     """What units' filters should be in for the speed of `dtype`: only AMX multiplies bfloat16 faster than compiled
     kernels do without most of the multiplications."""
     return torch.float32 if native.available() and not splits() else dtype
+
+
+def reduced() -> Literal["bf16", "int16"] | None:
+    """What can be faster than float32 here, where less is accurate enough."""
+    if has_bf16():
+        return "bf16"
+    return "int16" if native.available() else None
 
 
 @functools.cache

@@ -35,6 +35,7 @@ __all__ = [
     "SNAKE",
     "available",
     "function",
+    "is_wide",
     "multiplies_bf16",
 ]
 
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 RUN, LEAD, SERVE, PACK, PARTS, LEVELS, FRAME, DRAW = range(8)  # what `function` can be asked for: see `kernels`
 SNAKE, FILTER, MIX, DENSE, SINGLE = range(5)  # and of what there are `PARTS`
 _NAME, _REGION, _FILE = "accelerator_native", "accelerator_region", "kernels.o"
-_NEEDED = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni")
+_NEEDED = ("avx2", "fma", "f16c")
 _SOURCES = [
     "activation",
     "attention",
@@ -58,8 +59,10 @@ _SOURCES = [
     "kernels",
     "minimal",
     "plan",
+    "quantized",
     "rows",
     "tiles",
+    "vectors",
 ]
 _ARGUMENTS = 7
 # What numba's code for exceptions and reference counts refers to, and never calls here.
@@ -83,9 +86,14 @@ def available() -> bool:
         return False
 
 
+def is_wide() -> bool:
+    """Whether this processor has AVX512-VNNI; others use AVX2."""
+    return {"avx512f", "avx512_vnni"} <= set(detect().isa)
+
+
 def multiplies_bf16() -> bool:
     """Whether this processor multiplies pairs of bfloat16."""
-    return "avx512_bf16" in detect().isa
+    return is_wide() and "avx512_bf16" in detect().isa
 
 
 class Function:
@@ -116,7 +124,7 @@ def function() -> Function:
     Raises SessionError, and then always: what took half a minute to fail is not tried again.
     """
     if not available():
-        raise SessionError("the compiled kernels need AVX512-VNNI, Linux, numba and llvmlite")
+        raise SessionError("the compiled kernels need AVX2, Linux, numba and llvmlite")
     found = _made()
     if isinstance(found, SessionError):
         raise found
@@ -173,10 +181,17 @@ def _compile() -> bytes:
     """All kernels behind one function, as an object file."""
     import llvmlite.binding as llvm
     import numba
+    from numba.core import config as numbas
 
     from . import kernels
 
-    made = numba.njit(f"int64({', '.join(['int64'] * _ARGUMENTS)})", nogil=True, error_model="numpy")(kernels.call)
+    config: Any = numbas
+    signature, level = f"int64({', '.join(['int64'] * _ARGUMENTS)})", config.OPT
+    config.OPT = type(level)(0)  # numba would optimise what each function calls anew with each of its callers
+    try:
+        made = numba.njit(signature, nogil=True, error_model="numpy")(kernels.call)
+    finally:
+        config.OPT = level
     overload: Any
     (overload,) = made.overloads.values()
     module = llvm.parse_assembly(overload.library.get_llvm_str())
@@ -187,9 +202,8 @@ def _compile() -> bytes:
         elif not each.is_declaration:
             each.linkage = "internal"
     machine = _machine()
-    tuning = llvm.create_pipeline_tuning_options(speed_level=1)
-    passes = llvm.create_pass_builder(machine, tuning)
-    passes.getModulePassManager().run(module, passes)  # takes away what the one function does not reach
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(module, passes)
     return bytes(machine.emit_object(module))
 
 

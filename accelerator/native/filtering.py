@@ -22,10 +22,11 @@ from numba import njit
 from . import tiles as at
 from .activation import narrow, snaked
 from .blocks import OPTIONS, PRODUCTS, PRODUCTS_OF_LEVELS, ROWS, VECTORS, level
-from .instructions import BF16, FLOATS, LANES, Code, function, pointer
+from .instructions import pointer
 from .minimal import filters
 from .rows import floats
 from .tiles import CHUNK, FILTERS, PANEL, TILES, TOGETHER, filter_layout
+from .vectors import BF16, REGISTER, WIDTH, Code, function
 
 __all__ = ["filtered", "mixed"]
 
@@ -33,7 +34,7 @@ __all__ = ["filtered", "mixed"]
 def _combined(c: Code, values: list[Any], factors: np.ndarray, total: Any = None) -> Any:
     for value, factor in zip(values, factors, strict=True):
         if abs(factor) > 1e-12:
-            constant = ir.Constant(FLOATS, [float(np.float32(factor))] * LANES)
+            constant = ir.Constant(REGISTER, [float(np.float32(factor))] * WIDTH)
             total = c.b.fmul(value, constant) if total is None else c.fma(value, constant, total)
     return total
 
@@ -52,8 +53,8 @@ def _evaluate(taps: int) -> Any:
         def chunk(j: Any, _: list[Any]) -> list[Any]:
             to = c.plus(out, j, points * pitch)
             for vector in range(VECTORS):
-                at_ = 4 * LANES * vector
-                values = [c.at(c.plus(c.plus(row, j, 4 * CHUNK), at_), FLOATS, 4) for row in rows]
+                at_ = 4 * WIDTH * vector
+                values = [c.at(c.plus(c.plus(row, j, 4 * CHUNK), at_), REGISTER, 4) for row in rows]
                 answers = [_combined(c, values, matrix[0])]
                 for k in range(1, points - 1, 2):  # at p and at -p: the even and the odd part, added and subtracted
                     even = _combined(c, values, (matrix[k] + matrix[k + 1]) / 2)
@@ -77,15 +78,15 @@ def _interpolate(taps: int) -> Any:
     def generate(c: Code, sums: Any, chunks: Any, bias: Any, out: Any) -> None:
         def chunk(j: Any, _: list[Any]) -> list[Any]:
             for vector in range(VECTORS):
-                at_ = 4 * LANES * vector
+                at_ = 4 * WIDTH * vector
                 here = c.plus(c.plus(sums, j, 4 * CHUNK * TILES), at_)
-                values = [c.at(c.plus(here, k * panel), FLOATS, 64) for k in range(points)]
+                values = [c.at(c.plus(here, k * panel), REGISTER, 4 * WIDTH) for k in range(points)]
                 pairs = range(1, points - 1, 2)
                 parts = [
                     [c.b.fadd(values[k], values[k + 1]) for k in pairs],  # what even powers take
                     [c.b.fsub(values[k], values[k + 1]) for k in pairs],
                 ]
-                start = c.at(c.plus(c.plus(bias, j, 4 * CHUNK), at_), FLOATS, 4)
+                start = c.at(c.plus(c.plus(bias, j, 4 * CHUNK), at_), REGISTER, 4)
                 for i, row in enumerate(matrix):
                     total = _combined(c, [values[0], values[-1]], row[[0, -1]], start)
                     total = _combined(c, parts[i % 2], row[1:-1:2], total)

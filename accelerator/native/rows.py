@@ -8,9 +8,9 @@ import numba
 import numpy as np
 from numba import njit, types
 
-from . import instructions
 from . import plan as at
 from .instructions import float_of, pointer
+from .quantized import product
 
 __all__ = ["F32", "OPTIONS", "PRODUCTS", "QUERIES", "exp", "floats", "gated", "multiply", "normalise", "quantise"]
 
@@ -18,8 +18,8 @@ __all__ = ["F32", "OPTIONS", "PRODUCTS", "QUERIES", "exp", "floats", "gated", "m
 OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 F32 = np.float32
 PRODUCTS, QUERIES = 0, 2 * 8 * 16 * 4  # in a thread's scratch: two tiles' products, then eight queries
-_P41, _P42, _P44, _P48 = (instructions.product[4, n] for n in (1, 2, 4, 8))
-_P81, _P82, _P84, _P88 = (instructions.product[8, n] for n in (1, 2, 4, 8))
+_P41, _P42, _P44, _P48 = (product[4, n] for n in (1, 2, 4, 8))
+_P81, _P82, _P84, _P88 = (product[8, n] for n in (1, 2, 4, 8))
 _LOG2E = np.float32(math.log2(math.e))
 
 

@@ -382,7 +382,7 @@ class FishSpeechAdapter:
 
     def _load_decoder(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
         if options.backend == "onednn":
-            return _resuming(twin.DecodeCall(paths["decoder-twin"] / twin.FILE, bf16=options.dtype == "bf16"))
+            return _resuming(twin.DecodeCall(paths["decoder-twin"] / twin.FILE, dtype=options.dtype))
         session = Session(paths["decoder"] / "decoder.onnx", options)
         return windowed(lambda codes: session.run({"codes": np.ascontiguousarray(codes, np.int64)[None]})[0][0])
 

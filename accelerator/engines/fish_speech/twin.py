@@ -33,6 +33,7 @@ from ... import native, proof
 from ...errors import SessionError
 from ...export import Component, Progress, ProgressEvent
 from ...proof import SNR_DB, compare_arrays, compare_codes, compare_signals
+from ...session import Dtype
 from .. import causal, products, scratch, winograd
 from ..causal import (
     PIECE,
@@ -49,7 +50,6 @@ from ..causal import (
     upsampled,
 )
 from ..products import Kernel
-from ..products import has_bf16 as _has_bf16
 from .codec import Decode, Encode
 from .weights import computing
 
@@ -83,11 +83,12 @@ _PRODUCT = re.compile(r"\.(kernel|qkv|out|gate_up|down|(wide|narrow|input|output
 class Decoder:
     """Codes int64 [B, C, frames] -> audio float32 [B, frames * hop]. Safe to call from several threads."""
 
-    def __init__(self, weights: Weights, config: Mapping[str, Any], *, bf16: bool = False) -> None:
-        low = torch.bfloat16 if bf16 else torch.float32
-        self._frames = LONG if bf16 else LONG // 2  # of a window; the longer one would ask for a second order
-        quick, split = replace(weights, form="winograd"), replace(weights, form="split" if bf16 else "winograd")
-        amx, levels = bf16 and products.splits(), replace(weights, form="levels" if bf16 else "winograd")
+    def __init__(self, weights: Weights, config: Mapping[str, Any], *, dtype: Dtype = "fp32") -> None:
+        """dtype: of most products, in `products`' forms for the rest; see `SessionOptions`."""
+        low, less = torch.bfloat16 if dtype == "bf16" else torch.float32, dtype != "fp32"
+        self._frames = LONG if less else LONG // 2  # of a window; the longer one would ask for a second order
+        quick, split = replace(weights, form="winograd"), replace(weights, form="split" if less else "winograd")
+        amx, levels = less and products.splits(), replace(weights, form="levels" if less else "winograd")
         self._sizes = torch.tensor(config["sizes"])[:, None]
         self._offsets = self._sizes.cumsum(0) - self._sizes
         self._books = weights("books"), weights("projection.weight"), weights("projection.bias")
@@ -100,8 +101,8 @@ class Decoder:
         self._stages = []
         for i, rate in enumerate(config["rates"]):
             exact = i == 0 and products.of_filters(low) == low  # where filters are in bfloat16, too
-            how, dtype = (split, torch.float32) if exact else (quick, low)
-            units = [Unit(how.within(f"stages.{i}.units.{j}"), d, dtype) for j, d in enumerate(config["dilations"])]
+            how, products_ = (split, torch.float32) if exact else (quick, low)
+            units = [Unit(how.within(f"stages.{i}.units.{j}"), d, products_) for j, d in enumerate(config["dilations"])]
             conv = _convolution(split if amx and i < 2 else levels, f"stages.{i}")  # later ones are too small to split
             self._stages.append((weights(f"stages.{i}.alpha"), conv, rate, units))
         self._last = weights("last.alpha"), _convolution(quick, "last")
@@ -228,7 +229,7 @@ def component(
     *,
     sources: tuple[str, ...] = (),
 ) -> Component:
-    """The twin of one direction, proven in float32 as the ONNX export is, and what bfloat16 costs where it can be told.
+    """The twin of one direction, proven in float32 as the ONNX export is, and what less costs where it can be told.
 
     examples: yields (inputs, PyTorch's answer), as for `codec_component`.
     """
@@ -253,9 +254,9 @@ def component(
         stored = load(directory / FILE, stored=True)
         exact = Decoder(*stored)
         report = compare_arrays(answers(lambda codes: exact.push(codes, {})), 1e-4)
-        if _has_bf16():
-            low = Decoder(*stored, bf16=True)
-            report["bf16"] = compare_signals(answers(lambda codes: low.push(codes, {})), SNR_DB)
+        if low := products.reduced():
+            less = Decoder(*stored, dtype=low)
+            report[low] = compare_signals(answers(lambda codes: less.push(codes, {})), SNR_DB)
         return report
 
     used = (str(m.__file__) for m in (causal, products, scratch, winograd, proof))
@@ -282,11 +283,11 @@ class DecodeCall:
     The weights are ordered by a thread, a second's work, while the language model loads. The first call waits for it.
     """
 
-    def __init__(self, path: Path, *, bf16: bool = False) -> None:
+    def __init__(self, path: Path, *, dtype: Dtype = "fp32") -> None:
         """Raises SessionError."""
         with plainly("decoder"):
             weights, config = load(path, stored=True)
-            self._decoder = Decoder(weights, config, bf16=bf16)
+            self._decoder = Decoder(weights, config, dtype=dtype)
         codes = np.zeros((len(config["sizes"]), FRAMES), np.int64)
         self._ordering = threading.Thread(target=self._order, args=(codes,), name="accelerator-decoder-weights")
         self._ordering.start()
