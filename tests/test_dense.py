@@ -11,7 +11,7 @@ from accelerator import native
 from accelerator.engines.dense import Levels, Single
 from accelerator.engines.products import Kernel, Minimal, Packed, Plain, Split, product, splits
 
-compiled = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX512-VNNI and numba")
+compiled = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX2 and numba")
 
 
 def levels(kernel: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Levels:

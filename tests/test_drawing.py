@@ -13,7 +13,7 @@ from accelerator.native.frames import draw as compiled_draw
 from accelerator.sampling import RULES, Draws, Sampler, TokenLayout, draw, nucleus, penalise
 from accelerator.speech import SamplingParams
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX512-VNNI and numba")
+pytestmark = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX2 and numba")
 
 
 class Given:

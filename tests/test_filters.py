@@ -21,8 +21,8 @@ from accelerator.errors import SessionError
 from accelerator.native import Filter, Mix, job, parts, tiles
 from accelerator.native import compiled as compiled_
 
-compiled = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX512-VNNI and numba")
-low_ones = pytest.mark.skipif(not Mix.takes((32, 32), low=True), reason="needs products of bfloat16")
+compiled = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX2 and numba")
+low_ones = pytest.mark.skipif(not Mix.takes((32, 32), "bf16"), reason="needs products of bfloat16")
 
 
 def made(kernel: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Minimal:
@@ -134,24 +134,44 @@ def test_levels_of_what_is_no_number_are_none(value: float) -> None:
 
 
 @compiled
-@pytest.mark.parametrize("low", [False, pytest.param(True, marks=low_ones)])
+@pytest.mark.parametrize(("dtype", "least"), [("fp32", 85), ("int16", 70), pytest.param("bf16", 50, marks=low_ones)])
 @pytest.mark.parametrize("rows", [1, 11, 12, 13, 500])
-def test_a_mix_adds_a_product_of_what_a_filter_gives(low: bool, rows: int) -> None:
+def test_a_mix_adds_a_product_of_what_a_filter_gives(dtype: str, least: float, rows: int) -> None:
     kernel, bias, x = seeded(64, 7, 32) / 15, seeded(64), seeded(1, rows + 6, 32)
     weight, shift, y = seeded(96, 64, seed=2) / 8, seeded(96, seed=3), seeded(1, rows, 96, seed=4)
     hidden = exact(x, kernel, bias, 1)
     hidden = hidden + torch.sin(hidden).square()
     expected = y + hidden @ weight.T.double() + shift
-    made(kernel, bias).residual(x, Mix((96, 64), weight.numpy, shift.numpy(), low=low), y)
-    assert decibels(y, expected) > (50 if low else 85)
+    made(kernel, bias).residual(x, Mix((96, 64), weight.numpy, shift.numpy(), dtype), y)
+    assert decibels(y, expected) > least
     nothing = torch.zeros(1, 0, 96)
-    made(kernel, bias).residual(x[:, :6], Mix((96, 64), weight.numpy, shift.numpy(), low=low), nothing)
+    made(kernel, bias).residual(x[:, :6], Mix((96, 64), weight.numpy, shift.numpy(), dtype), nothing)
 
 
 @compiled
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=low_ones)])
+@pytest.mark.parametrize("dtype", ["fp32", "int16"])
+def test_what_is_no_number_stays_none_in_a_mix(dtype: str) -> None:
+    x, weight, y = seeded(1, 106, 32), seeded(32, 64, seed=2), torch.zeros(1, 100, 32)
+    x[0, 50, 3] = torch.nan
+    made(seeded(64, 7, 32)).residual(x, Mix((32, 64), weight.numpy, None, dtype), y)
+    assert y[0, 44:51].isnan().all()
+    assert y[0, :30].isfinite().all()
+    assert y[0, 70:].isfinite().all()
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("dtype", "form", "least"),
+    [
+        (torch.float32, "winograd", 85),
+        (torch.float32, "levels", 65),
+        pytest.param(torch.bfloat16, "winograd", 45, marks=low_ones),
+    ],
+)
 @pytest.mark.parametrize("dilation", [1, 9])
-def test_a_unit_is_what_it_is_without_kernels(dtype: Any, dilation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_unit_is_what_it_is_without_kernels(
+    dtype: Any, form: Any, least: float, dilation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(products, "splits", lambda: False)
     tensors = {
         "alpha": seeded(96).abs() + 0.5,
@@ -161,12 +181,12 @@ def test_a_unit_is_what_it_is_without_kernels(dtype: Any, dilation: int, monkeyp
         "second.bias": seeded(96, seed=4),
     }
     x = seeded(1, 700, 96, seed=5)
-    unit = Unit(Weights(tensors, form="winograd"), dilation, dtype)
+    unit = Unit(Weights(tensors, form=form), dilation, dtype)
     assert isinstance(unit._second, Mix)
     state: causal.State = {}
     joined = torch.cat([unit(part.clone(), state) for part in x.split([1, 300, 7, 392], dim=1)], dim=1)
     expected = Unit(Weights(tensors, form="plain"), dilation)(x.clone(), {})
-    assert decibels(joined, expected.double()) > (45 if dtype == torch.bfloat16 else 85)
+    assert least < decibels(joined, expected.double()) < least + 50
 
 
 @compiled
@@ -222,7 +242,7 @@ def test_every_part_is_done_once(count: int, threads: int) -> None:
     """Rows are multiplied by 1 more in each run over them: a row that two parts did would be so twice."""
     y, weights = seeded(10 * count + 1, 32), torch.eye(32).numpy()
     before, values = y.clone(), torch.ones(Mix.room(len(y)) * 32)
-    mixed = Mix((32, 32), lambda: weights, None, low=False)
+    mixed = Mix((32, 32), lambda: weights, None, "fp32")
     mixed(values.data_ptr(), 0, y.data_ptr(), threads=1)
     plan = np.zeros(tiles.MIX_SIZE, np.int64)
     plan[[tiles.MIX_VALUES, tiles.MIX_ROOM, tiles.MIX_IN]] = values.data_ptr(), Mix.room(len(y)), 32
@@ -282,6 +302,6 @@ def test_what_there_are_kernels_for() -> None:
     assert not Filter.takes((64, 5, 32))
     assert not Filter.takes((48, 7, 32))
     assert not Filter.takes((64, 7, 48))
-    assert Mix.takes((64, 32), low=False)
-    assert not Mix.takes((48, 32), low=False)
+    assert Mix.takes((64, 32), "fp32")
+    assert not Mix.takes((48, 32), "fp32")
     assert Mix.room(13) == 24

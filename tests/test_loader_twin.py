@@ -64,7 +64,7 @@ class Machine:
                 return self.seconds["pytorch"]
             if options.backend == "onnxruntime":
                 return self.seconds["onnxruntime"]
-            return self.seconds[f"onednn_{options.dtype}"]
+            return self.seconds[f"onednn_{'fp32' if options.dtype == 'fp32' else 'bf16'}"]
 
         twin = component("quick-twin", prove=lambda directory, precision: self.proof)
         fields = {"components": (component("quick"),), "torch": lambda: None, "load": load, "probe": probe}
@@ -116,7 +116,7 @@ def test_later_only_the_twin_is_opened(loader: Loader) -> None:
     [
         ({"passed": True, "bar": {}}, ("amx_bf16",), "auto"),  # nothing is known of bfloat16
         ({"passed": True, "bar": {}, "bf16": {"passed": False}}, ("amx_bf16",), "auto"),  # its proof failed
-        (PROVEN, ("avx2",), "auto"),  # the processor emulates it
+        (PROVEN, ("avx2",), "auto"),  # the processor emulates it, and nothing is known of int16
         (PROVEN, ("amx_bf16",), "fp32"),  # the user rules it out
     ],
     ids=["not proven", "rejected", "not fast", "fp32 asked for"],
@@ -129,6 +129,14 @@ def test_float32_where_bfloat16_is_out_of_the_question(
     choice = here.load(machine.part())
     assert (choice.backend, choice.precision) == ("onednn", "fp32")
     assert "bf16" not in {options.dtype for options in machine.loads}
+
+
+@pytest.mark.parametrize(("isa", "precision"), [("avx2", "int16"), ("avx512_bf16", "bf16")])
+def test_int16_where_bfloat16_is_not_fast(loader: Loader, isa: str, precision: str) -> None:
+    machine = Machine(proof={**PROVEN, "int16": {"passed": True}})
+    here = replace(loader, profile=Profile(isa))  # type: ignore[arg-type]
+    choice = here.load(machine.part())
+    assert (choice.backend, choice.precision) == ("onednn", precision)
 
 
 def test_float32_when_asked_for_though_bfloat16_was_chosen_before(loader: Loader) -> None:

@@ -35,7 +35,7 @@ from accelerator.scheduler import DualARDecoder
 from accelerator.session import SessionOptions
 from accelerator.speech import SamplingParams
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX512-VNNI and numba")
+pytestmark = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX2 and numba")
 
 STACK = TransformerSpec(
     dim=96, layers=2, heads=4, kv_heads=2, head_dim=32, ffn=144, eps=1e-5, rope_base=1e4, positions=300

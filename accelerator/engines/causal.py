@@ -225,7 +225,7 @@ class Unit:
             weights.kernel("first.kernel"), weights("first.bias"), dilation=dilation, dtype=filters, form=weights.form
         )
         second, bias = weights.kernel("second.kernel"), weights("second.bias")
-        mixing = mix(second, bias, dtype) if self._first.is_minimal else None
+        mixing = mix(second, bias, dtype, weights.form) if self._first.is_minimal else None
         self._second = mixing or Convolution(second, bias, dtype=dtype, form=weights.form)
 
     def __call__(self, x: Tensor, state: State) -> Tensor:

@@ -8,7 +8,7 @@ longer than the products. PyTorch's compiler avoids it with operators that take 
     Packed   weights ordered once; the same arithmetic
     Minimal  a fourth to three fifths of the multiplications, for float32 filters of some lengths: see `winograd`;
              Winograd where there are no compiled kernels
-             "levels": those of two taps by products of int16, exact to 65 dB
+             "levels": those of two taps by products of int16, exact to 65 dB, and what follows a filter of seven
     Levels   float32 values as int16, exact to 70 dB: half of float32's time and memory, by compiled kernels
     Single   one output, by compiled kernels
     Split    float32 values as pairs of int8, exact to about 80 dB: with AMX a third of float32's time, half its memory
@@ -342,14 +342,17 @@ def splits() -> bool:
     return _agree(lambda: Split(kernel.abs(), None)(x.abs()), Plain(kernel.abs(), None)(x.abs()))
 
 
-def mix(kernel: Kernel, bias: Tensor | None, dtype: torch.dtype) -> native.Mix | None:
+def mix(
+    kernel: Kernel, bias: Tensor | None, dtype: torch.dtype = torch.float32, form: Form = "winograd"
+) -> native.Mix | None:
     """What follows a unit's `Minimal` filter, [out, 1, in], if there are kernels for it."""
-    shape, low = (kernel.shape[0], kernel.shape[2]), dtype == torch.bfloat16
-    if not native.Mix.takes(shape, low=low):
+    shape = kernel.shape[0], kernel.shape[2]
+    kind = "bf16" if dtype == torch.bfloat16 else "int16" if form == "levels" else "fp32"
+    if not native.Mix.takes(shape, kind):
         return None
     given = None if bias is None else bias.numpy()
     with contextlib.suppress(SessionError):
-        return native.Mix(shape, lambda: kernel.read().numpy(), given, low=low)
+        return native.Mix(shape, lambda: kernel.read().numpy(), given, kind)
     return None
 
 

@@ -63,19 +63,17 @@ class Minimal:
 
     def residual(self, x: Tensor, mix: native.Mix, y: Tensor) -> None:
         """y += mix(a + sin(a)^2) of the answer a, for contiguous [B, rows', mix's columns]."""
-        rows, dtype = y.shape[1], torch.bfloat16 if mix.low else torch.float32
-        room = mix.room(rows)
-        values = scratch("mixed", (self._out * room,), dtype)
+        rows, threads = y.shape[1], torch.get_num_threads()
+        values = scratch("mixed", (mix.space(rows),), torch.uint8).data_ptr()
         for one, answer in zip(x.contiguous(), y, strict=True):
-            self._run(one[None], values[None], snake=True, room=room)
-            mix(values.data_ptr(), rows, answer.data_ptr(), threads=torch.get_num_threads())
+            self._filter(one.data_ptr(), len(one), values, threads=threads, snake=True, to=mix)
+            mix(values, rows, answer.data_ptr(), threads=threads)
 
-    def _run(self, x: Tensor, out: Tensor, *, snake: bool, room: int = 0) -> None:
+    def _run(self, x: Tensor, out: Tensor, *, snake: bool) -> None:
         assert x.dtype == torch.float32
         low, threads = out.dtype == torch.bfloat16, torch.get_num_threads()
         for one, answer in zip(x.contiguous(), out, strict=True):
-            where = one.data_ptr(), len(one), answer.data_ptr()
-            self._filter(*where, threads=threads, snake=snake, low=low, room=room)
+            self._filter(one.data_ptr(), len(one), answer.data_ptr(), threads=threads, snake=snake, low=low)
 
 
 class Winograd:

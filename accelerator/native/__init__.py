@@ -38,7 +38,16 @@ __all__ = [
     "sources",
 ]
 
-_OF_MODELS = ("attention.py", "instructions.py", "kernels.py", "plan.py", "rows.py", "session.py")
+_OF_MODELS = (
+    "attention.py",
+    "instructions.py",
+    "kernels.py",
+    "plan.py",
+    "quantized.py",
+    "rows.py",
+    "session.py",
+    "vectors.py",
+)
 _OF_CODECS = (
     "activation.py",
     "blocks.py",
@@ -50,6 +59,7 @@ _OF_CODECS = (
     "minimal.py",
     "parts.py",
     "tiles.py",
+    "vectors.py",
 )
 
 

@@ -4,8 +4,8 @@ layers whose weights are large."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -54,24 +54,33 @@ class Filter:
         return taps in at.FILTERS and not out % at.CHUNK and not channels % at.CHUNK
 
     def __call__(
-        self, x: int, given: int, out: int, *, threads: int, snake: bool = False, low: bool = False, room: int = 0
+        self,
+        x: int,
+        given: int,
+        out: int,
+        *,
+        threads: int,
+        snake: bool = False,
+        low: bool = False,
+        to: Mix | None = None,
     ) -> None:
         """x: the address of [given, in], the context among them; out: of [given - (taps - 1) dilation, out].
 
-        snake: out = y + sin(y)^2, of y = conv(x, w) + b. low: out is bfloat16. room: out is for a `Mix`, with room for
-        so many rows.
+        snake: out = y + sin(y)^2, of y = conv(x, w) + b. low: out is bfloat16. to: out is the memory that it takes.
         """
         columns, taps, channels = self._shape
         rows = given - (taps - 1) * self._dilation
         if rows <= 0:
             return
-        weights, kind = self._weights(), snake + 2 * low + 4 * bool(room)
+        weights, kind, room = self._weights(), at.SNAKED * snake + at.LOW * low, 0
+        if to is not None:
+            kind, room = kind | at.MIXED | to.kind, to.room(rows)
         plan = [0] * at.FILTER_SIZE
         plan[at.FILTER_X], plan[at.FILTER_GIVEN], plan[at.FILTER_IN], plan[at.FILTER_Y] = x, given, channels, out
         plan[at.FILTER_OUT], plan[at.FILTER_KIND], plan[at.FILTER_WEIGHTS] = columns, kind, weights.ctypes.data
         plan[at.FILTER_BIAS], plan[at.FILTER_DILATION], plan[at.FILTER_ROOM] = self._shift, self._dilation, room
         plan[at.FILTER_UNITS], plan[at.FILTER_TAPS] = self._units.ctypes.data, taps
-        plan[at.FILTER_LEVELED] = self._leveled
+        plan[at.FILTER_LEVELED], plan[at.FILTER_OWN] = self._leveled, out + 4 * columns * room
         whole, rest = divmod(rows, at.FILTERS[taps] * self._dilation)
         tiles = whole * self._dilation + min(rest, self._dilation)
         _share_out(FILTER, plan, tiles, at.filter_space(taps, channels), threads)
@@ -98,28 +107,37 @@ class Filter:
 class Mix:
     """x += v W^T + b for float32 x [rows, out], and values in the order in which a `Filter` puts them."""
 
+    KINDS: ClassVar[Mapping[str, int]] = {"fp32": 0, "bf16": at.LOW, "int16": at.LEVELED}
+
     def __init__(
-        self, shape: Sequence[int], read: Callable[[], np.ndarray], bias: np.ndarray | None, *, low: bool
+        self, shape: Sequence[int], read: Callable[[], np.ndarray], bias: np.ndarray | None, dtype: str
     ) -> None:
-        """shape: [out, in] of what `read` gives, float32, once; low: values and weights are bfloat16, see `takes`.
+        """shape: [out, in] of what `read` gives, float32, once; dtype: of values and weights, "fp32", "bf16" or
+        "int16", see `takes`.
 
         Raises SessionError.
         """
         function()
-        self._shape, self._read, self.low = tuple(shape), read, low
+        self._shape, self._read, self.kind = tuple(shape), read, self.KINDS[dtype]
+        self._scales: np.ndarray = np.zeros(0, np.float32)
         self._bias = _or_zeros(bias, shape[0])
         self._shift = self._bias.ctypes.data
         self._ordered: np.ndarray | None = None
 
     @staticmethod
-    def takes(shape: Sequence[int], *, low: bool) -> bool:
+    def takes(shape: Sequence[int], dtype: str) -> bool:
         """Whether there are kernels for such weights, if there are any at all."""
-        return not shape[0] % at.CHUNK and not shape[1] % at.CHUNK and (not low or multiplies_bf16())
+        return not shape[0] % at.CHUNK and not shape[1] % at.CHUNK and (dtype != "bf16" or multiplies_bf16())
 
     @staticmethod
     def room(rows: int) -> int:
         """Rows that the values must have room for: [in / CHUNK, room, CHUNK]."""
         return -(-rows // at.ROWS) * at.ROWS
+
+    def space(self, rows: int) -> int:
+        """Bytes that the values of so many rows take: [in / CHUNK, room, CHUNK], and float32 [in / CHUNK, room]."""
+        _, channels = self._shape
+        return 4 * self.room(rows) * (channels + channels // at.CHUNK)
 
     def __call__(self, values: int, rows: int, x: int, *, threads: int) -> None:
         """values, x: addresses."""
@@ -129,17 +147,25 @@ class Mix:
         plan = [0] * at.MIX_SIZE
         plan[at.MIX_VALUES], plan[at.MIX_ROOM], plan[at.MIX_IN], plan[at.MIX_X] = values, self.room(rows), channels, x
         plan[at.MIX_ROWS], plan[at.MIX_OUT], plan[at.MIX_BIAS] = rows, out, self._shift
-        plan[at.MIX_WEIGHTS], plan[at.MIX_LOW] = self._weights().ctypes.data, self.low
+        plan[at.MIX_UNITS] = values + 4 * channels * self.room(rows)
+        plan[at.MIX_WEIGHTS], plan[at.MIX_KIND] = self._weights().ctypes.data, self.kind
+        plan[at.MIX_SCALES] = self._scales.ctypes.data
         _share_out(MIX, plan, rows, 4 * at.ROWS * at.CHUNK, threads)
 
     def _weights(self) -> np.ndarray:
-        """[out / CHUNK, in, CHUNK], or of pairs of bfloat16: [out / CHUNK, in / 2, CHUNK, 2]."""
+        """[out / CHUNK, in, CHUNK], or of pairs of bfloat16: [out / CHUNK, in / 2, CHUNK, 2]; of int16 as in a
+        `Dense`."""
         with _LOCK:
             if self._ordered is None:
                 out, channels = self._shape
-                given = self._read().reshape(out // at.CHUNK, at.CHUNK, -1, 2 if self.low else 1)
+                low = self.kind == at.LOW
+                given = self._read().reshape(out // at.CHUNK, at.CHUNK, -1, 2 if low else 1)
                 ordered = given.transpose(0, 2, 1, 3)
-                if self.low:
+                if self.kind == at.LEVELED:
+                    levels, units = _levels(ordered[..., 0], channels)
+                    self._ordered, self._scales = _aligned((out * channels,), np.int16), units.reshape(-1)
+                    self._ordered[:] = levels.ravel()
+                elif low:
                     bits = round_to_bfloat16(np.ascontiguousarray(ordered)).view(np.uint32) >> 16
                     self._ordered = _aligned((out * channels,), np.uint16)
                     self._ordered[:] = bits.ravel()

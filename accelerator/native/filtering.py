@@ -5,7 +5,7 @@ the answer after the other, multiplied by the evaluated weights and interpolated
 cache. PyTorch's products of small matrices around large ones take up to twice the time of all this.
 
 A residual unit goes on with a product over the channels of each row (`mixed`), which finds its inputs chunk by chunk:
-[channels / CHUNK, rows, CHUNK].
+[channels / CHUNK, rows, CHUNK]; levels of int16 have a unit for each row of each chunk.
 
 A convolution that is dilated by d is d convolutions of every d-th row: tile t begins at row m d (t // d) + t % d.
 """
@@ -98,12 +98,15 @@ def _interpolate(taps: int) -> Any:
     return function(4, generate)
 
 
+_LEVEL = level([0])
+
+
 @njit(**OPTIONS)
 def _finish(x, out, count, kind):
-    """A row's part at x -> out, as `kind` says: bit 0, snake of it; bit 1, as bfloat16."""
+    """A row's part at x -> out, as `kind` says: snake of it, or as bfloat16, or both."""
     given, answer = floats(x, count), floats(out, count)
     low = numba.carray(pointer(out), (count,), np.uint16)
-    kind &= 3
+    kind &= at.SNAKED | at.LOW
     if kind == 0:
         for k in range(count):
             answer[k] = given[k]
@@ -168,7 +171,7 @@ def _filter(taps: int, leveled: bool = False) -> Any:
                         own = plan[at.FILTER_UNITS] + 4 * CHUNK * block
                         for c in range(0, chunks, TOGETHER):
                             some, from_ = min(TOGETHER, chunks - c), weights + 2 * CHUNK * CHUNK * c
-                            _LEVELS(here + c * step, step, from_, some, to, units + 4 * t, own, c == 0)
+                            PRODUCTS_OF_LEVELS(here + c * step, step, from_, some, to, units + 4 * t, own, c == 0)
                     else:
                         multiply(here, step, weights, chunks, to)
 
@@ -178,16 +181,20 @@ def _filter(taps: int, leveled: bool = False) -> Any:
         out, columns, kind, dilation = (
             plan[at.FILTER_Y], plan[at.FILTER_OUT], plan[at.FILTER_KIND], plan[at.FILTER_DILATION],
         )  # fmt: skip
-        rows, size = plan[at.FILTER_GIVEN] - (taps - 1) * dilation, 2 if kind & 2 else 4
+        rows, size = plan[at.FILTER_GIVEN] - (taps - 1) * dilation, 2 if kind & at.LOW else 4
         for t in range(count):
             interpolate(products + 4 * CHUNK * t, parts, plan[at.FILTER_BIAS] + 4 * start, beside)
             row = _first_row(first + t, outputs, dilation)
             for i in range(outputs):
                 here = beside + 4 * PANEL * i
-                if row < rows and kind & 4:
+                if row < rows and kind & at.MIXED:
                     for part in range(parts):
-                        to = out + size * CHUNK * ((start // CHUNK + part) * plan[at.FILTER_ROOM] + row)
-                        _finish(here + 4 * CHUNK * part, to, CHUNK, kind)
+                        from_, place = here + 4 * CHUNK * part, (start // CHUNK + part) * plan[at.FILTER_ROOM] + row
+                        if kind & at.LEVELED:
+                            _finish(from_, from_, CHUNK, kind)
+                            _LEVEL(from_, 0, 1, out + 4 * CHUNK * place, 0, plan[at.FILTER_OWN] + 4 * place)
+                        else:
+                            _finish(from_, out + size * CHUNK * place, CHUNK, kind)
                 elif row < rows:
                     _finish(here, out + size * (row * columns + start), CHUNK * parts, kind)
                 row += dilation
@@ -213,21 +220,40 @@ def _filter(taps: int, leveled: bool = False) -> Any:
     return run
 
 
-def _mix(low: bool) -> Any:
+def _plain(low: bool) -> Any:
     multiply, size = PRODUCTS[low], 2 if low else 4
 
     @njit(**OPTIONS)
+    def run(plan, row, start, out):
+        """A block of a mix's products."""
+        chunks, step = plan[at.MIX_IN] // CHUNK, size * CHUNK * plan[at.MIX_ROOM]
+        values, weights = plan[at.MIX_VALUES] + size * CHUNK * row, plan[at.MIX_WEIGHTS] + size * CHUNK * chunks * start
+        multiply(values, step, weights, chunks, out)
+
+    return run
+
+
+@njit(**OPTIONS)
+def _leveled(plan, row, start, out):
+    chunks, own = plan[at.MIX_IN] // CHUNK, plan[at.MIX_SCALES] + 4 * start
+    weights = plan[at.MIX_WEIGHTS] + 2 * CHUNK * chunks * start
+    for c in range(chunks):
+        place = plan[at.MIX_ROOM] * c + row
+        values, units = plan[at.MIX_VALUES] + 4 * CHUNK * place, plan[at.MIX_UNITS] + 4 * place
+        PRODUCTS_OF_LEVELS(values, 0, weights + 2 * CHUNK * CHUNK * c, 1, out, units, own, c == 0)
+
+
+def _mix(multiply: Any) -> Any:
+    @njit(**OPTIONS)
     def run(address, begin, end, scratch):
         plan = numba.carray(pointer(address), (at.MIX_SIZE,), np.int64)
-        values, room, chunks = plan[at.MIX_VALUES], plan[at.MIX_ROOM], plan[at.MIX_IN] // CHUNK
-        columns, weights, rows = plan[at.MIX_OUT], plan[at.MIX_WEIGHTS], plan[at.MIX_ROWS]
+        columns, rows = plan[at.MIX_OUT], plan[at.MIX_ROWS]
         x, bias = floats(plan[at.MIX_X], rows * columns), floats(plan[at.MIX_BIAS], columns)
         sums = floats(scratch, ROWS * CHUNK)
         for first in range(begin, end, TILES):
             for start in range(0, columns, CHUNK):
                 for row in range(first, min(first + TILES, end), ROWS):
-                    here = values + size * CHUNK * row
-                    multiply(here, size * CHUNK * room, weights + size * CHUNK * chunks * start, chunks, scratch)
+                    multiply(plan, row, start, scratch)
                     for i in range(min(ROWS, rows - row)):
                         to = x[(row + i) * columns + start : (row + i) * columns + start + CHUNK]
                         for k in range(CHUNK):
@@ -236,10 +262,9 @@ def _mix(low: bool) -> Any:
     return run
 
 
-_LEVELS = PRODUCTS_OF_LEVELS
 _SEVEN, _TWO, _TWO_LEVELED = _filter(7), _filter(2), _filter(2, leveled=True)
-_MIX = _mix(False)
-_MIX_LOW = _mix(True) if BF16 else _MIX
+_MIX, _MIX_LEVELED = _mix(_plain(False)), _mix(_leveled)
+_MIX_LOW = _mix(_plain(True)) if BF16 else _MIX
 
 
 @njit(**OPTIONS)
@@ -257,7 +282,10 @@ def filtered(address, begin, end, scratch):
 @njit(**OPTIONS)
 def mixed(address, begin, end, scratch):
     """Rows begin .. end of x += values W + b; begin is a multiple of `ROWS`, as the room for rows is."""
-    if numba.carray(pointer(address), (at.MIX_SIZE,), np.int64)[at.MIX_LOW]:
+    kind = numba.carray(pointer(address), (at.MIX_SIZE,), np.int64)[at.MIX_KIND]
+    if kind == at.LOW:
         _MIX_LOW(address, begin, end, scratch)
+    elif kind == at.LEVELED:
+        _MIX_LEVELED(address, begin, end, scratch)
     else:
         _MIX(address, begin, end, scratch)

@@ -93,33 +93,33 @@ def _added(c: Code, bits: int, weights: Any, given: list[Any], before: list[Any]
 
 
 def _added_by_pairs(c: Code, bits: int, weights: Any, given: list[Any], before: list[Any]) -> list[Any]:
-    """As `_added`: two sums int32 [LANES / 2] for each row that is given."""
+    """As `_added`: two sums int32 [LANES / 2] for each row that is given, one after the other if they are many."""
     b, sums, ones = c.b, list(before), ir.Constant(_SHORTS, [1] * 16)
 
     def widened(at: int, pairs: Any) -> None:
         sums[at] = b.add(sums[at], c.call("llvm.x86.avx2.pmadd.wd", _EIGHT, pairs, ones))
 
-    for side in range(2):
-        given, shorts = [c.again(values) for values in given], [None] * len(given)
+    for sides in [(0, 1)] if len(given) <= 4 else [(0,), (1,)]:
+        given, shorts = [c.again(values) for values in given], dict[int, Any]()
         for k in range(LANES * bits // 16):
-            raw = c.at(c.plus(weights, 64 * k + 32 * side), _EIGHT, 16)
-            for half, levels in enumerate(both := _levels(c, raw, bits)):
-                signed = levels_ = b.bitcast(levels, _BYTES)
+            raw = [_levels(c, c.at(c.plus(weights, 64 * k + 32 * side), _EIGHT, 16), bits) for side in sides]
+            for half, both in enumerate(zip(*raw, strict=True)):
+                levels, signed = [b.bitcast(v, _BYTES) for v in both], []
                 if bits == 8:
-                    signed = b.xor(levels_, ir.Constant(_BYTES, [-128] * 32))
-                    levels_ = c.call("llvm.abs.v32i8", _BYTES, signed, ir.Constant(ir.IntType(1), 0))
+                    signed = [b.xor(v, ir.Constant(_BYTES, [-128] * 32)) for v in levels]
+                    levels = [c.call("llvm.abs.v32i8", _BYTES, v, ir.Constant(ir.IntType(1), 0)) for v in signed]
                 for row, values in enumerate(given):
-                    four = b.bitcast(c.all(c.at(c.plus(values, 4 * (len(both) * k + half)), I32), _EIGHT), _BYTES)
-                    if bits == 8:
-                        four = c.call("llvm.x86.avx2.psign.b", _BYTES, four, signed)
-                    pairs = c.call("llvm.x86.avx2.pmadd.ub.sw", _SHORTS, levels_, four)
-                    if bits == 8:
-                        widened(2 * row + side, pairs)
-                    else:
-                        shorts[row] = pairs if shorts[row] is None else b.add(shorts[row], pairs)
-        if bits == 4:
-            for row, pairs in enumerate(shorts):
-                widened(2 * row + side, pairs)
+                    four = c.at(c.plus(values, 4 * (len(raw[0]) * k + half)), I32)
+                    bytes_ = b.bitcast(c.all(four, _EIGHT), _BYTES)
+                    for i, (side, own) in enumerate(zip(sides, levels, strict=True)):
+                        turned = c.call("llvm.x86.avx2.psign.b", _BYTES, bytes_, signed[i]) if signed else bytes_
+                        pairs, sum_ = c.call("llvm.x86.avx2.pmadd.ub.sw", _SHORTS, own, turned), 2 * row + side
+                        if bits == 8:
+                            widened(sum_, pairs)
+                        else:
+                            shorts[sum_] = b.add(shorts[sum_], pairs) if sum_ in shorts else pairs
+        for sum_, pairs in shorts.items():
+            widened(sum_, pairs)
     return sums
 
 

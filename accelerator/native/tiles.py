@@ -27,6 +27,7 @@ __all__ = [
     "FILTER_KIND",
     "FILTER_LEVELED",
     "FILTER_OUT",
+    "FILTER_OWN",
     "FILTER_ROOM",
     "FILTER_SIZE",
     "FILTER_TAPS",
@@ -34,13 +35,18 @@ __all__ = [
     "FILTER_WEIGHTS",
     "FILTER_X",
     "FILTER_Y",
+    "LEVELED",
+    "LOW",
+    "MIXED",
     "MIX_BIAS",
     "MIX_IN",
-    "MIX_LOW",
+    "MIX_KIND",
     "MIX_OUT",
     "MIX_ROOM",
     "MIX_ROWS",
+    "MIX_SCALES",
     "MIX_SIZE",
+    "MIX_UNITS",
     "MIX_VALUES",
     "MIX_WEIGHTS",
     "MIX_X",
@@ -53,6 +59,7 @@ __all__ = [
     "SINGLE_WEIGHTS",
     "SINGLE_X",
     "SINGLE_Y",
+    "SNAKED",
     "SNAKE_ALPHA",
     "SNAKE_CHANNELS",
     "SNAKE_KINDS",
@@ -68,17 +75,19 @@ __all__ = [
 # What is where in the arrays that describe a filter, a mix, and so on.
 (
     FILTER_X, FILTER_GIVEN, FILTER_IN, FILTER_Y, FILTER_OUT, FILTER_KIND, FILTER_WEIGHTS, FILTER_BIAS, FILTER_DILATION,
-    FILTER_ROOM, FILTER_UNITS, FILTER_TAPS, FILTER_LEVELED, FILTER_SIZE,
-) = range(14)  # fmt: skip
+    FILTER_ROOM, FILTER_UNITS, FILTER_TAPS, FILTER_LEVELED, FILTER_OWN, FILTER_SIZE,
+) = range(15)  # fmt: skip
 (
-    MIX_VALUES, MIX_ROOM, MIX_IN, MIX_X, MIX_ROWS, MIX_OUT, MIX_WEIGHTS, MIX_BIAS, MIX_LOW, MIX_SIZE,
-) = range(10)  # fmt: skip
+    MIX_VALUES, MIX_UNITS, MIX_ROOM, MIX_IN, MIX_X, MIX_ROWS, MIX_OUT, MIX_WEIGHTS, MIX_SCALES, MIX_BIAS, MIX_KIND,
+    MIX_SIZE,
+) = range(12)  # fmt: skip
 (
     DENSE_VALUES, DENSE_UNITS, DENSE_ROOM, DENSE_ROWS, DENSE_IN, DENSE_TAPS, DENSE_DILATION, DENSE_OUT, DENSE_WEIGHTS,
     DENSE_SCALES, DENSE_BIAS, DENSE_Y, DENSE_SIZE,
 ) = range(13)  # fmt: skip
 SINGLE_X, SINGLE_WEIGHTS, SINGLE_Y, SINGLE_TERMS, SINGLE_STEP, SINGLE_SIZE = range(6)
 SNAKE_X, SNAKE_ALPHA, SNAKE_Y, SNAKE_CHANNELS, SNAKE_KINDS, SNAKE_SIZE = range(6)
+SNAKED, LOW, MIXED, LEVELED = 1, 2, 4, 8  # kinds of what a filter answers: bfloat16, for a mix, as levels for one
 FILTERS = {7: 8, 2: 5}  # outputs of a tile, by taps
 CHUNK = 32  # channels that lie side by side
 ROWS = 12  # that are multiplied at once, with a chunk of columns

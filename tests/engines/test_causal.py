@@ -22,6 +22,7 @@ from accelerator.engines.causal import (
     polyphase,
     upsampled,
 )
+from accelerator.engines.products import has_bf16
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
@@ -65,6 +66,7 @@ def test_a_transposed_convolution_is_a_convolution(taps: int, stride: int) -> No
     torch.testing.assert_close(joined, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(not has_bf16(), reason="PyTorch has no products of bfloat16 for this processor")
 def test_bfloat16_rounds_and_sums_in_float32() -> None:
     weight, x = seeded(8, 512, 3) / 40, seeded(1, 40, 512)
     exact = Convolution(kernel_of(weight), None)(x, {})

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from accelerator.engines import products
 from accelerator.engines.causal import Convolution
-from accelerator.engines.products import Form, Kernel, Packed, Plain, Split, packs, product, splits
+from accelerator.engines.products import Form, Kernel, Packed, Plain, Split, has_bf16, packs, product, splits
 
 needs_packing = pytest.mark.skipif(not packs(), reason="this PyTorch takes no ordered weights")
+needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="PyTorch has no products of bfloat16 for this processor")
 needs_splitting = pytest.mark.skipif(not splits(), reason="needs a processor with AMX")
 SHAPES = [(64, 7, 48), (1, 7, 96), (5, 3, 6), (96, 1, 64), (192, 2, 32)]  # out, taps, in
 HOWS = [{}, {"dilation": 9}, {"stride": 2}]
@@ -43,7 +44,7 @@ def snr_db(expected: Tensor, actual: Tensor) -> float:
 @needs_packing
 @pytest.mark.parametrize("how", HOWS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)], ids=str)
 def test_ordered_weights_multiply_the_same(shape: tuple[int, ...], how: dict[str, int], dtype: torch.dtype) -> None:
     kernel, bias = seeded(*shape) / 10, seeded(shape[0], seed=1)
     packed, plain = Packed(kernel, bias, dtype=dtype, **how), Plain(kernel, bias, dtype=dtype, **how)

@@ -105,7 +105,7 @@ def test_it_stands_in_where_nothing_can_be_split(monkeypatch: pytest.MonkeyPatch
 def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
     """What products of form "winograd" are, with compiled kernels and without."""
     if request.param == "compiled" and not native.available():
-        pytest.skip("compiled kernels need AVX512-VNNI and numba")
+        pytest.skip("compiled kernels need AVX2 and numba")
     monkeypatch.setattr(native, "available", lambda: request.param == "compiled")
     return Minimal if request.param == "compiled" else Winograd
 

@@ -100,8 +100,8 @@ class Decoder:
         self._first = _convolution(split, "first")
         self._stages = []
         for i, rate in enumerate(config["rates"]):
-            exact = i == 0 and products.of_filters(low) == low  # where filters are in bfloat16, too
-            how, products_ = (split, torch.float32) if exact else (quick, low)
+            exact = i == 0 and dtype == "bf16" and products.of_filters(low) == low  # where filters are bfloat16, too
+            how, products_ = (split, torch.float32) if exact else (levels if dtype == "int16" else quick, low)
             units = [Unit(how.within(f"stages.{i}.units.{j}"), d, products_) for j, d in enumerate(config["dilations"])]
             conv = _convolution(split if amx and i < 2 else levels, f"stages.{i}")  # later ones are too small to split
             self._stages.append((weights(f"stages.{i}.alpha"), conv, rate, units))
