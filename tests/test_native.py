@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -23,7 +27,7 @@ from accelerator.decode import Transformer
 from accelerator.engines import causal, dual_ar
 from accelerator.engines.dual_ar import LANGUAGE_MODEL, language_model_components, load_language_model
 from accelerator.engines.reference import ReferenceAdapter
-from accelerator.errors import BadOutput, SessionError
+from accelerator.errors import BadOutput, InvalidOption, SessionError
 from accelerator.export import export_component
 from accelerator.graph.dual_ar import DualARSpec, KVRanges, TransformerSpec, build_fast, build_slow, rope_tables
 from accelerator.graph.quantize import BY_ROW, RECIPES, Recipe, dequantize_blocks
@@ -537,6 +541,34 @@ def test_without_the_instructions_there_are_none(
             compiled.function()
     finally:
         compiled.available.cache_clear()
+
+
+def test_the_environment_can_do_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        for wanted, found in (("none", False), ("AVX2", True), ("auto", True), ("", True)):
+            monkeypatch.setenv("ACCELERATOR_KERNELS", wanted)
+            compiled.available.cache_clear()
+            assert native.available() == found
+            assert not (wanted == "AVX2" and compiled.is_wide())
+        monkeypatch.setenv("ACCELERATOR_KERNELS", "sse")
+        compiled.available.cache_clear()
+        with pytest.raises(InvalidOption, match="ACCELERATOR_KERNELS is 'sse'"):
+            native.available()
+    finally:
+        compiled.available.cache_clear()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not compiled.is_wide(), reason="all tests are of AVX2 here")
+def test_those_for_older_processors_compute_the_same(exports: Path) -> None:
+    """What is tested here and of a codec's layers, once more in a process whose kernels use AVX2."""
+    files = [Path(__file__).with_name(f"test_{name}.py") for name in ("native", "filters", "dense")]
+    chosen = "formulas or beside_it or pieces or steps_are or number or levels or mix"
+    asked = {"ACCELERATOR_KERNELS": "avx2", "ACCELERATOR_TEST_CACHE": str(exports)}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, *map(str, files)]
+    done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) > 30
 
 
 def test_the_machine_code_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,10 +64,10 @@ class Minimal:
     def residual(self, x: Tensor, mix: native.Mix, y: Tensor) -> None:
         """y += mix(a + sin(a)^2) of the answer a, for contiguous [B, rows', mix's columns]."""
         rows, threads = y.shape[1], torch.get_num_threads()
-        values = scratch("mixed", (mix.space(rows),), torch.uint8).data_ptr()
+        values = scratch("mixed", (mix.space(rows),))
         for one, answer in zip(x.contiguous(), y, strict=True):
-            self._filter(one.data_ptr(), len(one), values, threads=threads, snake=True, to=mix)
-            mix(values, rows, answer.data_ptr(), threads=threads)
+            self._filter(one.data_ptr(), len(one), values.data_ptr(), threads=threads, snake=True, to=mix)
+            mix(values.data_ptr(), rows, answer.data_ptr(), threads=threads)
 
     def _run(self, x: Tensor, out: Tensor, *, snake: bool) -> None:
         assert x.dtype == torch.float32

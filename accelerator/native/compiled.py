@@ -9,13 +9,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ..cache import ContentCache, default_root, make_key
-from ..errors import CacheError, SessionError
+from ..errors import CacheError, InvalidOption, SessionError
 from ..hardware import detect
 from . import job
 
@@ -65,6 +66,8 @@ _SOURCES = [
     "vectors",
 ]
 _ARGUMENTS = 7
+_WANTED = ("auto", "avx2", "none")
+_AVX2 = "haswell"  # LLVM's name of the oldest processor with what is needed
 # What numba's code for exceptions and reference counts refers to, and never calls here.
 _UNUSED = (
     "NRT_MemInfo_call_dtor",
@@ -77,8 +80,15 @@ _UNUSED = (
 
 @functools.cache
 def available() -> bool:
-    """Whether this processor has the instructions, and this installation the compiler; tried on Linux only."""
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64") or not set(_NEEDED) <= set(detect().isa):
+    """Whether this processor has the instructions, and this installation the compiler; tried on Linux only.
+
+    Raises InvalidOption for an `ACCELERATOR_KERNELS` that means nothing.
+    """
+    if (
+        _wanted() == "none"
+        or (platform.system(), platform.machine()) != ("Linux", "x86_64")
+        or not set(_NEEDED) <= set(detect().isa)
+    ):
         return False
     try:
         return bool(version("numba") and version("llvmlite"))
@@ -87,8 +97,16 @@ def available() -> bool:
 
 
 def is_wide() -> bool:
-    """Whether this processor has AVX512-VNNI; others use AVX2."""
-    return {"avx512f", "avx512_vnni"} <= set(detect().isa)
+    """Whether AVX512-VNNI is used; other processors use AVX2."""
+    return _wanted() != "avx2" and {"avx512f", "avx512_vnni"} <= set(detect().isa)
+
+
+def _wanted() -> str:
+    """What the environment asks for: "auto", "avx2" (also where there is more) or "none"."""
+    wanted = os.environ.get("ACCELERATOR_KERNELS", "").strip().lower() or "auto"
+    if wanted not in _WANTED:
+        raise InvalidOption(f"ACCELERATOR_KERNELS is {wanted!r}; it can be {', '.join(_WANTED)}")
+    return wanted
 
 
 def multiplies_bf16() -> bool:
@@ -145,13 +163,10 @@ def _made() -> Function | SessionError:
 
 def _object() -> Path:
     """The object file in the cache."""
-    import llvmlite.binding as llvm
-
-    features = llvm.get_host_cpu_features().flatten()
     fields = {
         "component": "kernels",
         "sources": {name: Path(__file__).with_name(f"{name}.py").read_text() for name in _SOURCES},
-        "processor": [llvm.get_host_cpu_name(), features],
+        "processor": list(_processor()),
         "versions": {name: version(name) for name in ("numba", "llvmlite")},
         "platform": [platform.system(), platform.machine()],
     }
@@ -170,11 +185,20 @@ def _machine() -> Any:
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    features = llvm.get_host_cpu_features().flatten()
+    cpu, features = _processor()
     target = llvm.Target.from_default_triple()
     return target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=features, opt=3, reloc="pic", codemodel="jitdefault", jit=True
+        cpu=cpu, features=features, opt=3, reloc="pic", codemodel="jitdefault", jit=True
     )
+
+
+def _processor() -> tuple[str, str]:
+    """LLVM's name of what is compiled for, and its features."""
+    import llvmlite.binding as llvm
+
+    if _wanted() == "avx2":
+        return _AVX2, ""
+    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
 
 
 def _compile() -> bytes:

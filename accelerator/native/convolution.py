@@ -135,9 +135,10 @@ class Mix:
         return -(-rows // at.ROWS) * at.ROWS
 
     def space(self, rows: int) -> int:
-        """Bytes that the values of so many rows take: [in / CHUNK, room, CHUNK], and float32 [in / CHUNK, room]."""
+        """Numbers of four bytes that the values of so many rows take at most: [in / CHUNK, room, CHUNK], and units
+        [in / CHUNK, room]."""
         _, channels = self._shape
-        return 4 * self.room(rows) * (channels + channels // at.CHUNK)
+        return self.room(rows) * (channels + channels // at.CHUNK)
 
     def __call__(self, values: int, rows: int, x: int, *, threads: int) -> None:
         """values, x: addresses."""
