@@ -450,6 +450,16 @@ def test_digests_of_a_checkpoint_go_where_the_exports_are(tmp_path: Path, monkey
     assert given["dtype"] == "bf16"
 
 
+@pytest.mark.parametrize("bf16", [True, False])
+def test_a_baseline_is_not_in_what_pytorch_emulates(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(the_arms, "has_bf16", lambda: bf16)
+    options, (note,) = the_arms._usual("fish-speech")
+    assert options == {"dtype": "bf16" if bf16 else "fp32"}
+    assert ("no convolutions" in note) != bf16
+    assert the_arms._usual("reference") == ({}, [])
+    assert the_arms.SHIPPED["fish-speech"] == {"dtype": "bf16"}
+
+
 def test_a_precision_that_the_proof_rejected_is_not_compared() -> None:
     report = {"precision": "int4", "kl": 0.3, "bar": {"kl": 0.15}}
     part = {"reason": "", "exports": {"text2semantic": {"precision": "int8", "rejected": [report]}}}

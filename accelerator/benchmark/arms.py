@@ -22,6 +22,7 @@ from ..decode import StepTimes
 from ..engines import adapter_for, adapter_from_checkpoint
 from ..engines.base import Adapter, Call, torch_threads
 from ..engines.dual_ar import LANGUAGE_MODEL
+from ..engines.products import has_bf16
 from ..errors import EngineError, ProofFailed
 from ..export import ProgressEvent
 from ..graph.dual_ar import DualARSpec, Weights
@@ -198,27 +199,43 @@ def open_adapter(plan: Plan, weights: Path | None, **options: Any) -> Adapter:
     return adapter_from_checkpoint(plan.options.engine, weights, cache=cache, **given)
 
 
-def _shipped_adapter(plan: Plan, weights: Path | None) -> Adapter:
+def _usual(engine: str) -> tuple[dict[str, Any], list[str]]:
+    """The options that an engine's own tools use on CPUs, and what is to be said of them.
+
+    Where PyTorch has no convolutions in bfloat16 for the processor, as with AVX2, they need minutes for a second of
+    sound: float32 is what is compared with then, which is many times faster.
+    """
+    options = dict(SHIPPED.get(engine, {}))
+    notes = [f"opened with {k} {v}, as the engine's own tools do on CPUs" for k, v in options.items()]
+    if options.get("dtype") == "bf16" and not has_bf16():
+        options["dtype"] = "fp32"
+        notes = [
+            "opened with dtype fp32: the engine's own tools use bf16, for which PyTorch has no convolutions on this "
+            "processor; it would take minutes for a second of audio"
+        ]
+    return options, notes
+
+
+def _shipped_adapter(plan: Plan, weights: Path | None, **usual: Any) -> Adapter:
     """The engine as its own loaders open it. Raises EngineError if the adapter does not know how."""
     adapter = open_adapter(plan, weights)
     if plan.options.engine == "reference":
         return adapter
     if not hasattr(adapter, "open_as_shipped"):
         raise EngineError(f"the adapter of {adapter.name} cannot open a checkpoint as the engine itself does")
-    opened: Adapter = adapter.open_as_shipped(weights, **plan.options.engine_options)
+    opened: Adapter = adapter.open_as_shipped(weights, **{**usual, **plan.options.engine_options})
     return opened
 
 
 def _torch_arm(plan: Plan, name: str, weights: Path | None) -> Arm:
-    usual = SHIPPED.get(plan.options.engine, {})
-    adapter = _shipped_adapter(plan, weights) if name == AS_SHIPPED else open_adapter(plan, weights, **usual)
+    usual, notes = _usual(plan.options.engine)
+    adapter = _shipped_adapter(plan, weights, **usual) if name == AS_SHIPPED else open_adapter(plan, weights, **usual)
     if name == COMPILED:
         if not hasattr(adapter, "compile_torch"):
             raise EngineError(f"the adapter of {adapter.name} does not know what torch.compile could be given")
         adapter.compile_torch()
     calls = {part.name: part.torch for part in adapter.parts()}
     hook = getattr(adapter, "as_shipped", ...)
-    notes = [f"opened with {k} {v}, as the engine's own tools do on CPUs" for k, v in usual.items()]
     if name == AS_SHIPPED:
         if callable(hook):
             calls |= hook()

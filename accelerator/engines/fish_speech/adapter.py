@@ -130,19 +130,24 @@ class FishSpeechAdapter:
 
     @classmethod
     def open_as_shipped(
-        cls, path: str | Path, *, decoder_config_name: str = "modded_dac_vq", **_: Any
+        cls,
+        path: str | Path,
+        *,
+        decoder_config_name: str = "modded_dac_vq",
+        dtype: Literal["fp32", "bf16", "fp16"] = "bf16",
+        **_: Any,
     ) -> FishSpeechAdapter:
-        """For benchmarks: an engine opened by fish-speech's own loaders, in bfloat16 as its own tools do on CPUs."""
+        """For benchmarks: an engine opened by fish-speech's own loaders; on CPUs its own tools open it in bfloat16."""
         module = installed()[1]
         from fish_speech.inference_engine import TTSInferenceEngine
         from fish_speech.models.dac.inference import load_model
 
-        folder, dtype = Path(path), DTYPES["bf16"]
+        folder, precision = Path(path), DTYPES[dtype]
         requests = module.launch_thread_safe_queue(
-            checkpoint_path=str(folder), device="cpu", precision=dtype, compile=False
+            checkpoint_path=str(folder), device="cpu", precision=precision, compile=False
         )
         codec = load_model(decoder_config_name, str(folder / "codec.pth"), device="cpu")
-        return cls(TTSInferenceEngine(llama_queue=requests, decoder_model=codec, precision=dtype, compile=False))
+        return cls(TTSInferenceEngine(llama_queue=requests, decoder_model=codec, precision=precision, compile=False))
 
     def as_shipped(self) -> Mapping[str, Call]:
         """For benchmarks: the language model with the engine's own cache, where there is a live engine."""
