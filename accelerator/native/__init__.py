@@ -6,7 +6,7 @@
 
 ONNX Runtime's quantized kernels are bound by arithmetic for one row, and compute several rows hardly faster than one
 after the other. These read the weights as fast as memory gives them, and share each of them among eight rows. numba
-compiles them once for a processor with AVX512-VNNI; without it, ONNX Runtime goes on as before.
+compiles them once for a processor with AVX2 or AVX512-VNNI; without, ONNX Runtime goes on as before.
 """
 
 from __future__ import annotations
