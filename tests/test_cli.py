@@ -307,6 +307,14 @@ class TestExport:
         assert found["parts"]["decoder"]["backend"] == "pytorch"
 
 
+def assert_alike(wav: bytes, other: bytes) -> None:
+    """Samples of 16 bits, but for the last: sums of a window may be taken in another order than those of a whole."""
+    a, b = (np.frombuffer(data[44:], "<i2").astype(int) for data in (wav, other))
+    assert len(a) == len(b)
+    assert np.abs(a - b).max() <= 1
+    assert np.abs(a).max() > 1000
+
+
 class TestSynth:
     def test_writes_what_it_says(self, cache: Path, tmp_path: Path):
         target = tmp_path / "out.wav"
@@ -336,7 +344,7 @@ class TestSynth:
         streamed = answer("synth", "Hello", "-o", paths[1], "--stream", *options)
         assert streamed["chunks"] == 2
         assert streamed["samples"] == whole["samples"]
-        assert paths[0].read_bytes() == paths[1].read_bytes()
+        assert_alike(*(path.read_bytes() for path in paths))
 
     def test_stdin_to_stdout(self, cache: Path, tmp_path: Path):
         options = [*TINY, *FEW, "--precision", "fp32", "--cache-dir", cache]
@@ -345,7 +353,7 @@ class TestSynth:
         assert result.exit_code == 0, result.output
         assert result.stdout_bytes == (tmp_path / "a.wav").read_bytes()
         streamed = run("synth", "-", "-o", "-", "--stream", *options, input="Grüße\r\n".encode())
-        assert streamed.stdout_bytes[44:] == result.stdout_bytes[44:]
+        assert_alike(streamed.stdout_bytes, result.stdout_bytes)
         assert streamed.stdout_bytes[:4] == b"RIFF"
         assert "s of speech" in streamed.stderr
 
