@@ -13,7 +13,7 @@ from .errors import CorruptEntry, ExportError, SessionError
 from .export import Export, Progress, ProgressEvent, export_best, export_component
 from .hardware import HardwareProfile, Tier, choose_tier
 from .hardware.busy import BusyClock
-from .session import SHORT_SPIN_US, Dtype, SessionOptions, can_bound_spinning
+from .session import BF16_FLAGS, SHORT_SPIN_US, Dtype, SessionOptions, can_bound_spinning
 
 __all__ = ["Choice", "Loader"]
 
@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 BUSY = 0.25  # CPUs that others kept busy during a probe, above which it is not believed for good
 PROBES = 3  # at most, while the machine is busy each time
-BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # processors that multiply bfloat16 faster than float32
 MARGIN = 1.0  # ONNX Runtime must need less than this share of PyTorch's time
 
 

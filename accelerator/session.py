@@ -17,6 +17,7 @@ import numpy as np
 from .errors import SessionError
 
 __all__ = [
+    "BF16_FLAGS",
     "SHORT_SPIN_US",
     "Binding",
     "Dtype",
@@ -30,6 +31,7 @@ __all__ = [
 
 SHORT_SPIN_US = 50
 Dtype = Literal["fp32", "bf16", "int16"]
+BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # processors that multiply bfloat16 faster than float32
 
 _DTYPES = {
     "tensor(float)": np.float32,

@@ -38,6 +38,8 @@ from torch.nn import functional
 
 from .. import native
 from ..errors import SessionError
+from ..hardware import detect
+from ..session import BF16_FLAGS
 from .dense import Levels, Single
 from .winograd import TAPS, Minimal, Winograd
 
@@ -363,8 +365,8 @@ def of_filters(dtype: torch.dtype) -> torch.dtype:
 
 
 def reduced() -> Literal["bf16", "int16"] | None:
-    """What can be faster than float32 here, where less is accurate enough."""
-    if has_bf16():
+    """What can be faster than float32 here, where less is accurate enough. PyTorch also emulates bfloat16."""
+    if has_bf16() and not set(BF16_FLAGS).isdisjoint(detect().isa):
         return "bf16"
     return "int16" if native.available() else None
 

@@ -181,3 +181,21 @@ def test_operators_that_fail_or_are_wrong_are_not_used(forgotten: None, monkeypa
 def test_without_amx_nothing_is_split(forgotten: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert not isinstance(product(seeded(8, 3, 6), None, form="split"), Split)
+
+
+@pytest.mark.parametrize(
+    ("isa", "emulated", "kernels", "found"),
+    [
+        (("avx512_bf16",), True, True, "bf16"),
+        (("avx512_vnni",), True, True, "int16"),  # PyTorch emulates it, slowly
+        (("avx2",), False, True, "int16"),
+        (("avx2",), False, False, None),
+    ],
+)
+def test_what_is_less_than_float32(
+    isa: tuple[str, ...], emulated: bool, kernels: bool, found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "detect", lambda: types.SimpleNamespace(isa=isa))
+    monkeypatch.setattr(products, "has_bf16", lambda: emulated)
+    monkeypatch.setattr(products.native, "available", lambda: kernels)
+    assert products.reduced() == found
