@@ -1,4 +1,4 @@
-"""Products of quantized weights with levels of activations (int8), by the instructions that the processor has.
+"""Levels of activations (int8), and products of quantized weights with them, by the processor's own instructions.
 
 Levels of weights are unsigned, those of activations signed and at most 127, and what the weights' zero points add is
 taken off by block. AVX512-VNNI sums four products of bytes in 32 bits. AVX2 sums two in 16, which hold eight such sums
@@ -13,7 +13,7 @@ from llvmlite import ir
 
 from .vectors import FLOAT, FLOATS, HALF, I8, I16, I32, INTS, LANES, WIDE, Code, function, zeros
 
-__all__ = ["product"]
+__all__ = ["levels", "place", "product"]
 
 _EIGHT, _SHORTS, _BYTES = ir.VectorType(I32, 8), ir.VectorType(I16, 16), ir.VectorType(I8, 32)  # of AVX2's registers
 _ALL_BYTES = ir.VectorType(I8, 4 * LANES)
@@ -117,7 +117,7 @@ def _added_by_pairs(c: Code, bits: int, weights: Any, given: list[Any], before: 
                         if bits == 8:
                             widened(sum_, pairs)
                         else:
-                            shorts[sum_] = b.add(shorts[sum_], pairs) if sum_ in shorts else pairs
+                            shorts[sum_] = c.kept(b.add(shorts[sum_], pairs) if sum_ in shorts else pairs)
         for sum_, pairs in shorts.items():
             widened(sum_, pairs)
     return sums
@@ -133,4 +133,56 @@ def _together(c: Code, sums: list[Any]) -> Any:
     return total
 
 
+def _levels_of_a_block() -> Any:
+    """(values, count, levels, scale, total): 16 `count` float32 -> int8; scale: float32, what a level stands for, which
+    is no number if any of the values is none; total: float32, the sum of the levels."""
+
+    def generate(c: Code, values: Any, count: Any, levels: Any, scale: Any, total: Any) -> None:
+        b, (zero,) = c.b, zeros(FLOATS, 1)
+
+        def largest(j: Any, before: list[Any]) -> list[Any]:
+            value = c.at(c.plus(values, j, 4 * LANES), FLOATS, 4)
+            size = c.call("llvm.fabs.v16f32", FLOATS, value)
+            return [b.select(b.fcmp_ordered(">", size, before[0]), size, before[0]), c.fma(value, zero, before[1])]
+
+        sizes, checks = c.loop(count, [zero] * 2, largest)
+        most, check = c.reduced("fmax", sizes), c.reduced("fadd", checks)
+        some = b.fcmp_ordered(">", most, ir.Constant(FLOAT, 1e-30))
+        inverse = b.select(some, b.fdiv(ir.Constant(FLOAT, 127.0), most), ir.Constant(FLOAT, 0.0))
+
+        def rounded(j: Any, before: list[Any]) -> list[Any]:
+            scaled = b.fmul(c.at(c.plus(values, j, 4 * LANES), FLOATS, 4), c.all(inverse, FLOATS))
+            level = b.fptosi(c.call("llvm.rint.v16f32", FLOATS, scaled), INTS)
+            c.put(b.trunc(level, ir.VectorType(I8, LANES)), c.plus(levels, j, LANES), 1)
+            return [b.add(before[0], level)]
+
+        (sums,) = c.loop(count, zeros(INTS, 1), rounded)
+        sum_ = c.call("llvm.vector.reduce.add.v16i32", I32, sums)
+        c.put(b.fadd(b.fdiv(most, ir.Constant(FLOAT, 127.0)), check), scale)
+        c.put(b.sitofp(sum_, FLOAT), total)
+
+    return function(5, generate)
+
+
+def _place(biased: bool, adds: bool) -> Any:
+    """(products, rows, bias, out, step): float32 [rows, LANES], with a bias [LANES] or without, put where rows are
+    `step` bytes apart, or added to what is there."""
+
+    def generate(c: Code, products: Any, rows: Any, bias: Any, out: Any, step: Any) -> None:
+        own = c.at(bias, FLOATS, 4) if biased else None
+
+        def row(i: Any, _: list[Any]) -> list[Any]:
+            value, to = c.at(c.plus(products, i, 4 * LANES), FLOATS, 4), c.b.add(out, c.b.mul(i, step))
+            if own is not None:
+                value = c.b.fadd(value, own)
+            c.put(c.b.fadd(value, c.at(to, FLOATS, 4)) if adds else value, to)
+            return []
+
+        c.loop(rows, [], row)
+
+    return function(5, generate)
+
+
+levels = _levels_of_a_block()
+place = {(biased, adds): _place(biased, adds) for biased in (True, False) for adds in (True, False)}
 product = {(bits, rows): _product(bits, rows) for bits in (4, 8) for rows in (1, 2, 4, 8)}

@@ -10,7 +10,8 @@ from numba import njit, types
 
 from . import plan as at
 from .instructions import float_of, pointer
-from .quantized import product
+from .quantized import levels as _LEVELS
+from .quantized import place, product
 
 __all__ = ["F32", "OPTIONS", "PRODUCTS", "QUERIES", "exp", "floats", "gated", "multiply", "normalise", "quantise"]
 
@@ -20,6 +21,7 @@ F32 = np.float32
 PRODUCTS, QUERIES = 0, 2 * 8 * 16 * 4  # in a thread's scratch: two tiles' products, then eight queries
 _P41, _P42, _P44, _P48 = (product[4, n] for n in (1, 2, 4, 8))
 _P81, _P82, _P84, _P88 = (product[8, n] for n in (1, 2, 4, 8))
+_BIASED_ADDED, _BIASED, _ADDED, _PLACED = (place[kind] for kind in ((1, 1), (1, 0), (0, 1), (0, 0)))
 _LOG2E = np.float32(math.log2(math.e))
 
 
@@ -46,26 +48,14 @@ def exp(x):
 
 @njit(**OPTIONS)
 def quantise(x, width, block, blocks, values, scales, sums):
-    """float32 [width] at x -> int8 levels [blocks, block], and float32 scales and sums of levels of each block."""
-    source, levels = floats(x, width), numba.carray(pointer(values), (blocks * block,), np.int8)
-    scale, total = floats(scales, blocks), floats(sums, blocks)
+    """float32 [width] at x, a multiple of 16 -> int8 levels [blocks, block], and float32 scales and sums of levels of
+    each block."""
+    into = numba.carray(pointer(values), (blocks * block,), np.int8)
     for i in range(blocks):
         size = min(block, width - i * block)
-        part, into = source[i * block : i * block + size], levels[i * block : (i + 1) * block]
-        for k in range(size, block):
+        _LEVELS(x + 4 * i * block, size // 16, values + i * block, scales + 4 * i, sums + 4 * i)
+        for k in range(i * block + size, (i + 1) * block):
             into[k] = 0
-        largest, check = F32(0), F32(0)
-        for k in range(size):
-            largest = max(largest, abs(part[k]))
-            check += part[k] * F32(0)
-        inverse = F32(127) / largest if largest > F32(1e-30) else F32(0)
-        sum_ = types.int32(0)
-        for k in range(size):
-            level = types.int32(np.floor(part[k] * inverse + F32(0.5)))
-            into[k] = types.int8(level)
-            sum_ += level
-        scale[i] = largest / F32(127) + check  # not a number if one of them is none
-        total[i] = F32(sum_)
 
 
 @njit(**OPTIONS)
@@ -126,26 +116,34 @@ def _tile(plan, m, tile, tokens, first, values, scales, sums, y):
 @njit(**OPTIONS)
 def multiply(plan, m, begin, end, tokens, values, scales, sums, scratch, target, step, adds):
     """Tiles begin .. end of matrix m by all tokens, with its bias: put into, or added to, float32 [tokens, step]."""
-    products, rows = floats(scratch + PRODUCTS, 128), plan[m + 7]
+    products, rows, bias = floats(scratch + PRODUCTS, 128), plan[m + 7], plan[m + 2]
     for tile in range(begin, end):
         columns = min(16, rows - 16 * tile)
         for first in range(0, tokens, 8):
+            some, out = min(8, tokens - first), target + 4 * (first * step + 16 * tile)
             _tile(plan, m, tile, tokens, first, values, scales, sums, scratch + PRODUCTS)
-            for t in range(min(8, tokens - first)):
-                out, y = (
-                    floats(target + 4 * ((first + t) * step + 16 * tile), columns),
-                    products[16 * t : 16 * t + columns],
-                )
-                if plan[m + 2]:
-                    bias = floats(plan[m + 2] + 64 * tile, columns)
-                    for k in range(columns):
-                        y[k] += bias[k]
-                if adds:
-                    for k in range(columns):
-                        out[k] += y[k]
-                else:
-                    for k in range(columns):
-                        out[k] = y[k]
+            if columns == 16:
+                _place(scratch + PRODUCTS, some, bias + 64 * tile, out, 4 * step, bias != 0, adds)
+                continue
+            for t in range(some):
+                into, own = floats(out + 4 * t * step, columns), floats(bias + 64 * tile, columns)
+                for k in range(columns):
+                    value = products[16 * t + k]
+                    if bias:
+                        value += own[k]
+                    into[k] = into[k] + value if adds else value
+
+
+@njit(**OPTIONS)
+def _place(products, rows, bias, out, step, biased, adds):
+    if biased and adds:
+        _BIASED_ADDED(products, rows, bias, out, step)
+    elif biased:
+        _BIASED(products, rows, bias, out, step)
+    elif adds:
+        _ADDED(products, rows, bias, out, step)
+    else:
+        _PLACED(products, rows, bias, out, step)
 
 
 @njit(**OPTIONS)

@@ -55,7 +55,7 @@ class NativeSession:
     def _prepare(self, weights: Mapping[str, np.ndarray]) -> np.ndarray:
         """The plan but for what belongs to a run."""
         stack, spec, slow = self.stack, self._spec, self.name == "slow"
-        if stack.head_dim % plan.LANES or stack.ffn % plan.LANES or stack.head_dim > 256:
+        if any(n % plan.LANES for n in (stack.dim, stack.head_dim, stack.ffn)) or stack.head_dim > 256:
             raise ValueError("sizes that do not divide by 16")
         p = np.zeros(plan.SIZE + plan.LAYER * stack.layers, np.int64)
         sizes = (stack.dim, stack.layers, stack.heads, stack.kv_heads, stack.head_dim, stack.ffn)

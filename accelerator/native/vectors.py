@@ -70,8 +70,8 @@ class Code:
         value.align = align
         return value
 
-    def put(self, value: Any, address: Any) -> None:
-        self.b.store(value, self.b.inttoptr(address, value.type.as_pointer())).align = 4
+    def put(self, value: Any, address: Any, align: int = 4) -> None:
+        self.b.store(value, self.b.inttoptr(address, value.type.as_pointer())).align = align
 
     def number(self, value: int) -> Any:
         return ir.Constant(I64, value)
@@ -94,6 +94,11 @@ class Code:
         it would have to be in memory where registers are few."""
         kind = ir.FunctionType(I64, [I64])
         return self.b.call(ir.InlineAsm(kind, "", "=r,0", side_effect=False), [address])
+
+    def kept(self, value: Any) -> Any:
+        """The same vector, whose sum with others the compiler does not rearrange: it would need more registers."""
+        kind = ir.FunctionType(value.type, [value.type])
+        return self.b.call(ir.InlineAsm(kind, "", "=x,0", side_effect=False), [value])
 
     def fma(self, x: Any, y: Any, z: Any) -> Any:
         return self.call(f"llvm.fma.v{x.type.count}f32", x.type, x, y, z)
