@@ -247,7 +247,7 @@ def test_every_part_is_done_once(count: int, threads: int) -> None:
     plan = np.zeros(tiles.MIX_SIZE, np.int64)
     plan[[tiles.MIX_VALUES, tiles.MIX_ROOM, tiles.MIX_IN]] = values.data_ptr(), Mix.room(len(y)), 32
     plan[[tiles.MIX_X, tiles.MIX_ROWS, tiles.MIX_OUT]] = y.data_ptr(), len(y), 32
-    bias, ordered = np.zeros(32, np.float32), mixed._weights()
+    bias, ordered = np.zeros(32, np.float32), mixed._weights(1)
     plan[[tiles.MIX_BIAS, tiles.MIX_WEIGHTS]] = bias.ctypes.data, ordered.ctypes.data
     room = np.zeros(threads * 4 * 12 * 32 + 64, np.uint8)
     memory = room.ctypes.data + -room.ctypes.data % 64

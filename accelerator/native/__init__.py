@@ -57,6 +57,7 @@ _OF_CODECS = (
     "filtering.py",
     "job.py",
     "minimal.py",
+    "ordering.py",
     "parts.py",
     "tiles.py",
     "vectors.py",

@@ -15,8 +15,9 @@ from . import tiles as at
 from .tiles import CHUNK, MOST_LEVEL
 from .vectors import BF16, FLOAT, FLOATS, INT_REGISTER, INTS, LANES, REGISTER, WIDE, WIDTH, Code, function, zeros
 
-__all__ = ["OPTIONS", "PRODUCTS", "PRODUCTS_OF_LEVELS", "ROWS", "VECTORS", "level"]
+__all__ = ["LEVELS", "OPTIONS", "PRODUCTS", "PRODUCTS_OF_LEVELS", "ROWS", "VECTORS", "level"]
 
+_HALVES = CHUNK // LANES  # of a chunk: their levels share lanes, two in each
 ROWS, VECTORS = at.ROWS, CHUNK // WIDTH  # of a block
 _TALL, _ACROSS = (ROWS, VECTORS) if WIDE else (6, 2)  # of what registers hold of it
 _PARTS = [(row, vector) for row in range(0, ROWS, _TALL) for vector in range(0, VECTORS, _ACROSS)]
@@ -115,7 +116,7 @@ def level(places: Sequence[int]) -> Any:
 
         def largest(j: Any, before: list[Any]) -> list[Any]:
             most, check = before
-            for place in (place + 4 * LANES * k for place in places for k in range(2)):
+            for place in (place + 4 * LANES * k for place in places for k in range(_HALVES)):
                 value = c.at(c.plus(b.add(values, b.mul(j, step)), place), FLOATS, 4)
                 most = c.call("llvm.maxnum.v16f32", FLOATS, most, c.call("llvm.fabs.v16f32", FLOATS, value))
                 check = c.fma(value, zero, check)
@@ -132,7 +133,7 @@ def level(places: Sequence[int]) -> Any:
         def rounded(j: Any, _: list[Any]) -> list[Any]:
             for place in places:
                 here = c.plus(b.add(values, b.mul(j, step)), place)
-                both = [b.fmul(c.at(c.plus(here, 4 * LANES * k), FLOATS, 4), scale) for k in range(2)]
+                both = [b.fmul(c.at(c.plus(here, 4 * LANES * k), FLOATS, 4), scale) for k in range(_HALVES)]
                 low, high = (b.fptosi(c.call("llvm.rint.v16f32", FLOATS, v), INTS) for v in both)
                 mask, bits = (ir.Constant(INTS, [n] * LANES) for n in (0xFFFF, 16))
                 c.put(b.or_(b.and_(low, mask), b.shl(high, bits)), c.plus(b.add(out, b.mul(j, out_step)), place))
@@ -145,3 +146,4 @@ def level(places: Sequence[int]) -> Any:
 
 PRODUCTS = {low: _multiply(low) for low in (False, True) if BF16 or not low}
 PRODUCTS_OF_LEVELS = _multiply_levels()
+LEVELS = level([0])  # of rows that are not evaluated at points

@@ -29,6 +29,7 @@ __all__ = [
     "LEAD",
     "LEVELS",
     "MIX",
+    "ORDER",
     "PACK",
     "PARTS",
     "RUN",
@@ -44,7 +45,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 RUN, LEAD, SERVE, PACK, PARTS, LEVELS, FRAME, DRAW = range(8)  # what `function` can be asked for: see `kernels`
-SNAKE, FILTER, MIX, DENSE, SINGLE = range(5)  # and of what there are `PARTS`
+SNAKE, FILTER, MIX, DENSE, SINGLE, ORDER = range(6)  # and of what there are `PARTS`
 _NAME, _REGION, _FILE = "accelerator_native", "accelerator_region", "kernels.o"
 _NEEDED = ("avx2", "fma", "f16c")
 _SOURCES = [
@@ -60,6 +61,7 @@ _SOURCES = [
     "job",
     "kernels",
     "minimal",
+    "ordering",
     "plan",
     "quantized",
     "rows",

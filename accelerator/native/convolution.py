@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..graph.dual_ar import round_to_bfloat16
 from . import tiles as at
-from .compiled import DENSE, FILTER, LEVELS, MIX, SINGLE, function, multiplies_bf16
+from .compiled import DENSE, FILTER, LEVELS, MIX, ORDER, SINGLE, function, multiplies_bf16
 from .minimal import filters
 from .parts import in_parts
 
@@ -20,6 +19,7 @@ __all__ = ["Dense", "Filter", "Mix", "Single"]
 _LINE = 64  # bytes
 _LITTLE = 200_000  # products that are not worth another thread
 _KEPT, _LOCK = threading.local(), threading.Lock()
+_ONE = np.ones((1, 1))
 
 
 class Filter:
@@ -72,7 +72,7 @@ class Filter:
         rows = given - (taps - 1) * self._dilation
         if rows <= 0:
             return
-        weights, kind, room = self._weights(), at.SNAKED * snake + at.LOW * low, 0
+        weights, kind, room = self._weights(threads), at.SNAKED * snake + at.LOW * low, 0
         if to is not None:
             kind, room = kind | at.MIXED | to.kind, to.room(rows)
         plan = [0] * at.FILTER_SIZE
@@ -85,22 +85,13 @@ class Filter:
         tiles = whole * self._dilation + min(rest, self._dilation)
         _share_out(FILTER, plan, tiles, at.filter_space(taps, channels), threads)
 
-    def _weights(self) -> np.ndarray:
+    def _weights(self, threads: int) -> np.ndarray:
         """[points, out / CHUNK, in, CHUNK]; of int16: [points, out / CHUNK, in / CHUNK, CHUNK / 2, CHUNK, 2]."""
         with _LOCK:
             if self._evaluated is None:
-                columns, taps, channels = self._shape
-                matrix, kernel = filters(at.FILTERS[taps], taps).weights, self._read()
-                shape = len(matrix), columns // at.CHUNK, channels, at.CHUNK
-                evaluated = _aligned(shape, np.int16 if self._leveled else np.float32)
-                units = np.empty((*shape[:2], at.CHUNK), np.float32)
-                for i, part in enumerate(kernel.reshape(-1, at.CHUNK, taps, channels)):
-                    values = np.tensordot(matrix, part.astype(np.float64), (1, 1)).transpose(0, 2, 1)
-                    if self._leveled:
-                        evaluated[:, i], units[:, i] = _levels(values, channels)
-                    else:
-                        evaluated[:, i] = values
-                self._evaluated, self._units = evaluated, units
+                taps, kind = self._shape[1], at.LEVELED * self._leveled
+                factors = np.ascontiguousarray(filters(at.FILTERS[taps], taps).weights, np.float64)
+                self._evaluated, self._units = _ordered(self._read(), self._shape, kind, threads, factors)
         return self._evaluated
 
 
@@ -122,7 +113,7 @@ class Mix:
         self._scales: np.ndarray = np.zeros(0, np.float32)
         self._bias = _or_zeros(bias, shape[0])
         self._shift = self._bias.ctypes.data
-        self._ordered: np.ndarray | None = None
+        self._weights_: np.ndarray | None = None
 
     @staticmethod
     def takes(shape: Sequence[int], dtype: str) -> bool:
@@ -149,31 +140,18 @@ class Mix:
         plan[at.MIX_VALUES], plan[at.MIX_ROOM], plan[at.MIX_IN], plan[at.MIX_X] = values, self.room(rows), channels, x
         plan[at.MIX_ROWS], plan[at.MIX_OUT], plan[at.MIX_BIAS] = rows, out, self._shift
         plan[at.MIX_UNITS] = values + 4 * channels * self.room(rows)
-        plan[at.MIX_WEIGHTS], plan[at.MIX_KIND] = self._weights().ctypes.data, self.kind
+        plan[at.MIX_WEIGHTS], plan[at.MIX_KIND] = self._weights(threads).ctypes.data, self.kind
         plan[at.MIX_SCALES] = self._scales.ctypes.data
         _share_out(MIX, plan, rows, 4 * at.ROWS * at.CHUNK, threads)
 
-    def _weights(self) -> np.ndarray:
+    def _weights(self, threads: int) -> np.ndarray:
         """[out / CHUNK, in, CHUNK], or of pairs of bfloat16: [out / CHUNK, in / 2, CHUNK, 2]; of int16 as in a
         `Dense`."""
         with _LOCK:
-            if self._ordered is None:
+            if self._weights_ is None:
                 out, channels = self._shape
-                low = self.kind == at.LOW
-                given = self._read().reshape(out // at.CHUNK, at.CHUNK, -1, 2 if low else 1)
-                ordered = given.transpose(0, 2, 1, 3)
-                if self.kind == at.LEVELED:
-                    levels, units = _levels(ordered[..., 0], channels)
-                    self._ordered, self._scales = _aligned((out * channels,), np.int16), units.reshape(-1)
-                    self._ordered[:] = levels.ravel()
-                elif low:
-                    bits = round_to_bfloat16(np.ascontiguousarray(ordered)).view(np.uint32) >> 16
-                    self._ordered = _aligned((out * channels,), np.uint16)
-                    self._ordered[:] = bits.ravel()
-                else:
-                    self._ordered = _aligned((out * channels,))
-                    self._ordered[:] = ordered.ravel()
-        return self._ordered
+                self._weights_, self._scales = _ordered(self._read(), (out, 1, channels), self.kind, threads)
+        return self._weights_
 
 
 class Dense:
@@ -206,7 +184,7 @@ class Dense:
         rows = given - lost
         if rows <= 0:
             return
-        weights = self._weights()
+        weights = self._weights(threads)
         room = -(-rows // at.ROWS) * at.ROWS + lost  # what the last rows are multiplied with
         plan, units = [0] * at.DENSE_SIZE, np.zeros(room, np.float32)
         threads = min(threads, columns // at.CHUNK)
@@ -223,17 +201,13 @@ class Dense:
         ends = [columns // at.CHUNK * i // threads for i in range(threads + 1)]
         in_parts(DENSE, plan, ends, threads, memory, apart)
 
-    def _weights(self) -> np.ndarray:
-        """int16 [out / CHUNK, taps * in / CHUNK, CHUNK / 2, CHUNK, 2], and the units of columns, float32 [out]."""
+    def _weights(self, threads: int) -> np.ndarray:
+        """int16 [out / CHUNK, taps * in / CHUNK, CHUNK / 2, CHUNK, 2]."""
         with _LOCK:
             if self._levels is None:
                 columns, taps, channels = self._shape
-                size, kernel = taps * channels, self._read()
-                levels = _aligned((columns // at.CHUNK, size, at.CHUNK), np.int16)
-                units = np.empty((columns // at.CHUNK, at.CHUNK), np.float32)
-                for i, part in enumerate(kernel.reshape(-1, at.CHUNK, size)):
-                    levels[i], units[i] = (values[0] for values in _levels(part.T[None], channels))
-                self._levels, self._units = levels, units.reshape(-1)
+                shape = columns, 1, taps * channels
+                self._levels, self._units = _ordered(self._read(), shape, at.LEVELED, threads, run=channels)
         return self._levels
 
 
@@ -270,23 +244,31 @@ def _or_zeros(bias: np.ndarray | None, count: int) -> np.ndarray:
     return np.zeros(count, np.float32) if bias is None else np.ascontiguousarray(bias, np.float32)
 
 
-def _levels(values: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """[points, in, CHUNK] -> int16, level j of a chunk beside level j + 16, and units [points, CHUNK].
+def _ordered(
+    kernel: np.ndarray,
+    shape: Sequence[int],
+    kind: int,
+    threads: int,
+    factors: np.ndarray = _ONE,
+    run: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [columns, taps, in] -> flat, see `ordering`; and what levels stand for, float32 [points, columns].
 
-    channels: that are multiplied before others are.
-
-    So large that no sum over `at.TOGETHER` chunks leaves int32, whatever the inputs are.
+    kind: 0, `at.LOW` or `at.LEVELED`. factors: float64 [points, taps]. run: how many of `in` are multiplied before
+    others are; None: all.
     """
-    points, size, columns = values.shape
-    starts = [first + c for first in range(0, size, channels) for c in range(0, channels, at.TOGETHER * at.CHUNK)]
-    sums = np.add.reduceat(np.abs(values), starts, axis=1, dtype=np.float64).max(1)
-    room = (2**31 - 2**23) / (at.MOST_LEVEL + 1)
-    with np.errstate(divide="ignore"):
-        scale = np.minimum(room / sums, at.MOST_LEVEL / np.abs(values).max(1))
-    scale = np.where(np.isfinite(scale), scale, 1.0)
-    levels = np.rint(values * scale[:, None]).astype(np.int16)
-    paired = levels.reshape(points, -1, 2, at.CHUNK // 2, columns).transpose(0, 1, 3, 4, 2)
-    return paired.reshape(values.shape), (1 / scale).astype(np.float32)
+    columns, taps, channels = shape
+    points, blocks, kernel = len(factors), columns // at.CHUNK, np.ascontiguousarray(kernel, np.float32)
+    answer = _aligned((points * columns * channels,), {at.LEVELED: np.int16, at.LOW: np.uint16}.get(kind, np.float32))
+    units = np.zeros((points, columns), np.float32)
+    plan = [0] * at.ORDER_SIZE
+    plan[at.ORDER_KERNEL], plan[at.ORDER_TAPS], plan[at.ORDER_IN] = kernel.ctypes.data, taps, channels
+    plan[at.ORDER_POINTS], plan[at.ORDER_FACTORS], plan[at.ORDER_BLOCKS] = points, factors.ctypes.data, blocks
+    plan[at.ORDER_Y], plan[at.ORDER_UNITS], plan[at.ORDER_KIND] = answer.ctypes.data, units.ctypes.data, kind
+    plan[at.ORDER_RUN] = run or channels
+    space = at.order_space(channels)
+    in_parts(ORDER, plan, range(blocks + 1), threads, _scratch(space * threads), space)
+    return answer, units
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:

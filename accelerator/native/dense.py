@@ -11,15 +11,13 @@ import numpy as np
 from numba import njit
 
 from . import tiles as at
-from .blocks import OPTIONS, PRODUCTS_OF_LEVELS, ROWS, level
+from .blocks import LEVELS, OPTIONS, PRODUCTS_OF_LEVELS, ROWS
 from .instructions import pointer
 from .rows import OPTIONS as REORDERED
 from .rows import floats
 from .tiles import CHUNK, TOGETHER
 
 __all__ = ["dense", "levels", "single"]
-
-_LEVEL, _LEVELS = level([0]), PRODUCTS_OF_LEVELS
 
 
 @njit(**OPTIONS)
@@ -29,7 +27,7 @@ def levels(address, x, given):
     channels, step = plan[at.DENSE_IN], 4 * CHUNK * plan[at.DENSE_ROOM]
     for row in range(given):
         source, to = x + 4 * channels * row, plan[at.DENSE_VALUES] + 4 * CHUNK * row
-        _LEVEL(source, 4 * CHUNK, channels // CHUNK, to, step, plan[at.DENSE_UNITS] + 4 * row)
+        LEVELS(source, 4 * CHUNK, channels // CHUNK, to, step, plan[at.DENSE_UNITS] + 4 * row)
 
 
 @njit(**OPTIONS)
@@ -53,7 +51,9 @@ def dense(address, begin, end, scratch):
                 for c in range(0, chunks, TOGETHER):
                     here, some = values + 4 * CHUNK * (room * c + first), min(TOGETHER, chunks - c)
                     new = tap == 0 and c == 0
-                    _LEVELS(here, 4 * CHUNK * room, weights + size * c, some, scratch, units + 4 * first, own, new)
+                    PRODUCTS_OF_LEVELS(
+                        here, 4 * CHUNK * room, weights + size * c, some, scratch, units + 4 * first, own, new
+                    )
             for i in range(min(ROWS, rows - row)):
                 to = y[(row + i) * columns + start : (row + i) * columns + start + CHUNK]
                 for k in range(CHUNK):

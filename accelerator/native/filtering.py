@@ -21,7 +21,7 @@ from numba import njit
 
 from . import tiles as at
 from .activation import narrow, snaked
-from .blocks import OPTIONS, PRODUCTS, PRODUCTS_OF_LEVELS, ROWS, VECTORS, level
+from .blocks import LEVELS, OPTIONS, PRODUCTS, PRODUCTS_OF_LEVELS, ROWS, VECTORS, level
 from .instructions import pointer
 from .minimal import filters
 from .rows import floats
@@ -96,9 +96,6 @@ def _interpolate(taps: int) -> Any:
         c.loop(chunks, [], chunk)
 
     return function(4, generate)
-
-
-_LEVEL = level([0])
 
 
 @njit(**OPTIONS)
@@ -192,7 +189,7 @@ def _filter(taps: int, leveled: bool = False) -> Any:
                         from_, place = here + 4 * CHUNK * part, (start // CHUNK + part) * plan[at.FILTER_ROOM] + row
                         if kind & at.LEVELED:
                             _finish(from_, from_, CHUNK, kind)
-                            _LEVEL(from_, 0, 1, out + 4 * CHUNK * place, 0, plan[at.FILTER_OWN] + 4 * place)
+                            LEVELS(from_, 0, 1, out + 4 * CHUNK * place, 0, plan[at.FILTER_OWN] + 4 * place)
                         else:
                             _finish(from_, out + size * CHUNK * place, CHUNK, kind)
                 elif row < rows:

@@ -16,11 +16,12 @@ from . import job as of_job
 from . import plan as at
 from .activation import snake
 from .attention import attention
-from .compiled import DENSE, DRAW, FILTER, FRAME, LEAD, LEVELS, MIX, PACK, PARTS, RUN, SERVE, SINGLE, SNAKE
+from .compiled import DENSE, DRAW, FILTER, FRAME, LEAD, LEVELS, MIX, ORDER, PACK, PARTS, RUN, SERVE, SINGLE, SNAKE
 from .dense import dense, levels, single
 from .drawing import draw
 from .filtering import filtered, mixed
 from .instructions import add, cycles, float_of, load, pause, pointer, store, swap
+from .ordering import ordered
 from .rows import OPTIONS, QUERIES, floats, gated, multiply, normalise, quantise
 
 __all__ = ["call"]
@@ -284,6 +285,8 @@ def _parts(address):
             single(plan, begin, end)
         elif kind == SNAKE:
             snake(plan, begin, end)
+        elif kind == ORDER:
+            ordered(plan, begin, end, scratch)
         part = add(address + 8 * of_job.NEXT, 1)
 
 

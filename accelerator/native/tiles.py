@@ -51,6 +51,18 @@ __all__ = [
     "MIX_WEIGHTS",
     "MIX_X",
     "MOST_LEVEL",
+    "ORDER_APART",
+    "ORDER_BLOCKS",
+    "ORDER_FACTORS",
+    "ORDER_IN",
+    "ORDER_KERNEL",
+    "ORDER_KIND",
+    "ORDER_POINTS",
+    "ORDER_RUN",
+    "ORDER_SIZE",
+    "ORDER_TAPS",
+    "ORDER_UNITS",
+    "ORDER_Y",
     "PANEL",
     "ROWS",
     "SINGLE_SIZE",
@@ -70,6 +82,7 @@ __all__ = [
     "TOGETHER",
     "filter_layout",
     "filter_space",
+    "order_space",
 ]
 
 # What is where in the arrays that describe a filter, a mix, and so on.
@@ -87,6 +100,10 @@ __all__ = [
 ) = range(13)  # fmt: skip
 SINGLE_X, SINGLE_WEIGHTS, SINGLE_Y, SINGLE_TERMS, SINGLE_STEP, SINGLE_SIZE = range(6)
 SNAKE_X, SNAKE_ALPHA, SNAKE_Y, SNAKE_CHANNELS, SNAKE_KINDS, SNAKE_SIZE = range(6)
+(
+    ORDER_KERNEL, ORDER_TAPS, ORDER_IN, ORDER_POINTS, ORDER_FACTORS, ORDER_BLOCKS, ORDER_Y, ORDER_UNITS, ORDER_KIND,
+    ORDER_RUN, ORDER_SIZE,
+) = range(11)  # fmt: skip
 SNAKED, LOW, MIXED, LEVELED = 1, 2, 4, 8  # kinds of what a filter answers: bfloat16, for a mix, as levels for one
 FILTERS = {7: 8, 2: 5}  # outputs of a tile, by taps
 CHUNK = 32  # channels that lie side by side
@@ -95,11 +112,17 @@ TILES, PANEL = 48, 3 * CHUNK  # that are worked on at a time: tiles, and columns
 TOGETHER = 4  # chunks whose products of levels are summed in int32
 MOST_LEVEL = 32_766  # of an input; what rounds to 32,767 at most
 _APART = 128  # bytes between the points' values, which would lie in the same sets of a cache without them
+ORDER_APART = 8  # float64 between a block's columns, likewise
 
 
 def filter_layout(taps: int) -> tuple[int, int, int]:
     """Points, and bytes from one point's values to the next one's and from one point's products to the next one's."""
     return FILTERS[taps] + taps - 1, 4 * CHUNK * TILES + _APART, 4 * PANEL * TILES + _APART
+
+
+def order_space(channels: int) -> int:
+    """Bytes that a thread orders weights in: a block's values, float64, and what they are multiplied by."""
+    return 8 * (CHUNK + 1) * (channels + ORDER_APART)
 
 
 def filter_space(taps: int, channels: int) -> int:
