@@ -25,6 +25,8 @@ from torch.nn import functional
 
 from .. import native
 from ..errors import SessionError
+from ..hardware.turns import TURNS
+from .base import torch_threads
 from .products import Form, Kernel, Plain, Product, mix, of_filters, product
 from .scratch import scratch
 from .winograd import Minimal
@@ -37,6 +39,7 @@ __all__ = [
     "Unit",
     "Weights",
     "in_pieces",
+    "in_turn",
     "plainly",
     "polyphase",
     "snake",
@@ -363,6 +366,16 @@ def plainly(name: str) -> Iterator[None]:
             yield
     except (RuntimeError, ValueError, KeyError, IndexError, OSError, SafetensorError) as error:
         raise SessionError(f"the {name}'s twin failed: {error}") from error
+
+
+def in_turn(work: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same, once it is a codec's turn at the cores."""
+
+    def run(x: Tensor) -> Tensor:
+        with TURNS.of("codec", torch_threads()):
+            return work(x)
+
+    return run
 
 
 def in_pieces(x: Tensor, rows: int, run: Callable[[Tensor], Tensor]) -> Tensor:

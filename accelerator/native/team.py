@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..hardware.turns import TURNS
 from .compiled import FRAME, LEAD, RUN, SERVE, function
 from .plan import ASLEEP, STOP, TICKET
 
@@ -16,7 +17,7 @@ __all__ = ["Team"]
 
 
 class Team:
-    """Runs steps on some threads, one step at a time; safe to call from any thread.
+    """Runs steps on some threads, one step at a time, when it is their turn at the cores; safe to call from any thread.
 
     Helpers keep looking for the next step for a while (`plan.SPIN`), so that the steps of a frame find them awake, and
     sleep then: an idle team costs nothing.
@@ -32,13 +33,13 @@ class Team:
 
     def run(self, plan: np.ndarray) -> None:
         """A step: see `kernels`. What the plan points to has to stay where it is meanwhile."""
-        with self._lock:
+        with self._lock, TURNS.of("steps", self.threads):
             control = self._ready()
             self._woken(self._call(LEAD, plan.ctypes.data, control), plan, control)
 
     def frame(self, frame: np.ndarray, plan: np.ndarray) -> None:
         """What is left of a frame, whose steps are of that plan: see `frames`."""
-        with self._lock:
+        with self._lock, TURNS.of("steps", self.threads):
             control = self._ready()
             while self._woken(self._call(FRAME, frame.ctypes.data, control), plan, control):
                 pass

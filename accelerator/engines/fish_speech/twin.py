@@ -44,6 +44,7 @@ from ..causal import (
     Unit,
     Weights,
     in_pieces,
+    in_turn,
     plainly,
     polyphase,
     snaked,
@@ -112,6 +113,12 @@ class Decoder:
         return torch.cat([self._window(part, state) for part in codes.split(self._frames, dim=2)], dim=1)
 
     def _window(self, codes: Tensor, state: State) -> Tensor:
+        z = in_turn(functools.partial(self._begin, state))(codes)
+        piece = max(1, FRAMES * z.shape[1] // codes.shape[2])
+        return in_pieces(z, piece, in_turn(functools.partial(self._finish, self._stages[1:], state)))[..., 0]
+
+    def _begin(self, state: State, codes: Tensor) -> Tensor:
+        """What is worth doing for a whole window: up to the first stage's answer."""
         table, weight, bias = self._books
         entries = torch.minimum(codes, self._sizes - 1) + self._offsets  # as the engine does: too high is the last one
         z = functional.embedding(entries.transpose(1, 2), table).flatten(2)  # [B, frames, C * d]
@@ -120,9 +127,7 @@ class Decoder:
         for conv, rate, block in self._up:
             z = upsampled(conv, z, rate, state)
             z = block(z, state)
-        z = self._stage(self._stages[0], state, self._first(z, state))
-        piece = max(1, FRAMES * z.shape[1] // codes.shape[2])
-        return in_pieces(z, piece, functools.partial(self._finish, self._stages[1:], state))[..., 0]
+        return self._stage(self._stages[0], state, self._first(z, state))
 
     def _stage(self, stage: Any, state: State, x: Tensor) -> Tensor:
         """The answer is memory that the next call with as many channels uses again."""
@@ -179,11 +184,15 @@ class Encoder:
         for i, (_, _, _, transformer) in enumerate(self._stages):  # convolutions up to each transformer go by pieces
             if transformer is not None or i == len(self._stages) - 1:
                 part = self._stages[start : i + 1]
-                x = in_pieces(x, piece, functools.partial(self._convolve, part, start == 0, state))
-                x = x if transformer is None else transformer(x, state)
+                x = in_pieces(x, piece, in_turn(functools.partial(self._convolve, part, start == 0, state)))
+                x = x if transformer is None else in_turn(functools.partial(transformer, state=state))(x)
                 for stage in part:
                     piece = max(1, piece // stage[2].stride)
                 start = i + 1
+        return in_turn(functools.partial(self._finish, state))(x)
+
+    def _finish(self, state: State, x: Tensor) -> Tensor:
+        """A window's latents, behind all stages."""
         alpha, conv = self._last
         x = snaked(conv, x, alpha, state)
         for conv, block in self._down:
