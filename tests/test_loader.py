@@ -86,6 +86,25 @@ def test_the_fastest_setting_wins(loader: Loader) -> None:
     assert {e.total for e in probes} == {len(probes)}
 
 
+def test_what_is_near_the_best_is_timed_twice_and_what_is_far_behind_once(loader: Loader) -> None:
+    asked: list[int | None] = []
+    times = {1: iter([0.2, 0.5]), 2: iter([0.25, 0.1]), 4: iter([0.9])}
+
+    def probe(call: Any) -> float:
+        options = call()
+        asked.append(None if options is None else options.threads)
+        return 1.0 if options is None else next(times[options.threads])
+
+    options = [SessionOptions(threads=n) for n in (1, 2, 4)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Loader, "_candidates", lambda _: options)
+        choice = loader.load(Machine().part(probe=probe))
+    assert asked == [1, 1, 2, 2, 4, None]
+    assert choice.options is not None
+    assert choice.options.threads == 2
+    assert sorted(choice.probe["seconds"].values()) == [0.1, 0.2, 0.9, 1.0]
+
+
 @pytest.mark.parametrize("speed", [1.0, 1.01, 50.0])
 def test_a_part_that_is_not_faster_stays_in_pytorch(loader: Loader, speed: float) -> None:
     machine = Machine()

@@ -113,7 +113,7 @@ class Mix:
         self._scales: np.ndarray = np.zeros(0, np.float32)
         self._bias = _or_zeros(bias, shape[0])
         self._shift = self._bias.ctypes.data
-        self._weights_: np.ndarray | None = None
+        self._kept: np.ndarray | None = None
 
     @staticmethod
     def takes(shape: Sequence[int], dtype: str) -> bool:
@@ -148,10 +148,10 @@ class Mix:
         """[out / CHUNK, in, CHUNK], or of pairs of bfloat16: [out / CHUNK, in / 2, CHUNK, 2]; of int16 as in a
         `Dense`."""
         with _LOCK:
-            if self._weights_ is None:
+            if self._kept is None:
                 out, channels = self._shape
-                self._weights_, self._scales = _ordered(self._read(), (out, 1, channels), self.kind, threads)
-        return self._weights_
+                self._kept, self._scales = _ordered(self._read(), (out, 1, channels), self.kind, threads)
+        return self._kept
 
 
 class Dense:

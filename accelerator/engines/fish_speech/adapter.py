@@ -50,7 +50,7 @@ PROBE_FRAMES = 8
 CODEC_LENGTHS = (5, 13, 29)  # frames; the tracer sees the first only
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _WEIGHT_FILES = ("model.pth", "model*.safetensors", "model.safetensors.index.json", "config.json")
-_PROBED_REFERENCE = 48  # frames, two seconds: a shorter one would judge the twin by what it does once a call
+_PROBED = 48  # frames for the codec, two seconds: fewer would judge the twin by what it does once a call
 
 
 class FishSpeechAdapter:
@@ -186,7 +186,7 @@ class FishSpeechAdapter:
                 (self._codec_part("encoder"),),
                 torch=self._encode_in_torch,
                 load=self._load_encoder,
-                probe=lambda call: seconds(call, self._noise(_PROBED_REFERENCE)),
+                probe=lambda call: seconds(call, self._noise(_PROBED)),
                 twin=self._codec_twin("encoder"),
             ),
             Part(
@@ -210,7 +210,7 @@ class FishSpeechAdapter:
                 (self._codec_part("decoder"),),
                 torch=self._decode_in_torch,
                 load=self._load_decoder,
-                probe=lambda call: seconds(call, self._codes(16)),
+                probe=lambda call: seconds(call, self._codes(_PROBED)),
                 check=lambda audio: check_audio(audio, self.sample_rate),
                 twin=self._codec_twin("decoder"),
             ),
