@@ -453,13 +453,15 @@ class UniversalOptimizer:
 
 def _whole(stream: SpeechStream) -> Speech:
     """A stream's chunks as one. Raises GenerationError if there are none."""
-    chunks = list(stream._chunks)
-    if not chunks:
+    samples, rate = bytearray(), 0  # it grows where it lies, so that a long text's audio is in memory once
+    for chunk in stream._chunks:
+        with stream._meter.stage("post"):
+            samples += chunk.audio.astype(np.float32, copy=False).tobytes()
+            rate = chunk.sample_rate
+    if not rate:
         raise GenerationError("the engine produced no audio: try another text, seed or reference")
-    with stream._meter.stage("post"):
-        audio = chunks[0].audio if len(chunks) == 1 else np.concatenate([c.audio for c in chunks])
     stream._meter.finish()
-    return Speech(audio, chunks[0].sample_rate, stream.metrics)
+    return Speech(np.frombuffer(samples, np.float32) if samples else np.zeros(0, np.float32), rate, stream.metrics)
 
 
 def _params(options: dict[str, Any], method: str) -> SamplingParams:

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ from accelerator.errors import (
 )
 from accelerator.loader import Choice
 from accelerator.metrics import Meter, current_meter
+from accelerator.optimizer import _whole
 from accelerator.reference import ReferenceEngine, load
+from accelerator.stream import SpeechStream
 from accelerator.voices import VoiceStore
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +58,35 @@ def python(script: str, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+# The answer
+
+
+def spoken_in(chunks: Iterator[AudioChunk]) -> Speech:
+    return _whole(SpeechStream(chunks, Meter(), lambda meter: meter.result()))
+
+
+def test_chunks_are_joined_in_order() -> None:
+    pieces = [np.arange(i, i + 3, dtype=np.float64) / 10 for i in range(4)]
+    audio, rate, _ = spoken_in(AudioChunk(piece, 8000) for piece in [*pieces[:2], pieces[0][:0], *pieces[2:]])
+    np.testing.assert_array_equal(audio, np.concatenate(pieces).astype(np.float32))
+    assert (audio.dtype, audio.flags.writeable, rate) == (np.float32, True, 8000)
+    assert spoken_in(iter([AudioChunk(pieces[0][:0], 8000)])).audio.shape == (0,)
+    with pytest.raises(GenerationError, match="no audio"):
+        spoken_in(iter([]))
+
+
+def test_a_long_answer_is_in_memory_once() -> None:
+    size, count = 100_000, 200
+    tracemalloc.start()
+    try:
+        audio, _, _ = spoken_in(AudioChunk(np.full(size, i / count, np.float32), 8000) for i in range(count))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(audio) == size * count
+    assert audio.nbytes < peak < 1.3 * audio.nbytes
 
 
 # Options
