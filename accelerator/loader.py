@@ -155,7 +155,7 @@ class Loader:
             try:
                 choice = self._open(part, _with(base, part, twin, options), options, "fastest when probed")
                 taken = part.probe(choice.call)  # type: ignore[arg-type]
-                if taken < _CLOSE * min(seconds.values(), default=taken + 1):
+                if not seconds or taken < _CLOSE * min(seconds.values()):
                     taken = min(taken, part.probe(choice.call))  # type: ignore[arg-type]
             except SessionError as error:
                 if options.backend == "onnxruntime":

@@ -63,16 +63,12 @@ class Turns:
                 if turn.is_set():
                     self._used -= wanted
                 else:
-                    self._forget(kind, turn)
+                    self._waiting[kind].remove((wanted, turn))
+                    if not self._waiting[kind]:
+                        del self._waiting[kind]
                 self._admit()
             raise
         return wanted
-
-    def _forget(self, kind: str, turn: threading.Event) -> None:
-        left = deque(each for each in self._waiting[kind] if each[1] is not turn)
-        self._waiting[kind] = left
-        if not left:
-            del self._waiting[kind]
 
     def _admit(self) -> None:
         """Let in who is next, as long as there are cores for them."""
