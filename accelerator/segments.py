@@ -15,6 +15,7 @@ import bisect
 import functools
 import itertools
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -55,7 +56,9 @@ _WEIGHTS = {
     r"\p{Arabic}\p{Hebrew}\p{Syriac}\p{Thaana}": 1.3,  # short vowels are not written
 }
 _DIGIT_WEIGHT = 4.0  # 1945: nineteen forty-five
+_SYMBOL_WEIGHT = 7.0  # dollars, percent
 _GAP_WEIGHT = 1.0  # white space and marks behind something spoken, however many
+_NEAR = 80  # characters beside a place, among which a word is looked for
 _BARE = r"[\p{Latin}\p{Greek}\p{Cyrillic}\p{Arabic}\p{Hebrew}\p{Inherited}\p{Common}]"  # their accents are not spoken
 
 _LANGUAGES = {  # by script; sentence marks of all scripts are known to each, its abbreviations are not
@@ -94,14 +97,23 @@ class _Unit:
     heading: bool = False  # the end of a paragraph that has no mark, or a colon
 
 
-def split(text: str, *, comfortable: int = 200, longest: int = 400, first: int | None = None) -> list[Segment]:
+Read = Callable[[str], str]
+
+
+def split(
+    text: str, *, comfortable: int = 200, longest: int = 400, first: int | None = None, read: Read | None = None
+) -> list[Segment]:
     """Cut a text (already checked by `text.check_text`) into segments whose texts joined are the text itself.
 
     comfortable, longest: the length aimed at and never exceeded, in Latin letters' worth of speech: see
     `speech_weight`. first: the same aim for the first segment alone, so that its audio comes sooner. Sentences up to
     `longest` stay whole (the first one up to `first`); longer ones are cut at clause marks, else at white space, else
     between grapheme clusters. Each segment has a letter or digit to speak. Only a single grapheme cluster can weigh
-    more than `longest`. Time grows linearly with the text. Raises InvalidOption for lengths that make no sense.
+    more than `longest`. Time grows linearly with the text.
+
+    read: what the engine says of a text, where that is not its letters ("$5" is "five dollars"); lengths are then
+    those of the reading, and what is read otherwise apart than together ("$5 | million") is not cut at its space.
+    Raises InvalidOption for lengths that make no sense.
     """
     if not _SHORTEST <= comfortable <= longest:
         raise InvalidOption(
@@ -109,7 +121,13 @@ def split(text: str, *, comfortable: int = 200, longest: int = 400, first: int |
         )
     if first is not None and first < _SHORTEST:
         raise InvalidOption(f"first is {first}: give at least {_SHORTEST}, or None")
-    scale = _Scale(text)
+    read = None if read is None else functools.cache(read)
+    found = _split(text, comfortable, longest, first, read)
+    return found if read is None else _bounded(found, comfortable, longest, read)
+
+
+def _split(text: str, comfortable: float, longest: float, first: int | None, read: Read | None) -> list[Segment]:
+    scale = _Scale(text) if read is None else _ReadScale(text, read)
     if scale.between(0, len(text)) <= min(comfortable, first or comfortable) and not _paragraph_ends(text):
         return [Segment(text, 0.0, 0)]  # nothing to decide
     units = _units(text, scale, comfortable, longest, first)
@@ -117,6 +135,20 @@ def split(text: str, *, comfortable: int = 200, longest: int = 400, first: int |
     starts = [0, *(unit.end for unit in packed)]
     pauses = [PAUSE_S[unit.grade] for unit in packed[:-1]] + [0.0]
     return [Segment(text[a:b], p, a) for (a, b), p in zip(itertools.pairwise(starts), pauses, strict=True)]
+
+
+def _bounded(segments: Sequence[Segment], comfortable: float, longest: float, read: Read) -> list[Segment]:
+    """The segments, those cut again whose words together are longer than the sum of what each is by itself."""
+    bounded: list[Segment] = []
+    for segment in segments:
+        excess = len(read(segment.text).strip()) / longest
+        cut = [segment] if excess <= 1 else _split(segment.text, comfortable / excess, longest / excess, None, read)
+        if len(cut) > 1:
+            cut = _bounded(cut, comfortable / excess, longest, read)
+            cut = [replace(each, start=segment.start + each.start) for each in cut]
+            cut[-1] = replace(cut[-1], pause_s=segment.pause_s)
+        bounded += cut
+    return bounded
 
 
 def speech_weight(text: str) -> float:
@@ -144,6 +176,10 @@ class _Scale:
         self._sums = list(itertools.accumulate(weights))
         self._spoken = [0, *itertools.accumulate(map(is_spoken, text))]
 
+    def apart(self, start: int, place: int, end: int) -> bool:
+        """Whether what is before a place, and what is behind it, is read as it is when both are together."""
+        return True
+
     def between(self, start: int, end: int) -> float:
         return self._sums[end] - self._sums[start]
 
@@ -156,9 +192,39 @@ class _Scale:
         return bisect.bisect_right(self._sums, self._sums[start] + weight) - 1
 
 
+class _ReadScale(_Scale):
+    """The same by what an engine reads: a word's reading is weighed, and spread evenly over its characters."""
+
+    def __init__(self, text: str, read: Read) -> None:
+        weights, spoken = [0.0] * (len(text) + 1), [0] * (len(text) + 1)
+        self._text, self._read = text, read
+        for match in re.finditer(r"\S+", text):
+            word, (start, end) = match[0], match.span()
+            if not (size := len(word) if word.isascii() and word.isalpha() and word.islower() else self._size(word)):
+                continue
+            voiced = [is_spoken(char) for char in word]
+            weights[start + 1 : end + 1] = [size / len(word)] * len(word)
+            spoken[start + 1 : end + 1] = voiced if any(voiced) else [1] * len(word)
+            weights[min(end + 1, len(text))] += _GAP_WEIGHT
+        self._sums, self._spoken = list(itertools.accumulate(weights)), list(itertools.accumulate(spoken))
+
+    def apart(self, start: int, place: int, end: int) -> bool:
+        # The words beside the place tell: what changes a number's reading stands next to it.
+        before, behind = self._text[max(start, place - _NEAR) : place].split(), self._text[place : place + _NEAR].split()
+        if not before or not behind:
+            return True
+        together, *alone = (self._read(each).split() for each in (f"{before[-1]} {behind[0]}", before[-1], behind[0]))
+        return together == [*alone[0], *alone[1]]
+
+    def _size(self, word: str) -> int:
+        return len(self._read(word).strip())
+
+
 @functools.lru_cache(maxsize=4096)
 def _weight(char: str) -> tuple[Literal["letter", "mark", "gap"], float]:
     """What a character is, digits being letters, and its weight."""
+    if char in "%‰°" or unicodedata.category(char) == "Sc":
+        return "letter", _SYMBOL_WEIGHT
     if char.isascii():
         return ("letter", _DIGIT_WEIGHT if char.isdigit() else 1.0) if char.isalnum() else ("gap", 0.0)
     if _pattern(r"\p{M}").match(char):
@@ -194,15 +260,19 @@ _BEFORE_NUMBER = r"(?:(?<!\p{L})\p{L}{1,4}\.[^\S\r\n]+|．)$"
 _OPENING = r"[\p{Ps}\p{Pi}\"'¿¡„‚]+$"
 
 
-def _units(text: str, scale: _Scale, comfortable: int, longest: int, first: int | None) -> list[_Unit]:
+def _units(text: str, scale: _Scale, comfortable: float, longest: float, first: int | None) -> list[_Unit]:
     """The text in pieces that each speak, weigh at most `longest` and, a bounded number of them, a segment's worth."""
     clusters = {match.end() for match in _pattern(r"\X").finditer(text)}
     limits = [longest if first is None else min(first, longest)]  # of the sentence at hand: the first one's is another
 
-    def between(start: int, end: int, cuts: Callable[[str], Iterable[int]]) -> Iterator[tuple[int, int]]:
-        """text[start:end] cut at those of the places that tear no cluster."""
+    def between(
+        start: int, end: int, cuts: Callable[[str], Iterable[int]], *, whole: bool = False
+    ) -> Iterator[tuple[int, int]]:
+        """text[start:end] cut at those of the places that tear no cluster, nor (`whole`) what is read together."""
         places = {start + place for place in cuts(text[start:end])}
         inner = sorted(place for place in places if start < place < end and place in clusters)
+        if whole:
+            inner = [place for place in inner if scale.apart(start, place, end)] or inner
         return itertools.pairwise([start, *inner, end])
 
     def pieces(start: int, end: int, grade: Grade, finer: Sequence[Any]) -> Iterator[_Unit]:
@@ -214,7 +284,7 @@ def _units(text: str, scale: _Scale, comfortable: int, longest: int, first: int 
         if kind is Grade.SPACE and scale.between(start, end) <= longest:
             yield _Unit(start, end, grade)  # for a first segment no clause is torn
             return
-        for a, b in between(start, end, cuts):
+        for a, b in between(start, end, cuts, whole=kind is Grade.SPACE):
             yield from pieces(a, b, grade if b == end else kind, rest)
 
     def by_cluster(piece: str) -> Iterator[int]:
@@ -359,7 +429,9 @@ def _join_small(units: Iterable[_Unit], scale: _Scale, least: float, longest: fl
 # Packing
 
 
-def _pack(units: Sequence[_Unit], scale: _Scale, comfortable: int, longest: int, first: int | None) -> Iterator[_Unit]:
+def _pack(
+    units: Sequence[_Unit], scale: _Scale, comfortable: float, longest: float, first: int | None
+) -> Iterator[_Unit]:
     """Units joined to segments, by the least sum of costs: uneven lengths and unnatural ends cost."""
     best = [0.0] * (len(units) + 1)
     came = [0] * (len(units) + 1)
