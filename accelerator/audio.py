@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import struct
 import uuid
@@ -19,27 +20,44 @@ from .text import check_characters
 
 __all__ = ["check_audio", "load_reference", "write_wav"]
 
+logger = logging.getLogger(__name__)
+
 SILENT_PEAK = 1e-4  # -80 dB of full scale: below the noise of any recording
 MAX_PEAK = 2.0  # lossy decoders overshoot 1 by some per cent; integers stored as floats exceed it by thousands
 MAX_CHANNELS = 8
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
+MIXED = 0.1  # of the loudest channel's energy: a mean with less has channels that cancel each other
+PAUSE_FRAME_S = 0.05  # what is judged as a pause or not
 BLOCK = 16_384  # frames decoded at a time, so that a lying header cannot ask for memory
 _NUMBER = (int, float, np.integer, np.floating)
 
 
 def load_reference(
-    audio: Any, text: str | None = None, *, sample_rate: int, min_s: float = 0.2, max_s: float = 300.0
+    audio: Any,
+    text: str | None = None,
+    *,
+    sample_rate: int,
+    min_s: float = 0.2,
+    max_s: float = 300.0,
+    cut: bool = False,
 ) -> Reference:
     """A voice to imitate, as float32 mono at `sample_rate` Hz, from a recording and what it says (None: unknown).
 
     audio: a path; the bytes of an audio file, or a binary file object with them (WAV, FLAC, OGG, MP3, AIFF ...); or
     (samples, rate) in either order, samples being an array or tensor [n], [n, channels] or [channels, n], of floats in
-    [-1, 1] or of 8-, 16- or 32-bit integers. Channels are averaged. Samples are neither scaled nor clipped.
+    [-1, 1] or of 8-, 16- or 32-bit integers. Channels are averaged, or where they cancel each other the loudest one is
+    taken. Samples are neither scaled nor clipped. cut: of what is too long, the beginning up to a pause is taken, with a
+    warning.
     Raises InvalidReference for what cannot be read, is not `min_s` .. `max_s` seconds long, not finite, silent or far
     outside [-1, 1].
     """
     said = check_characters("" if text is None else text, what="the reference text", error=InvalidReference)
     samples, rate = _samples(audio, max_s)
+    if cut and len(samples) > max_s * rate:
+        samples = _up_to_a_pause(samples[: int(max_s * rate)], rate)
+        logger.warning(
+            "the reference audio lasts more than %g s: its first %.1f s are used", max_s, len(samples) / rate
+        )
     _check_length(len(samples), rate, min_s, max_s)
     _check_level(samples)
     if rate != sample_rate:
@@ -160,13 +178,30 @@ def _decode(file: BinaryIO, name: str, max_s: float) -> tuple[np.ndarray, int]:
         with soundfile.SoundFile(file) as source:
             rate, left = _rate(source.samplerate), int(max_s * source.samplerate) + 1
             while left > 0 and len(block := source.read(min(left, BLOCK), dtype="float32", always_2d=True)):
-                blocks.append(block.mean(axis=1))
+                blocks.append(block)
                 left -= len(block)
     except (soundfile.SoundFileError, TypeError) as exc:  # TypeError: a name that ends in .raw
         raise InvalidReference(
             f"the reference audio {name} cannot be read as audio ({exc}): convert it to WAV, FLAC, OGG or MP3"
         ) from exc
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate
+    return _mixed(blocks) if blocks else np.zeros(0, np.float32), rate
+
+
+def _mixed(blocks: list[np.ndarray]) -> np.ndarray:
+    """Blocks [n, channels] -> the mean of the channels [n], or the loudest one where they cancel each other."""
+    means = [block.mean(axis=1) for block in blocks]
+    own = sum(np.square(block, dtype=np.float64).sum(axis=0) for block in blocks)  # each channel's energy
+    if sum(float(np.square(mean, dtype=np.float64).sum()) for mean in means) < MIXED * np.max(own):
+        means = [block[:, int(np.argmax(own))] for block in blocks]
+    return np.concatenate(means)
+
+
+def _up_to_a_pause(samples: np.ndarray, rate: int) -> np.ndarray:
+    """The samples without what follows the quietest moment of their last third."""
+    frame = max(1, int(PAUSE_FRAME_S * rate))
+    levels = np.square(samples[: len(samples) // frame * frame].reshape(-1, frame)).mean(axis=1)
+    first = 2 * len(levels) // 3
+    return samples[: (first + int(np.argmin(levels[first:])) + 1) * frame]
 
 
 def _array(samples: Any) -> np.ndarray:
@@ -196,7 +231,7 @@ def _mono(samples: np.ndarray) -> np.ndarray:
     if scaled.ndim > 2:
         scaled = scaled.squeeze()
     if scaled.ndim == 2 and 0 < min(scaled.shape) <= MAX_CHANNELS:
-        scaled = scaled.mean(axis=int(scaled.shape[0] >= scaled.shape[1]))  # the shorter axis is the channels
+        scaled = _mixed([scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T])  # the shorter axis is the channels
     if scaled.ndim != 1:
         raise InvalidReference(
             f"reference samples of shape {samples.shape} are not [n], [n, channels] or [channels, n] "
@@ -228,7 +263,7 @@ def _check_length(n: int, rate: int, min_s: float, max_s: float) -> None:
         )
     if n > max_s * rate:
         raise InvalidReference(
-            f"the reference audio is longer than {max_s:g} s: "
+            f"the reference audio is longer than {max_s:g} s, which is all that this voice takes: "
             "cut out 5 to 15 seconds of clear speech, with their transcript"
         )
 

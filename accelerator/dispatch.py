@@ -12,12 +12,12 @@ import numpy as np
 from .cache import ContentCache
 from .engines import Adapter
 from .engines.base import Bound, Pieces, Utterer, Voice
-from .errors import AcceleratorError, Closed, EngineError, GenerationError, InvalidInput, InvalidOption, Overloaded
+from .errors import AcceleratorError, Closed, EngineError, GenerationError, InvalidInput, Overloaded
 from .metrics import Meter, measuring
 from .pool import PoolSpeaker, Workers
 from .routing import Route
 from .segments import Segment
-from .speaking import Speaker
+from .speaking import Speaker, shortest
 from .speech import AudioChunk, Reference, SpeechRequest
 from .voices import VoiceStore
 
@@ -54,10 +54,6 @@ class Dispatcher:
         pieces = self._stages()
         return pieces if pieces is not None and pieces.takes(request) else None
 
-    def knows_voices(self, request: SpeechRequest) -> bool:
-        """Whether a voice may be asked for by name."""
-        return self._utterer() is not None or self.pieces(request) is not None
-
     def _utterer(self) -> Utterer | None:
         return getattr(self._bound, "utterer", None)
 
@@ -91,7 +87,7 @@ class Dispatcher:
     def _chunks(
         self, request: SpeechRequest, meter: Meter, streaming: bool, cancelled: threading.Event
     ) -> Iterator[AudioChunk]:
-        spoken, failure = False, None
+        spoken, failure, seconds = False, None, 0.0
         chunks = _lazily(self._speech(meter, streaming, cancelled), request)
         try:
             while True:
@@ -99,6 +95,8 @@ class Dispatcher:
                     with measuring(meter):
                         chunk = next(chunks)
                 except StopIteration:
+                    if failure is not None:
+                        self._check_length(request, seconds, failure)
                     break
                 except InvalidInput:
                     raise
@@ -114,12 +112,24 @@ class Dispatcher:
                     chunks = _lazily(self._adapter.original, request)
                     continue
                 spoken = True
+                seconds += len(chunk.audio) / chunk.sample_rate
                 meter.chunk(chunk.audio, chunk.sample_rate)
                 yield chunk
         finally:
             close = getattr(chunks, "close", None)
             if close is not None:
                 close()
+
+    def _check_length(self, request: SpeechRequest, seconds: float, before: Exception) -> None:
+        """Raises GenerationError for an answer of the original that cannot be the text either."""
+        pieces = self._stages()
+        if pieces is not None and request.sampling.max_new_tokens is None:
+            least = shortest(request.text, pieces)
+            if seconds < least:
+                raise GenerationError(
+                    f"the engine spoke for {seconds:.2f} s, and the text takes at least {least:.2f} s: "
+                    "try another seed, text or reference"
+                ) from before
 
     def _speech(
         self, meter: Meter, streaming: bool, cancelled: threading.Event
@@ -130,8 +140,6 @@ class Dispatcher:
             segments = None if self._split_text else [Segment(request.text, 0.0, 0)]
             utterer = self._utterer()
             if utterer is not None:
-                if request.reference is not None:
-                    raise InvalidOption(f"{self._adapter.name} imitates nobody: leave reference_audio out")
                 pool = PoolSpeaker(
                     utterer,
                     request,

@@ -13,10 +13,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from .text import Stretch
 
 __all__ = ["Meter", "age_s", "current_meter", "measuring", "peak_rss_bytes"]
 
@@ -39,6 +42,7 @@ class Meter:
         self._backends: dict[str, str] = {}
         self.frames = 0
         self.segments: Callable[[], list[dict[str, Any]]] = list  # of a text spoken in pieces: see `Speaker.progress`
+        self.skipped: Sequence[Stretch] = ()  # of the text, by the voice
         self.fallback: list[dict[str, str]] = []
 
     @contextlib.contextmanager

@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,27 +17,21 @@ import numpy as np
 from .cache import ContentCache
 from .dispatch import Dispatcher
 from .engines import Adapter, adapter_for, adapter_from_checkpoint
-from .errors import (
-    Closed,
-    GenerationError,
-    InvalidInput,
-    InvalidOption,
-    InvalidReference,
-)
+from .errors import Closed, GenerationError, InvalidInput, InvalidOption
 from .export import PRECISIONS, Progress, ignore_progress
 from .hardware import HardwareProfile, Tier, choose_tier, detect
 from .loader import Loader
 from .metrics import Meter
+from .request import check_unspeakable, make_request
 from .routing import Route
 from .scheduler import ROWS
 from .speech import AudioChunk, SamplingParams, Speech, SpeechRequest
 from .stream import SpeechStream
+from .text import Unspeakable
 
 __all__ = ["SpeechStream", "UniversalOptimizer"]
 
 logger = logging.getLogger(__name__)
-
-ANY_RATE = 16_000  # Hz, for checking a reference when the engine (one passed through) does not say its rate
 
 _OWN = (
     "_adapter",
@@ -51,6 +45,7 @@ _OWN = (
     "_released",
     "_dispatcher",
     "_pool",
+    "_unspeakable",
 )
 
 
@@ -75,6 +70,8 @@ class UniversalOptimizer:
     ONNX Runtime; they come back on fallback. progress: called with `ProgressEvent`s while exports are prepared.
     split_text: speak long texts in segments, several at once; False hands every text to the engine as it is.
     queue_size: requests that may be spoken or waiting at the same time; beyond them `Overloaded` is raised.
+    unspeakable: what becomes of letters and digits that the voice cannot speak (another script, say): "error" refuses
+    the text, "skip" leaves them out and lists them in `metrics["skipped"]`. A request may choose for itself.
 
     Requests from several threads share one decode loop: weights are read once for all of them. The same seed gives the
     same audio whatever runs beside it.
@@ -97,6 +94,7 @@ class UniversalOptimizer:
         progress: Progress | None = None,
         split_text: bool = True,
         queue_size: int = 64,
+        unspeakable: Unspeakable = "error",
     ) -> None:
         if precision != "auto" and precision not in PRECISIONS:
             raise InvalidOption(f"precision must be 'auto' or one of {', '.join(PRECISIONS)}, not {precision!r}")
@@ -106,6 +104,8 @@ class UniversalOptimizer:
             raise InvalidOption(f"threads must be a positive integer or None, not {threads!r}")
         if isinstance(queue_size, bool) or not isinstance(queue_size, int) or queue_size < 1:
             raise InvalidOption(f"queue_size must be a positive integer, not {queue_size!r}")
+        check_unspeakable(unspeakable)
+        self._unspeakable = unspeakable
         self._lock = threading.RLock()
         self._closed = self._released = False
         self._pool: ThreadPoolExecutor | None = None
@@ -165,11 +165,12 @@ class UniversalOptimizer:
         top_k: int | None = None,
         repetition_penalty: float | None = None,
         max_new_tokens: int | None = None,
+        unspeakable: Unspeakable | None = None,
     ) -> Speech:
         """Speak `text`, in the voice of `reference_audio` (file, bytes, or (samples, Hz)) which says `reference_text`.
 
         voice: instead, a voice that the engine knows by name. temperature 0 is greedy; None leaves an option to the
-        engine. max_new_tokens: frames of each segment of a long text, at most.
+        engine. max_new_tokens: frames of each segment of a long text, at most. unspeakable: see the class.
         Returns (float32 mono [n] in [-1, 1], Hz, metrics).
         Raises InvalidText, InvalidReference or InvalidOption for a request that cannot be served, Overloaded when too
         many are waiting, GenerationError if the engine itself fails.
@@ -182,7 +183,8 @@ class UniversalOptimizer:
             repetition_penalty=repetition_penalty,
             max_new_tokens=max_new_tokens,
         )
-        return _whole(self._stream(text, reference_audio, reference_text, voice, sampling, streaming=False))
+        asked = (text, reference_audio, reference_text, voice, sampling, unspeakable)
+        return _whole(self._stream(*asked, streaming=False))
 
     def stream(
         self,
@@ -191,10 +193,12 @@ class UniversalOptimizer:
         reference_text: str | None = None,
         *,
         voice: str | None = None,
+        unspeakable: Unspeakable | None = None,
         **sampling: Any,
     ) -> SpeechStream:
         """Speak as `synthesize` does, chunk by chunk as they become ready. The options are those of `synthesize`."""
-        return self._stream(text, reference_audio, reference_text, voice, _params(sampling, "stream"), streaming=True)
+        asked = (text, reference_audio, reference_text, voice, _params(sampling, "stream"), unspeakable)
+        return self._stream(*asked, streaming=True)
 
     def synthesize_batch(
         self,
@@ -203,6 +207,7 @@ class UniversalOptimizer:
         reference_text: str | None = None,
         *,
         voice: str | None = None,
+        unspeakable: Unspeakable | None = None,
         return_exceptions: bool = False,
         **sampling: Any,
     ) -> list[Speech | BaseException]:
@@ -217,7 +222,8 @@ class UniversalOptimizer:
 
         def speak(text: str) -> Speech | BaseException:
             try:
-                return _whole(self._stream(text, reference_audio, reference_text, voice, params, streaming=False))
+                asked = (text, reference_audio, reference_text, voice, params, unspeakable)
+                return _whole(self._stream(*asked, streaming=False))
             except Exception as error:  # the others are spoken all the same; the caller gets it
                 return error
 
@@ -236,13 +242,13 @@ class UniversalOptimizer:
         reference_text: str | None = None,
         *,
         voice: str | None = None,
+        unspeakable: Unspeakable | None = None,
         **sampling: Any,
     ) -> Speech:
         """`synthesize` for asyncio: the event loop goes on meanwhile. Cancelling the task ends the generation."""
         params = _params(sampling, "asynthesize")
-        stream = await asyncio.to_thread(
-            self._stream, text, reference_audio, reference_text, voice, params, streaming=False
-        )
+        asked = (text, reference_audio, reference_text, voice, params, unspeakable)
+        stream = await asyncio.to_thread(self._stream, *asked, streaming=False)
         future = asyncio.get_running_loop().run_in_executor(self._executor(), _whole, stream)
         try:
             return await asyncio.shield(future)
@@ -353,37 +359,25 @@ class UniversalOptimizer:
         reference_text: str | None,
         voice: str | None,
         sampling: SamplingParams,
+        unspeakable: Unspeakable | None,
         *,
         streaming: bool,
     ) -> SpeechStream:
         self._check_open()
         meter, cancelled = Meter(), threading.Event()
-        request = replace(self._request(text, audio, reference_text, sampling, meter), voice=voice)
-        if voice is not None and (audio is not None or not self._dispatcher.knows_voices(request)):
-            raise InvalidOption(
-                "voice and reference_audio both name a voice: give one of them"
-                if audio is not None
-                else f"{self._adapter.name} knows no voices by name here: give reference_audio"
-            )
+        request = make_request(
+            self._adapter,
+            self._bound,
+            meter,
+            text,
+            audio,
+            reference_text,
+            voice=voice,
+            sampling=sampling,
+            unspeakable=self._unspeakable if unspeakable is None else unspeakable,
+        )
         chunks = self._run(request, meter, streaming, cancelled)
         return SpeechStream(chunks, meter, self._metrics, cancelled)
-
-    def _request(
-        self, text: str, audio: Any, reference_text: str | None, sampling: SamplingParams, meter: Meter
-    ) -> SpeechRequest:
-        from .audio import load_reference
-        from .text import check_text
-
-        with meter.stage("text"):
-            text = check_text(text)
-        if audio is None:
-            if reference_text is not None:
-                raise InvalidReference("reference_text without reference_audio: give both or neither")
-            return SpeechRequest(text, None, sampling)
-        with meter.stage("reference"):
-            rate = self._adapter.sample_rate or ANY_RATE
-            reference = replace(load_reference(audio, reference_text, sample_rate=rate), source=audio)
-        return SpeechRequest(text, reference, sampling)
 
     def _run(
         self, request: SpeechRequest, meter: Meter, streaming: bool, cancelled: threading.Event
@@ -403,6 +397,7 @@ class UniversalOptimizer:
         return {
             **meter.result(),
             "segments": meter.segments(),
+            "skipped": [{"text": each.text, "start": each.start} for each in meter.skipped],
             "precision": {n: c.precision for n, c in choices.items() if c is not None and c.call is not None},
             "cache": {
                 n: "built" if any(e.entry.created for e in c.exports.values()) else "hit"

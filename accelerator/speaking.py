@@ -21,11 +21,11 @@ from .errors import GenerationError, InvalidInput
 from .joins import Joiner
 from .metrics import Meter
 from .scheduler import ROWS
-from .segments import Segment, split
+from .segments import Segment, speech_weight, split
 from .sequences import Batching
 from .speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
 
-__all__ = ["WINDOWS", "Speaker"]
+__all__ = ["WINDOWS", "Speaker", "shortest"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,9 @@ class Speaker:
         self._rows, self._cancelled = min(rows, STREAM_ROWS) if streaming else rows, cancelled
         with meter.stage("text"):
             if segments is None:
-                segments = split(request.text, comfortable=pieces.comfortable, longest=pieces.longest)
+                segments = split(
+                    request.text, comfortable=pieces.comfortable, longest=pieces.longest, read=pieces.read
+                )
         self._voice = voice
         self._waits = len(segments) > 1 and not voice.turns and voice.name is None  # for the first one's voice
         self._all = [_Spoken(s, segment_seed(request.sampling, i)) for i, s in enumerate(segments)]
@@ -195,13 +197,33 @@ class Speaker:
         if frame is not None:
             spoken.frames.append(frame)
             spoken.drawn += 1
-        elif spoken.drawn or spoken.tries >= _TRIES or len(self._all) == 1:
+        elif self._is_whole(spoken):
             spoken.done = True
             if self._waits and spoken is self._all[0] and spoken.drawn:
                 # One voice for all of the text: what its first segment sounds like.
                 self._voice = Voice(((np.stack(spoken.frames, axis=1)[1:], spoken.segment.text.strip()),))
         else:
+            spoken.frames, spoken.drawn = [], 0
             spoken.source, spoken.sampling = None, segment_seed(spoken.sampling, len(self._all))
+
+    def _is_whole(self, spoken: _Spoken) -> bool:
+        """Whether a segment that has ended may be what its text says; False for one to be tried anew.
+
+        Raises GenerationError for one that cannot, and cannot be tried anew.
+        """
+        if not spoken.drawn:
+            return spoken.tries >= _TRIES or len(self._all) == 1
+        text, limit = spoken.segment.text, spoken.sampling.max_new_tokens
+        seconds = spoken.drawn * self._pieces.samples_per_frame / self._rate
+        least = shortest(text, self._pieces)
+        if seconds >= least or (limit is not None and spoken.drawn >= limit):
+            return True
+        if spoken.tries < _TRIES and not spoken.decoded:
+            return False
+        raise GenerationError(
+            f"the engine ended after {seconds:.2f} s, and {text.strip()!r} takes at least {least:.2f} s: "
+            "try another seed, text or reference"
+        )
 
     def _source(self, spoken: _Spoken) -> Iterator[np.ndarray]:
         if spoken.source is None:
@@ -216,6 +238,13 @@ class Speaker:
     def _batching(self, spoken: _Spoken) -> Batching:
         """A seed has one meaning, whatever else runs beside it and whichever method it is given to."""
         return "on" if spoken.sampling.seed is None and spoken.sampling.temperature != 0 else "invariant"
+
+
+def shortest(text: str, pieces: Pieces) -> float:
+    """Seconds that a text takes at least when spoken; 0 where the engine's pace is not known."""
+    if pieces.fastest is None:
+        return 0.0
+    return (speech_weight(text) if pieces.read is None else len(pieces.read(text))) / pieces.fastest
 
 
 def _close(spoken: _Spoken) -> None:

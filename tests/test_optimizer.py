@@ -356,6 +356,7 @@ def test_every_metric_against_a_clock(monkeypatch: pytest.MonkeyPatch, backend: 
     assert (audio.shape, rate) == ((2000,), 1000)
     assert metrics.pop("peak_rss_bytes") > 0
     exact = {k: metrics.pop(k) for k in ("backend", "backends", "fallback", "precision", "cache", "frames", "segments")}
+    assert metrics.pop("skipped") == []
     parts = ["encoder", "text2semantic", "decoder"]
     fallback = [] if backend == "onnxruntime" else [{"part": p, "reason": "Test", "message": "a test"} for p in parts]
     assert exact == {

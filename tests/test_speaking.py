@@ -15,6 +15,7 @@ from accelerator.metrics import Meter
 from accelerator.segments import Segment
 from accelerator.speaking import WINDOWS, Speaker
 from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
+from accelerator.text import Unread
 
 HOP = 100
 RATE = 1000
@@ -26,6 +27,7 @@ class Fake:
     """Pieces whose frames name their text: frame i of a text of n letters is [1, n, i]; audio is a tone of level n."""
 
     samples_per_frame, comfortable, longest = HOP, 20, 40
+    read = fastest = None
 
     def __init__(self, **faults: Any) -> None:
         self.prompts: list[tuple[str, Voice]] = []
@@ -34,6 +36,9 @@ class Fake:
         self.samplings: list[Any] = []
         self.closed = 0
         self.faults = faults  # text -> frames at which a try fails, or its lengths try by try
+
+    def unread(self, text: str) -> Unread:
+        return Unread()
 
     def takes(self, request: SpeechRequest) -> bool:
         return True

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,8 +30,20 @@ from ..export import Component
 from ..sequences import Batching
 from ..session import SessionOptions
 from ..speech import AudioChunk, SamplingParams, SpeechRequest
+from ..text import Unread
 
-__all__ = ["Adapter", "Bound", "Decoding", "Part", "Pieces", "Utterer", "Voice", "tensors_digest", "windowed"]
+__all__ = [
+    "Adapter",
+    "Bound",
+    "Cloning",
+    "Decoding",
+    "Part",
+    "Pieces",
+    "Utterer",
+    "Voice",
+    "tensors_digest",
+    "windowed",
+]
 
 Call = Callable[..., Any]
 
@@ -61,6 +73,17 @@ class Part:
     generator: bool = False
     twin: Component | None = None
     compiled: Callable[[Mapping[str, Path]], bool] = lambda _: False
+
+
+@dataclass(frozen=True)
+class Cloning:
+    """How an engine imitates a recording.
+
+    transcript: whether it needs what the recording says. seconds: how long a recording is, at least and at most.
+    """
+
+    transcript: Literal["needed", "useful", "unused"] = "useful"
+    seconds: tuple[float, float] = (0.2, 300.0)
 
 
 @dataclass(frozen=True)
@@ -111,6 +134,12 @@ class Pieces(Protocol):
     samples_per_frame: int
     comfortable: int  # letters of a segment, and at most: see `segments.split`
     longest: int
+    read: Callable[[str], str] | None  # what it says of a text, where it expands some: see `segments.split`
+    fastest: float | None  # letters a second, beyond which nobody speaks; None where that is not known
+
+    def unread(self, text: str) -> Unread:
+        """What it cannot read of a text."""
+        ...
 
     def takes(self, request: SpeechRequest) -> bool:
         """Whether this text can be cut up; texts with markup of the engine's own may not."""
@@ -146,6 +175,10 @@ class Utterer(Protocol):
     comfortable: int  # letters of a segment, and at most: see `segments.split`
     longest: int
 
+    def unread(self, text: str) -> Unread:
+        """What it cannot read of a text."""
+        ...
+
     def named_voice(self, name: str) -> Voice:
         """A voice the engine knows. Raises InvalidOption."""
         ...
@@ -180,7 +213,10 @@ class Bound(Protocol):
 
 @runtime_checkable
 class Adapter(Protocol):
-    """Everything the optimizer knows of an engine. `sample_rate` is in Hz."""
+    """Everything the optimizer knows of an engine. `sample_rate` is in Hz.
+
+    It may have `cloning`, a `Cloning`, or None for an engine that imitates nobody; without it, the default one.
+    """
 
     name: str
     sample_rate: int

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..audio import check_audio
 from ..decode import StepTimes
-from ..errors import InvalidOption
+from ..errors import InvalidOption, InvalidText
 from ..graph.dual_ar import DualARSpec, TransformerSpec, Weights
 from ..graph.quantize import RECIPES, Recipe
 from ..metrics import current_meter
@@ -23,7 +23,8 @@ from ..sampling import Sampler, SamplingRule, TokenLayout
 from ..sequences import Batching, Guidance
 from ..session import Session, SessionOptions
 from ..speech import AudioChunk, SamplingParams, SpeechRequest
-from .base import Call, Decoding, Part, Voice, check_codes, seconds, tensors_digest, windowed
+from ..text import Unread
+from .base import Call, Cloning, Decoding, Part, Voice, check_codes, seconds, tensors_digest, windowed
 from .dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model, runs_compiled
 
 __all__ = ["ReferenceAdapter"]
@@ -32,6 +33,7 @@ PROOF_TEXT = "The quick brown fox jumps over the lazy dog."
 PROOF_FRAMES = 96
 PROBE_FRAMES = 12
 SILENT_S = 0.03
+LEARNT_S = (1.0, 15.0)  # seconds of a reference: the voice has learnt from turns of up to ten
 
 
 class ReferenceAdapter:
@@ -47,6 +49,9 @@ class ReferenceAdapter:
         self.engine = engine
         self._recipes = recipes
         self.sample_rate: int = engine.sample_rate
+        # A voice that has learnt to speak imitates a recording that is read along; one with random weights nothing.
+        learnt = engine.config.text != "as_given"
+        self.cloning = Cloning("needed", LEARNT_S) if learnt else Cloning()
         self._spec = _spec(engine.config.language_model)
         self._digests: dict[str, str] = {}
 
@@ -94,11 +99,12 @@ class ReferenceAdapter:
         return _BoundReference(self, calls)
 
     def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
-        options = {k: v for k, v in vars(request.sampling).items() if v is not None}
-        if request.reference is not None:
-            options |= {"reference_audio": request.reference.audio, "reference_text": request.reference.text or None}
-        audio, rate = self.engine.synthesize(request.text, **options)
-        yield AudioChunk(audio, rate)
+        """Phrase by phrase, as the engine itself speaks a text; max_new_tokens bounds each, as it does a segment."""
+        options = {k: v for k, v in vars(request.sampling).items() if v is not None and k != "seed"}
+        options |= _voice_options(request)
+        for number, phrase in enumerate(self.engine.phrases(request.text)):
+            seed = None if request.sampling.seed is None else request.sampling.seed + number
+            yield AudioChunk(*self.engine.synthesize(phrase, seed=seed, **options))
 
     def release(self) -> None:
         """Nothing: the engine's weights are the user's."""
@@ -363,14 +369,18 @@ class _BoundReference:
 
     def stream(self, request: SpeechRequest, voice: Voice | None = None) -> Iterator[AudioChunk]:
         options = {k: v for k, v in vars(request.sampling).items() if v is not None}
-        reference = request.reference
-        audio = None if reference is None else reference.audio
-        text = None if reference is None else reference.text or None
-        for chunk in self.engine.stream(request.text, audio, text, **options):
+        for chunk in self.engine.stream(request.text, **_voice_options(request), **options):
             yield AudioChunk(chunk, self._adapter.sample_rate)
 
     def close(self) -> None:
         pass
+
+
+def _voice_options(request: SpeechRequest) -> dict[str, Any]:
+    """The voice that a request asks for, as the engine's own methods take it."""
+    if request.reference is not None:
+        return {"reference_audio": request.reference.audio, "reference_text": request.reference.text or None}
+    return {} if request.voice is None else {"speaker": request.voice}
 
 
 class _Pieces:
@@ -381,6 +391,12 @@ class _Pieces:
         self.samples_per_frame: int = engine.hop
         self.longest = engine.config.longest_text or 320  # letters; a voice may have learnt shorter turns only
         self.comfortable = min(160, 2 * self.longest // 3)  # ten seconds of everyday speech
+        learnt = engine.config.text != "as_given"
+        self.read = engine.words if learnt else None
+        self.fastest = 40.0 if learnt else None  # letters a second: its teachers speak 12 to 20
+
+    def unread(self, text: str) -> Unread:
+        return Unread()
 
     def takes(self, request: SpeechRequest) -> bool:
         return True
@@ -395,10 +411,14 @@ class _Pieces:
         return Voice(name=name)
 
     def prompt(self, text: str, voice: Voice) -> np.ndarray:
-        if voice.name is not None:
-            return np.asarray(self._engine.encode_text(text, speaker=voice.name))
+        from ..reference import ReferenceEngineError
+
         codes, said = voice.turns[0] if voice.turns else (None, None)
-        return np.asarray(self._engine.encode_text(text, codes, said or None))
+        named = {} if voice.name is None else {"speaker": voice.name}
+        try:
+            return np.asarray(self._engine.encode_text(text, codes, said or None, **named))
+        except ReferenceEngineError as error:
+            raise InvalidText(str(error)) from error
 
     def frames(
         self, prompt: np.ndarray, sampling: SamplingParams, *, batching: Batching, resume: Sequence[np.ndarray] = ()

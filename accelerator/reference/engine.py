@@ -341,6 +341,10 @@ class ReferenceEngine:
             return [text]
         return phrases(self._worded(text), longest) or [text]
 
+    def words(self, text: str) -> str:
+        """What the voice says of a text, as words; the text itself for one that reads it as it is given."""
+        return text if self.config.text == "as_given" else spoken(text)
+
     def with_lag(self, audio: np.ndarray) -> np.ndarray:
         """A reference [n] for `encode_reference`, longer by the codec's lag, so that the codes hold all of it."""
         audio = check_waveform(audio)

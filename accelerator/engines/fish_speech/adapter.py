@@ -30,7 +30,7 @@ from ...sampling import Sampler
 from ...sequences import Batching
 from ...session import Session, SessionOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
-from ..base import Call, Decoding, Part, seconds, tensors_digest, windowed
+from ..base import Call, Cloning, Decoding, Part, seconds, tensors_digest, windowed
 from ..dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model, runs_compiled
 from . import codec as codec_graphs
 from . import language_model as lm
@@ -171,6 +171,8 @@ class FishSpeechAdapter:
         self.samples_per_frame = int(codec.shell.frame_length)
         self.context_frames: int = codec_graphs.decode_context(codec.shell)
         self.spec = lm.spec_of(model.shell, self.layout)
+        room_s = self.spec.slow.positions * self.samples_per_frame / self.sample_rate
+        self.cloning = Cloning("useful", (0.2, min(300.0, room_s / 2)))  # half of the positions are for what is said
         self._layout_of_tokens = lm.token_layout(self.spec)
         self._identities = {"model": model_identity, "codec": codec_identity}
         self._digests: dict[str, str] = {}

@@ -217,7 +217,7 @@ def tts_request(request: SpeechRequest, wav: bytes | None) -> Any:
     from fish_speech.utils.schema import ServeReferenceAudio, ServeTTSRequest
 
     params = request.sampling
-    options: dict[str, Any] = {"seed": params.seed}
+    options: dict[str, Any] = {"seed": params.seed, "reference_id": request.voice}
     limits = {"temperature": (0.1, 1.0), "top_p": (0.1, 1.0), "repetition_penalty": (0.9, 1.99)}
     for name, (low, high) in limits.items():
         if (value := getattr(params, name)) is not None:

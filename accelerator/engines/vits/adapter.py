@@ -20,6 +20,7 @@ import copy
 import dataclasses
 import functools
 import importlib.metadata
+import importlib.util
 import logging
 import threading
 import warnings
@@ -37,6 +38,7 @@ from ...export import Component
 from ...metrics import current_meter
 from ...session import Session, SessionOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
+from ...text import Unread, is_spoken, stretches
 from ..base import Call, Part, Voice, seconds, tensors_digest
 from ..dual_ar import codec_component
 from ..passthrough import PassThroughAdapter
@@ -50,6 +52,7 @@ logger = logging.getLogger(__name__)
 TEXT, DECODER = "text", "decoder"
 _PROBED_TOKENS, _PROBED_FRAMES = 60, 120
 _UNSHAPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id")
+_SHOWN = 60  # letters in a message
 _ONE_AT_A_TIME = threading.Lock()  # phonemizers are one library for the whole process
 
 
@@ -68,6 +71,7 @@ class VitsAdapter:
     """Parts: `text` and `decoder` of a `TextToAudioPipeline` around a `VitsModel`."""
 
     name = "vits"
+    cloning = None  # its voices are its own
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline, self.model = pipeline, pipeline.model
@@ -242,6 +246,21 @@ class _BoundVits:
     def stream(self, request: SpeechRequest, voice: Voice | None = None) -> Iterator[AudioChunk]:
         speaker = Voice() if request.voice is None else self.named_voice(request.voice)
         yield AudioChunk(self.say(request.text, speaker, request.sampling, alone=True), self._own.sample_rate)
+
+    def unread(self, text: str) -> Unread:
+        """What the tokenizer drops: letters and digits that are not in its vocabulary, unless it rewrites them first."""
+        tokenizer = self.engine.tokenizer
+        if not getattr(tokenizer, "normalize", False) or tokenizer.phonemize:
+            return Unread()
+        romanized = tokenizer.is_uroman and importlib.util.find_spec("uroman") is not None  # letters, but no digits
+        known = {char for word in tokenizer.get_vocab() for char in word}
+        letters = "".join(sorted(filter(is_spoken, known)))
+
+        def lacks(char: str) -> bool:
+            return not (char in known or known.issuperset(char.lower()) or (romanized and char.isalpha()))
+
+        foreign = stretches(text, lacks)
+        return Unread(foreign, speaks=f"the letters {letters[:_SHOWN]}{'...' if len(letters) > _SHOWN else ''}")
 
     def named_voice(self, name: str) -> Voice:
         self._own.speaker(name)
