@@ -1,8 +1,8 @@
 """Makes text-to-speech engines fast on CPUs: wrap the engine you have.
 
-    from accelerator import UniversalOptimizer
+    import accelerator
 
-    engine = UniversalOptimizer(engine)
+    engine = accelerator.UniversalOptimizer(engine)     # or accelerator.load(), the voice that comes along
     audio, sample_rate, metrics = engine.synthesize("Hello there.")
 
 Importing this loads neither torch nor onnxruntime.
@@ -32,6 +32,7 @@ __all__ = [
     "Speech",
     "SpeechRequest",
     "UniversalOptimizer",
+    "load",
 ]
 
 _HOMES = {
@@ -44,6 +45,18 @@ _HOMES = {
     "SpeechRequest": "speech",
     "UniversalOptimizer": "optimizer",
 }
+
+
+def load(**options: Any) -> UniversalOptimizer:
+    """The voice that comes with the package, wrapped. options: those of `UniversalOptimizer`. Raises EngineError."""
+    from .errors import EngineError
+    from .optimizer import UniversalOptimizer
+    from .reference import load_bundled
+
+    engine = load_bundled()
+    if engine is None:
+        raise EngineError("this package has no voice in it: install it anew, or wrap an engine of your own")
+    return UniversalOptimizer(engine, **options)
 
 
 def __getattr__(name: str) -> Any:

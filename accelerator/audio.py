@@ -27,6 +27,7 @@ MAX_PEAK = 2.0  # lossy decoders overshoot 1 by some per cent; integers stored a
 MAX_CHANNELS = 8
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 MIXED = 0.1  # of the loudest channel's energy: a mean with less has channels that cancel each other
+TELEPHONE = 8_000  # Hz, at which half of what tells voices apart is missing
 PAUSE_FRAME_S = 0.05  # what is judged as a pause or not
 BLOCK = 16_384  # frames decoded at a time, so that a lying header cannot ask for memory
 _NUMBER = (int, float, np.integer, np.floating)
@@ -60,6 +61,13 @@ def load_reference(
         )
     _check_length(len(samples), rate, min_s, max_s)
     _check_level(samples)
+    if rate <= TELEPHONE and rate < sample_rate:
+        logger.warning(
+            "the reference audio has %d samples a second, as by telephone: the voice imitated may be another's; "
+            "record it at %d or more",
+            rate,
+            2 * TELEPHONE,
+        )
     if rate != sample_rate:
         import soxr
 

@@ -56,9 +56,10 @@ def open_voice(size: str | None = None, path: Path | None = None) -> Voice:
     """The engine saved at `path`, else the bundled voice of this size, else random weights. Raises EngineError."""
     from . import reference
 
-    if path is None and size in (None, DEFAULT_SIZE):
-        path = reference.bundled_voice()
     try:
+        if path is None and size in (None, DEFAULT_SIZE) and (bundled := reference.load_bundled()) is not None:
+            note = f"the weights come from {reference.bundled_voice()}"
+            return Voice(bundled, bundled.config.name, True, note)
         if path is not None:
             engine = reference.load(size, path=path)
             return Voice(engine, engine.config.name, True, f"the weights come from {path}")

@@ -183,7 +183,7 @@ class Dispatcher:
             return pieces.named_voice(request.voice)
         reference = request.reference
         if reference is None:
-            return Voice()
+            return pieces.own_voice()
         with self._voices_lock:  # one of its own: it may take an export
             if self._voices is None and (key := self._encoder_key()) is not None:
                 self._voices = VoiceStore(self._cache(), key)

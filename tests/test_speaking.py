@@ -49,6 +49,9 @@ class Fake:
     def named_voice(self, name: str) -> Voice:
         return Voice(name=name)
 
+    def own_voice(self) -> Voice:
+        return Voice()
+
     def prompt(self, text: str, voice: Voice) -> np.ndarray:
         self.prompts.append((text, voice))
         return np.array([[ord(c) for c in text]])

@@ -153,6 +153,10 @@ class Pieces(Protocol):
         """A voice the engine knows. Raises InvalidOption."""
         ...
 
+    def own_voice(self) -> Voice:
+        """The one it speaks in when asked for none; without turns or a name, whichever comes out."""
+        ...
+
     def prompt(self, text: str, voice: Voice) -> np.ndarray:
         """int64 [1 + C, T]. Raises InvalidText for what the model has no room for."""
         ...

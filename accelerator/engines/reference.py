@@ -410,6 +410,9 @@ class _Pieces:
             raise InvalidOption(f"there is no voice {name!r}; this engine knows {', '.join(known) or 'none'}")
         return Voice(name=name)
 
+    def own_voice(self) -> Voice:
+        return Voice(name=self._engine.default_speaker)
+
     def prompt(self, text: str, voice: Voice) -> np.ndarray:
         from ..reference import ReferenceEngineError
 

@@ -7,9 +7,9 @@ of the package around it.
     audio, sample_rate = engine.synthesize("Hello there.", seed=0)
 """
 
-from .bundled import bundled_voice
+from .bundled import bundled_voice, load_bundled
 from .config import SIZES, EngineConfig
 from .engine import ReferenceEngine, load
 from .errors import ReferenceEngineError
 
-__all__ = ["SIZES", "EngineConfig", "ReferenceEngine", "ReferenceEngineError", "bundled_voice", "load"]
+__all__ = ["SIZES", "EngineConfig", "ReferenceEngine", "ReferenceEngineError", "bundled_voice", "load", "load_bundled"]

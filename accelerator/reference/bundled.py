@@ -5,7 +5,12 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["bundled_voice"]
+from .engine import ReferenceEngine, load
+
+__all__ = ["bundled_voice", "load_bundled"]
+
+# Of its three voices the one that is understood best, a word by itself above all: see docs/voice.md.
+_DEFAULT_SPEAKER = "rms"
 
 
 def bundled_voice() -> Path | None:
@@ -15,3 +20,13 @@ def bundled_voice() -> Path | None:
     """
     voice = files(__package__).joinpath("voices", "small.safetensors")
     return voice if isinstance(voice, Path) and voice.is_file() else None
+
+
+def load_bundled() -> ReferenceEngine | None:
+    """The engine with the bundled voice; None in a package without one. Raises ReferenceEngineError."""
+    path = bundled_voice()
+    if path is None:
+        return None
+    engine = load(path=path)
+    engine.default_speaker = _DEFAULT_SPEAKER
+    return engine

@@ -53,6 +53,9 @@ class FishSpeechPieces:
         codes, texts = self._engine.load_by_id(name, "on")
         return Voice(tuple((c.numpy().astype(np.int64), text) for c, text in zip(codes, texts, strict=True)), name)
 
+    def own_voice(self) -> Voice:
+        return Voice()
+
     def prompt(self, text: str, voice: Voice) -> np.ndarray:
         adapter = self._adapter
         turns = [(torch.from_numpy(np.array(codes, np.int64)), said) for codes, said in voice.turns]
