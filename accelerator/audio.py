@@ -272,7 +272,7 @@ def _check_length(n: int, rate: int, min_s: float, max_s: float) -> None:
     if n > max_s * rate:
         raise InvalidReference(
             f"the reference audio is longer than {max_s:g} s, which is all that this voice takes: "
-            "cut out 5 to 15 seconds of clear speech, with their transcript"
+            f"cut out {min(5.0, max_s / 2):g} to {min(15.0, max_s):g} seconds of clear speech, with their transcript"
         )
 
 

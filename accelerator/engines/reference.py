@@ -33,7 +33,7 @@ PROOF_TEXT = "The quick brown fox jumps over the lazy dog."
 PROOF_FRAMES = 96
 PROBE_FRAMES = 12
 SILENT_S = 0.03
-LEARNT_S = (1.0, 15.0)  # seconds of a reference: the voice has learnt from turns of up to ten
+LEARNT_S = (1.0, 12.0)  # seconds of a reference: it has learnt from turns of up to ten, and babbles from 16 on
 
 
 class ReferenceAdapter:
