@@ -47,8 +47,8 @@ def load_reference(
     audio: a path; the bytes of an audio file, or a binary file object with them (WAV, FLAC, OGG, MP3, AIFF ...); or
     (samples, rate) in either order, samples being an array or tensor [n], [n, channels] or [channels, n], of floats in
     [-1, 1] or of 8-, 16- or 32-bit integers. Channels are averaged, or where they cancel each other the loudest one is
-    taken. Samples are neither scaled nor clipped. cut: of what is too long, the beginning up to a pause is taken, with a
-    warning.
+    taken. Samples are neither scaled nor clipped. cut: of what is too long, the beginning up to a pause is taken, and a
+    warning says so.
     Raises InvalidReference for what cannot be read, is not `min_s` .. `max_s` seconds long, not finite, silent or far
     outside [-1, 1].
     """
@@ -239,7 +239,8 @@ def _mono(samples: np.ndarray) -> np.ndarray:
     if scaled.ndim > 2:
         scaled = scaled.squeeze()
     if scaled.ndim == 2 and 0 < min(scaled.shape) <= MAX_CHANNELS:
-        scaled = _mixed([scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T])  # the shorter axis is the channels
+        channels_last = scaled.shape[0] >= scaled.shape[1]  # the shorter axis is the channels
+        scaled = _mixed([scaled if channels_last else scaled.T])
     if scaled.ndim != 1:
         raise InvalidReference(
             f"reference samples of shape {samples.shape} are not [n], [n, channels] or [channels, n] "

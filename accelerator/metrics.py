@@ -95,10 +95,19 @@ class Meter:
         if self._end is None:
             self._end = self._clock()
 
+    @property
+    def finished(self) -> bool:
+        return self._end is not None
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio handed out so far."""
+        return self._samples / self._sample_rate if self._sample_rate else 0.0
+
     def result(self) -> dict[str, Any]:
         """The figures so far."""
         elapsed = (self._clock() if self._end is None else self._end) - self._start
-        audio_s = self._samples / self._sample_rate if self._sample_rate else 0.0
+        audio_s = self.audio_s
         spoken = self._stages["text2semantic"]
         return {
             "rtf": elapsed / audio_s if audio_s else float("inf"),

@@ -6,11 +6,11 @@ import asyncio
 import inspect
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -25,9 +25,12 @@ from .metrics import Meter
 from .request import check_unspeakable, make_request
 from .routing import Route
 from .scheduler import ROWS
-from .speech import AudioChunk, SamplingParams, Speech, SpeechRequest
+from .speech import AudioChunk, SamplingOptions, SamplingParams, Speech, SpeechRequest
 from .stream import SpeechStream
 from .text import Unspeakable
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["SpeechStream", "UniversalOptimizer"]
 
@@ -194,11 +197,37 @@ class UniversalOptimizer:
         *,
         voice: str | None = None,
         unspeakable: Unspeakable | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> SpeechStream:
         """Speak as `synthesize` does, chunk by chunk as they become ready. The options are those of `synthesize`."""
         asked = (text, reference_audio, reference_text, voice, _params(sampling, "stream"), unspeakable)
         return self._stream(*asked, streaming=True)
+
+    @overload
+    def synthesize_batch(
+        self,
+        texts: Sequence[str],
+        reference_audio: Any = None,
+        reference_text: str | None = None,
+        *,
+        voice: str | None = None,
+        unspeakable: Unspeakable | None = None,
+        return_exceptions: Literal[False] = False,
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[Speech]: ...
+
+    @overload
+    def synthesize_batch(
+        self,
+        texts: Sequence[str],
+        reference_audio: Any = None,
+        reference_text: str | None = None,
+        *,
+        voice: str | None = None,
+        unspeakable: Unspeakable | None = None,
+        return_exceptions: bool,
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[Speech | BaseException]: ...
 
     def synthesize_batch(
         self,
@@ -209,8 +238,8 @@ class UniversalOptimizer:
         voice: str | None = None,
         unspeakable: Unspeakable | None = None,
         return_exceptions: bool = False,
-        **sampling: Any,
-    ) -> list[Speech | BaseException]:
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[Speech] | list[Speech | BaseException]:
         """What `synthesize` answers for each text, in their order, spoken together in one decode loop.
 
         return_exceptions: a text that fails has its error in the list; otherwise the first error is raised once all
@@ -243,7 +272,7 @@ class UniversalOptimizer:
         *,
         voice: str | None = None,
         unspeakable: Unspeakable | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingOptions],
     ) -> Speech:
         """`synthesize` for asyncio: the event loop goes on meanwhile. Cancelling the task ends the generation."""
         params = _params(sampling, "asynthesize")
@@ -459,7 +488,7 @@ def _whole(stream: SpeechStream) -> Speech:
     return Speech(np.frombuffer(samples, np.float32) if samples else np.zeros(0, np.float32), rate, stream.metrics)
 
 
-def _params(options: dict[str, Any], method: str) -> SamplingParams:
+def _params(options: Mapping[str, Any], method: str) -> SamplingParams:
     try:
         return SamplingParams(**options)
     except TypeError as error:

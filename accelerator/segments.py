@@ -210,7 +210,8 @@ class _ReadScale(_Scale):
 
     def apart(self, start: int, place: int, end: int) -> bool:
         # The words beside the place tell: what changes a number's reading stands next to it.
-        before, behind = self._text[max(start, place - _NEAR) : place].split(), self._text[place : place + _NEAR].split()
+        before = self._text[max(start, place - _NEAR) : place].split()
+        behind = self._text[place : min(end, place + _NEAR)].split()
         if not before or not behind:
             return True
         together, *alone = (self._read(each).split() for each in (f"{before[-1]} {behind[0]}", before[-1], behind[0]))

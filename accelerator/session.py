@@ -5,6 +5,7 @@ onnxruntime is imported here only.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -75,11 +76,21 @@ class SessionOptions:
         return cls(**{**data, "providers": tuple(data["providers"])})
 
 
-def runtime_version() -> str:
-    """ONNX Runtime's version."""
+def library() -> Any:
+    """The module onnxruntime, without its telemetry unless the environment says otherwise.
+
+    Merely imported, version 1.32 on Linux writes an identifier of the device and a queue of events below the user's
+    cache directory. What of it happened before, because somebody else had imported it, cannot be undone here.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
-    return str(onnxruntime.__version__)
+    return onnxruntime
+
+
+def runtime_version() -> str:
+    """ONNX Runtime's version."""
+    return str(library().__version__)
 
 
 def can_bound_spinning() -> bool:
@@ -90,9 +101,7 @@ def can_bound_spinning() -> bool:
 
 def available_providers() -> list[str]:
     """The execution providers this build of ONNX Runtime has."""
-    import onnxruntime
-
-    return list(onnxruntime.get_available_providers())
+    return list(library().get_available_providers())
 
 
 class Session:
@@ -102,8 +111,7 @@ class Session:
 
     def __init__(self, path: Path, options: SessionOptions = SessionOptions()) -> None:
         """Load `path`. Raises SessionError."""
-        import onnxruntime as ort
-
+        ort = library()
         self.path, self.options = Path(path), options
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = max(1, options.threads)
@@ -156,7 +164,7 @@ class Binding:
     """A graph bound to fixed arrays: nothing is allocated or copied per run. The arrays are kept alive."""
 
     def __init__(self, session: Session, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-        from onnxruntime import OrtValue
+        OrtValue = library().OrtValue
 
         self._session, self._arrays = session, [*inputs.values(), *outputs.values()]
         self._binding = session._ort.io_binding()

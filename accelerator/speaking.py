@@ -80,9 +80,7 @@ class Speaker:
         self._rows, self._cancelled = min(rows, STREAM_ROWS) if streaming else rows, cancelled
         with meter.stage("text"):
             if segments is None:
-                segments = split(
-                    request.text, comfortable=pieces.comfortable, longest=pieces.longest, read=pieces.read
-                )
+                segments = split(request.text, comfortable=pieces.comfortable, longest=pieces.longest, read=pieces.read)
         self._voice = voice
         self._waits = len(segments) > 1 and not voice.turns and voice.name is None  # for the first one's voice
         self._all = [_Spoken(s, segment_seed(request.sampling, i)) for i, s in enumerate(segments)]

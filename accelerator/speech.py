@@ -5,13 +5,24 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
 from .errors import InvalidOption
 
-__all__ = ["AudioChunk", "Reference", "SamplingParams", "Speech", "SpeechRequest", "segment_seed"]
+__all__ = ["AudioChunk", "Reference", "SamplingOptions", "SamplingParams", "Speech", "SpeechRequest", "segment_seed"]
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The keyword arguments of a request that are `SamplingParams`."""
+
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    repetition_penalty: float | None
+    seed: int | None
+    max_new_tokens: int | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,10 @@ class SpeechStream:
                 return
         self._meter.finish()
 
+    def __repr__(self) -> str:
+        state = "closed" if self._cancelled.is_set() else "done" if self._meter.finished else "speaking"
+        return f"<SpeechStream, {state}, {self._meter.audio_s:.2f} s so far>"
+
     @property
     def metrics(self) -> dict[str, Any]:
         return self._finish(self._meter)

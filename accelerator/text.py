@@ -100,8 +100,8 @@ def readable(text: str, unread: Unread, unspeakable: Unspeakable) -> tuple[str, 
     named = f"{_shown(first.text)} at position {first.start}" + (f" and {more} more" if more else "")
     if unspeakable == "error":
         raise InvalidText(
-            f"the text has what this voice cannot speak: {named}. It speaks {unread.speaks}: use another voice for that, "
-            "or leave it out with unspeakable='skip'"
+            f"the text has what this voice cannot speak: {named}. It speaks {unread.speaks}: use another voice for "
+            "that, or leave it out with unspeakable='skip'"
         )
     spoken, end = [], 0
     for stretch in unread.foreign:

@@ -5,10 +5,12 @@
 
 `keys` names things, `layout` says where they lie, `strict_json` and `manifest` what may be believed; `digest` hashes,
 `disk` writes and removes, `build` seals what was built; `entry` is what a caller holds, and `store` ties them together.
+`trust` says whether machine code that lies there may be run.
 """
 
 from .entry import Entry, EntryInfo, Problem
 from .keys import default_root, make_key
 from .store import ContentCache
+from .trust import untrusted
 
-__all__ = ["ContentCache", "Entry", "EntryInfo", "Problem", "default_root", "make_key"]
+__all__ = ["ContentCache", "Entry", "EntryInfo", "Problem", "default_root", "make_key", "untrusted"]

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..cache import ContentCache, default_root, make_key
+from ..cache import ContentCache, default_root, make_key, untrusted
 from ..errors import CacheError, InvalidOption, SessionError
 from ..hardware import detect
 from . import job
@@ -155,7 +155,7 @@ def function() -> Function:
 @functools.cache
 def _made() -> Function | SessionError:
     try:
-        return _load(_object().read_bytes())
+        return _load(_object())
     except (CacheError, OSError) as error:
         failure = SessionError(f"there is no place for the compiled kernels: {error}")
     except Exception as error:  # whatever numba's and LLVM's many layers raise
@@ -164,8 +164,23 @@ def _made() -> Function | SessionError:
     return failure
 
 
-def _object() -> Path:
-    """The object file in the cache."""
+def _object() -> bytes:
+    """The object file, from the cache if nobody else can have put it there."""
+    cache = ContentCache(default_root())
+    existing = next(each for each in (cache.root, *cache.root.parents) if each.exists())
+    if (reason := untrusted(existing)) is not None:
+        return _compiled_apart(reason)
+    path = _kept(cache)
+    reason = untrusted(path)
+    return path.read_bytes() if reason is None else _compiled_apart(reason)
+
+
+def _compiled_apart(reason: str) -> bytes:
+    logger.warning("the kernels are compiled for this process alone: %s", reason)
+    return _compile()
+
+
+def _kept(cache: ContentCache) -> Path:
     fields = {
         "component": "kernels",
         "sources": {name: Path(__file__).with_name(f"{name}.py").read_text() for name in _SOURCES},
@@ -179,7 +194,7 @@ def _object() -> Path:
         (directory / _FILE).write_bytes(_compile())
         return {"proof": {"passed": True}, "precision": "compiled"}
 
-    entry = ContentCache(default_root()).get_or_create(make_key(**fields), build, name="kernels", fields={})
+    entry = cache.get_or_create(make_key(**fields), build, name="kernels", fields={})
     return entry.path / _FILE
 
 

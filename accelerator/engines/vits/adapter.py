@@ -248,7 +248,7 @@ class _BoundVits:
         yield AudioChunk(self.say(request.text, speaker, request.sampling, alone=True), self._own.sample_rate)
 
     def unread(self, text: str) -> Unread:
-        """What the tokenizer drops: letters and digits that are not in its vocabulary, unless it rewrites them first."""
+        """What the tokenizer drops: letters and digits not in its vocabulary, unless it rewrites them first."""
         tokenizer = self.engine.tokenizer
         if not getattr(tokenizer, "normalize", False) or tokenizer.phonemize:
             return Unread()
