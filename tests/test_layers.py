@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "accelerator"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    ("errors", "speech", "text", "segments", "joins", "audio", "hardware", "cache", "sampling", "metrics"),
+    ("errors", "installation", "speech", "text", "segments", "joins", "audio", "hardware", "cache", "sampling", "metrics"),
     ("graph", "native", "tables", "session", "tracing", "proof", "export"),
     ("decode", "prefixes", "sequences", "codebooks", "scheduler", "voices"),
     ("engines",),
