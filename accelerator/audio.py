@@ -1,4 +1,4 @@
-"""Audio at the edges: reference recordings in, WAV files out, and the check on what an engine answered."""
+"""Audio at the edges: reference recordings in, files out, and the check on what an engine answered."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import io
 import logging
 import os
 import struct
-import uuid
-import wave
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import BadOutput, InvalidInput, InvalidReference
+from .audio_files import AudioWriter, write_audio, write_wav
+from .errors import BadOutput, InvalidReference
+from .installation import install_command
 from .speech import Reference
 from .text import check_characters
 
-__all__ = ["check_audio", "load_reference", "write_wav"]
+__all__ = ["AudioWriter", "check_audio", "load_reference", "write_audio", "write_wav"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +29,10 @@ MIXED = 0.1  # of the loudest channel's energy: a mean with less has channels th
 TELEPHONE = 8_000  # Hz, at which half of what tells voices apart is missing
 PAUSE_FRAME_S = 0.05  # what is judged as a pause or not
 BLOCK = 16_384  # frames decoded at a time, so that a lying header cannot ask for memory
+UNREAD = 1_024  # bytes that may follow an MP3's last frame: tags
+_OGG_BEGINS = b"OggS\0\2"
+MAX_BYTES = 256 << 20  # read of a file whose header has no length
+_CONTAINERS = "mov,matroska,webm,aac,asf,amr,ogg,mp3,flac"
 _NUMBER = (int, float, np.integer, np.floating)
 
 
@@ -44,7 +47,8 @@ def load_reference(
 ) -> Reference:
     """A voice to imitate, as float32 mono at `sample_rate` Hz, from a recording and what it says (None: unknown).
 
-    audio: a path; the bytes of an audio file, or a binary file object with them (WAV, FLAC, OGG, MP3, AIFF ...); or
+    audio: a path; the bytes of an audio file, or a binary file object with them (WAV, FLAC, OGG, MP3, AIFF ..., and
+    with the extra `formats` m4a, webm ...); or
     (samples, rate) in either order, samples being an array or tensor [n], [n, channels] or [channels, n], of floats in
     [-1, 1] or of 8-, 16- or 32-bit integers. Channels are averaged, or where they cancel each other the loudest one is
     taken. Samples are neither scaled nor clipped. cut: of what is too long, the beginning up to a pause is taken, and a
@@ -103,48 +107,6 @@ def check_audio(audio: np.ndarray, sample_rate: int, *, silent_s: float = 1.0, m
     return samples
 
 
-def write_wav(target: str | os.PathLike[str] | BinaryIO, audio: np.ndarray, sample_rate: int) -> None:
-    """Write mono audio [n] as a 16-bit PCM WAV file, samples clipped to [-1, 1].
-
-    A path gets the whole file or keeps what it had: a temporary file beside it is renamed. A file object is written to
-    and left open. Raises InvalidInput for audio that is not one channel of finite numbers, OSError for the path.
-    """
-    samples = _float32(audio)
-    if samples.size != max(samples.shape, default=1):
-        raise InvalidInput(f"a mono WAV file needs audio of shape [n], not {samples.shape}")
-    if not np.isfinite(samples).all():
-        raise InvalidInput("the audio has NaN or infinite samples, which a WAV file cannot hold")
-    # 1 / 32768 is one step, as in the readers, so that 16-bit audio comes back exactly.
-    steps = np.clip(np.rint(samples.reshape(-1) * 32768.0), -32768, 32767).astype("<i2")
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(sample_rate)
-        file.writeframes(steps.tobytes())
-    if isinstance(target, (str, os.PathLike)):
-        _publish(Path(target), buffer.getbuffer())
-    else:
-        target.write(buffer.getvalue())
-
-
-def _publish(path: Path, data: memoryview) -> None:
-    path = path.resolve()  # a link stays one, its target is replaced
-    if path.exists() and not path.is_file():  # a pipe or a device cannot be replaced (a directory is refused here)
-        path.write_bytes(data)
-        return
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def _samples(audio: Any, max_s: float) -> tuple[np.ndarray, int]:
     """Any kind of reference -> float32 mono [n], Hz. Decodes little more than `max_s` seconds of a file."""
     if isinstance(audio, (str, os.PathLike)):
@@ -181,17 +143,105 @@ def _decode(file: BinaryIO, name: str, max_s: float) -> tuple[np.ndarray, int]:
     if not file.read(1):
         raise InvalidReference(f"the reference audio {name} is empty")
     file.seek(0)
+    try:
+        return _by_soundfile(file, max_s)
+    except (soundfile.SoundFileError, TypeError, _Unreadable) as exc:  # TypeError: a name that ends in .raw
+        failure = f"the reference audio {name} cannot be read as audio ({exc})"
+    file.seek(0)
+    try:
+        return _by_pyav(file, max_s)
+    except ImportError:
+        more = f"or let more kinds of files be read: {install_command('formats')}"
+        raise InvalidReference(f"{failure}: convert it to WAV, FLAC, OGG or MP3, {more}") from None
+    except _Unreadable as exc:
+        raise InvalidReference(
+            f"{failure}, nor as a film's sound ({exc}): convert it to WAV, FLAC, OGG or MP3"
+        ) from exc
+
+
+class _Unreadable(Exception):
+    """A file that a library cannot read, or not to its end."""
+
+
+def _by_soundfile(file: BinaryIO, max_s: float) -> tuple[np.ndarray, int]:
+    import soundfile
+
+    class Forward(soundfile.SoundFile):
+        """Read once, from its beginning. soundfile seeks after each piece of a file that can: libsndfile then spoils
+        the next frame of an MP3, and fails in a FLAC that does not tell its length."""
+
+        def seekable(self) -> bool:
+            return False
+
+    blocks: list[np.ndarray] = []
+    with Forward(file) as source:
+        rate, left = _rate(source.samplerate), int(max_s * source.samplerate) + 1
+        while left > 0 and len(block := source.read(min(left, BLOCK), dtype="float32", always_2d=True)):
+            blocks.append(block)
+            left -= len(block)
+        kind = source.format
+    if not blocks and (whole := _with_length(file)) is not None:
+        return _by_soundfile(whole, max_s)
+    if left > 0 and kind in ("MP3", "OGG") and _goes_on(file, kind):
+        raise _Unreadable("more follows its end: several files in one, or an MP3 that tells no length")
+    return _mixed(blocks) if blocks else np.zeros(0, np.float32), rate
+
+
+def _goes_on(file: BinaryIO, kind: str) -> bool:
+    """Whether an MP3 or Ogg file that was read to its end has more: of joined ones libsndfile reads the first."""
+    if kind == "MP3":
+        at = file.tell()
+        return file.seek(0, os.SEEK_END) - at > UNREAD
+    file.seek(0)
+    return file.read(MAX_BYTES).count(_OGG_BEGINS) > 1
+
+
+def _with_length(file: BinaryIO) -> BinaryIO | None:
+    """A WAV or AU file whose header says 0 bytes, since it was written into a pipe, with the length it has."""
+    file.seek(0)
+    head = file.read(BLOCK)
+    if head[:4] == b".snd":
+        unknown = head[8:12] == bytes(4) and len(head) == BLOCK
+        return io.BytesIO(head[:8] + b"\xff" * 4 + head[12:] + file.read(MAX_BYTES)) if unknown else None
+    if head[:4] not in (b"RIFF", b"RF64") or head[8:12] != b"WAVE":
+        return None
+    form, at = b"", 12
+    while at + 8 <= len(head):
+        name, size = struct.unpack_from("<4sI", head, at)
+        if name == b"data":
+            break
+        if name == b"fmt ":
+            form = head[at : at + 8 + size]
+        at += 8 + size + size % 2
+    else:
+        return None
+    file.seek(at + 8)
+    samples = file.read(MAX_BYTES)
+    if not form or not samples:
+        return None
+    sizes = struct.pack("<I", 4 + len(form) + 8 + len(samples)), struct.pack("<I", len(samples))
+    return io.BytesIO(b"RIFF" + sizes[0] + b"WAVE" + form + b"data" + sizes[1] + samples)
+
+
+def _by_pyav(file: BinaryIO, max_s: float) -> tuple[np.ndarray, int]:
+    """m4a, webm and what else FFmpeg knows. Playlists are not followed: a recording names no other file."""
+    import av
+
     blocks: list[np.ndarray] = []
     try:
-        with soundfile.SoundFile(file) as source:
-            rate, left = _rate(source.samplerate), int(max_s * source.samplerate) + 1
-            while left > 0 and len(block := source.read(min(left, BLOCK), dtype="float32", always_2d=True)):
-                blocks.append(block)
-                left -= len(block)
-    except (soundfile.SoundFileError, TypeError) as exc:  # TypeError: a name that ends in .raw
-        raise InvalidReference(
-            f"the reference audio {name} cannot be read as audio ({exc}): convert it to WAV, FLAC, OGG or MP3"
-        ) from exc
+        with av.open(file, options={"format_whitelist": _CONTAINERS}) as container:
+            stream = container.streams.audio[0]
+            rate = _rate(stream.rate)
+            left = int(max_s * rate) + 1
+            resampler = av.AudioResampler(format="fltp", rate=rate)
+            for frame in container.decode(stream):
+                for piece in resampler.resample(frame):
+                    blocks.append(piece.to_ndarray().T)
+                    left -= len(blocks[-1])
+                if left <= 0:
+                    break
+    except (av.FFmpegError, IndexError) as error:  # IndexError: a film without sound
+        raise _Unreadable(str(error)) from error
     return _mixed(blocks) if blocks else np.zeros(0, np.float32), rate
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypedDict
 
@@ -115,3 +116,12 @@ class Speech(NamedTuple):
     audio: np.ndarray
     sample_rate: int
     metrics: dict[str, Any]
+
+    def save(self, path: str | os.PathLike[str], format: str | None = None) -> None:
+        """Write it to a file of the format that the suffix, or `format`, says: wav, flac, mp3, ogg, opus or m4a.
+
+        Raises InvalidOption for another format, OSError where the file cannot be written.
+        """
+        from .audio_files import write_audio
+
+        write_audio(path, self.audio, self.sample_rate, format)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import sys
 import threading
 import wave
 from pathlib import Path
@@ -243,6 +244,114 @@ def test_a_header_that_promises_hours_costs_no_memory() -> None:
     at = data.index(b"data") + 4
     data[4:8] = data[at : at + 4] = b"\xff\xff\xff\xff"
     assert len(load_reference(data, sample_rate=RATE).audio) == RATE
+
+
+def melody(seconds: float = 3.0, rate: int = RATE) -> np.ndarray:
+    t = np.arange(int(rate * seconds)) / rate
+    return (0.3 * np.sin(2 * np.pi * 220 * t * (1 + 0.3 * t))).astype(np.float32)
+
+
+@pytest.mark.parametrize("riff", [None, 0, 36, 0xFFFFFFFF])
+@pytest.mark.parametrize("container", ["WAV", "WAVEX", "RF64"])
+def test_a_wav_whose_header_says_that_it_is_empty(container: str, riff: int | None) -> None:
+    """What is written into a pipe, and cannot go back to its header, may say 0 there."""
+    data = bytearray(encoded(melody(), RATE, format=container))
+    at = data.index(b"data") + 4
+    data[at : at + 4] = bytes(4)
+    if riff is not None:
+        data[4:8] = riff.to_bytes(4, "little")
+    if container == "RF64":
+        data[20:44] = bytes(24)
+    reference = load_reference(data, sample_rate=RATE)
+    np.testing.assert_allclose(reference.audio, melody(), atol=4e-5)
+
+
+def test_other_streams_without_a_length() -> None:
+    au = bytearray(encoded(melody(), RATE, format="AU"))
+    flac = bytearray(encoded(melody(), RATE, format="FLAC"))
+    flac[21] &= 0xF0
+    flac[22:26] = bytes(4)
+    for length in (b"\0\0\0\0", b"\xff\xff\xff\xff"):
+        au[8:12] = length
+        np.testing.assert_allclose(load_reference(au, sample_rate=RATE).audio, melody(), atol=4e-5)
+    np.testing.assert_allclose(load_reference(flac, sample_rate=RATE).audio, melody(), atol=4e-5)
+
+
+def test_a_header_that_says_it_is_empty_and_is() -> None:
+    for kind in ("WAV", "AU", "RF64"):
+        with pytest.raises(InvalidReference, match="is empty"):
+            load_reference(encoded(np.zeros(0, np.float32), RATE, format=kind), sample_rate=RATE)
+
+
+def test_a_compressed_file_is_decoded_in_one_go() -> None:
+    """Seeking between pieces, as soundfile does, spoils an MP3's next frame: a click in each second or so."""
+    for kind in ({"format": "MP3"}, {"format": "OGG", "subtype": "OPUS"}, {"format": "OGG"}):
+        data = encoded(melody(), RATE, **kind)
+        whole = soundfile.read(io.BytesIO(data), dtype="float32")[0]
+        np.testing.assert_allclose(load_reference(data, sample_rate=RATE).audio, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind", [{"format": "MP3"}, {"format": "OGG"}, {"format": "OGG", "subtype": "OPUS"}, {"format": "FLAC"}], ids=str
+)
+def test_joined_files_are_read_whole_or_refused(kind: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libsndfile reads the first and says nothing of the others."""
+    data = encoded(melody(), RATE, **kind)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "av", None)
+        with pytest.raises(InvalidReference, match=r"cannot be read.*convert it.*pip install .*\[formats\]"):
+            load_reference(data + data, sample_rate=RATE)
+    pytest.importorskip("av", reason='pip install -e ".[formats]"')
+    assert len(load_reference(data + data, sample_rate=RATE).audio) == pytest.approx(6 * RATE, abs=2_500)
+
+
+def test_tags_at_an_mp3s_end_are_no_audio() -> None:
+    data = encoded(melody(), RATE, format="MP3") + b"TAG" + b" " * 125
+    assert len(load_reference(data, sample_rate=RATE).audio) == 3 * RATE
+
+
+def test_eight_bit_files_have_no_offset() -> None:
+    """WAV's are unsigned: 128 is silence, 0 is -1."""
+    wav = bytearray(encoded(np.zeros(RATE, np.float32), RATE, subtype="PCM_U8"))
+    at = wav.index(b"data") + 8
+    levels = np.tile(np.array([0, 64, 128, 192, 255], np.uint8), RATE // 5)
+    wav[at : at + RATE] = levels.tobytes()
+    expected = (levels.astype(np.float32) - 128) / 128
+    np.testing.assert_allclose(load_reference(wav, sample_rate=RATE).audio, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tolerance"),
+    [
+        ({"format": "WAV", "subtype": "ULAW"}, 0.03),
+        ({"format": "WAV", "subtype": "ALAW"}, 0.03),
+        ({"format": "WAV", "subtype": "GSM610"}, 0.15),
+        ({"format": "WAV", "subtype": "IMA_ADPCM"}, 0.05),
+        ({"format": "WAV", "subtype": "MS_ADPCM"}, 0.05),
+        ({"format": "AU", "subtype": "ULAW"}, 0.03),
+    ],
+    ids=str,
+)
+def test_telephone_encodings_keep_level_and_form(kind: dict, tolerance: float) -> None:
+    said = melody(rate=8_000)
+    heard = load_reference(encoded(said, 8_000, **kind), sample_rate=8_000).audio
+    assert len(said) <= len(heard) < len(said) + 2_000  # whole blocks
+    assert abs(heard.mean()) < 2e-3
+    error = heard[: len(said)] - said
+    assert np.sqrt(np.mean(error**2)) < tolerance * np.sqrt(np.mean(said**2))
+
+
+def test_a_playlist_is_no_recording(tmp_path: Path) -> None:
+    """FFmpeg would open the files, or the addresses, that a playlist names."""
+    write_wav(tmp_path / "secret.wav", melody(), RATE)
+    lists = {
+        "list.m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{tmp_path}/secret.wav\n#EXT-X-ENDLIST\n",
+        "list.ffconcat": f"ffconcat version 1.0\nfile '{tmp_path}/secret.wav'\n",
+    }
+    for name, text in lists.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InvalidReference, match="cannot be read as audio"):
+            load_reference(tmp_path / name, sample_rate=RATE)
 
 
 def test_bad_paths(tmp_path: Path) -> None:

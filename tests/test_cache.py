@@ -159,7 +159,7 @@ class TestRoot:
         (tmp_path / "onnx_cache").mkdir()
         if project is not None:
             (tmp_path / "pyproject.toml").write_text(project)
-        assert default_root() == tmp_path / "user" / "tts-accelerator"
+        assert default_root() == tmp_path / "user" / "accelerator-tts"
 
 
 class TestGetOrCreate:

@@ -14,7 +14,20 @@ PACKAGE = Path(__file__).parents[1] / "accelerator"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    ("errors", "speech", "text", "segments", "joins", "audio", "hardware", "cache", "sampling", "metrics"),
+    (
+        "errors",
+        "installation",
+        "speech",
+        "text",
+        "segments",
+        "joins",
+        "audio",
+        "audio_files",
+        "hardware",
+        "cache",
+        "sampling",
+        "metrics",
+    ),
     ("graph", "native", "tables", "session", "tracing", "proof", "export"),
     ("decode", "prefixes", "sequences", "codebooks", "scheduler", "voices"),
     ("engines",),
@@ -36,8 +49,9 @@ HOMES = {
     "cpuinfo": ("hardware",),
     "platformdirs": ("cache",),
     "filelock": ("cache",),
-    "soundfile": ("audio", "reference"),
-    "soxr": ("audio", "reference"),
+    "soundfile": ("audio", "audio_files", "reference"),
+    "soxr": ("audio", "audio_files", "reference"),
+    "av": ("audio", "audio_files"),
     "safetensors": ("reference", "engines"),
     "typer": ("cli",),
     "click": ("cli",),

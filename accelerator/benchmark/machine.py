@@ -15,7 +15,7 @@ from ..session import SessionOptions
 
 __all__ = ["BusyClock", "available_memory", "busy_warning", "describe_machine", "memory", "others_warning"]
 
-_PACKAGES = ("tts-accelerator", "torch", "onnxruntime", "onnx", "onnxscript", "numpy", "safetensors")
+_PACKAGES = ("torch", "onnxruntime", "onnx", "onnxscript", "numpy", "safetensors")
 _BUSY = 0.25  # a one-minute load above this share of the usable CPUs disturbs figures
 _OTHERS = 0.1  # as much of a CPU busy with something else, over the whole run, does too
 
@@ -27,7 +27,7 @@ def describe_machine() -> dict[str, Any]:
     profile = detect()
     tier = choose_tier(profile)
     versions = {"python": platform.python_version(), "accelerator": __version__}
-    for name in _PACKAGES[1:]:
+    for name in _PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

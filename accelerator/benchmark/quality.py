@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import EngineError, InvalidOption
+from ..installation import install_command
 from .candidates import SLOT, adapter_of, check_names
 from .machine import describe_machine
 
@@ -93,11 +94,11 @@ def run(
     Raises EngineError without a trained voice, flite or pocketsphinx, InvalidOption for more sentences than there are.
     """
     from ..reference import ReferenceEngineError
-    from ..reference.measures import Recogniser, Speakers
+    from ..reference.measures import Speakers
 
     engine = trained_voice(options.voice)
     try:
-        recognise = recognise or Recogniser()
+        recognise = recognise or _recogniser()
         report("flite says the sentences")
         utterances, known = _originals(say or _flite, engine.speakers, options.sentences)
     except ReferenceEngineError as error:
@@ -213,6 +214,16 @@ def trained_voice(path: Path | None) -> ReferenceEngine:
     if not engine.speakers or engine.sample_rate != SAMPLE_RATE:
         raise EngineError(f"{found} is no trained voice of {SAMPLE_RATE} Hz with named speakers")
     return engine
+
+
+def _recogniser() -> Callable[[np.ndarray], str]:
+    from ..reference import ReferenceEngineError
+    from ..reference.measures import Recogniser
+
+    try:
+        return Recogniser()
+    except ReferenceEngineError as error:
+        raise EngineError(f"{error}: {install_command('quality')}") from error
 
 
 def _flite(text: str, speaker: str) -> np.ndarray:

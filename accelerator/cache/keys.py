@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidOption
+from ..installation import DISTRIBUTION, checkout
 from . import strict_json
 
 __all__ = ["default_root", "make_key"]
-
-DISTRIBUTION = "tts-accelerator"
 
 
 def make_key(**fields: Any) -> str:
@@ -45,14 +43,8 @@ def default_root() -> Path:
 
 
 def _checkout_cache(directory: Path) -> Path | None:
-    # An installed package lies in site-packages, beside which no pyproject.toml of ours is found.
     cache = directory / "onnx_cache"
-    try:
-        project = (directory / "pyproject.toml").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-    ours = re.search(rf'^name\s*=\s*["\']{DISTRIBUTION}["\']', project, re.MULTILINE)
-    return cache if ours and os.path.isdir(cache) and os.access(cache, os.W_OK) else None
+    return cache if checkout(directory) and os.path.isdir(cache) and os.access(cache, os.W_OK) else None
 
 
 def _user_cache() -> Path:

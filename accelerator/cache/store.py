@@ -37,7 +37,7 @@ TOUCH_EVERY_S = 60.0
 KEEP_RECENT_S = 300.0
 KEEP_QUARANTINED = 2
 _RENAMES = 4
-_EPHEMERAL_PREFIX = "tts-accelerator-"
+_EPHEMERAL_PREFIX = "accelerator-tts-"
 
 # What a damaged entry answers; any other OSError (no permission, too many open files) says nothing about its contents.
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO, errno.ENAMETOOLONG}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .. import __version__
+from ..installation import install_command
 from . import formats
 from .console import Output
 from .options import CacheDir, Debug, Json, Verbose
@@ -161,7 +162,7 @@ def _warnings(
 ) -> list[str]:
     found = []
     if missing := [name for name, version in versions.items() if version is None]:
-        found.append(f"Not installed: {', '.join(missing)}. Install tts-accelerator again.")
+        found.append(f"Not installed: {', '.join(missing)}. Install them: {install_command()}")
     if versions["onnxruntime"] is not None and not providers:
         found.append("ONNX Runtime cannot be imported, so every engine stays in PyTorch: reinstall onnxruntime.")
     if not place["writable"]:

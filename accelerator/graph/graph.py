@@ -128,5 +128,5 @@ class Graph:
     def _save(self) -> None:
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, self._initializers)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(_MICROSOFT, 1)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="tts-accelerator")
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="accelerator-tts")
         (self.directory / f"{self.name}.onnx").write_bytes(model.SerializeToString())

@@ -106,7 +106,7 @@ class Recogniser:
         try:
             from pocketsphinx import Decoder
         except ImportError as error:
-            raise ReferenceEngineError("there is no pocketsphinx: pip install tts-accelerator[quality]") from error
+            raise ReferenceEngineError("there is no pocketsphinx, the recogniser") from error
         self._decoder = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
 
     def __call__(self, audio: np.ndarray) -> str:
