@@ -5,8 +5,8 @@ fed the same frames (teacher forcing), so a difference at one step does not excu
 
     kl               mean Kullback-Leibler divergence D(PyTorch || ONNX), in nats, of the softmaxed logits
     relative_error   ||a - b|| / ||a||, of logits less their mean (softmax does not see the mean), over all steps
-    spread_error     largest difference of a logit, in standard deviations of PyTorch's logits at its step: logits have no
-                     scale of their own, and rounding grows with them
+    spread_error     largest difference of a logit, in standard deviations of PyTorch's logits at its step: logits have
+                     no scale of their own, and rounding grows with them
     max_error        the same as an absolute difference; reported only
     agreement        share of steps with equal argmax; reported only: near-ties make it meaningless on random weights
     mismatches       steps whose argmax differs although PyTorch's two best logits are further apart than a tie

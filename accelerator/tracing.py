@@ -86,8 +86,10 @@ def trace(
 
 
 def _forget_origin(message: Any) -> None:
-    """Drop what the exporter says of the code it traced, at any depth: paths, line numbers, stacks. They are the most of
-    the file, and another file wherever the same code lies elsewhere."""
+    """Drop what the exporter says of the code it traced, at any depth: paths, line numbers, stacks.
+
+    They are the most of the file, and another file wherever the same code lies elsewhere.
+    """
     for field, value in message.ListFields():
         if field.name in ("metadata_props", "doc_string"):
             message.ClearField(field.name)

@@ -18,7 +18,7 @@ LAYERS = (
     ("graph", "native", "tables", "session", "tracing", "proof", "export"),
     ("decode", "prefixes", "sequences", "codebooks", "scheduler", "voices"),
     ("engines",),
-    ("loader", "routing", "speaking", "pool", "stream", "dispatch", "optimizer"),
+    ("tuning", "loader", "routing", "speaking", "pool", "stream", "dispatch", "optimizer"),
     ("cli", "server", "benchmark", "demo", "__main__"),
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
