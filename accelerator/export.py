@@ -20,6 +20,7 @@ from typing import Any, Literal
 from .cache import ContentCache, Entry, make_key
 from .errors import BadOutput, ExportError, ProofFailed
 from .graph.graph import OPSET
+from .tracing import on_one_thread
 
 __all__ = ["PRECISIONS", "Component", "Export", "Progress", "ProgressEvent", "export_best", "export_component"]
 
@@ -124,9 +125,10 @@ def export_component(
 
     def build(directory: Path) -> dict[str, Any]:
         try:
-            component.build(directory, precision, progress)
-            progress(ProgressEvent(component.name, "prove", precision=precision))
-            report = _finite(_proven(component, directory, precision))
+            with on_one_thread():  # one key, one content: whatever the engine's own number of threads is
+                component.build(directory, precision, progress)
+                progress(ProgressEvent(component.name, "prove", precision=precision))
+                report = _finite(_proven(component, directory, precision))
         except (ExportError, MemoryError):
             raise
         except Exception as error:  # whatever the exporter's many layers raise

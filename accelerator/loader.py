@@ -1,8 +1,13 @@
-"""Part -> exports -> sessions -> probe: decides once per machine whether a part runs in ONNX Runtime, and how."""
+"""Part -> exports -> sessions -> probe: decides whether a part runs in ONNX Runtime on this machine, and how.
+
+What is decided is a `tuning`: later processes follow it, and change of it only what the audio of a seed does not depend
+on.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,19 +15,17 @@ from typing import Any
 from .cache import ContentCache
 from .engines.base import Call, Part, torch_threads
 from .errors import CorruptEntry, ExportError, SessionError
-from .export import Export, Progress, ProgressEvent, export_best, export_component
+from .export import Component, Export, Progress, ProgressEvent, export_best, export_component
 from .hardware import HardwareProfile, Tier, choose_tier
 from .hardware.busy import BusyClock
 from .session import BF16_FLAGS, SHORT_SPIN_US, Dtype, SessionOptions, can_bound_spinning
+from .tuning import Record, Tuning, Way
 
 __all__ = ["Choice", "Loader"]
 
 logger = logging.getLogger(__name__)
 
-BUSY = 0.25  # CPUs that others kept busy during a probe, above which it is not believed for good
-PROBES = 3  # at most, while the machine is busy each time
 _CLOSE = 1.3  # times the best so far, below which a candidate is timed once more
-MARGIN = 1.0  # ONNX Runtime must need less than this share of PyTorch's time
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Choice:
     options: SessionOptions | None = None
     exports: Mapping[str, Export] = field(default_factory=dict)
     probe: Mapping[str, Any] = field(default_factory=dict)
+    before: Mapping[str, Any] = field(default_factory=dict)  # the tuning that it was measured against, if it was
 
     @property
     def backend(self) -> str:
@@ -58,29 +62,57 @@ class Loader:
     probe: bool
     progress: Progress
     clock: Callable[[], BusyClock] = BusyClock
+    now: Callable[[], float] = time.time
 
     def load(self, part: Part) -> Choice:
         """Export (or find) the part's components, load them, and keep what is faster. Raises what goes wrong."""
+        return self._rebuilt(part, None)
+
+    def tune(self, part: Part, *, again: bool = False) -> Choice:
+        """Load it as `load` does, but change at once to what is proposed, and measure what is known of a busy machine.
+
+        again: measure in any case. Raises what goes wrong.
+        """
+        return self._rebuilt(part, again)
+
+    def _rebuilt(self, part: Part, tune: bool | None) -> Choice:
         try:
-            return self._load(part)
+            return self._load(part, tune)
         except CorruptEntry as error:  # found while the sessions loaded, and set aside: build it anew
             logger.warning("%s: %s", part.name, error)
-            return self._load(part)
+            return self._load(part, tune)
 
-    def _load(self, part: Part) -> Choice:
-        note = f"tuning-{self.profile.fingerprint}-{self.threads or 'auto'}"
-        if part.twin is not None and self.precision == "fp32":
-            note += "-fp32"  # what wins in bfloat16 says nothing here
+    def _load(self, part: Part, tune: bool | None) -> Choice:
+        """tune: None, or what `tune` was asked for."""
         twin = self._twin(part) if self.probe else None
-        if twin is not None and (tuned := self._tuned(twin, note)) and tuned["backend"] == "onednn":
-            try:  # without so much as looking at the other export
-                base = Choice(None, "", exports={part.twin.name: twin}, probe=tuned)  # type: ignore[union-attr]
-                options = SessionOptions.from_dict(tuned["options"])
-                if options in self._twins(twin):
-                    return self._open(part, base, options, "fastest when probed before")
+        record, failed = None, False
+        if twin is not None and part.twin is not None:
+            record = self._record(part, part.twin, *(options.dtype for options in self._twins(twin)))
+            if tune is None and (tuning := self._settled(record)) is not None and tuning.way.backend == "onednn":
+                try:  # without so much as looking at the other export
+                    return self._chosen(part, Choice(None, ""), twin, tuning)
+                except SessionError as error:
+                    logger.warning("%s: %s; ONNX Runtime is used", part.name, error)
+                    twin, failed = None, True
+        base = self._exported(part)
+        if not self.probe:
+            return self._unprobed(part, base)
+        if record is None:
+            native = ["native"] if self._natives(part, base.exports) else []
+            record = self._record(part, part.components[-1], base.precision, *native)
+        if tune is None and not failed and (tuning := self._settled(record)) is not None:
+            try:
+                return self._chosen(part, base, twin, tuning)
             except SessionError as error:
-                logger.warning("%s: %s; ONNX Runtime is used", part.name, error)
-                twin = None
+                if tuning.way.backend == "onnxruntime":
+                    raise
+                logger.warning("%s: %s; it is probed again", part.name, error)
+                failed = True
+        with record.measuring():
+            return self._tuned(part, base, twin, record, tune, failed)
+
+    def _exported(self, part: Part) -> Choice:
+        """The part's exports in the precision asked for, or in what suits its size."""
         precision = self.precision
         if precision == "auto":
             sizes = [component.weight_bytes for component in part.components if component.weight_bytes]
@@ -90,28 +122,74 @@ class Loader:
             for component in part.components
         }
         main = list(exports.values())[-1]  # a part's last component is the one that computes
-        base = Choice(None, "", precision=main.precision, exports=exports)
-        if not self.probe:
-            options = SessionOptions(threads=self.threads or self.tier.threads)
-            if self._natives(part, exports):
-                try:
-                    return self._open(part, base, replace(options, backend="native"), "not probed")
-                except SessionError as error:
-                    logger.warning("%s: %s; ONNX Runtime is used", part.name, error)
-            return self._open(part, base, options, "not probed")
-        tuned = self._tuned(main, note)
-        if tuned is None or tuned["backend"] == "onednn":
-            return self._probe(part, base, main, twin, note)
-        if tuned["backend"] == "pytorch":
-            return replace(base, reason=_slower(tuned), cause="Slower", probe=tuned)
-        options = SessionOptions.from_dict(tuned["options"])
-        try:
-            return self._open(part, replace(base, probe=tuned), options, "fastest when probed before")
-        except SessionError as error:
-            if options.backend == "onnxruntime":
-                raise
-            logger.warning("%s: %s; it is probed again", part.name, error)
-            return self._probe(part, base, main, twin, note)
+        return Choice(None, "", precision=main.precision, exports=exports)
+
+    def _unprobed(self, part: Part, base: Choice) -> Choice:
+        options = SessionOptions(threads=self.threads or self.tier.threads)
+        if self._natives(part, base.exports):
+            try:
+                return self._open(part, base, replace(options, backend="native"), "not probed")
+            except SessionError as error:
+                logger.warning("%s: %s; ONNX Runtime is used", part.name, error)
+        return self._open(part, base, options, "not probed")
+
+    def _record(self, part: Part, component: Component, *kinds: str) -> Record:
+        """kinds: what there is to choose from; what was chosen among more, or less, says nothing here."""
+        names = self.profile.fingerprint, str(self.threads or "auto"), *kinds
+        return Record.of(self.cache, part.name, component.identity(), *names, now=self.now)
+
+    def _settled(self, record: Record) -> Tuning | None:
+        """What was measured before, unless that is to be measured again."""
+        tuning = record.read()
+        return None if tuning is None or record.is_due(tuning) else tuning
+
+    def _tuned(
+        self, part: Part, base: Choice, twin: Export | None, record: Record, tune: bool | None, failed: bool
+    ) -> Choice:
+        """Measure the part, or take what another process has measured while this one waited for its turn.
+
+        failed: what was chosen before cannot be had in this process.
+        """
+        before, opened = record.read(), None
+        if before is None or failed or tune or (record.is_due(before) if tune is None else not before.calm):
+            tuning, opened = self._probed(part, base, twin, before)
+        else:
+            tuning = before
+        if tune is not None:
+            tuning = tuning.accepted()
+            if tuning != before:
+                record.write(tuning)
+        elif tuning != before and (before is None or tuning.way.sound == before.way.sound):
+            tuning = record.publish(tuning, before)
+        choice = self._chosen(part, base, twin, tuning, opened)
+        return replace(choice, before={} if before is None else before.to_dict())
+
+    def _chosen(
+        self,
+        part: Part,
+        base: Choice,
+        twin: Export | None,
+        tuning: Tuning,
+        opened: Mapping[Way, Choice] | None = None,
+    ) -> Choice:
+        """The part as a tuning says. opened: what was kept of measuring it, if that was now. Raises SessionError."""
+        way, probe = tuning.way, tuning.to_dict()
+        if way.backend == "pytorch":
+            if opened is not None:
+                logger.warning("%s stays in PyTorch: %s", part.name, tuning.slower)
+            return replace(base, reason=tuning.slower, cause="Slower", probe=probe)
+        reason = "fastest when probed before" if opened is None else "fastest when probed"
+        if tuning.proposed is not None:
+            logger.info("%s: %s", part.name, tuning.waits)
+            reason = f"kept, as when it was first probed; {tuning.waits}"
+        if opened is not None and way in opened:
+            return replace(opened[way], reason=reason, probe=probe)
+        options = way.options
+        if way.backend == "onednn":
+            if twin is None:
+                raise SessionError("its twin in PyTorch cannot be had")
+            options = replace(options, threads=torch_threads())
+        return self._open(part, _with(replace(base, probe=probe), part, twin, options), options, reason)
 
     def _twin(self, part: Part) -> Export | None:
         """The weights of the part's twin, or None if it has none or it cannot be had."""
@@ -135,25 +213,20 @@ class Loader:
         proven = twin.proof.get(low, {}).get("passed") is True
         return [exact, replace(exact, dtype=low)] if proven and self.precision != "fp32" else [exact]
 
-    def _tuned(self, export: Export, note: str) -> dict[str, Any] | None:
-        """What was measured before, unless that is to be measured again."""
-        tuned = self.cache.read_note(export.entry.key, note)
-        if tuned is None or not _is_tuning(tuned):
-            return None
-        again = (tuned.get("others_cpus") or 0.0) > BUSY and tuned.get("probes", PROBES) < PROBES
-        return None if again else dict(tuned)
-
-    def _probe(self, part: Part, base: Choice, main: Export, twin: Export | None, note: str) -> Choice:
-        """Time the part under each setting and in PyTorch, remember the winner, and how busy the machine was."""
-        seconds: dict[str, float] = {}
-        best: Choice | None = None
-        clock, before = self.clock(), self.cache.read_note(main.entry.key, note)
+    def _probed(
+        self, part: Part, base: Choice, twin: Export | None, before: Tuning | None
+    ) -> tuple[Tuning, dict[Way, Choice]]:
+        """Time the part under each setting and in PyTorch; also what was opened of the fastest."""
+        seconds: dict[Way, float] = {}
+        opened: dict[Way, Choice] = {}
+        clock = self.clock()
         # What mostly wins comes first: what is far behind then is timed only once.
         candidates = [*self._natives(part, base.exports), *self._twins(twin), *self._candidates()]
         for done, options in enumerate(candidates):
             self.progress(ProgressEvent(part.name, "probe", done, len(candidates) + 1, base.precision))
+            way = Way(options.backend, options)
             try:
-                choice = self._open(part, _with(base, part, twin, options), options, "fastest when probed")
+                choice = self._open(part, _with(base, part, twin, options), options, "")
                 taken = part.probe(choice.call)  # type: ignore[arg-type]
                 if not seconds or taken < _CLOSE * min(seconds.values()):
                     taken = min(taken, part.probe(choice.call))  # type: ignore[arg-type]
@@ -162,28 +235,13 @@ class Loader:
                     raise
                 logger.warning("%s: %s; ONNX Runtime is used", part.name, error)
                 continue
-            if best is None or taken < min(seconds.values()):
-                best = choice
-            seconds[_name(options)] = taken
-        assert best is not None
-        assert best.options is not None
+            seconds[way], opened[way] = taken, choice
+            alike = [w for w in seconds if before is not None and w.sound == before.way.sound]
+            best = [min(ways, key=seconds.__getitem__) for ways in (list(seconds), alike) if ways]
+            opened = {w: each for w, each in opened.items() if w in best}
         self.progress(ProgressEvent(part.name, "probe", len(candidates), len(candidates) + 1, base.precision))
-        fastest, pytorch = min(seconds.values()), part.probe(part.torch)
-        backend = best.options.backend if fastest < MARGIN * pytorch else "pytorch"
-        result = {
-            "backend": backend,
-            "options": best.options.to_dict(),
-            "seconds": {**seconds, "pytorch": pytorch},
-            "others_cpus": clock.others_cpus(),
-            "probes": 1 + (before.get("probes", 0) if before is not None and _is_tuning(before) else 0),
-        }
-        for export in (main, twin):
-            if export is not None:
-                self.cache.write_note(export.entry.key, note, result)
-        if backend == "pytorch":
-            logger.warning("%s stays in PyTorch: %s", part.name, _slower(result))
-            return replace(base, reason=_slower(result), cause="Slower", probe=result)
-        return replace(best, probe=result)
+        seconds[Way("pytorch", SessionOptions())] = part.probe(part.torch)
+        return Tuning.of(part.name, seconds, clock.others_cpus(), self.now(), before), opened
 
     def _open(self, part: Part, base: Choice, options: SessionOptions, reason: str) -> Choice:
         """Load while the files' digests are still being checked, and wait for these before anything is used."""
@@ -215,28 +273,3 @@ def _with(base: Choice, part: Part, twin: Export | None, options: SessionOptions
     if options.backend != "onednn" or twin is None or part.twin is None:
         return base
     return replace(base, exports={part.twin.name: twin})
-
-
-def _name(options: SessionOptions) -> str:
-    if options.backend == "onednn":
-        return f"onednn-{options.dtype}-{options.threads}"
-    return f"{options.backend}-{options.threads}{f'-spin{options.spin_us}' if options.spin_us else ''}"
-
-
-def _is_tuning(note: Mapping[str, Any]) -> bool:
-    """Whether it is a note as `_probe` writes them."""
-    try:
-        if note["backend"] not in ("pytorch", "onnxruntime", "onednn", "native"):
-            return False
-        _slower(note)  # the figures are there
-        float(note.get("others_cpus") or 0.0), int(note.get("probes", 0))
-        options = SessionOptions.from_dict(note["options"])
-        return isinstance(options.threads, int) and options.threads > 0
-    except (KeyError, TypeError, ValueError):
-        return False
-
-
-def _slower(tuning: Mapping[str, Any]) -> str:
-    seconds = dict(tuning["seconds"])
-    pytorch = seconds.pop("pytorch")
-    return f"ONNX Runtime is slower here ({min(seconds.values()) * 1e3:.1f} ms against {pytorch * 1e3:.1f} ms a unit)"

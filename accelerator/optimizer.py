@@ -155,6 +155,22 @@ class UniversalOptimizer:
         self._maybe_release()
         return self
 
+    def tune(self, *, again: bool = False) -> dict[str, dict[str, Any]]:
+        """Measure now how each part runs fastest here, and use that, also where it changes the audio of a seed.
+
+        Only what is not known yet, was measured on a busy machine, or is proposed by a later measurement; all of it if
+        `again`. Returns per part the tunings {"before", "after"} as `status()` has them under "probe"; "before" is
+        empty where nothing was known. Raises InvalidOption for an optimizer that does not probe.
+        """
+        self._check_open()
+        if not self._settings.probe:
+            raise InvalidOption("tune() measures, and probe=False rules that out: leave it away")
+        report = {}
+        for name, route in self._routes.items():
+            choice = route.prepare(lambda part: self._get_loader().tune(part, again=again))
+            report[name] = {"before": dict(choice.before), "after": dict(choice.probe)}
+        return report
+
     def synthesize(
         self,
         text: str,

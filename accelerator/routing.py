@@ -43,12 +43,15 @@ class Route:
         """The part's answer: a value, or for a generator part an iterator of items."""
         return self._stream(*args, **options) if self.part.generator else self._once(*args, **options)
 
-    def prepare(self) -> Choice:
-        """Export, load and probe now if that was not done. A failure is recorded and leaves the part in PyTorch."""
+    def prepare(self, load: Callable[[Part], Choice] | None = None) -> Choice:
+        """Export, load and probe now if that was not done. A failure is recorded and leaves the part in PyTorch.
+
+        load: another way to do that, which replaces what was done before.
+        """
         with self._lock:
-            if self._choice is None:
+            if self._choice is None or load is not None:
                 try:
-                    self._choice = self._load(self.part)
+                    self._choice = (load or self._load)(self.part)
                 except Exception as error:
                     logger.warning("%s stays in PyTorch: %s", self.part.name, error, exc_info=True)
                     self.errors.append(_describe(error))

@@ -7,7 +7,8 @@ import io
 import logging
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from .graph.rewrite import rewrite_convolutions
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["trace"]
+__all__ = ["on_one_thread", "trace"]
 
 _lock = threading.Lock()  # torch's exporter is not thread-safe
 
@@ -73,6 +74,8 @@ def trace(
                 part.training = True
             exporter_log.setLevel(level)
     model = onnx.load(str(path), load_external_data=False)
+    _forget_origin(model)
+    path.write_bytes(model.SerializeToString())
     for value in model.graph.input:
         for axis in dynamic.get(value.name, {}):
             if not value.type.tensor_type.shape.dim[axis].dim_param:
@@ -80,3 +83,35 @@ def trace(
                     f"{path.stem}: axis {axis} of {value.name} came out fixed; the module must be rewritten"
                 )
     rewrite_convolutions(path)
+
+
+def _forget_origin(message: Any) -> None:
+    """Drop what the exporter says of the code it traced, at any depth: paths, line numbers, stacks.
+
+    They are the most of the file, and another file wherever the same code lies elsewhere.
+    """
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for part in (value,) if hasattr(value, "ListFields") else value:
+                _forget_origin(part)
+
+
+@contextlib.contextmanager
+def on_one_thread() -> Iterator[None]:
+    """PyTorch's operators run on the calling thread alone within the block, so that they answer the same everywhere.
+
+    A sum that several threads share differs in its last bits with their number. Other threads keep theirs: the count is
+    each thread's own, but for the one that threads to come begin with, which is put back at once.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(1) as another:
+            another.submit(torch.set_num_threads, before).result()
+        yield
+    finally:
+        torch.set_num_threads(before)

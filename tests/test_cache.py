@@ -406,6 +406,44 @@ class TestNotes:
         assert cache.read_note(KEY, "other") is None
         assert cache.read_note(make_key(x=1), "tuning") is None
 
+    def test_the_first_of_several_stays(self, cache):
+        barrier, written = threading.Barrier(8), []
+
+        def write(number):
+            barrier.wait(10)
+            if ContentCache(cache.root).write_note(KEY, "first", {"number": number}, replace=False):
+                written.append(number)
+
+        threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert [cache.read_note(KEY, "first")] == [{"number": number} for number in written]
+        assert not cache.write_note(KEY, "first", {"number": 99}, replace=False)
+        assert cache.write_note(KEY, "first", {"number": 99})
+        assert cache.read_note(KEY, "first") == {"number": 99}
+        assert list((cache.root / "tmp").iterdir()) == []
+
+    def test_the_first_of_several_stays_without_links(self, cache, monkeypatch):
+        def refuse(*_):
+            raise PermissionError("no links here")
+
+        monkeypatch.setattr(os, "link", refuse)
+        assert cache.write_note(KEY, "first", {"number": 1}, replace=False)
+        assert not cache.write_note(KEY, "first", {"number": 2}, replace=False)
+        assert cache.read_note(KEY, "first") == {"number": 1}
+
+    def test_listed_by_name_whatever_their_key(self, cache, tmp_path):
+        parent = ContentCache(tmp_path / "parent")
+        parent.write_note(KEY, "tuning-a", {"from": "parent"})
+        parent.write_note(make_key(x=1), "tuning-a", {"from": "parent, alone"})
+        layered = ContentCache(cache.root, parents=[parent.root])
+        layered.write_note(KEY, "tuning-a", {"from": "here"})
+        layered.write_note(KEY, "rejected", {"from": "elsewhere"})
+        found = sorted(note["from"] for note in layered.notes("tuning-*"))
+        assert found == ["here", "parent, alone"]
+
     def test_notes_do_not_touch_the_entry(self, cache):
         entry = cache.get_or_create(KEY, build, name="slow")
         before = tree(entry.path)

@@ -202,7 +202,7 @@ def test_sixteen_processes_build_one_key(tmp_path, locked):
         + """
     import contextlib
     if mode == "unlocked":
-        ContentCache._single_flight = lambda self, key, layer: contextlib.nullcontext()
+        ContentCache.single_flight = lambda self, key, **_: contextlib.nullcontext()
     key = make_key(number="one")
     barrier, go = os.pipe()
     children = []

@@ -92,7 +92,7 @@ class TestSurface:
     def test_help_names_every_command(self):
         result = run("--help")
         assert result.exit_code == 0
-        for command in ("doctor", "export", "synth", "bench", "cache", "demo"):
+        for command in ("doctor", "export", "tune", "synth", "bench", "cache", "demo"):
             assert command in result.stdout
 
     @pytest.mark.parametrize("args", [["--help"], ["cache", "path"], ["synth", "--help"], ["cache", "list", "--json"]])
@@ -313,6 +313,82 @@ def assert_alike(wav: bytes, other: bytes) -> None:
     assert len(a) == len(b)
     assert np.abs(a - b).max() <= 1
     assert np.abs(a).max() > 1000
+
+
+class TestTune:
+    """The parts are real, their times are not: what is measured is told by `seconds`, and how busy others are."""
+
+    @pytest.fixture
+    def machine(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+        told = {"onnxruntime": 1.0, "pytorch": 2.0, "others": 0.0}
+        adapter = accelerator.engines.reference.ReferenceAdapter
+        own = adapter.parts
+
+        def parts(self: Any) -> list[Any]:
+            from dataclasses import replace
+
+            return [replace(part, probe=lambda call, torch=part.torch: seconds(call == torch)) for part in own(self)]
+
+        def seconds(is_torch: bool) -> float:
+            return told["pytorch" if is_torch else "onnxruntime"]
+
+        monkeypatch.setattr(adapter, "parts", parts)
+        monkeypatch.setattr("accelerator.hardware.busy.BusyClock.others_cpus", lambda _: told["others"])
+        return told
+
+    def test_changes_what_a_busy_machine_chose(self, machine: dict[str, float], copied: Path):
+        args = ("tune", *TINY, "--precision", "fp32", "--threads", "1", "--cache-dir", copied)
+        machine.update(others=1.5, onnxruntime=3.0)
+        first = answer(*args)
+        assert first["others_cpus"] == 1.5
+        for part in first["parts"].values():
+            assert (part["before"], part["result"]) == ({}, "measured for the first time")
+            assert (part["after"]["backend"], part["after"]["calm"]) == ("pytorch", False)
+        warnings = answer("doctor", "--cache-dir", copied)["warnings"]
+        waiting = [w for w in warnings if "while others kept 1.5 CPUs busy" in w]
+        assert [w.split()[0] for w in sorted(waiting)] == ["decoder", "encoder", "text2semantic"]
+        machine.update(others=0.0, onnxruntime=1.0)
+        second = answer(*args)
+        for part in second["parts"].values():
+            assert (part["before"]["backend"], part["after"]["backend"]) == ("pytorch", "onnxruntime")
+            assert (part["after"]["calm"], part["result"]) == (True, "changed: a seed sounds different")
+        assert not any("tune" in warning for warning in answer("doctor", "--cache-dir", copied)["warnings"])
+        third = answer(*args)
+        assert third["others_cpus"] is None
+        assert {part["result"] for part in third["parts"].values()} == {"known; --again measures it"}
+        machine.update(others=1.0, onnxruntime=9.0)
+        fourth = answer(*args, "--again")
+        for part in fourth["parts"].values():
+            assert part["after"]["backend"] == "onnxruntime"
+            assert part["result"] == "the same: the machine was busier than when it was measured"
+
+    def test_for_people(self, machine: dict[str, float], copied: Path):
+        args = ("tune", *TINY, "--precision", "fp32", "--threads", "1", "--cache-dir", copied)
+        machine.update(others=1.5)
+        result = run(*args)
+        assert result.exit_code == 0
+        for text in ("text2semantic", "onnxruntime-1: 1.00 s", "busy: 1.5 CPUs", "measured for the first time"):
+            assert text in result.stdout
+        assert "others kept 1.5 CPUs busy meanwhile" in result.stderr
+        machine.update(others=0.0)
+        result = run(*args, "--again")
+        assert "calm" in result.stdout
+        assert "The machine was calm" in result.stdout
+        assert "busy" not in result.stderr
+
+    def test_a_part_that_cannot_be_exported_is_1(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+        def fail(*args: object, **kwargs: object) -> None:
+            raise CacheError("no room")
+
+        monkeypatch.setattr("accelerator.loader.export_best", fail)
+        found = answer("tune", *TINY, "--cache-dir", tmp_path, exit_code=1)
+        assert "no room" in found["error"]["message"]
+        assert {part["result"] for part in found["parts"].values()} == {"not measured"}
+
+    def test_help_says_what_a_seed_promises(self):
+        assert "a seed" in run("tune", "--help").stdout
+        told = " ".join(run("synth", "--help").stdout.replace("│", " ").split())
+        assert "Same seed, same audio, on one machine with one tuning" in told
 
 
 class TestSynth:

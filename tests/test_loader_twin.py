@@ -13,8 +13,9 @@ from accelerator.cache import ContentCache
 from accelerator.engines.base import Part, torch_threads
 from accelerator.errors import SessionError
 from accelerator.hardware import choose_tier, detect
-from accelerator.loader import BUSY, PROBES, Loader
+from accelerator.loader import Loader
 from accelerator.session import SessionOptions
+from accelerator.tuning import BUSY, LATE_S, SOON_S
 
 PROVEN = {"passed": True, "bar": {}, "bf16": {"passed": True, "bar": {"snr_db": 40.0}, "snr_db": 41.0}}
 
@@ -212,32 +213,56 @@ def test_a_damaged_twin_is_built_anew(loader: Loader) -> None:
 
 @pytest.mark.parametrize("twin", [True, False])
 def test_a_probe_on_a_busy_machine_is_taken_again(loader: Loader, twin: bool) -> None:
-    """Others used the cores, and the wrong setting won: the next process measures again and finds the right one."""
+    """Others used the cores, and the wrong way won: a later process measures again, and proposes the right one.
+
+    It does not change to it: the audio of a seed would not be what it was. `tune` does.
+    """
     machine = Machine(onnxruntime=0.5)
     changed: dict[str, Any] = {} if twin else {"twin": None}
-    clock = Clock(1.4, 0.02, 0.02)
-    here = replace(loader, clock=clock)  # type: ignore[arg-type]
+    clock, now = Clock(1.4, 0.02, 0.02), [1e9]
+    here = replace(loader, clock=clock, now=lambda: now[0])  # type: ignore[arg-type]
     first = here.load(machine.part(**changed))
     assert (first.backend, first.probe["others_cpus"], first.probe["probes"]) == ("onnxruntime", 1.4, 1)
+    assert first.probe["calm"] is False
     machine.seconds["onnxruntime"], machine.seconds["pytorch"] = 5.0, 4.0
+    now[0] += SOON_S
     probes = machine.probes
     second = here.load(machine.part(**changed))
     assert machine.probes > probes
-    assert second.backend == ("onednn" if twin else "pytorch")
-    assert (second.probe["others_cpus"], second.probe["probes"]) == (0.02, 2)
+    right = "onednn" if twin else "pytorch"
+    assert (second.backend, second.options) == ("onnxruntime", first.options)
+    assert second.probe["proposed"]["backend"] == right
+    assert "kept, as when it was first probed; `accelerator tune` changes it to" in second.reason
+    assert (second.probe["others_cpus"], second.probe["probes"], second.probe["calm"]) == (0.02, 2, True)
     probes = machine.probes
+    now[0] += 10 * LATE_S
     assert here.load(machine.part(**changed)).backend == second.backend
     assert machine.probes == probes, "an idle machine's probe is believed"
+    tuned = here.tune(machine.part(**changed))
+    assert machine.probes == probes, "what is proposed is known"
+    assert (tuned.backend, tuned.probe["proposed"]) == (right, None)
+    assert tuned.before["backend"] == "onnxruntime"
+    assert here.load(machine.part(**changed)).backend == right
+    assert machine.probes == probes
 
 
-def test_a_machine_that_is_always_busy_is_not_probed_forever(loader: Loader) -> None:
-    machine, counts = Machine(), []
-    here = replace(loader, clock=Clock(BUSY * 2))  # type: ignore[arg-type]
-    for _ in range(PROBES + 2):
+def test_a_machine_that_is_always_busy_is_measured_ever_more_rarely_but_never_given_up(loader: Loader) -> None:
+    machine, now, gaps = Machine(), [1e9], []
+    here = replace(loader, clock=Clock(BUSY * 2), now=lambda: now[0])  # type: ignore[arg-type]
+    here.load(machine.part())
+    since = now[0]
+    while len(gaps) < 9:
+        now[0] += SOON_S
+        probes = machine.probes
         here.load(machine.part())
-        counts.append(machine.probes)
-    assert counts[0] < counts[1] < counts[PROBES - 1]
-    assert counts[PROBES - 1] == counts[PROBES] == counts[PROBES + 1]
+        if machine.probes > probes:
+            gaps.append(now[0] - since)
+            since = now[0]
+    assert gaps[:5] == [SOON_S, 4 * SOON_S, 16 * SOON_S, 64 * SOON_S, 256 * SOON_S]
+    assert gaps[-2:] == [LATE_S, LATE_S], "once a day, for good"
+    here = replace(here, clock=Clock(0.0))  # type: ignore[arg-type]
+    now[0] += LATE_S
+    assert here.load(machine.part()).probe["calm"] is True
 
 
 @pytest.mark.parametrize("others", [None, 0.0, BUSY])

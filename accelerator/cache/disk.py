@@ -12,10 +12,20 @@ import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["is_full", "is_stale", "make_scratch", "remove", "replace_file", "scratch_name", "sync", "sync_directory"]
+__all__ = [
+    "create_file",
+    "is_full",
+    "is_stale",
+    "make_scratch",
+    "remove",
+    "replace_file",
+    "scratch_name",
+    "sync",
+    "sync_directory",
+]
 
 STALE_S = 86400.0
 
@@ -117,6 +127,27 @@ def replace_file(scratch: Path, path: Path, data: bytes) -> None:
 
     `scratch` is a directory on the same file system for the unfinished file.
     """
+    with _written(scratch, path, data) as unfinished:
+        os.replace(unfinished, path)
+
+
+def create_file(scratch: Path, path: Path, data: bytes) -> bool:
+    """As `replace_file`, but of several that try at once one succeeds; False if the file is there already."""
+    with _written(scratch, path, data) as unfinished:
+        try:
+            os.link(unfinished, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links: the moment between is as short as it can be
+            if path.exists():
+                return False
+            os.replace(unfinished, path)
+        return True
+
+
+@contextlib.contextmanager
+def _written(scratch: Path, path: Path, data: bytes) -> Iterator[Path]:
+    """A file with that content for the block, beside which there is room for `path`."""
     scratch.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = scratch / scratch_name()
@@ -125,7 +156,7 @@ def replace_file(scratch: Path, path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        yield unfinished
     finally:
         unfinished.unlink(missing_ok=True)
 

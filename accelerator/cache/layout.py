@@ -1,7 +1,7 @@
 """Where things lie below a cache's root.
 
 v1/<key[:2]>/<key>/    an entry: real files and manifest.json, complete from the moment it is visible
-notes/<key>/           small JSON beside an entry (tuning results)
+notes/<key>/           small JSON beside an entry, or for a key of its own (tunings)
 used/<key>             its time is when the entry was last used
 digests/               what file_digest has computed
 tmp/ trash/ locks/     unfinished, removed and locked; swept

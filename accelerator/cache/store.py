@@ -230,7 +230,7 @@ class ContentCache:
             return entry
         self._sweep()
         scratch, layer = self._scratch()
-        with Unfinished(scratch) as unfinished, self._single_flight(key, layer):
+        with Unfinished(scratch) as unfinished, self.single_flight(key, shared=layer == "primary"):
             if entry := self.get(key, verify=verify):
                 return entry
             meta = as_json(build(scratch) or {}, "what build returned")
@@ -298,15 +298,18 @@ class ContentCache:
         return replace(entry, path=target)
 
     @contextlib.contextmanager
-    def _single_flight(self, key: str, layer: Layer) -> Iterator[None]:
-        """Lets others with the same key wait, a bounded time; whatever goes wrong with locking is ignored."""
+    def single_flight(self, key: str, *, shared: bool = True) -> Iterator[None]:
+        """Lets others with the same key wait, a bounded time; whatever goes wrong with locking is ignored.
+
+        shared: also those in other processes.
+        """
         deadline = time.monotonic() + self._lock_timeout
         with self._guard:
             flight = self._flights.setdefault(key, threading.Lock())
         taken = flight.acquire(timeout=self._lock_timeout)
         lock = None
         try:
-            if layer == "primary":
+            if shared:
                 lock = self._file_lock(key, max(0.0, deadline - time.monotonic()))
             yield
         finally:
@@ -339,8 +342,17 @@ class ContentCache:
                 return data
         return None
 
-    def write_note(self, key: str, note: str, data: Mapping[str, Any]) -> bool:
-        """Stores small JSON beside the entry in one step; False if it cannot be written.
+    def notes(self, pattern: str) -> list[dict[str, Any]]:
+        """The notes of all keys whose names match, such as "tuning-*", here and in the parents."""
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        for root in (self._root, *self._parents):
+            for path in sorted(root.glob(f"notes/*/{pattern}.json")):
+                if (data := strict_json.read(path)) is not None:
+                    found.setdefault((path.parent.name, path.name), data)
+        return list(found.values())
+
+    def write_note(self, key: str, note: str, data: Mapping[str, Any], *, replace: bool = True) -> bool:
+        """Stores small JSON beside the entry in one step; False if it cannot be written, or is there and not replaced.
 
         Notes are not part of the entry's digest and go away with it. Raises InvalidOption for data that is not JSON or
         longer than 1 MiB.
@@ -350,6 +362,8 @@ class ContentCache:
         if len(text) > strict_json.MAX_BYTES:
             raise InvalidOption(f"The note {note} has {len(text)} bytes; at most {strict_json.MAX_BYTES} can be kept.")
         try:
+            if not replace:
+                return disk.create_file(self._tmp, path, text)
             disk.replace_file(self._tmp, path, text)
         except OSError as error:
             logger.debug("The note %s cannot be written: %s", path, error)

@@ -53,7 +53,7 @@ def doctor(
         "free_bytes": _free_bytes(cache.root),
         "parents": list(cache.parents),
     }
-    warnings = _warnings(profile, tier, place, versions, providers)
+    warnings = [*_warnings(profile, tier, place, versions, providers), *_waiting(cache, profile.fingerprint)]
     out.document(
         {
             "hardware": {**profile.to_dict(), "fingerprint": profile.fingerprint},
@@ -151,6 +151,19 @@ def _free_bytes(root: Path) -> int | None:
             except OSError:
                 return None
     return None
+
+
+def _waiting(cache: ContentCache, fingerprint: str) -> list[str]:
+    """What `accelerator tune` is for, part by part."""
+    from ..tuning import waiting
+
+    return [
+        f"{tuning.part}: {tuning.waits}; a seed then sounds different."
+        if tuning.proposed is not None
+        else f"{tuning.part} was measured while others kept {tuning.others_cpus:g} CPUs busy: "
+        "a later start measures it again, `accelerator tune` does it now."
+        for tuning in waiting(cache, fingerprint)
+    ]
 
 
 def _warnings(

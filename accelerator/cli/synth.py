@@ -38,7 +38,14 @@ def synth(
     reference_text: Annotated[str | None, typer.Option("--reference-text", help="What the recording says.")] = None,
     voice: Annotated[str | None, typer.Option("--voice", help="Instead: a voice the engine knows by name.")] = None,
     precision: Precision = PrecisionName.auto,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same audio.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Same seed, same audio, on one machine with one tuning: another processor, another version of this "
+            "package or of what it runs on, another --precision or --threads, or a change by `accelerator tune` may "
+            "give another."
+        ),
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus mass, above 0 up to 1.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Candidates kept.")] = None,
