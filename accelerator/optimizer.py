@@ -304,37 +304,12 @@ class UniversalOptimizer:
 
     def status(self) -> dict[str, Any]:
         """What runs where and why: per part the backend, precision, proof, timings and reason; JSON-able."""
-        parts: dict[str, Any] = {}
-        for name, route in self._routes.items():
-            choice = route.choice
-            if choice is None:
-                parts[name] = {"backend": "pytorch", "reason": "not prepared yet", "errors": []}
-                continue
-            parts[name] = {
-                "backend": choice.backend,
-                "reason": choice.reason,
-                "precision": choice.precision if choice.call is not None else None,
-                "options": choice.options.to_dict() if choice.options else None,
-                "probe": dict(choice.probe),
-                "exports": {
-                    n: {
-                        "precision": e.precision,
-                        "cache": "built" if e.entry.created else "hit",
-                        "layer": e.entry.layer,
-                        "path": str(e.path),
-                        "proof": dict(e.proof),
-                        "rejected": [dict(r) for r in e.rejected],
-                    }
-                    for n, e in choice.exports.items()
-                },
-                "errors": list(route.errors),
-            }
         return {
             "engine": self._adapter.name,
             "tier": vars(self._loader.tier).copy() if self._loader else None,
             "cache": str(self._loader.cache.root) if self._loader else None,
             "torch_released": self._released,
-            "parts": parts,
+            "parts": {name: route.status() for name, route in self._routes.items()},
         }
 
     def close(self) -> None:

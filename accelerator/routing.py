@@ -64,6 +64,31 @@ class Route:
         """What was decided, or None before the first use."""
         return self._choice
 
+    def status(self) -> dict[str, Any]:
+        """What runs here and why; JSON-able."""
+        choice = self._choice
+        if choice is None:
+            return {"backend": "pytorch", "reason": "not prepared yet", "errors": []}
+        return {
+            "backend": choice.backend,
+            "reason": choice.reason,
+            "precision": choice.precision if choice.call is not None else None,
+            "options": choice.options.to_dict() if choice.options else None,
+            "probe": dict(choice.probe),
+            "exports": {
+                name: {
+                    "precision": export.precision,
+                    "cache": "built" if export.entry.created else "hit",
+                    "layer": export.entry.layer,
+                    "path": str(export.path),
+                    "proof": dict(export.proof),
+                    "rejected": [dict(each) for each in export.rejected],
+                }
+                for name, export in choice.exports.items()
+            },
+            "errors": list(self.errors),
+        }
+
     def close(self) -> None:
         """Drop the sessions; the part stays in PyTorch."""
         with self._lock:
