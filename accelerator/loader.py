@@ -10,7 +10,7 @@ from typing import Any
 from .cache import ContentCache
 from .engines.base import Call, Part, torch_threads
 from .errors import CorruptEntry, ExportError, SessionError
-from .export import Export, Progress, ProgressEvent, export_best, export_component
+from .export import Export, Progress, ProgressEvent, export_best, export_component, telling
 from .hardware import HardwareProfile, Tier, choose_tier
 from .hardware.busy import BusyClock
 from .session import BF16_FLAGS, SHORT_SPIN_US, Dtype, SessionOptions, can_bound_spinning
@@ -61,11 +61,12 @@ class Loader:
 
     def load(self, part: Part) -> Choice:
         """Export (or find) the part's components, load them, and keep what is faster. Raises what goes wrong."""
-        try:
-            return self._load(part)
-        except CorruptEntry as error:  # found while the sessions loaded, and set aside: build it anew
-            logger.warning("%s: %s", part.name, error)
-            return self._load(part)
+        with telling(self.progress):
+            try:
+                return self._load(part)
+            except CorruptEntry as error:  # found while the sessions loaded, and set aside: build it anew
+                logger.warning("%s: %s", part.name, error)
+                return self._load(part)
 
     def _load(self, part: Part) -> Choice:
         note = f"tuning-{self.profile.fingerprint}-{self.threads or 'auto'}"

@@ -191,10 +191,16 @@ class UniversalOptimizer:
         reference_text: str | None = None,
         *,
         voice: str | None = None,
+        eager: bool = True,
         **sampling: Any,
     ) -> SpeechStream:
-        """Speak as `synthesize` does, chunk by chunk as they become ready. The options are those of `synthesize`."""
-        return self._stream(text, reference_audio, reference_text, voice, _params(sampling, "stream"), streaming=True)
+        """Speak as `synthesize` does, chunk by chunk as they become ready. The options are those of `synthesize`.
+
+        eager: audio as soon as there is any. Otherwise a chunk is a whole segment of the text, and more of them are
+        generated at once, as `synthesize` does: the first is heard later, the last sooner.
+        """
+        params = _params(sampling, "stream")
+        return self._stream(text, reference_audio, reference_text, voice, params, streaming=eager)
 
     def synthesize_batch(
         self,
