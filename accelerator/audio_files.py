@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import io
 import os
 import stat
@@ -25,7 +26,7 @@ import numpy as np
 from .errors import InvalidInput, InvalidOption
 from .installation import install_command
 
-__all__ = ["FORMATS", "AudioWriter", "Format", "audio_format", "write_audio", "write_wav"]
+__all__ = ["FORMATS", "AudioWriter", "Format", "audio_format", "is_stream", "write_audio", "write_wav"]
 
 Target = str | os.PathLike[str] | BinaryIO
 _UNKNOWN = 0xFFFFFFFF  # the length in the header of a WAV file that is still being written, as ffmpeg has it
@@ -51,6 +52,7 @@ class Format:
     suffixes: tuple[str, ...]
     encoder: Callable[[_Sink, int], _Encoder]
     rates: tuple[int, ...] = ()
+    needs: str = ""  # a package of the extra `formats`
 
     def rate_for(self, sample_rate: int) -> int:
         """The file's sample rate for audio of this one: the same, else the next higher, else the highest."""
@@ -153,10 +155,8 @@ class _Aac:
     """AAC in MPEG-4, by PyAV. A stream is cut into fragments, as its index cannot come after it."""
 
     def __init__(self, sink: _Sink, sample_rate: int) -> None:
-        try:
-            import av
-        except ImportError as error:
-            raise InvalidOption(f"m4a needs a package: {error}; {install_command('formats')}") from error
+        import av
+
         fragments = {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if sink.stream else {}
         self._av: Any = av
         self._rate, self._at = sample_rate, 0
@@ -190,7 +190,7 @@ FORMATS = {
         Format("mp3", (".mp3",), _soundfile("MP3", "MPEG_LAYER_III"), _MPEG),
         Format("ogg", (".ogg", ".oga"), _soundfile("OGG", "VORBIS")),
         Format("opus", (".opus",), _soundfile("OGG", "OPUS"), _OPUS),
-        Format("m4a", (".m4a",), _Aac, _MPEG),
+        Format("m4a", (".m4a",), _Aac, _MPEG, needs="av"),
     )
 }
 """Name -> format: WAV, FLAC, MP3, Vorbis and Opus in Ogg, and AAC in MPEG-4 (which needs the extra `formats`)."""
@@ -199,8 +199,16 @@ FORMATS = {
 def audio_format(target: Target, name: str | None = None) -> Format:
     """The format called `name`, else the one that the target's suffix says; WAV for a file object, pipe or device.
 
-    Raises InvalidOption, which lists the formats, for a name or suffix that is none of theirs.
+    Raises InvalidOption, which lists the formats, for a name or suffix that is none of theirs, and for a format whose
+    package is not installed.
     """
+    format = _named(target, name)
+    if format.needs and importlib.util.find_spec(format.needs) is None:
+        raise InvalidOption(f"{format.name} needs the package {format.needs}: {install_command('formats')}")
+    return format
+
+
+def _named(target: Target, name: str | None) -> Format:
     there = "the formats are " + ", ".join(FORMATS)
     if name is not None:
         if name.lower() not in FORMATS:
@@ -212,10 +220,10 @@ def audio_format(target: Target, name: str | None = None) -> Format:
     for format in FORMATS.values():
         if suffix in format.suffixes:
             return format
-    if _is_stream(Path(target)):
+    if is_stream(Path(target)):
         return FORMATS["wav"]
     what = f"the suffix {suffix!r} names no audio format" if suffix else "the name has no suffix that says the format"
-    raise InvalidOption(f"{str(target)!r} cannot be written: {what}; {there}, by suffix or by format=")
+    raise InvalidOption(f"{str(target)!r} cannot be written: {what}; {there}, by suffix or by name")
 
 
 class AudioWriter:
@@ -244,8 +252,13 @@ class AudioWriter:
             self.discard()
             raise
 
+    @property
+    def format(self) -> str:
+        """The name of the file's format."""
+        return self._format.name
+
     def _open(self, path: Path) -> BinaryIO:
-        if _is_stream(path):
+        if is_stream(path):
             return open(path, "wb")
         self._path = path.resolve()  # a link stays one, its target is replaced
         if self._path.is_dir():
@@ -338,7 +351,7 @@ def write_audio(target: Target, audio: np.ndarray, sample_rate: int, format: str
     gets WAV. Samples are clipped to [-1, 1]. Raises as `AudioWriter` does.
     """
     _checked(audio)  # before anything is opened
-    if isinstance(target, (str, os.PathLike)) and not _is_stream(Path(target)):
+    if isinstance(target, (str, os.PathLike)) and not is_stream(Path(target)):
         with AudioWriter(target, sample_rate, format) as writer:
             writer.write(audio)
         return
@@ -357,7 +370,7 @@ def write_wav(target: Target, audio: np.ndarray, sample_rate: int) -> None:
     write_audio(target, audio, sample_rate, "wav")
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
     """Whether a path is there that no other file can take the place of: a pipe, a device, or a descriptor's name."""
     if os.path.abspath(path).startswith(("/dev/", "/proc/")):
         return True

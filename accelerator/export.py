@@ -6,13 +6,15 @@ Runtime answers as PyTorch does; a rejected precision is remembered with its fig
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import hashlib
 import importlib.metadata
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +24,17 @@ from .errors import BadOutput, ExportError, ProofFailed
 from .graph.graph import OPSET
 from .tracing import on_one_thread
 
-__all__ = ["PRECISIONS", "Component", "Export", "Progress", "ProgressEvent", "export_best", "export_component"]
+__all__ = [
+    "PRECISIONS",
+    "Component",
+    "Export",
+    "Progress",
+    "ProgressEvent",
+    "export_best",
+    "export_component",
+    "tell",
+    "telling",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +46,7 @@ _VERSIONED = ("onnxruntime", "torch", "onnx", "onnxscript")
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """What the exporter is doing: `stage` is hash, build, prove, load, probe or ready; done of total, in steps."""
+    """What is being done: `stage` is hash, build, prove, compile, load, probe or ready; done of total, in steps."""
 
     component: str
     stage: str
@@ -48,6 +60,24 @@ Progress = Callable[[ProgressEvent], None]
 
 def ignore_progress(_: ProgressEvent) -> None:
     """The default: nobody is told."""
+
+
+_receiver: contextvars.ContextVar[Progress] = contextvars.ContextVar("accelerator_progress", default=ignore_progress)
+
+
+@contextlib.contextmanager
+def telling(progress: Progress) -> Iterator[None]:
+    """Let `tell` reach this receiver within the block: for what happens too deep to be handed one."""
+    token = _receiver.set(progress)
+    try:
+        yield
+    finally:
+        _receiver.reset(token)
+
+
+def tell(event: ProgressEvent) -> None:
+    """Pass an event to whoever listens here."""
+    _receiver.get()(event)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 from .cache import ContentCache
 from .engines.base import Call, Part, torch_threads
 from .errors import CorruptEntry, ExportError, SessionError
-from .export import Component, Export, Progress, ProgressEvent, export_best, export_component
+from .export import Component, Export, Progress, ProgressEvent, export_best, export_component, telling
 from .hardware import HardwareProfile, Tier, choose_tier
 from .hardware.busy import BusyClock
 from .session import BF16_FLAGS, SHORT_SPIN_US, Dtype, SessionOptions, can_bound_spinning
@@ -76,11 +76,12 @@ class Loader:
         return self._rebuilt(part, again)
 
     def _rebuilt(self, part: Part, tune: bool | None) -> Choice:
-        try:
-            return self._load(part, tune)
-        except CorruptEntry as error:  # found while the sessions loaded, and set aside: build it anew
-            logger.warning("%s: %s", part.name, error)
-            return self._load(part, tune)
+        with telling(self.progress):
+            try:
+                return self._load(part, tune)
+            except CorruptEntry as error:  # found while the sessions loaded, and set aside: build it anew
+                logger.warning("%s: %s", part.name, error)
+                return self._load(part, tune)
 
     def _load(self, part: Part, tune: bool | None) -> Choice:
         """tune: None, or what `tune` was asked for."""

@@ -213,11 +213,16 @@ class UniversalOptimizer:
         *,
         voice: str | None = None,
         unspeakable: Unspeakable | None = None,
+        eager: bool = True,
         **sampling: Unpack[SamplingOptions],
     ) -> SpeechStream:
-        """Speak as `synthesize` does, chunk by chunk as they become ready. The options are those of `synthesize`."""
+        """Speak as `synthesize` does, chunk by chunk as they become ready. The options are those of `synthesize`.
+
+        eager: audio as soon as there is any. Otherwise a chunk is a whole segment of the text, and more of them are
+        generated at once, as `synthesize` does: the first is heard later, the last sooner.
+        """
         asked = (text, reference_audio, reference_text, voice, _params(sampling, "stream"), unspeakable)
-        return self._stream(*asked, streaming=True)
+        return self._stream(*asked, streaming=eager)
 
     @overload
     def synthesize_batch(

@@ -306,6 +306,6 @@ class TestByPyav:
 
 def test_m4a_without_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(InvalidOption, match=r"m4a needs a package.*pip install .*\[formats\]"):
+    with pytest.raises(InvalidOption, match=r"m4a needs the package av: pip install .*\[formats\]"):
         write_audio(tmp_path / "a.m4a", melody(), RATE)
     assert os.listdir(tmp_path) == []

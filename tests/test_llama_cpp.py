@@ -128,7 +128,7 @@ def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         LlamaCpp(SPEC, weights, "f32", threads=1, positions=8)
 
 
-QUICK = ("bench", "--llama-cpp", "--quick", "--rounds", "2", "--frames", "2", "--threads", "1")
+QUICK = ("bench", "llama-cpp", "--quick", "--rounds", "2", "--frames", "2", "--threads", "1")
 
 
 @needs_llama_cpp

@@ -105,7 +105,7 @@ def test_the_command(voice: Path, fast: Any, monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setattr(quality, "_flite", say)
     monkeypatch.setattr(measures, "Recogniser", lambda: lambda audio: "a")
-    args = ["bench", "--quality", "--voice", str(voice), "--sentences", "2", "--precision", "fp32"]
+    args = ["bench", "quality", "--checkpoint", str(voice), "--sentences", "2", "--precision", "fp32"]
     outputs = ["--json", str(tmp_path / "q.json"), "--markdown", str(tmp_path / "q.md")]
     done = CliRunner().invoke(app, [*args, *outputs])
     assert done.exit_code == 0, done.output

@@ -80,7 +80,7 @@ def test_bytes_are_those_of_the_matrices(result: dict[str, Any], tiny: Reference
 
 
 def test_the_command_says_the_same_again(voice: Path, exports: Path, result: dict[str, Any], tmp_path: Path) -> None:
-    args = ["bench", "--recipes", "--voice", str(voice), "--cache-dir", str(exports), "--sentences", "1"]
+    args = ["bench", "recipes", "--checkpoint", str(voice), "--cache-dir", str(exports), "--sentences", "1"]
     files = ["--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md")]
     tables = []
     for _ in range(2):
@@ -97,10 +97,11 @@ def test_the_command_says_the_same_again(voice: Path, exports: Path, result: dic
 @pytest.mark.parametrize(
     "args",
     [
-        ["--recipes", "--recipe", "magic"],
+        ["recipes", "--recipe", "magic"],
         ["--recipe", "rtn-64"],
         ["--recipes", "--quality"],
-        ["--recipes", "--engine", "fish-speech"],
+        ["recipes", "--engine", "fish-speech"],
+        ["recipes", "--quality"],
         ["--recipes", "--llama-cpp"],
     ],
 )

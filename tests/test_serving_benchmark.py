@@ -426,7 +426,7 @@ def test_the_command_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(serving, "to_markdown", lambda result: f"{result['rows']} row\n")
     monkeypatch.setattr(serving, "to_svg", lambda result: "<svg/>")
     file = tmp_path / "a.json"
-    words = "--serving --size tiny --scenario voice --scenario memory --full --precision int8 --rounds 2 --frames 9"
+    words = "serving --size tiny --scenario voice --scenario memory --full --precision int8 --rounds 2 --frames 9"
     result = CliRunner().invoke(app, ["bench", *words.split(), "--json", str(file)])
     assert result.exit_code == 0, result.output
     assert "1 row" in result.stdout
@@ -442,9 +442,9 @@ def test_the_command_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_
     [
         "--scenario voice",
         "--full",
-        "--serving --scenario speed",
-        "--serving --precision int8 --precision int4",
-        "--serving --context 64",
+        "serving --scenario speed",
+        "serving --precision int8 --precision int4",
+        "serving --context 64",
         "--serving --quick --full",
     ],
 )

@@ -1,4 +1,4 @@
-"""A feed-forward engine, and its pool: `accelerator bench --feed-forward`.
+"""A feed-forward engine, and its pool: `accelerator bench feed-forward`.
 
     result = run(FeedForwardOptions(), report=print)    # JSON-able
     print(to_markdown(result))

@@ -206,7 +206,7 @@ def trained_voice(path: Path | None) -> ReferenceEngine:
     from ..reference.measures import SAMPLE_RATE
 
     if (found := path or bundled_voice()) is None:
-        raise EngineError("no trained voice ships with this package: give the file of one with --voice")
+        raise EngineError("no trained voice ships with this package: give the file of one with --checkpoint")
     try:
         engine = load(path=found)
     except ReferenceEngineError as error:

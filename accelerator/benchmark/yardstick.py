@@ -1,4 +1,4 @@
-"""The language model's backbone beside llama.cpp: `accelerator bench --llama-cpp`.
+"""The language model's backbone beside llama.cpp: `accelerator bench llama-cpp`.
 
     result = run(BenchOptions(size="s1-mini", **DEFAULTS), report=print)    # JSON-able
     print(to_markdown(result))

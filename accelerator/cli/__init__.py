@@ -22,6 +22,7 @@ app = typer.Typer(
     help="Makes text-to-speech engines fast on CPUs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # it takes "[default: ...]" for markup, and drops it
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 
@@ -48,7 +49,7 @@ app.command("demo")(demo.demo)
 app.command("export")(export.export)
 app.command("synth")(synth.synth)
 app.command("tune")(tune.tune)
-app.command("bench")(bench.bench)
+app.add_typer(bench.app, name="bench")
 app.add_typer(cache.app, name="cache")
 
 

@@ -1,4 +1,4 @@
-"""`accelerator bench`: the options of `accelerator.benchmark` and its `serving`, and files for their results."""
+"""`accelerator bench`: one command for each measurement in `accelerator.benchmark`, and files for their results."""
 
 from __future__ import annotations
 
@@ -8,165 +8,302 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..errors import InvalidOption
 from . import engine as engines
 from . import formats
 from .console import Output
-from .options import CacheDir, Checkpoint, Debug, Engine, PrecisionName, ProofName, Size, Threads, Verbose
+from .options import CacheDir, Checkpoint, Debug, Engine, PrecisionName, ProofName, Size, SizeName, Threads, Verbose
 from .synth import check_target
 
-__all__ = ["bench"]
+__all__ = ["app"]
+
+_DEFAULT = "engine"
+_MEASURES = ("serving", "quality", "recipes", "llama-cpp", "feed-forward")  # `bench --serving` is `bench serving`
 
 
-def bench(
+class _Measures(TyperGroup):
+    """Commands of which `engine` is meant where none is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        asked = [name for name in _MEASURES if f"--{name}" in args]
+        if len(asked) > 1:
+            raise typer.BadParameter(f"these are {len(asked)} measurements: give one", param_hint=f"--{asked[1]}")
+        if asked:
+            args = [asked[0], *(word for word in args if word != f"--{asked[0]}")]
+        elif not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = [_DEFAULT, *args]
+        return list(super().parse_args(ctx, args))
+
+
+app = typer.Typer(
+    cls=_Measures,
+    help="Measure on this machine. Without a command: `engine`, the comparison with PyTorch.",
+    rich_markup_mode=None,
+)
+
+Precisions = Annotated[
+    list[PrecisionName] | None, typer.Option("--precision", help="Repeat it for several. [default: all]")
+]
+Rounds = Annotated[
+    int | None, typer.Option("--rounds", min=1, help="Rounds that medians are taken of. [default: 5; serving 3]")
+]
+Frames = Annotated[
+    int | None, typer.Option("--frames", min=1, help="Frames to generate. [default: 24 and a sentence; serving 32]")
+]
+Seconds = Annotated[float | None, typer.Option("--seconds", min=0.1, help="The same as speech.")]
+Contexts = Annotated[
+    list[int] | None,
+    typer.Option("--context", min=1, help="Positions before the first frame; repeatable. [default: 200, 1500]"),
+]
+Proof = Annotated[
+    ProofName, typer.Option("--proof", help="warn also times what the proof rejects, as it may random weights.")
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Only shows that everything runs.")]
+VoiceFile = Annotated[
+    Path | None, typer.Option("--checkpoint", help="The trained voice's file. [default: the bundled one]")
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")]
+Markdown = Annotated[Path | None, typer.Option("--markdown", help="Write the table to this file.")]
+Svg = Annotated[Path | None, typer.Option("--svg", help="Write the chart to this file.")]
+
+
+@app.command("engine")
+def engine_(
+    ctx: typer.Context,
+    engine: Engine = "reference",
+    size: Size = None,
+    checkpoint: Checkpoint = None,
+    precision: Precisions = None,
+    rounds: Rounds = None,
+    frames: Frames = None,
+    seconds: Seconds = None,
+    context: Contexts = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Also PyTorch under torch.compile (needs a C++ compiler, and minutes).")
+    ] = False,
+    proof: Proof = ProofName.strict,
+    threads: Threads = None,
+    cache_dir: CacheDir = None,
+    quick: Quick = False,
+    json: JsonFile = None,
+    markdown: Markdown = None,
+    svg: Svg = None,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Compare PyTorch and what this package makes of it: steps, codec, speech, memory."""
+    from .. import benchmark
+
+    given = _of_an_engine(engine, size, checkpoint, frames, seconds, json, markdown, svg)
+    given |= {"rounds": rounds, "proof": proof.value, "threads": threads, "cache_dir": cache_dir, "quick": quick}
+    given |= {"precisions": _fixed(precision), "contexts": tuple(context) if context else None, "compiled": compiled}
+    _measure(ctx.obj, benchmark, benchmark.BenchOptions(**_known(given)), json, markdown, svg)
+
+
+@app.command("serving")
+def serving_(
+    ctx: typer.Context,
+    scenario: Annotated[
+        list[str] | None, typer.Option("--scenario", help="Only this one; repeatable. [default: all]")
+    ] = None,
+    engine: Engine = "reference",
+    size: Size = None,
+    checkpoint: Checkpoint = None,
+    precision: Annotated[
+        list[PrecisionName] | None, typer.Option("--precision", help="One. [default: this machine's]")
+    ] = None,
+    rounds: Rounds = None,
+    frames: Frames = None,
+    seconds: Seconds = None,
+    full: Annotated[bool, typer.Option("--full", help="10,000 words and 1,000 requests, too.")] = False,
+    proof: Proof = ProofName.strict,
+    threads: Threads = None,
+    cache_dir: CacheDir = None,
+    quick: Quick = False,
+    json: JsonFile = None,
+    markdown: Markdown = None,
+    svg: Svg = None,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Measure batches, streams, known voices, long text, callers and memory."""
+    from ..benchmark import serving
+
+    given = _of_an_engine(engine, size, checkpoint, frames, seconds, json, markdown, svg)
+    given |= {"rounds": rounds, "proof": proof.value, "threads": threads, "cache_dir": cache_dir, "quick": quick}
+    if precision and len(precision) > 1:
+        raise typer.BadParameter("serving is measured at one precision", param_hint="--precision")
+    given |= {"scenarios": tuple(scenario or ()), "full": full, "precision": (_fixed(precision) or [None])[0]}
+    _measure(ctx.obj, serving, serving.ServingOptions(**_known(given)), json, markdown, svg)
+
+
+@app.command("quality")
+def quality_(
+    ctx: typer.Context,
+    checkpoint: VoiceFile = None,
+    precision: Precisions = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option("--recipe", help="Also this way of storing weights; repeatable.")
+    ] = None,
+    sentences: Annotated[
+        int | None, typer.Option("--sentences", min=1, help="Held-out sentences. [default: 120]")
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option("--draws", min=1, help="How often each is said, by other seeds. [default: 1]")
+    ] = None,
+    cache_dir: CacheDir = None,
+    json: JsonFile = None,
+    markdown: Markdown = None,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Measure how well the trained voice speaks, not how fast (needs flite and the extra `quality`)."""
+    from ..benchmark import quality
+
+    _check_targets(json, markdown)
+    given: dict[str, Any] = {
+        "voice": checkpoint,
+        "precisions": _fixed(precision),
+        "recipes": tuple(recipe) if recipe else None,
+    }
+    given |= {"sentences": sentences, "draws": draws, "cache_dir": cache_dir}
+    _measure(ctx.obj, quality, quality.QualityOptions(**_known(given)), json, markdown)
+
+
+@app.command("recipes")
+def recipes_(
+    ctx: typer.Context,
+    checkpoint: VoiceFile = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option("--recipe", help="Only this one; repeatable. [default: all]")
+    ] = None,
+    sentences: Annotated[
+        int | None, typer.Option("--sentences", min=1, help="Held-out sentences. [default: 12]")
+    ] = None,
+    cache_dir: CacheDir = None,
+    json: JsonFile = None,
+    markdown: Markdown = None,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Compare what ways of storing weights cost the trained voice."""
+    from ..benchmark import recipes
+
+    _check_targets(json, markdown)
+    given: dict[str, Any] = {"voice": checkpoint, "recipes": tuple(recipe) if recipe else None}
+    given |= {"sentences": sentences, "cache_dir": cache_dir}
+    _measure(ctx.obj, recipes, recipes.RecipeOptions(**_known(given)), json, markdown)
+
+
+@app.command("llama-cpp")
+def llama_cpp_(
     ctx: typer.Context,
     engine: Engine = "reference",
     size: Size = None,
     checkpoint: Checkpoint = None,
     precision: Annotated[
-        list[PrecisionName] | None, typer.Option("--precision", help="Repeat it for several. [default: all]")
+        list[PrecisionName] | None, typer.Option("--precision", help="Repeat it for several. [default: int4, int8]")
     ] = None,
-    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds that medians are taken of.")] = None,
-    frames: Annotated[int | None, typer.Option("--frames", min=1, help="Frames to generate.")] = None,
-    seconds: Annotated[float | None, typer.Option("--seconds", min=0.1, help="The same as speech.")] = None,
+    rounds: Rounds = None,
+    frames: Frames = None,
     context: Annotated[
-        list[int] | None, typer.Option("--context", min=1, help="Positions before the first frame; repeatable.")
+        list[int] | None,
+        typer.Option(
+            "--context", min=1, help="Positions before the first frame; repeatable. [default: 200, 600, 1500]"
+        ),
     ] = None,
-    proof: Annotated[
-        ProofName,
-        typer.Option("--proof", help="warn also times what the proof rejects, as it may random weights."),
-    ] = ProofName.strict,
+    proof: Proof = ProofName.strict,
     threads: Threads = None,
     cache_dir: CacheDir = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Only shows that everything runs.")] = False,
-    quality: Annotated[
-        bool, typer.Option("--quality", help="Measure how well the trained voice speaks, not how fast (needs flite).")
-    ] = False,
-    recipes: Annotated[
-        bool, typer.Option("--recipes", help="Compare what ways of storing weights cost the trained voice.")
-    ] = False,
-    recipe: Annotated[
-        list[str] | None,
-        typer.Option("--recipe", help="With --quality: also this one. With --recipes: only this one. Repeatable."),
-    ] = None,
-    voice: Annotated[
-        Path | None, typer.Option("--voice", help="With --quality, --recipes: the voice's file. [bundled]")
-    ] = None,
-    sentences: Annotated[
-        int | None,
-        typer.Option("--sentences", min=1, help="Held-out sentences. [120 with --quality, 12 with --recipes]"),
-    ] = None,
-    draws: Annotated[
-        int | None,
-        typer.Option("--draws", min=1, help="With --quality: how often each sentence is said, by other seeds. [1]"),
-    ] = None,
-    serving: Annotated[
-        bool, typer.Option("--serving", help="Measure batches, streams, voices, long text, callers and memory.")
-    ] = False,
-    scenario: Annotated[
-        list[str] | None, typer.Option("--scenario", help="With --serving: only this one; repeatable. [default: all]")
-    ] = None,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Also PyTorch under torch.compile (needs a C++ compiler, and minutes).")
-    ] = False,
-    llama_cpp: Annotated[
-        bool,
-        typer.Option("--llama-cpp", help="Measure the language model's steps beside llama.cpp, which must be there."),
-    ] = False,
-    feed_forward: Annotated[
-        bool,
-        typer.Option("--feed-forward", help="Measure VITS, and long texts on a pool of threads (needs transformers)."),
-    ] = False,
-    full: Annotated[bool, typer.Option("--full", help="With --serving: 10,000 words and 1,000 requests, too.")] = False,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the table to this file.")] = None,
-    svg: Annotated[Path | None, typer.Option("--svg", help="Write the chart to this file.")] = None,
+    quick: Quick = False,
+    json: JsonFile = None,
+    markdown: Markdown = None,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Compare PyTorch and ONNX Runtime on this machine."""
-    out: Output = ctx.obj
+    """Measure the language model's steps beside llama.cpp (needs llama-cpp-python and gguf)."""
+    from ..benchmark import BenchOptions, yardstick
+
+    given = _of_an_engine(engine, size, checkpoint, frames, None, json, markdown)
+    given |= {"rounds": rounds, "proof": proof.value, "threads": threads, "cache_dir": cache_dir, "quick": quick}
+    given |= {"precisions": _fixed(precision), "contexts": tuple(context) if context else None}
+    _measure(ctx.obj, yardstick, BenchOptions(**{**yardstick.DEFAULTS, **_known(given)}), json, markdown)
+
+
+@app.command("feed-forward")
+def feed_forward_(
+    ctx: typer.Context,
+    rounds: Rounds = None,
+    threads: Threads = None,
+    cache_dir: CacheDir = None,
+    quick: Quick = False,
+    json: JsonFile = None,
+    markdown: Markdown = None,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Measure VITS, and long texts on a pool of threads (needs transformers)."""
+    from ..benchmark import feed_forward
+
+    _check_targets(json, markdown)
+    given = _known({"rounds": rounds, "threads": threads, "cache_dir": cache_dir, "quick": quick})
+    _measure(ctx.obj, feed_forward, feed_forward.FeedForwardOptions(**given), json, markdown)
+
+
+def _of_an_engine(
+    engine: str,
+    size: SizeName | None,
+    checkpoint: Path | None,
+    frames: int | None,
+    seconds: float | None,
+    *targets: Path | None,
+) -> dict[str, Any]:
+    """What the options that choose an engine, and how much it speaks, say to a benchmark."""
     if engine == "vits":
-        raise typer.BadParameter("VITS is measured by --feed-forward, without --engine", param_hint="--engine")
+        raise typer.BadParameter("VITS is measured by `bench feed-forward`", param_hint="--engine")
     engines.check_choice(engine, size, checkpoint)
     if frames is not None and seconds is not None:
         raise typer.BadParameter("give --frames or --seconds, not both", param_hint="--seconds")
-    if precision and PrecisionName.auto in precision:
-        raise typer.BadParameter("a benchmark compares fixed precisions: int4, int8, fp32", param_hint="--precision")
-    for target in (json, markdown, svg):
-        if target is not None:
-            check_target(target)
-    for own, asked in (("--llama-cpp", llama_cpp), ("--feed-forward", feed_forward)):
-        if asked and (quality or recipes or serving or svg is not None or (llama_cpp and feed_forward)):
-            other = "--quality" if quality else "--recipes" if recipes else "--serving" if serving else "--svg"
-            other = "--feed-forward" if llama_cpp and feed_forward else other
-            raise typer.BadParameter(f"{own} prints a table of its own, without {other}", param_hint=own)
-    if compiled and (quality or recipes or serving or llama_cpp or feed_forward):
-        raise typer.BadParameter("only the comparison with PyTorch has such an arm", param_hint="--compile")
-    if draws is not None and not quality:
-        raise typer.BadParameter("only --quality draws several times", param_hint="--draws")
-    if recipe and not (quality or recipes):
-        raise typer.BadParameter("only --quality and --recipes have recipes", param_hint="--recipe")
-    if quality or recipes:
-        if quality and recipes:
-            raise typer.BadParameter("these are two measures: give one", param_hint="--recipes")
-        if engine != "reference":
-            what = "quality is" if quality else "recipes are"
-            raise typer.BadParameter(f"{what} measured of the reference engine's voice", param_hint="--engine")
-        of_voice: dict[str, Any] = {"voice": voice, "recipes": tuple(recipe) if recipe else None}
-        of_voice |= {"sentences": sentences, "cache_dir": cache_dir}
-        if quality:
-            of_voice |= {"precisions": tuple(p.value for p in precision) if precision else None, "draws": draws}
-        _of_a_voice(out, "quality" if quality else "recipes", _known(of_voice), json, markdown)
-        return
-    if feed_forward:
-        from ..benchmark import feed_forward as vits
-
-        known = _known({"rounds": rounds, "threads": threads, "cache_dir": cache_dir, "quick": quick})
-        _print(out, vits, vits.run(vits.FeedForwardOptions(**known), report=out.note), json, markdown)
-        return
-    if (scenario or full) and not serving:
-        raise typer.BadParameter("only --serving has scenarios", param_hint="--scenario" if scenario else "--full")
+    _check_targets(*targets)
     if seconds is not None:
         frames = math.ceil(seconds * _frame_rate(engine, size))
-    if serving and (context or (precision and len(precision) > 1)):
-        raise typer.BadParameter("--serving measures one precision, and no --context", param_hint="--serving")
-    given: dict[str, Any] = {
+    return {
+        "engine": engine,
         "size": size.value if size is not None else None,
         "checkpoint": checkpoint,
-        "rounds": rounds,
         "frames": frames,
-        "proof": proof.value,
-        "threads": threads,
-        "cache_dir": cache_dir,
-        "quick": quick,
     }
-    measure: Any
-    options: Any
-    if serving:
-        from ..benchmark import serving as measure
 
-        given |= {"scenarios": tuple(scenario or ()), "full": full}
-        given |= {"precision": precision[0].value if precision else None}
-        options = measure.ServingOptions(engine=engine, **_known(given))
-    else:
-        from .. import benchmark as measure
-        from ..benchmark import BenchOptions
 
-        given |= {"precisions": tuple(p.value for p in precision) if precision else None}
-        given |= {"contexts": tuple(context) if context else None, "compiled": compiled}
-        if llama_cpp:
-            from ..benchmark import yardstick as measure
+def _check_targets(*targets: Path | None) -> None:
+    for target in targets:
+        if target is not None:
+            check_target(target)
 
-            given = {**measure.DEFAULTS, **_known(given)}
-        options = BenchOptions(engine=engine, **_known(given))
-    result = measure.run(options, report=out.note)
-    table = measure.to_markdown(result)
+
+def _fixed(precision: list[PrecisionName] | None) -> tuple[str, ...] | None:
+    given = precision or []
+    if PrecisionName.auto in given:
+        raise typer.BadParameter("a benchmark compares fixed precisions: int4, int8, fp32", param_hint="--precision")
+    return tuple(p.value for p in given) or None
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _measure(
+    out: Output, benchmark: Any, options: Any, json: Path | None, markdown: Path | None, svg: Path | None = None
+) -> None:
+    """Run one of the benchmark's modules, which all have the same three functions; print its table, write its files."""
+    result = benchmark.run(options, report=out.note)
+    table = benchmark.to_markdown(result)
     for target, text in (
         (json, lambda: jsonlib.dumps(formats.plain(result), indent=2, allow_nan=False) + "\n"),
         (markdown, lambda: table),
-        (svg, lambda: measure.to_svg(result)),
+        (svg, lambda: benchmark.to_svg(result)),
     ):
         if target is not None:
             _write(target, text())
@@ -174,28 +311,7 @@ def bench(
     out.line(table.rstrip("\n"))
 
 
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _of_a_voice(out: Output, measured: str, given: dict[str, Any], json: Path | None, markdown: Path | None) -> None:
-    from ..benchmark import quality, recipes
-
-    measure: Any = quality if measured == "quality" else recipes
-    options = (quality.QualityOptions if measured == "quality" else recipes.RecipeOptions)(**given)
-    _print(out, measure, measure.run(options, report=out.note), json, markdown)
-
-
-def _print(out: Output, measure: Any, result: Any, json: Path | None, markdown: Path | None) -> None:
-    table = measure.to_markdown(result)
-    if json is not None:
-        _write(json, jsonlib.dumps(formats.plain(result), indent=2, allow_nan=False) + "\n")
-    if markdown is not None:
-        _write(markdown, table)
-    out.line(table.rstrip("\n"))
-
-
-def _frame_rate(engine: str, size: Any) -> float:
+def _frame_rate(engine: str, size: SizeName | None) -> float:
     """Frames a second; other engines are of the family whose dimensions the size s1-mini has."""
     from ..reference import SIZES
 

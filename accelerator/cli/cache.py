@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Show, check and tidy the cache of exports.", no_args_is_help=True)
+app = typer.Typer(help="Show, check and tidy the cache of exports.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command("path")

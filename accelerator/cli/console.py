@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AcceleratorError, CacheError, EngineError, InvalidInput
@@ -17,7 +17,8 @@ from . import formats
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..export import Progress
+    from ..export import ProgressEvent
+    from .progress import Bars
 
 __all__ = ["BROKEN_PIPE", "INTERRUPTED", "Output"]
 
@@ -67,7 +68,9 @@ class Output:
     def document(self, value: Mapping[str, Any]) -> None:
         """The result as JSON; nothing without --json."""
         if self.json:
-            sys.stdout.write(jsonlib.dumps(formats.plain(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+            ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
+            text = jsonlib.dumps(formats.plain(value), indent=2, allow_nan=False, ensure_ascii=ascii_only)
+            sys.stdout.write(text + "\n")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
         """A table of the result. A column whose name ends in ">" is aligned to the right."""
@@ -93,10 +96,10 @@ class Output:
             self.line(f"  {label:<{width}}  {value}")
 
     @contextlib.contextmanager
-    def progress(self) -> Iterator[Progress]:
+    def progress(self) -> Iterator[Bars | _LogProgress]:
         """A receiver of `ProgressEvent`s: bars where stderr is a terminal, log lines otherwise (with --verbose)."""
         if not self.stderr.is_terminal:
-            yield _log_progress()
+            yield _LogProgress()
             return
         from .progress import bars
 
@@ -180,16 +183,20 @@ def _ours_only(record: logging.LogRecord) -> bool:
     return os.sep + "accelerator" + os.sep in str(record.args or record.msg)
 
 
-def _log_progress() -> Progress:
-    seen: set[tuple[str, str, str]] = set()
+class _LogProgress:
+    """`Bars` for what is no terminal: each stage is a log record."""
 
-    def receive(event: Any) -> None:
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, str, str]] = set()
+
+    def __call__(self, event: ProgressEvent) -> None:
         key = (event.component, event.precision, event.stage)
-        if key not in seen:
-            seen.add(key)
+        if key not in self._seen:
+            self._seen.add(key)
             logger.info("%s %s: %s", event.component, event.precision, event.stage)
 
-    return receive
+    def speaking(self, doing: Callable[[], str]) -> None:
+        """There is nothing that could be drawn anew."""
 
 
 def _console(file: Any) -> Console:

@@ -13,8 +13,19 @@ import typer
 from ..errors import InvalidOption, InvalidReference
 from . import formats
 from .console import Output
-from .options import CacheDir, Debug, Json, PrecisionName, Size, Verbose
-from .synth import check_target, write_file
+from .options import (
+    AudioFormat,
+    CacheDir,
+    Debug,
+    Json,
+    PrecisionName,
+    Reference,
+    ReferenceText,
+    Size,
+    Verbose,
+    VoiceName,
+)
+from .synth import check_format, check_target, write_file
 
 if TYPE_CHECKING:
     from ..demo import DemoResult
@@ -33,11 +44,14 @@ _PLAYERS = (
 def demo(
     ctx: typer.Context,
     size: Size = None,
-    text: Annotated[str | None, typer.Option("--text", help="What to say.")] = None,
-    speaker: Annotated[str | None, typer.Option("--speaker", help="One of the voice's speakers, by name.")] = None,
-    reference: Annotated[Path | None, typer.Option("--reference", help="A recording of the voice to speak in.")] = None,
-    reference_text: Annotated[str | None, typer.Option("--reference-text", help="What the recording says.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The WAV file to write.")] = Path("demo.wav"),
+    text: Annotated[str | None, typer.Option("--text", help="What to say. [default: two sentences of its own]")] = None,
+    voice: VoiceName = None,
+    reference: Reference = None,
+    reference_text: ReferenceText = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file to write, its suffix says the format.")
+    ] = Path("demo.wav"),
+    format: AudioFormat = None,
     precision: Annotated[
         list[PrecisionName] | None,
         typer.Option("--precision", help="Repeat it for several. [default: this machine's, then the others]"),
@@ -49,18 +63,19 @@ def demo(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Wrap the built-in engine, compare it with PyTorch, and write what it says to a WAV file."""
+    """Wrap the built-in engine, compare it with PyTorch, and write what it says to a file."""
     from ..demo import TEXT, DemoOptions, run
 
     out: Output = ctx.obj
     if reference is not None and not reference.is_file():
         raise InvalidReference(f"the reference audio {str(reference)!r} does not exist")
     check_target(output)
+    check_format(output, format)
     player = _player() if play else None
     options = DemoOptions(
         size=size.value if size is not None else None,
         text=text if text is not None else TEXT,
-        speaker=speaker,
+        speaker=voice,
         reference=reference,
         reference_text=reference_text,
         precisions=tuple(dict.fromkeys(p.value for p in precision)) if precision else None,
@@ -69,7 +84,10 @@ def demo(
     )
     with out.progress() as progress:
         result = run(
-            options, progress=progress, report=out.note, write=lambda audio, rate: write_file(output, audio, rate)
+            options,
+            progress=progress,
+            report=out.note,
+            write=lambda audio, rate: write_file(output, audio, rate, format),
         )
     out.document({**result.figures, "output": str(output)})
     _show(out, result, output)

@@ -35,6 +35,7 @@ class Commands(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
+        _make_streams_safe()
         arguments = sys.argv[1:] if args is None else list(args)
         out = Output(json=_wants_json(arguments))
         with out.logging():
@@ -77,6 +78,16 @@ def _wants_json(arguments: Sequence[str]) -> bool:
     given = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
     command = next((word for word in given if not word.startswith("-")), "")
     return "--json" in given and command != "bench"
+
+
+def _make_streams_safe() -> None:
+    """Standard streams that are closed become empty ones; a character that a terminal lacks is replaced, not fatal."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        elif mode == "w" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def _flush(code: int) -> int:

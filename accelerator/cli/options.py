@@ -12,6 +12,8 @@ import typer
 from .console import Output
 
 __all__ = [
+    "ENGINES",
+    "AudioFormat",
     "CacheDir",
     "Checkpoint",
     "Debug",
@@ -20,10 +22,13 @@ __all__ = [
     "Precision",
     "PrecisionName",
     "ProofName",
+    "Reference",
+    "ReferenceText",
     "Size",
     "SizeName",
     "Threads",
     "Verbose",
+    "VoiceName",
 ]
 
 
@@ -77,7 +82,21 @@ CacheDir = Annotated[
     Path | None,
     typer.Option("--cache-dir", help="Where exports are kept. [default: what `accelerator cache path` prints]"),
 ]
-Engine = Annotated[str, typer.Option("--engine", help="The engine: reference, or one that a checkpoint is given of.")]
+ENGINES = "reference, fish-speech or vits"  # those of `accelerator.engines`, without importing it
+Engine = Annotated[str, typer.Option("--engine", help=f"The engine: {ENGINES}. All but reference need --checkpoint.")]
+VoiceName = Annotated[
+    str | None,
+    typer.Option("--voice", help="A voice that the engine knows by name; `accelerator voices` lists them."),
+]
+Reference = Annotated[
+    Path | None,
+    typer.Option("--reference", help="A recording of the voice to speak in, 5 to 15 seconds; with --reference-text."),
+]
+ReferenceText = Annotated[str | None, typer.Option("--reference-text", help="What the recording says.")]
+AudioFormat = Annotated[
+    str | None,
+    typer.Option("--format", help="wav, flac, mp3, ogg, opus or m4a. [default: by the suffix; wav for stdout]"),
+]
 Size = Annotated[
     SizeName | None,
     typer.Option("--size", help="Size of the reference engine. [default: small]", show_default=False),

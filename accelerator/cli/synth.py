@@ -1,42 +1,67 @@
-"""`accelerator synth`: one text to one WAV file, and what it cost."""
+"""`accelerator synth`: one text to one audio file, and what it cost."""
 
 from __future__ import annotations
 
 import io
-import struct
+import itertools
+import os
+import stat
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
 import typer
 
-from ..errors import InvalidOption, InvalidReference, InvalidText
+from ..errors import GenerationError, InvalidOption, InvalidReference, InvalidText
 from . import engine as engines
 from . import formats
 from .console import Output
-from .options import CacheDir, Checkpoint, Debug, Engine, Json, Precision, PrecisionName, Size, Threads, Verbose
+from .options import (
+    AudioFormat,
+    CacheDir,
+    Checkpoint,
+    Debug,
+    Engine,
+    Json,
+    Precision,
+    PrecisionName,
+    Reference,
+    ReferenceText,
+    Size,
+    Threads,
+    Verbose,
+    VoiceName,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["check_target", "synth", "write_file"]
+    from ..audio import AudioWriter
+    from ..stream import SpeechStream
+
+__all__ = ["check_format", "check_target", "synth", "write_file"]
 
 STDOUT = Path("-")
-_HEADER_BYTES = 44
 
 
 def synth(
     ctx: typer.Context,
-    text: Annotated[str, typer.Argument(help='What to say; "-" reads it from stdin.')],
-    output: Annotated[Path, typer.Option("--output", "-o", help='The WAV file to write; "-" is stdout.')],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help='The file to write, its suffix says the format; "-" is stdout.')
+    ],
+    text: Annotated[str | None, typer.Argument(help='What to say; "-" reads it from stdin.')] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help='Instead: a text file (UTF-8) to speak; "-" is stdin.')
+    ] = None,
+    format: AudioFormat = None,
     engine: Engine = "reference",
     size: Size = None,
     checkpoint: Checkpoint = None,
-    reference: Annotated[
-        Path | None, typer.Option("--reference", help="A recording of the voice to speak in, 5 to 15 seconds.")
-    ] = None,
-    reference_text: Annotated[str | None, typer.Option("--reference-text", help="What the recording says.")] = None,
-    voice: Annotated[str | None, typer.Option("--voice", help="Instead: a voice the engine knows by name.")] = None,
+    voice: VoiceName = None,
+    reference: Reference = None,
+    reference_text: ReferenceText = None,
     precision: Precision = PrecisionName.auto,
     seed: Annotated[
         int | None,
@@ -46,12 +71,17 @@ def synth(
             "give another."
         ),
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus mass, above 0 up to 1.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Candidates kept.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Frames at most.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy. [default: the engine's]")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus mass, above 0 up to 1. [default: the engine's]")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Candidates kept. [default: the engine's]")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Frames of each segment at most. [default: the engine's]")
+    ] = None,
     stream: Annotated[
-        bool, typer.Option("--stream", help="Take chunks as they are ready; with -o - they are written at once.")
+        bool, typer.Option("--stream", help="Write audio as soon as there is any, not by whole segments.")
+    ] = False,
+    keep_partial: Annotated[
+        bool, typer.Option("--keep-partial", help="When interrupted, keep what was spoken, under another name.")
     ] = False,
     threads: Threads = None,
     cache_dir: CacheDir = None,
@@ -59,12 +89,16 @@ def synth(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Speak a text into a WAV file."""
+    """Speak a text into an audio file: WAV, FLAC, MP3, Ogg Vorbis, Opus or m4a.
+
+    The file grows under the name NAME.*.partial.SUFFIX and gets its own when it is complete.
+    """
     out: Output = ctx.obj
+    output = _target(output)
     if output == STDOUT and out.json:
         raise typer.BadParameter("stdout takes either the audio or the JSON", param_hint="--output")
     engines.check_choice(engine, size, checkpoint)
-    text = _read_stdin() if text == "-" else text
+    text = _text(out, text, file)
     sampling: dict[str, Any] = {
         "seed": seed,
         "temperature": temperature,
@@ -72,38 +106,89 @@ def synth(
         "top_k": top_k,
         "max_new_tokens": max_new_tokens,
     }
-    _check_early(text, output, reference, reference_text, sampling)
+    _check_early(text, output, format, reference, reference_text, sampling)
     if voice is not None and reference is not None:
         raise typer.BadParameter("give --voice or --reference, not both", param_hint="--voice")
     options = {"precision": precision.value, "threads": threads, "cache_dir": cache_dir}
     with out.progress() as progress:
         optimizer = engines.open_engine(out, engine, size, checkpoint, progress=progress, **options)
-        with_voice = reference is not None
-        engines.prepare(optimizer, encoder=with_voice)  # before the clock of the request starts
-    spoken = {"voice": voice, **sampling}
-    with optimizer:
-        if stream:
-            result = _stream(optimizer, output, text, reference, reference_text, spoken)
-        else:
-            speech = optimizer.synthesize(text, reference, reference_text, **spoken)
-            write_file(output, speech.audio, speech.sample_rate)
-            result = {"sample_rate": speech.sample_rate, "samples": len(speech.audio), "metrics": speech.metrics}
+        with optimizer:
+            with_voice = reference is not None
+            engines.prepare(optimizer, encoder=with_voice)  # before the clock of the request starts
+            speech = optimizer.stream(text, reference, reference_text, voice=voice, eager=stream, **sampling)
+            progress.speaking(lambda: _so_far(speech))
+            result = _speak(out, speech, output, format, at_once=stream, keep=keep_partial)
     _report(out, {"output": str(output), "engine": engine, **result})
 
 
-def write_file(target: Path, audio: np.ndarray, sample_rate: int) -> None:
-    """A WAV file, atomically, or to stdout for "-". Raises InvalidOption where it cannot be written."""
-    from ..audio import write_wav
+def _speak(
+    out: Output, speech: SpeechStream, output: Path, format: str | None, *, at_once: bool, keep: bool
+) -> dict[str, Any]:
+    """Write the chunks as they come; into a pipe only if `at_once`, since the header of a whole file tells its length.
 
-    if target == STDOUT:
-        write_wav(_stdout(), audio, sample_rate)
-        return
+    Raises what speaking raises, InvalidOption where it cannot be written.
+    """
+    from ..audio_files import AudioWriter, audio_format, is_stream
+
+    first = next(speech, None)  # a passed-through engine's rate is known by its answer
+    if first is None:
+        raise GenerationError("the engine produced no audio: try another text, seed or reference")
+    whole = io.BytesIO() if not at_once and (output == STDOUT or is_stream(output)) else None
+    name = format if output == STDOUT else audio_format(output, format).name
+    with _told(output):
+        writer = AudioWriter(whole or (_stdout() if output == STDOUT else output), first.sample_rate, name)
+    count = samples = 0
     try:
-        write_wav(target, audio, sample_rate)
+        for chunk in itertools.chain([first], speech):
+            with _told(output):
+                writer.write(chunk.audio)
+            count, samples = count + 1, samples + len(chunk.audio)
+        with _told(output):
+            writer.close()
+            if whole is not None:
+                _write(output, whole.getvalue())
+    except BaseException:
+        speech.close()
+        _give_up(out, writer, keep=keep and samples > 0)
+        raise
+    result = {"format": writer.format, "sample_rate": first.sample_rate, "samples": samples, "chunks": count}
+    return {**result, "metrics": speech.metrics}
+
+
+def _write(output: Path, data: bytes) -> None:
+    if output == STDOUT:
+        _stdout().write(data)
+    else:
+        output.write_bytes(data)
+
+
+def _give_up(out: Output, writer: AudioWriter, *, keep: bool) -> None:
+    if not keep:
+        writer.discard()
+        return
+    if (kept := writer.keep()) is not None:
+        out.note(f"Kept what was spoken in {kept}.")
+
+
+@contextmanager
+def _told(output: Path) -> Iterator[None]:
+    """What the system says of a file, as an error of ours."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise InvalidOption(
-            f"{str(target)!r} cannot be written ({error.strerror or error}): choose another --output"
+            f"{str(output)!r} cannot be written ({error.strerror or error}): choose another --output"
         ) from error
+
+
+def write_file(target: Path, audio: np.ndarray, sample_rate: int, format: str | None = None) -> None:
+    """An audio file, atomically, or to stdout for "-". Raises InvalidOption where it cannot be written."""
+    from ..audio import write_audio
+
+    with _told(target):
+        write_audio(_stdout() if target == STDOUT else target, audio, sample_rate, format)
 
 
 def check_target(target: Path) -> None:
@@ -112,11 +197,31 @@ def check_target(target: Path) -> None:
         return
     if target.is_dir():
         raise InvalidOption(f"{str(target)!r} cannot be written: it is a directory, name a file in it")
-    if not target.resolve().parent.is_dir():
+    if not target.exists() and not target.resolve().parent.is_dir():
         raise InvalidOption(f"{str(target)!r} cannot be written: its directory does not exist, make it first")
 
 
-def _check_early(text: str, output: Path, reference: Path | None, reference_text: str | None, sampling: Any) -> None:
+def check_format(target: Path, format: str | None) -> None:
+    """Raises InvalidOption for a format that there is not."""
+    from ..audio_files import audio_format
+
+    audio_format(io.BytesIO() if target == STDOUT else target, format)
+
+
+def _target(output: Path) -> Path:
+    """The path, or "-" for what is stdout by another name: beside the audio nothing else may go there."""
+    if output == STDOUT or not os.path.abspath(output).startswith(("/dev/", "/proc/")):
+        return output
+    try:
+        same = os.path.samestat(os.stat(output), os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError):  # ValueError: stdout is no file, as in tests
+        return output
+    return STDOUT if same and not stat.S_ISCHR(os.stat(output).st_mode) else output
+
+
+def _check_early(
+    text: str, output: Path, format: str | None, reference: Path | None, reference_text: str | None, sampling: Any
+) -> None:
     """What would otherwise fail only after minutes of loading or exporting."""
     from ..speech import SamplingParams
     from ..text import check_text
@@ -128,29 +233,17 @@ def _check_early(text: str, output: Path, reference: Path | None, reference_text
     if reference is not None and not reference.is_file():
         raise InvalidReference(f"the reference audio {str(reference)!r} does not exist")
     check_target(output)
+    check_format(output, format)
 
 
-def _stream(
-    optimizer: Any, output: Path, text: str, reference: Path | None, reference_text: str | None, sampling: Any
-) -> dict[str, Any]:
-    import numpy as np
-
-    chunks = optimizer.stream(text, reference, reference_text, **sampling)
-    pieces: list[np.ndarray] = []
-    count = samples = 0
-    rate = 0
-    for chunk in chunks:
-        if output == STDOUT:
-            if not count:
-                _stdout().write(_endless_header(chunk.sample_rate))
-            _stdout().write(_steps(chunk.audio, chunk.sample_rate))
-            _stdout().flush()
-        else:
-            pieces.append(chunk.audio)
-        count, samples, rate = count + 1, samples + len(chunk.audio), chunk.sample_rate
-    if output != STDOUT:
-        write_file(output, np.concatenate(pieces) if pieces else np.zeros(0, np.float32), rate or optimizer.sample_rate)
-    return {"sample_rate": rate, "samples": samples, "chunks": count, "metrics": chunks.metrics}
+def _so_far(speech: SpeechStream) -> str:
+    metrics = speech.metrics
+    segments = metrics["segments"]
+    spoken = f"{metrics['audio_s']:.1f} s spoken"
+    if len(segments) < 2:
+        return spoken
+    done = sum(segment["state"] == "done" for segment in segments)
+    return f"{done} of {len(segments)} segments, {spoken}"
 
 
 def _report(out: Output, result: dict[str, Any]) -> None:
@@ -176,38 +269,54 @@ def _report(out: Output, result: dict[str, Any]) -> None:
         out.note(f"Fallback: {fallback['part']} ran in PyTorch: {fallback['reason']}: {fallback['message']}")
 
 
+def _text(out: Output, text: str | None, file: Path | None) -> str:
+    """What to say, wherever it comes from. Raises BadParameter, InvalidText."""
+    if (text is None) == (file is None):
+        what = "give a text or --file, not both" if file is not None else "give a text, or a file of it by --file"
+        raise typer.BadParameter(what, param_hint="TEXT")
+    if text == "-" or file == Path("-"):
+        return _read_stdin()
+    if file is not None:
+        try:
+            with open(file, "rb") as source:
+                return _decoded(source.read, str(file))
+        except OSError as error:
+            raise InvalidText(f"the text file {str(file)!r} cannot be read: {error.strerror or error}") from error
+    assert text is not None
+    if _names_a_file(text):
+        out.note(f"Note: this speaks the name {text!r}. To speak what is in that file: --file {text}")
+    return text
+
+
+def _names_a_file(text: str) -> bool:
+    try:
+        return os.path.isfile(text)
+    except ValueError:  # a NUL; what is too long for a name is no file
+        return False
+
+
 def _read_stdin() -> str:
-    """The text on stdin; a shell's newline at its end is not part of it. Bounded, since a pipe need not end."""
+    if sys.__stdin__ is None:
+        raise InvalidText("the text on stdin cannot be read: stdin is closed")
+    return _decoded(typer.get_binary_stream("stdin").read, "on stdin")
+
+
+def _decoded(read: Callable[[int], bytes], where: str) -> str:
+    """A text file's text; the newline at its end is not part of it. Bounded, since a pipe need not end."""
     from ..text import MAX_CHARS
 
-    data = typer.get_binary_stream("stdin").read(4 * MAX_CHARS + 4)
+    data = read(4 * MAX_CHARS + 4)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if error.end >= len(data) > 4 * MAX_CHARS:  # cut within a character: too long in any case
             text = data.decode("utf-8-sig", "replace")
         else:
-            raise InvalidText(f"the text on stdin is not UTF-8 (byte {error.start}): convert it first") from error
+            raise InvalidText(f"the text {where} is not UTF-8 (byte {error.start}): convert it first") from error
     return text.removesuffix("\n").removesuffix("\r")
 
 
 def _stdout() -> BinaryIO:
+    if sys.__stdout__ is None:
+        raise InvalidOption("'-' cannot be written: stdout is closed")
     return cast(BinaryIO, sys.stdout.buffer)
-
-
-def _steps(audio: np.ndarray, sample_rate: int) -> bytes:
-    """The 16-bit samples that a WAV file of this audio would have."""
-    from ..audio import write_wav
-
-    file = io.BytesIO()
-    write_wav(file, audio, sample_rate)
-    return file.getvalue()[_HEADER_BYTES:]
-
-
-def _endless_header(sample_rate: int) -> bytes:
-    """A WAV header for a stream whose length is not known yet, as ffmpeg and sox write it."""
-    unknown = 0xFFFFFFFF
-    return struct.pack(
-        "<4sI4s4sIHHIIHH4sI",
-        *(b"RIFF", unknown, b"WAVE", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16, b"data", unknown),
-    )

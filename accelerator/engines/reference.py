@@ -55,6 +55,10 @@ class ReferenceAdapter:
         self._spec = _spec(engine.config.language_model)
         self._digests: dict[str, str] = {}
 
+    def voices(self) -> Sequence[str]:
+        """The names that a request's `voice` may have."""
+        return tuple(self.engine.speakers)
+
     def parts(self) -> Sequence[Part]:
         engine = self.engine
         return (

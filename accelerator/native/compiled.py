@@ -18,6 +18,7 @@ from typing import Any
 
 from ..cache import ContentCache, default_root, make_key, untrusted
 from ..errors import CacheError, InvalidOption, SessionError
+from ..export import ProgressEvent, tell
 from ..hardware import detect
 from . import job
 
@@ -191,6 +192,7 @@ def _kept(cache: ContentCache) -> Path:
 
     def build(directory: Path) -> dict[str, Any]:
         logger.info("compiling kernels for this processor")
+        tell(ProgressEvent("kernels", "compile"))
         (directory / _FILE).write_bytes(_compile())
         return {"proof": {"passed": True}, "precision": "compiled"}
 

@@ -179,6 +179,10 @@ class FishSpeechAdapter:
         self._prompt: np.ndarray | None = None
         self._bound: weakref.WeakSet[Routed] = weakref.WeakSet()
 
+    def voices(self) -> Sequence[str]:
+        """The names that a request's `voice` may have."""
+        return sorted(self.engine.list_reference_ids())
+
     def parts(self) -> Sequence[Part]:
         kind = next((name for name, dtype in DTYPES.items() if dtype == self._dtype), "fp32")
         return (

@@ -98,6 +98,11 @@ class VitsAdapter:
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise EngineError(f"{folder} cannot be opened as a VITS: {error}") from error
 
+    def voices(self) -> Sequence[str]:
+        """The names that a request's `voice` may have."""
+        count = self.model.config.num_speakers
+        return tuple(map(str, range(count))) if count > 1 else ()
+
     def parts(self) -> Sequence[Part]:
         return (
             Part(

@@ -53,14 +53,23 @@ def main(arguments: list[str] | None = None) -> int:
         if name == "decoder":
             sub.add_argument("--unfinished", action="store_true", help=early)
         if name == "codec":
-            sub.add_argument("--voice", type=Path, help="begin with this packed voice's, and learn the books it lacks")
+            sub.add_argument(
+                "--checkpoint",
+                dest="voice",
+                type=Path,
+                help="begin with this packed voice's, and learn the books it lacks",
+            )
         if name == "language-model":
             sub.add_argument(
                 "--compile", action="store_true", dest="compiled", help="with torch.compile: needs a C++ compiler"
             )
-            sub.add_argument("--voice", type=Path, help="begin with this packed voice's, which may be smaller")
+            sub.add_argument(
+                "--checkpoint", dest="voice", type=Path, help="begin with this packed voice's, which may be smaller"
+            )
 
-    command("adopt", "begin with a packed voice's codec").add_argument("--voice", type=Path, required=True)
+    command("adopt", "begin with a packed voice's codec").add_argument(
+        "--checkpoint", dest="voice", type=Path, required=True
+    )
     tokens = command("tokens", "encode the corpus with the trained codec")
     tokens.add_argument("--unfinished", action="store_true", help=early)
     command("plot", "draw the loss curves as SVG")
@@ -71,7 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
     evaluate.add_argument("--sentences", type=int, default=120)
     evaluate.add_argument("--system", choices=("flite", "codec", "voice"), default="flite")
     evaluate.add_argument("--by-reference", action="store_true", help="imitate held-out clips instead of using names")
-    evaluate.add_argument("--voice", type=Path, help="a packed voice; without it, DIR/voice.safetensors")
+    evaluate.add_argument(
+        "--checkpoint", dest="voice", type=Path, help="a packed voice; without it, DIR/voice.safetensors"
+    )
 
     options = vars(parser.parse_args(arguments))
     logger = logging.getLogger(__package__)

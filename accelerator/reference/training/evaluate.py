@@ -1,6 +1,6 @@
 """How good a voice is, on sentences of the corpus that it has never seen, against flite's own clips (see `measures`).
 
-`accelerator bench --quality` measures the same of a finished voice, without a corpus, and at each precision.
+`accelerator bench quality` measures the same of a finished voice, without a corpus, and at each precision.
 """
 
 from __future__ import annotations
