@@ -17,7 +17,7 @@ from .installation import install_command
 from .speech import Reference
 from .text import check_characters
 
-__all__ = ["AudioWriter", "check_audio", "load_reference", "write_audio", "write_wav"]
+__all__ = ["AudioWriter", "check_audio", "load_reference", "read_audio", "write_audio", "write_wav"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,11 @@ def load_reference(
     samples = np.ascontiguousarray(samples, np.float32)
     digest = hashlib.sha256(struct.pack("<q", sample_rate) + samples.astype("<f4", copy=False).tobytes()).hexdigest()
     return Reference(audio=samples, sample_rate=sample_rate, text=said, digest=digest)
+
+
+def read_audio(audio: Any, max_s: float = 4 * 3600.0) -> tuple[np.ndarray, int]:
+    """What `load_reference` takes, as float32 mono [n] and Hz, unchecked and as it is. Raises InvalidReference."""
+    return _samples(audio, max_s)
 
 
 def check_audio(audio: np.ndarray, sample_rate: int, *, silent_s: float = 1.0, max_clipped: float = 0.01) -> np.ndarray:

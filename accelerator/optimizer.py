@@ -17,7 +17,7 @@ import numpy as np
 from .cache import ContentCache
 from .dispatch import Dispatcher
 from .engines import Adapter, adapter_for, adapter_from_checkpoint
-from .errors import Closed, GenerationError, InvalidInput, InvalidOption
+from .errors import Closed, EngineError, GenerationError, InvalidInput, InvalidOption
 from .export import PRECISIONS, Progress, ignore_progress
 from .hardware import HardwareProfile, Tier, choose_tier, detect
 from .loader import Loader
@@ -333,6 +333,12 @@ class UniversalOptimizer:
         """What calling the engine answers, by the replaced parts, for engines that are called."""
         self._check_open()
         return self._bound.engine(*args, **options)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise EngineError(
+            "a wrapped engine is neither copied nor pickled, as its sessions and threads belong to this process: copy "
+            "the engine itself, and wrap the engine again where it is used (the cache makes that quick)"
+        )
 
     def __enter__(self) -> UniversalOptimizer:
         return self

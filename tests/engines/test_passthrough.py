@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import asyncio
+import copy
 import io
 import json
+import pickle
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +15,8 @@ import pytest
 import torch
 
 from accelerator import UniversalOptimizer
-from accelerator.errors import EngineError, GenerationError, InvalidOption, InvalidText
+from accelerator.audio import write_wav
+from accelerator.errors import EngineError, GenerationError, InvalidOption, InvalidText, UnsupportedEngine
 
 TONE = (0.3 * np.sin(np.arange(800) / 7)).astype(np.float32)
 
@@ -142,16 +149,168 @@ def test_a_rate_nobody_knows() -> None:
     assert UniversalOptimizer(Odd()).synthesize("Hello.").sample_rate == 8000
 
 
-@pytest.mark.parametrize("name", ["synthesize", "tts", "generate", "__call__"])
+@pytest.mark.parametrize("name", ["synthesize", "tts", "generate", "create", "infer", "inference", "__call__"])
 def test_its_method_may_have_any_usual_name(name: str) -> None:
     engine = type("Engine", (), {name: lambda self, text: (TONE, 8000)})()
     assert len(UniversalOptimizer(engine).synthesize("Hello.").audio) == 800
 
 
-def test_an_object_that_cannot_speak() -> None:
-    optimizer = UniversalOptimizer(object())
-    with pytest.raises(EngineError, match="object has none of synthesize, tts, generate, __call__: pass adapter="):
-        optimizer.synthesize("Hello.")
+class Voice:
+    """A class that speaks, not an engine."""
+
+    def tts(self, text: str) -> Any:
+        return TONE
+
+
+NO_ENGINES: dict[str, tuple[Any, str]] = {
+    "an object": (object(), "has none of synthesize, tts, generate"),
+    "a text": ("a/checkpoint", "from_checkpoint"),
+    "a path": (Path("a/checkpoint"), "from_checkpoint"),
+    "bytes": (b"RIFF", "none of"),
+    "None": (None, "none of"),
+    "a number": (3, "none of"),
+    "a dict": ({"model": 1}, "none of"),
+    "a list": ([Voice()], "none of"),
+    "an array": (TONE, "none of"),
+    "a tensor": (torch.from_numpy(TONE), "none of"),
+    "a class": (Voice, "is a class: make an instance"),
+    "a layer": (torch.nn.Linear(2, 2), "Linear is no engine"),
+    "a module": (io, "none of"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_ENGINES)
+def test_what_is_no_engine_is_refused_at_once(kind: str) -> None:
+    thing, message = NO_ENGINES[kind]
+    with pytest.raises(UnsupportedEngine, match=message):
+        UniversalOptimizer(thing)
+
+
+def test_a_model_without_its_tokenizer_is_refused() -> None:
+    transformers = pytest.importorskip("transformers", reason="pip install transformers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what PyTorch will do without one day
+        model = transformers.VitsModel(
+            transformers.VitsConfig(vocab_size=9, hidden_size=16, num_hidden_layers=1, ffn_dim=16, flow_size=8)
+        )
+    with pytest.raises(UnsupportedEngine, match=r"VitsModel is a model without its tokenizer: wrap .*pipeline\("):
+        UniversalOptimizer(model)
+
+
+def test_a_module_with_a_method_that_speaks_is_an_engine() -> None:
+    class Speaks(torch.nn.Module):
+        def tts(self, text: str) -> Any:
+            return TONE, 8000
+
+    assert UniversalOptimizer(Speaks()).synthesize("Hello.").sample_rate == 8000
+
+
+def test_streams_come_piece_by_piece() -> None:
+    made: list[int] = []
+
+    class Piper:
+        def synthesize(self, text: str) -> Any:
+            for number in range(3):
+                made.append(number)
+                yield SimpleNamespace(audio_float_array=TONE * (number + 1) / 3, sample_rate=22_050)
+
+    stream = UniversalOptimizer(Piper()).stream("Hello.")
+    assert next(stream).sample_rate == 22_050
+    assert made == [0]
+    assert len(list(stream)) == 2
+    speech = UniversalOptimizer(Piper()).synthesize("Hello.")
+    np.testing.assert_allclose(speech.audio, np.concatenate([TONE / 3, TONE * 2 / 3, TONE]), atol=1e-7)
+
+    class Empty:
+        def tts(self, text: str) -> Any:
+            return iter(())
+
+    with pytest.raises(EngineError, match="no audio at all"):
+        UniversalOptimizer(Empty()).synthesize("Hello.")
+
+
+def test_files_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "answer.wav"
+    write_wav(path, TONE, 22_050)
+    for answer in (str(path), path, path.read_bytes(), {"audio": str(path)}):
+        audio, rate, _ = UniversalOptimizer(Plain(answer)).synthesize("Hello.")
+        np.testing.assert_allclose(audio, TONE, atol=1e-4)
+        assert rate == 22_050
+
+
+def test_coroutines_are_run() -> None:
+    class Later:
+        async def tts(self, text: str) -> Any:
+            return TONE, 8000
+
+    class Pieces:
+        async def tts(self, text: str) -> Any:
+            yield TONE, 8000
+            yield TONE, 8000
+
+    assert len(UniversalOptimizer(Later()).synthesize("Hello.").audio) == 800
+    assert len(UniversalOptimizer(Pieces()).synthesize("Hello.").audio) == 1600
+
+    async def within() -> Any:
+        optimizer = UniversalOptimizer(Later())
+        with pytest.raises(EngineError, match="await asynthesize"):
+            optimizer.synthesize("Hello.")
+        return await optimizer.asynthesize("Hello.")
+
+    assert len(asyncio.run(within()).audio) == 800
+
+
+def test_a_voice_is_passed_on_in_the_engines_own_word() -> None:
+    class Kokoro:
+        def create(self, text: str, voice: str, speed: float = 1.0, lang: str = "en-us") -> Any:
+            self.said = (text, voice)
+            return TONE, 24_000
+
+    class Coqui:
+        sample_rate = 22_050
+
+        def tts(self, text: str, speaker: str | None = None, language: str | None = None) -> Any:
+            self.said = (text, speaker)
+            return TONE.tolist()
+
+    for engine in (Kokoro(), Coqui()):
+        for speak in (
+            UniversalOptimizer(engine).synthesize,
+            lambda *a, e=engine, **k: list(UniversalOptimizer(e).stream(*a, **k)),
+        ):
+            speak("Hello.", voice="af_sky")
+            assert engine.said == ("Hello.", "af_sky")
+    with pytest.raises(InvalidOption, match=r"Kokoro.create\(\) needs voice, too: give voice="):
+        UniversalOptimizer(Kokoro()).synthesize("Hello.")
+    with pytest.raises(InvalidOption, match=r"Coqui.tts\(\) does not take seed; it takes speaker, language"):
+        UniversalOptimizer(Coqui()).synthesize("Hello.", seed=1)
+    engine = Plain()
+    UniversalOptimizer(engine).synthesize("Hello.", voice="anna")
+    assert engine.calls == [("Hello.", {"voice": "anna"})]
+
+
+@pytest.mark.parametrize("name", ["sample_rate", "sampling_rate", "sr", "output_sample_rate"])
+def test_the_rate_stands_in_many_places(name: str) -> None:
+    class Engine:
+        def tts(self, text: str) -> Any:
+            return TONE
+
+    for owner in (SimpleNamespace(**{name: 8000}), {name: 8000}):
+        engine = Engine()
+        engine.config = owner  # type: ignore[attr-defined]
+        assert UniversalOptimizer(engine).synthesize("Hello.").sample_rate == 8000
+    engine = Engine()
+    setattr(engine, name, 8000)
+    assert UniversalOptimizer(engine).synthesize("Hello.").sample_rate == 8000
+    assert UniversalOptimizer(Plain({"audio": TONE, name: 8000})).synthesize("Hello.").sample_rate == 8000
+    assert UniversalOptimizer(Plain([{"audio": TONE, name: 8000}])).synthesize("Hello.").sample_rate == 8000
+
+
+def test_it_is_not_copied_or_pickled() -> None:
+    optimizer = UniversalOptimizer(Plain())
+    for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(EngineError, match="wrap the engine again"):
+            attempt(optimizer)
 
 
 def test_an_option_it_does_not_take() -> None:

@@ -38,15 +38,18 @@ def test_the_reference_engine_and_its_children_are_known(tiny: Any) -> None:
 
 
 def test_adapters_speak_the_protocol(tiny: Any) -> None:
-    for adapter in (adapter_for(tiny), adapter_for(object())):
+    for adapter in (adapter_for(tiny), adapter_for(lambda text: text)):
         assert isinstance(adapter, Adapter)
         calls = {part.name: part.torch for part in adapter.parts()}
         assert isinstance(adapter.bind(calls), Bound)
 
 
 def test_whoever_is_unknown_is_passed_through() -> None:
-    assert isinstance(adapter_for(object()), PassThroughAdapter)
-    assert isinstance(adapter_for(None), PassThroughAdapter)
+    class Speaks:
+        def synthesize(self, text: str) -> Any: ...
+
+    assert isinstance(adapter_for(Speaks()), PassThroughAdapter)
+    assert isinstance(adapter_for(lambda text: text), PassThroughAdapter)
 
 
 class Theirs:
