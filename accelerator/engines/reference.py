@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from ..speech import AudioChunk, SamplingParams, SpeechRequest
 from ..text import Unread
 from .base import Call, Cloning, Decoding, Part, Voice, check_codes, seconds, tensors_digest, windowed
 from .dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model, runs_compiled
+from .shadow import shadow
 
 __all__ = ["ReferenceAdapter"]
 
@@ -345,10 +345,9 @@ class ReferenceAdapter:
 
 
 class _BoundReference:
-    """A shallow copy of the engine whose stages are routed."""
+    """An engine whose stages are routed; every setting is the wrapped engine's own."""
 
     def __init__(self, adapter: ReferenceAdapter, calls: Mapping[str, Call]) -> None:
-        self.engine = copy.copy(adapter.engine)
         self._adapter = adapter
 
         def generate(
@@ -365,10 +364,11 @@ class _BoundReference:
                 current_meter().add_frames(1)
                 yield frame
 
-        self.engine.generate = generate
-        # No codes are no question: the engine itself answers with no audio, which from a part would be a failure.
-        self.engine.decode = lambda codes: (calls["decoder"] if np.size(codes) else adapter.engine.decode)(codes)
-        self.engine.encode_reference = calls["encoder"]
+        def decode(codes: np.ndarray) -> np.ndarray:
+            # No codes are no question: the engine itself answers with no audio, which from a part would be a failure.
+            return np.asarray((calls["decoder"] if np.size(codes) else adapter.engine.decode)(codes))
+
+        self.engine = shadow(adapter.engine, generate=generate, decode=decode, encode_reference=calls["encoder"])
         self.pieces = _Pieces(adapter, self.engine, calls)
 
     def stream(self, request: SpeechRequest, voice: Voice | None = None) -> Iterator[AudioChunk]:

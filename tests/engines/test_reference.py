@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from doubles import voice
+from doubles import twin, voice
 
 from accelerator import SpeechRequest, UniversalOptimizer
 from accelerator.engines.reference import ReferenceAdapter
@@ -151,3 +151,17 @@ def test_a_voice_brings_its_own_way_of_drawing(tiny: Any) -> None:
     assert not np.array_equal(drawn, greedy)
     defaults = ReferenceAdapter(voice).defaults()
     assert (defaults.temperature, defaults.top_p) == (0.0, 0.5)
+
+
+def test_settings_are_obeyed_whoever_sets_them(tiny: Any) -> None:
+    engine = copy.copy(tiny)
+    optimizer = twin(engine)
+    optimizer.config = dataclasses.replace(engine.config, max_new_tokens=7)
+    assert engine.config is optimizer.config
+    assert len(optimizer.synthesize("Hello there.", temperature=0).audio) == 7 * engine.hop
+    engine.config = dataclasses.replace(engine.config, max_new_tokens=9)
+    assert optimizer.config.max_new_tokens == 9
+    assert len(optimizer.synthesize("Hello there.", temperature=0).audio) == 9 * engine.hop
+    optimizer.default_speaker = "nobody"
+    assert engine.default_speaker == "nobody"
+    assert tiny.config.max_new_tokens == 64

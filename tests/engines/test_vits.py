@@ -248,12 +248,14 @@ def test_attention_is_that_of_the_engine(engine, length):
 
 
 def test_other_pipelines_pass_through(engine):
-    other = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(model_type="bark")), sample_rate=24_000)
+    bark = SimpleNamespace(config=SimpleNamespace(model_type="bark"))
+    other = SimpleNamespace(model=bark, sample_rate=24_000, synthesize=None, tts=lambda text: None)
     assert isinstance(vits.adapter(other), PassThroughAdapter)
     half = SimpleNamespace(
+        tts=other.tts,
         model=SimpleNamespace(
             config=engine.model.config, parameters=lambda: iter([torch.zeros(1, dtype=torch.float16)])
-        )
+        ),
     )
     assert isinstance(vits.adapter(half), PassThroughAdapter)
     assert isinstance(adapter_for(engine), vits.VitsAdapter)
@@ -340,3 +342,56 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "vits"}')
     with pytest.raises(EngineError, match="cannot be opened as a VITS"):
         UniversalOptimizer.from_checkpoint(tmp_path, "vits")
+
+
+@pytest.mark.parametrize("through", ["the wrapper", "the pipeline"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("speaking_rate", 0.5), ("noise_scale", 0.1), ("noise_scale_duration", 0.1)]
+)
+def test_settings_are_obeyed_whoever_sets_them(tmp_path, cache, through, name, value):
+    own, plain = pipeline(tmp_path), pipeline(tmp_path)
+    with UniversalOptimizer(own, cache_dir=cache, probe=False, threads=2) as fast:
+        before = fast.synthesize("hello there, everybody", seed=3).audio
+        setattr((fast if through == "the wrapper" else own).model, name, value)
+        setattr(plain.model, name, value)
+        assert getattr(fast.model, name) == getattr(own.model, name) == value
+        transformers.set_seed(3)
+        expected = plain("hello there, everybody")["audio"]
+        after = fast.synthesize("hello there, everybody", seed=3)
+        close(after.audio, expected)
+        assert after.metrics["fallback"] == []
+        assert len(after.audio) != len(before) or np.abs(after.audio - before).max() > 1e-3
+        transformers.set_seed(3)
+        close(fast("hello there, everybody")["audio"], expected)
+        request = SpeechRequest("hello there, everybody", sampling=SamplingParams(seed=3))
+        close(next(fast.adapter.original(request)).audio, expected)
+
+
+def test_a_tokenizer_that_is_replaced_is_used(tmp_path, cache):
+    own = pipeline(tmp_path)
+    (tmp_path / "upper").mkdir()
+    vocabulary = {c: i for i, c in enumerate(" zyxwvutsrqponmlkjihgfedcba'-")}
+    (tmp_path / "upper" / "vocab.json").write_text(json.dumps(vocabulary))
+    other = transformers.VitsTokenizer(
+        str(tmp_path / "upper" / "vocab.json"), phonemize=False, pad_token=" ", unk_token=" "
+    )
+    with UniversalOptimizer(own, cache_dir=cache, probe=False, threads=2) as fast:
+        fast.tokenizer = other
+        assert own.tokenizer is other
+        transformers.set_seed(3)
+        expected = own("hello there")["audio"]
+        close(fast.synthesize("hello there", seed=3).audio, expected)
+
+
+def test_another_model_is_never_spoken_with_the_old_weights(tmp_path, cache):
+    own = pipeline(tmp_path)
+    other = pipeline(tmp_path).model
+    with torch.no_grad():
+        other.decoder.conv_post.weight.mul_(0.5)
+    with UniversalOptimizer(own, cache_dir=cache, probe=False, threads=2) as fast:
+        own.model = other
+        transformers.set_seed(3)
+        expected = own("hello there")["audio"]
+        speech = fast.synthesize("hello there", seed=3)
+        close(speech.audio, expected)
+        assert "wrap it again" in speech.metrics["fallback"][0]["message"]

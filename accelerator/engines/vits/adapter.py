@@ -16,7 +16,6 @@ splines (Durkan et al. 2019, arXiv:1906.04032). T tokens, C channels of the late
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import importlib.metadata
@@ -42,6 +41,7 @@ from ...text import Unread, is_spoken, stretches
 from ..base import Call, Part, Voice, seconds, tensors_digest
 from ..dual_ar import codec_component
 from ..passthrough import PassThroughAdapter
+from ..shadow import shadow
 from . import traceable, twin
 from .traceable import Decoder, Text, exportable
 
@@ -238,13 +238,12 @@ class VitsAdapter:
 
 
 class _BoundVits:
-    """A shallow copy of the pipeline whose model runs on the routed parts."""
+    """A pipeline whose model runs on the routed parts; every setting is the wrapped pipeline's, or its model's, own."""
 
     def __init__(self, own: VitsAdapter, calls: Mapping[str, Call]) -> None:
         self._own, self._calls = own, calls
-        self.engine = copy.copy(own.pipeline)
-        self.engine.model = copy.copy(own.model)
-        self.engine.model.forward = self._forward
+        self.engine = shadow(own.pipeline, model=shadow(own.model, forward=self._forward))
+        self._model = self.engine.model
         self.utterer = self
         self.comfortable, self.longest = 200, 400  # letters: about a quarter of a minute
 
@@ -274,6 +273,7 @@ class _BoundVits:
     def say(self, text: str, voice: Voice, sampling: SamplingParams, *, alone: bool) -> np.ndarray:
         if asked := [k for k, v in vars(sampling).items() if v is not None and k != "seed"]:
             raise InvalidOption(f"{asked[0]} is no option of VITS, which draws no tokens: leave it out")
+        self._check_model()
         with current_meter().stage("text"), _ONE_AT_A_TIME:
             tokens = self.engine.tokenizer(text, return_tensors="pt")["input_ids"]
         if tokens.shape[1] < 2:  # nothing but what stands between letters
@@ -289,6 +289,13 @@ class _BoundVits:
 
     def close(self) -> None:
         pass
+
+    def _check_model(self) -> None:
+        """Raises EngineError where the parts are no longer the pipeline's: then it speaks by itself."""
+        if self._own.pipeline.model is not self._own.model:
+            raise EngineError("the pipeline has another model than when it was wrapped: wrap it again")
+        if self.engine.model is not self._model:
+            raise EngineError("the model was replaced: set it on the pipeline itself, and wrap that again")
 
     def _forward(
         self, input_ids: Any = None, attention_mask: Any = None, speaker_id: Any = None, **options: Any
