@@ -15,7 +15,7 @@ from .hardware import HardwareProfile, Tier, choose_tier
 from .hardware.busy import BusyClock
 from .session import BF16_FLAGS, SHORT_SPIN_US, Dtype, SessionOptions, can_bound_spinning
 
-__all__ = ["Choice", "Loader"]
+__all__ = ["Choice", "Loader", "tuning_note"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,11 @@ BUSY = 0.25  # CPUs that others kept busy during a probe, above which it is not 
 PROBES = 3  # at most, while the machine is busy each time
 _CLOSE = 1.3  # times the best so far, below which a candidate is timed once more
 MARGIN = 1.0  # ONNX Runtime must need less than this share of PyTorch's time
+
+
+def tuning_note(fingerprint: str, threads: int | None = None) -> str:
+    """The name of the cache's note that says what was fastest on a machine."""
+    return f"tuning-{fingerprint}-{threads or 'auto'}"
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Loader:
     probe: bool
     progress: Progress
     clock: Callable[[], BusyClock] = BusyClock
+    engine: str = ""  # its name, which entries of the cache are given
 
     def load(self, part: Part) -> Choice:
         """Export (or find) the part's components, load them, and keep what is faster. Raises what goes wrong."""
@@ -69,7 +75,7 @@ class Loader:
                 return self._load(part)
 
     def _load(self, part: Part) -> Choice:
-        note = f"tuning-{self.profile.fingerprint}-{self.threads or 'auto'}"
+        note = tuning_note(self.profile.fingerprint, self.threads)
         if part.twin is not None and self.precision == "fp32":
             note += "-fp32"  # what wins in bfloat16 says nothing here
         twin = self._twin(part) if self.probe else None
@@ -87,7 +93,9 @@ class Loader:
             sizes = [component.weight_bytes for component in part.components if component.weight_bytes]
             precision = choose_tier(self.profile, model_bytes_fp32=sum(sizes) or None).precision
         exports = {
-            component.name: export_best(component, precision, self.cache, proof=self.proof, progress=self.progress)
+            component.name: export_best(
+                replace(component, engine=self.engine), precision, self.cache, proof=self.proof, progress=self.progress
+            )
             for component in part.components
         }
         main = list(exports.values())[-1]  # a part's last component is the one that computes
@@ -119,7 +127,8 @@ class Loader:
         if part.twin is None:
             return None
         try:
-            return export_component(part.twin, "fp32", self.cache, proof=self.proof, progress=self.progress)
+            twin = replace(part.twin, engine=self.engine)
+            return export_component(twin, "fp32", self.cache, proof=self.proof, progress=self.progress)
         except ExportError as error:
             logger.warning("%s has no twin: %s", part.name, error)
             return None

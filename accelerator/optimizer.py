@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -106,6 +107,8 @@ class UniversalOptimizer:
             raise InvalidOption(f"threads must be a positive integer or None, not {threads!r}")
         if isinstance(queue_size, bool) or not isinstance(queue_size, int) or queue_size < 1:
             raise InvalidOption(f"queue_size must be a positive integer, not {queue_size!r}")
+        if cache_dir is not None and not isinstance(cache_dir, ContentCache):
+            cache_dir = os.path.abspath(cache_dir)  # it is where it was when it was given
         self._lock = threading.RLock()
         self._closed = self._released = False
         self._pool: ThreadPoolExecutor | None = None
@@ -436,6 +439,7 @@ class UniversalOptimizer:
                     threads=settings.threads,
                     probe=settings.probe,
                     progress=settings.progress,
+                    engine=self._adapter.name,
                 )
             return self._loader
 
