@@ -100,6 +100,7 @@ class Component:
     sources: tuple[str, ...] = ()
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # precision -> what defines it
     weight_bytes: int | None = None  # in float32; helps to guess a precision
+    engine: str = ""  # whose part it is, for people who look into the cache
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def export_component(
                 cache.write_note(key, "rejected", report)
                 raise ProofFailed(message, report)
             warnings.warn(f"{message}; published all the same because of proof='warn'", RuntimeWarning, stacklevel=2)
-        return {"proof": report, "precision": precision}
+        return {"proof": report, "precision": precision, "engine": component.engine}
 
     if entry is not None:  # published under proof="warn", not good enough for "strict"
         raise ProofFailed(_rejection(component, precision, entry.meta["proof"]), entry.meta["proof"])

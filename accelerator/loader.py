@@ -63,6 +63,7 @@ class Loader:
     progress: Progress
     clock: Callable[[], BusyClock] = BusyClock
     now: Callable[[], float] = time.time
+    engine: str = ""  # its name, which entries of the cache are given
 
     def load(self, part: Part) -> Choice:
         """Export (or find) the part's components, load them, and keep what is faster. Raises what goes wrong."""
@@ -119,7 +120,9 @@ class Loader:
             sizes = [component.weight_bytes for component in part.components if component.weight_bytes]
             precision = choose_tier(self.profile, model_bytes_fp32=sum(sizes) or None).precision
         exports = {
-            component.name: export_best(component, precision, self.cache, proof=self.proof, progress=self.progress)
+            component.name: export_best(
+                replace(component, engine=self.engine), precision, self.cache, proof=self.proof, progress=self.progress
+            )
             for component in part.components
         }
         main = list(exports.values())[-1]  # a part's last component is the one that computes
@@ -197,7 +200,8 @@ class Loader:
         if part.twin is None:
             return None
         try:
-            return export_component(part.twin, "fp32", self.cache, proof=self.proof, progress=self.progress)
+            twin = replace(part.twin, engine=self.engine)
+            return export_component(twin, "fp32", self.cache, proof=self.proof, progress=self.progress)
         except ExportError as error:
             logger.warning("%s has no twin: %s", part.name, error)
             return None
@@ -242,7 +246,8 @@ class Loader:
             opened = {w: each for w, each in opened.items() if w in best}
         self.progress(ProgressEvent(part.name, "probe", len(candidates), len(candidates) + 1, base.precision))
         seconds[Way("pytorch", SessionOptions())] = part.probe(part.torch)
-        return Tuning.of(part.name, seconds, clock.others_cpus(), self.now(), before), opened
+        name = f"{self.engine} {part.name}".strip()
+        return Tuning.of(name, seconds, clock.others_cpus(), self.now(), before), opened
 
     def _open(self, part: Part, base: Choice, options: SessionOptions, reason: str) -> Choice:
         """Load while the files' digests are still being checked, and wait for these before anything is used."""

@@ -109,6 +109,8 @@ class UniversalOptimizer:
             raise InvalidOption(f"queue_size must be a positive integer, not {queue_size!r}")
         check_unspeakable(unspeakable)
         self._unspeakable = unspeakable
+        if isinstance(cache_dir, (str, Path)):
+            cache_dir = Path(cache_dir).absolute()  # it is where it was when it was given
         self._lock = threading.RLock()
         self._closed = self._released = False
         self._pool: ThreadPoolExecutor | None = None
@@ -419,8 +421,7 @@ class UniversalOptimizer:
 
     def _executor(self) -> ThreadPoolExecutor:
         with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(2 * ROWS, "accelerator-async")
+            self._pool = self._pool or ThreadPoolExecutor(2 * ROWS, "accelerator-async")
             return self._pool
 
     def _metrics(self, meter: Meter) -> dict[str, Any]:
@@ -456,6 +457,7 @@ class UniversalOptimizer:
                     threads=settings.threads,
                     probe=settings.probe,
                     progress=settings.progress,
+                    engine=self._adapter.name,
                 )
             return self._loader
 

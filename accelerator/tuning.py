@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from .cache import ContentCache, make_key
 from .session import SessionOptions
 
-__all__ = ["BUSY", "MARGIN", "WORTH", "Record", "Tuning", "Way", "waiting"]
+__all__ = ["BUSY", "MARGIN", "WORTH", "Record", "Tuning", "Way", "known", "waiting"]
 
 BUSY = 0.25  # CPUs that others kept busy during a probe, above which it is not believed for good
 MARGIN = 1.0  # what replaces PyTorch must need less than this share of its time
@@ -76,7 +76,7 @@ class Tuning:
     proposed: a faster way of another sound.
     """
 
-    part: str
+    part: str  # with its engine's name
     way: Way
     seconds: Mapping[str, float]
     others_cpus: float | None = None
@@ -225,7 +225,12 @@ class Record:
         return self.cache.write_note(self.key, self.note, new.to_dict())
 
 
+def known(cache: ContentCache, fingerprint: str) -> list[Tuning]:
+    """The tunings for this hardware."""
+    found = (Tuning.from_dict(note) for note in cache.notes(f"tuning-{fingerprint}-*"))
+    return [tuning for tuning in found if tuning is not None]
+
+
 def waiting(cache: ContentCache, fingerprint: str) -> list[Tuning]:
-    """The tunings for this hardware that wait for something: a calm machine, or `accelerator tune`."""
-    found = [Tuning.from_dict(note) for note in cache.notes(f"tuning-{fingerprint}-*")]
-    return [tuning for tuning in found if tuning is not None and (tuning.proposed or not tuning.calm)]
+    """Those that wait for something: a calm machine, or `accelerator tune`."""
+    return [tuning for tuning in known(cache, fingerprint) if tuning.proposed or not tuning.calm]

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
+import shlex
 import shutil
 import subprocess
 import sys
 import types
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
+import typer
 from typer.testing import CliRunner
 
 import accelerator
@@ -21,6 +27,7 @@ from accelerator.audio import write_wav
 from accelerator.cli import app, formats
 from accelerator.cli.console import Output
 from accelerator.errors import CacheError
+from accelerator.export import ProgressEvent
 
 TINY = ["--size", "tiny"]
 FEW = ["--max-new-tokens", "12", "--seed", "0"]
@@ -92,7 +99,7 @@ class TestSurface:
     def test_help_names_every_command(self):
         result = run("--help")
         assert result.exit_code == 0
-        for command in ("doctor", "export", "tune", "synth", "bench", "cache", "demo"):
+        for command in ("doctor", "demo", "engines", "voices", "export", "tune", "synth", "bench", "cache"):
             assert command in result.stdout
 
     @pytest.mark.parametrize("args", [["--help"], ["cache", "path"], ["synth", "--help"], ["cache", "list", "--json"]])
@@ -216,11 +223,122 @@ class TestEnds:
         run("cache", "list", "--debug")
         assert (log.level, log.propagate, log.handlers) == before
 
+    @pytest.mark.parametrize("args", [["doctor"], ["engines"], ["cache", "list"], ["synth", "--help"], ["nonsense"]])
+    @pytest.mark.parametrize(
+        "terminal",
+        [
+            {"PYTHONIOENCODING": "ascii"},
+            {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+            {"COLUMNS": "60"},
+        ],
+        ids=str,
+    )
+    def test_poor_terminals(self, args: list[str], terminal: dict[str, str], cache: Path):
+        environment = {**os.environ, **terminal, "ACCELERATOR_CACHE": str(cache)}
+        command = [sys.executable, "-m", "accelerator", *args]
+        done = subprocess.run(command, capture_output=True, env=environment, timeout=100)
+        assert done.returncode == (2 if args == ["nonsense"] else 0), done.stderr
+        assert b"Traceback" not in done.stderr
+        if "COLUMNS" not in terminal:
+            (done.stdout + done.stderr).decode("ascii")
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="a shell closes descriptors")
+    @pytest.mark.parametrize("args", ["cache list", "doctor", "cache list --json", "nonsense"])
+    @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+    def test_closed_streams(self, args: str, closed: str, cache: Path):
+        command = f"{shlex.quote(sys.executable)} -m accelerator {args} {closed}"
+        environment = {**os.environ, "ACCELERATOR_CACHE": str(cache)}
+        done = subprocess.run(["sh", "-c", command], capture_output=True, env=environment, timeout=100)
+        assert done.returncode == (2 if args == "nonsense" else 0)
+        assert b"Traceback" not in done.stderr
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="a shell closes descriptors")
+    @pytest.mark.parametrize(
+        ("args", "says"), [("- -o a.wav <&-", "stdin is closed"), ("hi -o - >&-", "stdout is closed")]
+    )
+    def test_closed_streams_that_are_needed(self, args: str, says: str, cache: Path, tmp_path: Path):
+        options = shlex.join([*TINY, *FEW, "--precision", "fp32", "--cache-dir", str(cache)])
+        command = f"{shlex.quote(sys.executable)} -m accelerator synth {options} {args}"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=100, cwd=tmp_path)
+        assert done.returncode == 1
+        assert says in done.stderr
+        assert list(tmp_path.iterdir()) == []
+
+    def test_json_is_json_on_any_terminal(self, tmp_path: Path):
+        place = tmp_path / "Grüße"
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        command = [sys.executable, "-m", "accelerator", "cache", "path", "--json", "--cache-dir", str(place)]
+        done = subprocess.run(command, capture_output=True, env=environment, timeout=100, check=True)
+        assert json.loads(done.stdout.decode("ascii")) == {"path": str(place)}
+
+
+def commands(group: Any, *path: str) -> Iterator[tuple[list[str], Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *path, name)
+        else:
+            yield [*path, name], command
+
+
+class TestHelp:
+    @pytest.mark.parametrize("path", [path for path, _ in commands(typer.main.get_command(app))], ids=" ".join)
+    def test_every_word_of_it_is_shown(self, path: list[str]):
+        """Rich takes "[default: ...]" for markup, and shows nothing."""
+        command = {tuple(p): c for p, c in commands(typer.main.get_command(app))}[tuple(path)]
+        shown = "".join(run(*path, "--help").stdout.split())
+        assert shown.startswith("Usage:")
+        for option in command.params:
+            if option.help:
+                assert "".join(option.help.split()) in shown, option.name
+            if isinstance(option.default, (str, int, float)) and not isinstance(option.default, bool):
+                assert "[default:" in shown
+
+    def test_voice_is_a_name_everywhere(self):
+        for path, command in commands(typer.main.get_command(app)):
+            for option in command.params:
+                assert "--speaker" not in option.opts, path
+                if "--voice" in option.opts:
+                    assert "knows by name" in option.help, path
+
+    def test_engines_are_those_there_are(self):
+        from accelerator.cli.options import ENGINES
+        from accelerator.engines import CHECKPOINTS
+
+        assert set(ENGINES.replace(" or ", ", ").split(", ")) == {"reference", *CHECKPOINTS}
+
+    def test_formats_are_those_there_are(self):
+        from accelerator.audio_files import FORMATS
+
+        assert ", ".join(FORMATS).replace(", m4a", " or m4a") in " ".join(run("synth", "--help").stdout.split())
+
+
+class TestLists:
+    def test_engines(self):
+        found = {engine["name"]: engine for engine in answer("engines")["engines"]}
+        assert set(found) >= {"reference", "fish-speech", "vits"}
+        assert found["reference"]["available"]
+        assert found["vits"]["checkpoints"]
+        text = run("engines").stdout
+        assert "--engine reference" in text
+
+    def test_what_an_engine_lacks(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("accelerator.cli.voices._found", lambda module: module != "transformers")
+        found = {engine["name"]: engine for engine in answer("engines")["engines"]}
+        assert found["vits"]["missing"] == "transformers"
+        assert "pip install transformers" in run("engines").stdout
+
+    def test_voices(self):
+        assert answer("voices")["voices"] == ["slt", "rms", "awb"]
+        assert run("voices").stdout.split() == ["slt", "rms", "awb"]
+        assert "knows no voices" in run("voices", *TINY).stderr
+        assert error("voices", "--engine", "nope", exit_code=2)["type"] == "BadParameter"
+
 
 class TestDoctor:
     def test_json(self, cache: Path):
         found = answer("doctor", "--cache-dir", cache)
-        assert set(found) == {"hardware", "tier", "versions", "providers", "cache", "engines", "warnings"}
+        parts = {"hardware", "tier", "versions", "providers", "cache", "engines", "kernels", "choices", "warnings"}
+        assert set(found) == parts
         assert found["versions"]["accelerator"] == accelerator.__version__
         assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
         assert "CPUExecutionProvider" in found["providers"]
@@ -240,6 +358,45 @@ class TestDoctor:
         assert result.exit_code == 0
         for word in ("Processor", "Tier", "onnxruntime", "Writable", "reference", str(tmp_path)):
             assert word in result.stdout
+
+    def test_says_what_runs(self, exported: dict, cache: Path):
+        found = answer("doctor", "--cache-dir", cache)
+        choices = {choice["part"]: choice for choice in found["choices"]}
+        for name, part in exported["parts"].items():
+            assert choices[f"reference {name}"]["backend"] == part["backend"]
+            assert choices[f"reference {name}"]["seconds"] == part["probe"]["seconds"]
+        text = run("doctor", "--cache-dir", cache).stdout
+        assert "reference text2semantic" in text
+        assert "Compiled kernels" in text
+
+    @pytest.mark.parametrize(
+        ("wanted", "says"), [("none", "ACCELERATOR_KERNELS=none"), ("sse", "ACCELERATOR_KERNELS is 'sse'")]
+    )
+    def test_says_why_there_are_no_kernels(
+        self, wanted: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ):
+        from accelerator.native import compiled
+
+        monkeypatch.setenv("ACCELERATOR_KERNELS", wanted)
+        compiled.available.cache_clear()
+        try:
+            found = answer("doctor", "--cache-dir", tmp_path)["kernels"]
+            assert not found["available"]
+            assert says in found["reason"]
+            assert says in run("doctor", "--cache-dir", tmp_path).stdout
+        finally:
+            compiled.available.cache_clear()
+
+    def test_what_a_warm_cache_means_that_cannot_be_written(self, cache: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("accelerator.cache.ContentCache.writable", False)
+        (warning,) = [w for w in answer("doctor", "--cache-dir", cache)["warnings"] if "cannot be written" in w]
+        assert "its 4 entries are used" in warning
+
+    def test_what_is_missing_and_how_to_install_it(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+        monkeypatch.setattr("accelerator.cli.doctor._PACKAGES", ("no-such-package",))
+        monkeypatch.setattr("accelerator.cli.doctor._versions", lambda: {"onnxruntime": "1", "no-such-package": None})
+        (warning,) = [w for w in answer("doctor", "--cache-dir", tmp_path)["warnings"] if "Not installed" in w]
+        assert warning.startswith("Not installed: no-such-package. Install them: pip install -e ")
 
     def test_warns_of_a_cache_that_cannot_be_written(self, tmp_path: Path):
         (tmp_path / "file").write_text("not a directory")
@@ -395,7 +552,8 @@ class TestSynth:
     def test_writes_what_it_says(self, cache: Path, tmp_path: Path):
         target = tmp_path / "out.wav"
         found = answer("synth", "Hello there.", "-o", target, *TINY, *FEW, "--precision", "fp32", "--cache-dir", cache)
-        assert set(found) == {"output", "engine", "sample_rate", "samples", "metrics"}
+        assert set(found) == {"output", "engine", "format", "sample_rate", "samples", "chunks", "metrics"}
+        assert (found["format"], found["chunks"]) == ("wav", 1)
         assert found["output"] == str(target)
         assert wav(target) == (found["samples"], found["sample_rate"])
         metrics = found["metrics"]
@@ -497,6 +655,12 @@ class TestSynth:
             (["hi", "-o", "/nowhere/at/all/a.wav"], 1, "InvalidOption", "directory does not exist"),
             (["hi", "-o", "."], 1, "InvalidOption", "is a directory"),
             (["hi", "-o", "-"], 2, "BadParameter", "stdout"),
+            (["hi", "-o", "a.aiff"], 1, "InvalidOption", "the formats are wav, flac, mp3, ogg, opus, m4a"),
+            (["hi", "-o", "a"], 1, "InvalidOption", "no suffix"),
+            (["hi", "--format", "aac"], 1, "InvalidOption", "no audio format 'aac'"),
+            ([], 2, "BadParameter", "give a text"),
+            (["hi", "--file", "a.txt"], 2, "BadParameter", "not both"),
+            (["--file", "/nowhere/at/all.txt"], 1, "InvalidText", "cannot be read"),
         ],
     )
     def test_refuses(self, args: list[str], exit_code: int, kind: str, says: str, tmp_path: Path):
@@ -505,6 +669,112 @@ class TestSynth:
         assert found["type"] == kind
         assert says in found["message"]
         assert list(tmp_path.iterdir()) == []  # before anything was loaded, exported or written
+
+    @pytest.mark.parametrize(("suffix", "kind"), [("mp3", "MP3"), ("flac", "FLAC"), ("ogg", "OGG"), ("opus", "OGG")])
+    @pytest.mark.parametrize("stream", [[], ["--stream"]])
+    def test_writes_what_the_suffix_says(self, suffix: str, kind: str, stream: list, cache: Path, tmp_path: Path):
+        options = [*TINY, *FEW, *stream, "--precision", "fp32", "--cache-dir", cache]
+        found = answer("synth", "Hello there.", "-o", tmp_path / f"a.{suffix}", *options)
+        info = soundfile.info(str(tmp_path / f"a.{suffix}"))
+        assert (info.format, found["format"]) == (kind, suffix)
+        assert info.frames == found["samples"]
+        assert [path.name for path in tmp_path.iterdir()] == [f"a.{suffix}"]
+
+    @pytest.mark.parametrize("stream", [[], ["--stream"]])
+    def test_format_decides_where_no_suffix_does(self, stream: list, cache: Path, tmp_path: Path):
+        options = [*TINY, *FEW, *stream, "--precision", "fp32", "--cache-dir", cache]
+        result = run("synth", "Hello", "-o", "-", "--format", "flac", *options)
+        assert result.exit_code == 0, result.output
+        assert result.stdout_bytes[:4] == b"fLaC"
+        answer("synth", "Hello", "-o", tmp_path / "a.wav", "--format", "flac", *options)
+        assert (tmp_path / "a.wav").read_bytes()[:4] == b"fLaC"
+
+    def test_speaks_a_file(self, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        options = [*TINY, *FEW, "--precision", "fp32", "--cache-dir", cache]
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "text.txt").write_text("Grüße\n", encoding="utf-8")
+        run("synth", "Grüße", "-o", "a.wav", *options)
+        assert "speaks the name" not in run("synth", "-f", "text.txt", "-o", "b.wav", *options).stderr
+        assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
+        result = run("synth", "text.txt", "-o", "c.wav", *options)
+        assert result.exit_code == 0
+        assert "speaks the name 'text.txt'" in result.stderr
+        assert "--file text.txt" in result.stderr
+
+    def test_grows_as_it_is_spoken(self, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        from accelerator.audio_files import AudioWriter
+
+        sizes: list[int] = []
+        write = AudioWriter.write
+
+        def watched(self: AudioWriter, audio: np.ndarray) -> None:
+            write(self, audio)
+            (partial,) = tmp_path.glob("a.*.partial.wav")
+            sizes.append(partial.stat().st_size)
+
+        monkeypatch.setattr(AudioWriter, "write", watched)
+        options = [*TINY, *FEW, "--precision", "fp32", "--cache-dir", cache]
+        found = answer("synth", "This is a sentence that is spoken. " * 12, "-o", tmp_path / "a.wav", *options)
+        assert len(sizes) == found["chunks"] > 1
+        assert sizes == sorted(set(sizes))
+        assert sizes[-1] == 44 + 2 * found["samples"]
+        assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+
+    @pytest.mark.parametrize("keep", [[], ["--keep-partial"]])
+    @pytest.mark.parametrize("suffix", ["wav", "mp3"])
+    def test_ctrl_c_while_it_speaks(
+        self, keep: list, suffix: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        from accelerator.audio_files import AudioWriter
+
+        write, written = AudioWriter.write, []
+
+        def interrupted(self: AudioWriter, audio: np.ndarray) -> None:
+            if written:
+                raise KeyboardInterrupt
+            write(self, audio)
+            written.append(len(audio))
+
+        monkeypatch.setattr(AudioWriter, "write", interrupted)
+        (tmp_path / f"a.{suffix}").write_bytes(b"before")
+        options = [*TINY, *FEW, *keep, "--precision", "fp32", "--cache-dir", cache]
+        text = "This is a sentence that is spoken. " * 12
+        result = run("synth", text, "-o", tmp_path / f"a.{suffix}", *options)
+        assert result.exit_code == 130
+        assert (tmp_path / f"a.{suffix}").read_bytes() == b"before"
+        partial = list(tmp_path.glob(f"a.*.partial.{suffix}"))
+        assert len(partial) == len(keep)
+        if keep:
+            assert soundfile.info(str(partial[0])).frames == written[0]
+            assert str(partial[0]) in result.stderr
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full in this file system")
+    @pytest.mark.parametrize("stream", [[], ["--stream"]])
+    def test_a_full_disk(self, stream: list, cache: Path):
+        found = error("synth", "hi", "-o", "/dev/full", *TINY, *FEW, *stream, "--cache-dir", cache)
+        assert found["type"] == "InvalidOption"
+        assert "'/dev/full' cannot be written (No space left on device)" in found["message"]
+
+    @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no /dev/stdout in this file system")
+    def test_stdout_by_name_and_descriptors(self, cache: Path, tmp_path: Path):
+        """What is said for people goes to stderr then, or it would be in the audio."""
+        command = [sys.executable, "-m", "accelerator", "synth", "Hello", *TINY, *FEW, "--cache-dir", str(cache)]
+        command += ["--precision", "fp32"]
+        answer("synth", "Hello", *TINY, *FEW, "--cache-dir", cache, "--precision", "fp32", "-o", tmp_path / "a.wav")
+        expected = (tmp_path / "a.wav").read_bytes()
+        piped = subprocess.run([*command, "-o", "/dev/stdout"], capture_output=True, timeout=100)
+        assert piped.stdout == expected
+        assert b"s of speech" in piped.stderr
+        with open(tmp_path / "b.wav", "wb") as file:
+            subprocess.run(
+                [*command, "-o", "/dev/stdout"], stdout=file, stderr=subprocess.PIPE, check=True, timeout=100
+            )
+        assert (tmp_path / "b.wav").read_bytes() == expected
+        if shutil.which("bash"):
+            words = " ".join(map(shlex.quote, command))
+            script = f"{words} -o >(cat > {shlex.quote(str(tmp_path / 'c.wav'))}); sleep 1"
+            subprocess.run(["bash", "-c", script], check=True, capture_output=True, timeout=100)
+            assert (tmp_path / "c.wav").read_bytes() == expected
 
     @pytest.mark.parametrize(("data", "says"), [(b"", "empty"), (b"\xff\xfe", "UTF-8"), (b"a" * 500_000, "split it")])
     def test_refuses_what_stdin_says(self, data: bytes, says: str, tmp_path: Path):
@@ -529,7 +799,9 @@ class TestCache:
         found = answer("cache", "list", "--cache-dir", cache)
         assert {entry["name"] for entry in found["entries"]} == {"embeddings", "text2semantic", "encoder", "decoder"}
         for entry in found["entries"]:
-            assert set(entry) == {"key", "name", "precision", "bytes", "last_used", "created_at", "layer", "path"}
+            fields = {"key", "engine", "name", "precision", "bytes", "last_used", "created_at", "layer", "path"}
+            assert set(entry) == fields
+            assert entry["engine"] == "reference"
             assert entry["precision"] == "fp32"
             assert entry["layer"] == "primary"
             assert Path(entry["path"]).is_dir()
@@ -630,6 +902,16 @@ class TestBench:
         assert run("bench").exit_code == 0
         assert given == [BenchOptions()]
 
+    def test_names_its_default(self, given: list):
+        assert run("bench", "engine", *TINY).exit_code == 0
+        assert run("bench", *TINY).exit_code == 0
+        assert given[0] == given[1]
+
+    @pytest.mark.parametrize("measure", ["serving", "quality", "recipes", "llama-cpp", "feed-forward"])
+    def test_a_flag_is_the_command_of_its_name(self, measure: str):
+        assert run("bench", f"--{measure}", "--help").stdout == run("bench", measure, "--help").stdout
+        assert run("bench", measure, "--svgs", "x").exit_code == 2
+
     @pytest.mark.parametrize(
         ("args", "exit_code"),
         [
@@ -694,19 +976,98 @@ class TestFormats:
         assert formats.plain(value) == {"a": ["/x", 0.5, None, None, True], "1": 3}
 
 
-def test_bars_on_a_terminal_only(capsys: pytest.CaptureFixture[str]):
-    from rich.console import Console
+class TestProgress:
+    """What is drawn on a terminal, at moments of a clock that the test sets."""
 
-    from accelerator.cli.progress import bars
-    from accelerator.export import ProgressEvent
+    @pytest.fixture
+    def console(self):
+        from rich.console import Console
 
-    with Output().progress() as receive:  # not a terminal here
-        receive(ProgressEvent("decoder", "build", 1, 4, "fp32"))
-    assert capsys.readouterr() == ("", "")
-    console = Console(force_terminal=True, width=100, record=True, color_system=None)
-    with bars(console) as receive:
-        receive(ProgressEvent("decoder", "build", 1, 4, "fp32"))
-        receive(ProgressEvent("encoder", "prove", precision="fp32"))
-    drawn = capsys.readouterr().out
-    assert "decoder fp32" in drawn
-    assert "comparing with PyTorch" in drawn
+        return Console(force_terminal=True, width=100, color_system=None, file=io.StringIO())
+
+    @pytest.fixture
+    def drawn(self, console: Any):
+        from rich.progress import Progress
+
+        from accelerator.cli.progress import Bars, columns
+
+        now = [0.0]
+        progress = Progress(*columns(100), console=console, get_time=lambda: now[0], auto_refresh=False)
+        bars = Bars(progress)
+
+        def lines(seconds: float) -> list[str]:
+            now[0] += seconds
+            with console.capture() as capture:
+                console.print(progress.get_renderable())
+            return [" ".join(line.split()) for line in capture.get().splitlines()]
+
+        return bars, progress, lines
+
+    def test_a_stage_without_a_known_end_pulses_and_its_clock_runs(self, drawn: Any):
+        bars, progress, lines = drawn
+        bars(ProgressEvent("decoder", "build", 3, 4, "fp32"))
+        lines(5)
+        (task,) = progress.tasks
+        assert (task.completed, task.total) == (3, 4)
+        bars(ProgressEvent("decoder", "build", 4, 4, "fp32"))
+        bars(ProgressEvent("decoder", "prove", precision="fp32"))
+        (line,) = lines(33)
+        assert line.endswith("comparing with PyTorch 0:00:33")
+        (task,) = progress.tasks
+        assert (task.total, task.finished) == (None, False)
+        assert lines(60)[0].endswith("0:01:33")
+
+    def test_the_last_step_is_not_the_end(self, drawn: Any):
+        bars, progress, lines = drawn
+        bars(ProgressEvent("decoder", "build", 4, 4, "fp32"))
+        (line,) = lines(7)
+        assert line.endswith("exporting 0:00:07")
+        assert progress.tasks[0].total is None
+
+    def test_a_stage_within_another(self, drawn: Any):
+        bars, _, lines = drawn
+        bars(ProgressEvent("text2semantic", "prove", precision="int8"))
+        bars(ProgressEvent("kernels", "compile"))
+        told = lines(20)
+        assert any("text2semantic int8" in line and "done" in line for line in told)
+        assert any("kernels" in line and line.endswith("compiling for this processor 0:00:20") for line in told)
+        bars(ProgressEvent("text2semantic", "probe", 1, 3, "int8"))
+        told = lines(2)
+        assert any("text2semantic int8" in line and line.endswith("measuring what is faster 0:00:02") for line in told)
+        assert any("kernels" in line and "done" in line for line in told)
+
+    def test_speech_tells_how_far_it_is(self, drawn: Any):
+        bars, _, lines = drawn
+        seconds = [0.0]
+        bars(ProgressEvent("decoder", "ready"))
+        bars.speaking(lambda: f"{seconds[0]:.1f} s spoken")
+        seconds[0] = 12.5
+        assert lines(3)[-1].endswith("12.5 s spoken 0:00:03")
+
+    def test_on_a_terminal_only(self, console: Any, capsys: pytest.CaptureFixture[str]):
+        from accelerator.cli.progress import bars
+
+        with Output().progress() as receive:  # not a terminal here
+            receive(ProgressEvent("decoder", "build", 1, 4, "fp32"))
+            receive.speaking(lambda: "")
+        assert capsys.readouterr() == ("", "")
+        with bars(console) as receive:
+            receive(ProgressEvent("decoder", "build", 1, 4, "fp32"))
+            receive(ProgressEvent("encoder", "prove", precision="fp32"))
+        text = console.file.getvalue()
+        assert "decoder fp32" in text
+        assert "comparing with PyTorch" in text
+
+    def test_compiling_is_told_to_who_prepares(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+        from accelerator.export import telling
+        from accelerator.native import compiled
+
+        monkeypatch.setenv("ACCELERATOR_CACHE", str(tmp_path))
+        monkeypatch.setattr(compiled, "_compile", lambda: b"code")
+        monkeypatch.setattr(compiled, "_processor", lambda: ("any", ""))
+        events: list[ProgressEvent] = []
+        with telling(events.append):
+            assert compiled._object().read_bytes() == b"code"
+            compiled._object()  # found: nothing is compiled
+        compiled._object()
+        assert events == [ProgressEvent("kernels", "compile")]

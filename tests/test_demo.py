@@ -150,8 +150,8 @@ def test_speaks_as_the_speaker_chosen(cache: Path, tiny: Any, tmp_path: Path, mo
     [
         (["--text", "..."], 1),
         (["--reference", "/nowhere/voice.wav"], 1),
-        (["--size", "tiny", "--speaker", "nobody"], 1),
-        (["--speaker", "slt", "--reference", __file__], 1),
+        (["--size", "tiny", "--voice", "nobody"], 1),
+        (["--voice", "slt", "--reference", __file__], 1),
         (["-o", "/nowhere/at/all/demo.wav"], 1),
         (["--size", "huge"], 2),
         (["--rounds", "0"], 2),

@@ -1,4 +1,4 @@
-"""The command line: `accelerator doctor | export | tune | synth | bench | cache | demo`.
+"""The command line: `accelerator doctor | demo | engines | voices | export | tune | synth | bench | cache`.
 
 Results go to stdout, everything else to stderr. Commands import what they need when they run, so that `--help` does not
 wait for torch. `group` holds the exit codes, `console` the output, `options` what several commands share.
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import bench, cache, demo, doctor, export, synth, tune
+from . import bench, cache, demo, doctor, export, synth, tune, voices
 from .group import Commands
 from .options import Debug, Verbose
 
@@ -46,6 +46,8 @@ def options(
 
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
+app.command("engines")(voices.engines)
+app.command("voices")(voices.voices)
 app.command("export")(export.export)
 app.command("synth")(synth.synth)
 app.command("tune")(tune.tune)

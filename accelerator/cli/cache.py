@@ -45,6 +45,7 @@ def list_(
         rows = [
             [
                 e.key[:12],
+                str(e.meta.get("engine") or "-"),
                 e.name,
                 str(e.meta.get("precision", "-")),
                 formats.size(e.bytes),
@@ -52,7 +53,7 @@ def list_(
             ]
             for e in entries
         ]
-        out.table(("key", "component", "precision", "size>", "last used"), rows)
+        out.table(("key", "engine", "part", "precision", "size>", "last used"), rows)
     out.line(f"{_entries(len(entries))}, {formats.size(total)} in {cache.root}")
 
 
@@ -150,6 +151,7 @@ def _open(cache_dir: Path | None) -> ContentCache:
 def _described(entry: EntryInfo) -> dict[str, Any]:
     return {
         "key": entry.key,
+        "engine": entry.meta.get("engine") or None,
         "name": entry.name,
         "precision": entry.meta.get("precision"),
         "bytes": entry.bytes,

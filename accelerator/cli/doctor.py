@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -18,6 +17,7 @@ from ..installation import install_command
 from . import formats
 from .console import Output
 from .options import CacheDir, Debug, Json, Verbose
+from .voices import engine_state, known_engines
 
 if TYPE_CHECKING:
     from ..cache import ContentCache
@@ -36,6 +36,7 @@ def doctor(
     """Show the hardware, versions, cache and engines as this package sees them, and what to change."""
     from ..cache import ContentCache
     from ..hardware import choose_tier, describe, detect
+    from ..scheduler import ROWS
 
     out: Output = ctx.obj
     cache = ContentCache(cache_dir)
@@ -44,7 +45,8 @@ def doctor(
     tier = choose_tier(profile)
     versions = _versions()
     providers = _providers()
-    engines = _engines()
+    engines, kernels = known_engines(), _kernels()
+    choices = _choices(cache, profile.fingerprint)
     place = {
         "path": cache.root,
         "bytes": cache.size(),
@@ -62,6 +64,8 @@ def doctor(
             "providers": providers,
             "cache": place,
             "engines": engines,
+            "kernels": kernels,
+            "choices": choices,
             "warnings": warnings,
         }
     )
@@ -72,7 +76,12 @@ def doctor(
     out.line()
     out.rows(_cache_rows(cache, place), title="Cache")
     out.line()
-    out.rows([(e["name"], _engine_state(e)) for e in engines], title="Engines")
+    out.rows([(e["name"], engine_state(e)) for e in engines], title="Engines")
+    out.line()
+    compiled = f"yes, for {kernels['instructions']}" if kernels["available"] else f"no: {kernels['reason']}"
+    rows = [_choice_row(choice) for choice in choices] or [("Parts", "nothing was exported and measured here yet")]
+    at_once = [("Sequences at once", str(ROWS))]
+    out.rows([("Compiled kernels", compiled), *at_once, *rows], title="What runs")
     if warnings and not out.json:
         out.line()
         out.line("Worth knowing", style="bold")
@@ -99,37 +108,47 @@ def _providers() -> list[str]:
         return []
 
 
-def _engines() -> list[dict[str, Any]]:
-    """Every engine with an adapter, and whether its own package is here; nothing of it is imported."""
-    from ..engines import ADAPTERS, CHECKPOINTS, ENTRY_POINTS
+def _kernels() -> dict[str, Any]:
+    """Whether kernels are compiled for this processor, and why not."""
+    from ..errors import InvalidOption
+    from ..native import compiled
 
-    third_party = {e.name: e.value for e in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-    names = {target: name for name, target in CHECKPOINTS.items()}
-    engines = []
-    for type_name, target in {**ADAPTERS, **third_party}.items():
-        module = target.partition(":")[0]
-        needed = (type_name.partition(".")[0], module)
-        engines.append(
-            {
-                "name": names.get(target, module.rpartition(".")[2].replace("_", "-")),
-                "type": type_name,
-                "adapter": target,
-                "checkpoints": target in names,
-                "missing": next((name for name in needed if not _found(name)), None),
-            }
-        )
-    return [{**engine, "available": engine["missing"] is None} for engine in engines]
-
-
-def _found(module: str) -> bool:
     try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
+        reason = compiled.missing()
+        kind = "" if reason else "AVX512-VNNI" if compiled.is_wide() else "AVX2"
+    except InvalidOption as error:
+        reason, kind = str(error), ""
+    return {"available": not reason, "instructions": kind or None, "reason": reason or None}
 
 
-def _engine_state(engine: dict[str, Any]) -> str:
-    return "available" if engine["available"] else f"not available: no module {engine['missing']}"
+def _choices(cache: ContentCache, fingerprint: str) -> list[dict[str, Any]]:
+    """What was found fastest on this machine, for each part that was exported and measured."""
+    from ..tuning import known
+
+    return [
+        {
+            "part": tuning.part,
+            "backend": tuning.way.backend,
+            "way": tuning.way.name,
+            "threads": tuning.way.options.threads,
+            "seconds": dict(tuning.seconds),
+            "others_cpus": tuning.others_cpus,
+        }
+        for tuning in known(cache, fingerprint)
+    ]
+
+
+def _choice_row(choice: dict[str, Any]) -> tuple[str, str]:
+    seconds = dict(choice["seconds"])
+    pytorch = seconds.pop("pytorch", None)
+    best = min(seconds.values(), default=None)
+    against = f"{formats.seconds(best)} a unit of work, PyTorch {formats.seconds(pytorch)}"
+    if choice["backend"] == "pytorch":
+        what = f"PyTorch, as it is faster here ({against})"
+    else:
+        threads = choice["threads"]
+        what = f"{choice['backend']}, {threads} thread{'s' if threads != 1 else ''} ({against})"
+    return choice["part"], what
 
 
 def _cache_rows(cache: ContentCache, place: dict[str, Any]) -> list[tuple[str, str]]:
@@ -177,12 +196,12 @@ def _warnings(
     if missing := [name for name, version in versions.items() if version is None]:
         found.append(f"Not installed: {', '.join(missing)}. Install them: {install_command()}")
     if versions["onnxruntime"] is not None and not providers:
-        found.append("ONNX Runtime cannot be imported, so every engine stays in PyTorch: reinstall onnxruntime.")
-    if not place["writable"]:
         found.append(
-            f"The cache {place['path']} cannot be written, so every process exports anew. "
-            "Set ACCELERATOR_CACHE to a directory that can."
+            "ONNX Runtime cannot be imported, so every engine stays in PyTorch: "
+            "pip install --force-reinstall --no-deps onnxruntime"
         )
+    if not place["writable"]:
+        found.append(_read_only(place))
     elif place["free_bytes"] is not None and place["free_bytes"] < _LOW_DISK:
         found.append(f"The cache's disk has {formats.size(place['free_bytes'])} left; a large engine may not fit.")
     if profile.cpu_quota is not None and profile.cpu_quota < 1:
@@ -206,3 +225,16 @@ def _warnings(
     if threads := os.environ.get("OMP_NUM_THREADS"):
         found.append(f"OMP_NUM_THREADS={threads} limits PyTorch only: ONNX Runtime takes its threads from the probe.")
     return found
+
+
+def _read_only(place: dict[str, Any]) -> str:
+    """What a cache that cannot be written means, which depends on what is in it."""
+    if place["entries"]:
+        return (
+            f"The cache {place['path']} cannot be written: its {place['entries']} entries are used, and what is not in "
+            "it each process exports, measures and compiles anew. Run `accelerator export` as a user who may write it."
+        )
+    return (
+        f"The cache {place['path']} is empty and cannot be written, so every process exports anew. "
+        "Set ACCELERATOR_CACHE to a directory that can."
+    )

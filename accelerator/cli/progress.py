@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from ..export import ProgressEvent
 
-__all__ = ["Bars", "bars"]
+__all__ = ["Bars", "bars", "columns"]
 
 _DOING = {
     "hash": "looking it up",
@@ -90,12 +89,11 @@ class Bars:
 @contextlib.contextmanager
 def bars(console: Console) -> Iterator[Bars]:
     """Bars on `console` until the block ends; the lines are then removed."""
-    columns: Any = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24 if console.width >= _NARROW else 8),
-        _Doing(),
-        _Clock(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns(console.width), console=console, transient=True) as progress:
         yield Bars(progress)
+
+
+def columns(width: int) -> Sequence[ProgressColumn]:
+    """What a line shows on a terminal of this many columns."""
+    bar = BarColumn(bar_width=24 if width >= _NARROW else 8)
+    return SpinnerColumn(), TextColumn("{task.description}"), bar, _Doing(), _Clock()

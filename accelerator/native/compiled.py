@@ -20,6 +20,7 @@ from ..cache import ContentCache, default_root, make_key, untrusted
 from ..errors import CacheError, InvalidOption, SessionError
 from ..export import ProgressEvent, tell
 from ..hardware import detect
+from ..installation import install_command
 from . import job
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "available",
     "function",
     "is_wide",
+    "missing",
     "multiplies_bf16",
 ]
 
@@ -88,14 +90,24 @@ def available() -> bool:
 
     Raises InvalidOption for an `ACCELERATOR_KERNELS` that means nothing.
     """
-    if (
-        _wanted() == "none"
-        or (platform.system(), platform.machine()) != ("Linux", "x86_64")
-        or not set(_NEEDED) <= set(detect().isa)
-    ):
-        return False
+    return not missing()
+
+
+def missing() -> str:
+    """Why there are no compiled kernels here; "" where they are `available`."""
+    if _wanted() == "none":
+        return "ACCELERATOR_KERNELS=none"
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        return f"they are made for Linux on x86-64, and this is {platform.system()} on {platform.machine()}"
+    if lacks := sorted(set(_NEEDED) - set(detect().isa)):
+        return f"the processor lacks {', '.join(lacks)}"
+    absent = [name for name in ("numba", "llvmlite") if not _installed(name)]
+    return f"{' and '.join(absent)} not installed: {install_command()}" if absent else ""
+
+
+def _installed(name: str) -> bool:
     try:
-        return bool(version("numba") and version("llvmlite"))
+        return bool(version(name))
     except PackageNotFoundError:
         return False
 
