@@ -8,7 +8,6 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -18,13 +17,14 @@ from .cache import ContentCache
 from .dispatch import Dispatcher
 from .engines import Adapter, adapter_for, adapter_from_checkpoint
 from .errors import Closed, EngineError, GenerationError, InvalidInput, InvalidOption
-from .export import PRECISIONS, Progress, ignore_progress
+from .export import Progress, ignore_progress
 from .hardware import HardwareProfile, Tier, choose_tier, detect
 from .loader import Loader
 from .metrics import Meter
-from .request import check_unspeakable, make_request
+from .request import make_request
 from .routing import Route
 from .scheduler import ROWS
+from .settings import Settings
 from .speech import AudioChunk, SamplingOptions, SamplingParams, Speech, SpeechRequest
 from .stream import SpeechStream
 from .text import Unspeakable
@@ -48,18 +48,7 @@ _OWN = (
     "_released",
     "_dispatcher",
     "_pool",
-    "_unspeakable",
 )
-
-
-@dataclass(frozen=True)
-class _Settings:
-    precision: str
-    proof: Literal["strict", "warn"]
-    cache_dir: str | Path | ContentCache | None
-    threads: int | None
-    probe: bool
-    progress: Progress
 
 
 class UniversalOptimizer:
@@ -99,23 +88,13 @@ class UniversalOptimizer:
         queue_size: int = 64,
         unspeakable: Unspeakable = "error",
     ) -> None:
-        if precision != "auto" and precision not in PRECISIONS:
-            raise InvalidOption(f"precision must be 'auto' or one of {', '.join(PRECISIONS)}, not {precision!r}")
-        if proof not in ("strict", "warn"):
-            raise InvalidOption(f"proof must be 'strict' or 'warn', not {proof!r}")
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise InvalidOption(f"threads must be a positive integer or None, not {threads!r}")
-        if isinstance(queue_size, bool) or not isinstance(queue_size, int) or queue_size < 1:
-            raise InvalidOption(f"queue_size must be a positive integer, not {queue_size!r}")
-        check_unspeakable(unspeakable)
-        self._unspeakable = unspeakable
-        if isinstance(cache_dir, (str, Path)):
-            cache_dir = Path(cache_dir).absolute()  # it is where it was when it was given
+        self._settings = Settings(
+            precision, proof, cache_dir, threads, probe, progress or ignore_progress, queue_size, unspeakable
+        )
         self._lock = threading.RLock()
         self._closed = self._released = False
         self._pool: ThreadPoolExecutor | None = None
         self._release_torch = release_torch
-        self._settings = _Settings(precision, proof, cache_dir, threads, probe, progress or ignore_progress)
         self._loader: Loader | None = None
         self._adapter = adapter if adapter is not None else adapter_for(engine)
         self._routes = {part.name: Route(part, self._load) for part in self._adapter.parts()}
@@ -407,7 +386,7 @@ class UniversalOptimizer:
             reference_text,
             voice=voice,
             sampling=sampling,
-            unspeakable=self._unspeakable if unspeakable is None else unspeakable,
+            unspeakable=self._settings.unspeakable if unspeakable is None else unspeakable,
         )
         chunks = self._run(request, meter, streaming, cancelled)
         return SpeechStream(chunks, meter, self._metrics, cancelled)

@@ -31,7 +31,7 @@ LAYERS = (
     ("graph", "native", "tables", "session", "tracing", "proof", "export"),
     ("decode", "prefixes", "sequences", "codebooks", "scheduler", "voices"),
     ("engines",),
-    ("tuning", "loader", "routing", "speaking", "pool", "stream", "dispatch", "request", "optimizer"),
+    ("tuning", "loader", "routing", "speaking", "pool", "stream", "dispatch", "request", "settings", "optimizer"),
     ("cli", "server", "benchmark", "demo", "__main__"),
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
