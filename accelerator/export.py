@@ -170,7 +170,8 @@ def export_component(
                 cache.write_note(key, "rejected", report)
                 raise ProofFailed(message, report)
             warnings.warn(f"{message}; published all the same because of proof='warn'", RuntimeWarning, stacklevel=2)
-        return {"proof": report, "precision": precision, "engine": component.engine}
+        owner = {"engine": component.engine} if component.engine else {}
+        return {"proof": report, "precision": precision, **owner}
 
     if entry is not None:  # published under proof="warn", not good enough for "strict"
         raise ProofFailed(_rejection(component, precision, entry.meta["proof"]), entry.meta["proof"])

@@ -228,8 +228,8 @@ def _recogniser() -> Callable[[np.ndarray], str]:
 
 def _flite(text: str, speaker: str) -> np.ndarray:
     from ..reference.audio import load_audio
+    from ..reference.flite import flite
     from ..reference.measures import SAMPLE_RATE
-    from ..reference.training.corpus import flite
 
     with tempfile.TemporaryDirectory() as folder:
         flite(text, speaker, path := Path(folder) / "clip.wav")

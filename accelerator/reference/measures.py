@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .errors import ReferenceEngineError
-from .training.spectra import log_mel
+from .spectra import log_mel
 
 __all__ = [
     "SAMPLE_RATE",

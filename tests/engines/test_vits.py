@@ -333,7 +333,7 @@ def test_a_checkpoint_folder_speaks(engine, cache, tmp_path):
         assert fast.status()["torch_released"] is False
     done = CliRunner().invoke(app, ["bench", "--engine", "vits", "--checkpoint", str(folder)])
     assert done.exit_code == 2
-    assert "--feed-forward" in done.output
+    assert "bench feed-forward" in done.output
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):

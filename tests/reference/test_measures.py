@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from accelerator.reference.flite import flite
 from accelerator.reference.measures import (
     Recogniser,
     Score,
@@ -20,7 +21,6 @@ from accelerator.reference.measures import (
     summarise,
     words,
 )
-from accelerator.reference.training.corpus import flite
 
 
 def vowel(formants: tuple[float, float], seconds: float = 0.6, pitch: float = 120.0) -> np.ndarray:

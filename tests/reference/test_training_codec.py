@@ -8,6 +8,7 @@ import torch
 
 from accelerator.reference import ReferenceEngineError
 from accelerator.reference.config import ISTFTDecoderConfig, STFTEncoderConfig, from_json, to_json
+from accelerator.reference.spectra import log_mel, mel_bands, reconstruction_loss
 from accelerator.reference.training.codec import (
     CodecTask,
     _begin_books,
@@ -21,7 +22,6 @@ from accelerator.reference.training.corpus import Clip, open_corpus
 from accelerator.reference.training.loop import Schedule
 from accelerator.reference.training.pause import Pause
 from accelerator.reference.training.quantizer import Usage, quantize
-from accelerator.reference.training.spectra import log_mel, mel_bands, reconstruction_loss
 from accelerator.reference.training.tokens import encode, open_tokens, tokenize
 from accelerator.reference.training.voice import VOICE
 from accelerator.reference.weights import random_weights, save_weights

@@ -27,12 +27,12 @@ from ..codec import Codec, ISTFTDecoder, STFTEncoder, VectorQuantizer
 from ..config import EngineConfig
 from ..convolution import ConvNeXtBlock
 from ..errors import ReferenceEngineError
+from ..spectra import SCALES, reconstruction_loss
 from ..weights import load_weights, random_weights
 from .corpus import Corpus, open_corpus
 from .discriminator import SpectralDiscriminator, discriminator_loss, generator_losses
 from .loop import Average, Checkpoint, Schedule, cosine, run
 from .quantizer import Quantized, Usage, quantize
-from .spectra import SCALES, reconstruction_loss
 from .voice import VOICE
 
 __all__ = ["CodecTask", "adopt", "encoding", "grown", "train_codec", "train_decoder", "trained_codec"]

@@ -12,8 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,10 +21,11 @@ import numpy as np
 import soundfile
 
 from ..errors import ReferenceEngineError
+from ..flite import flite
 from .pause import Pause
 from .sentences import WORDNET, Sentence, plan
 
-__all__ = ["SAMPLE_RATE", "SPEAKERS", "Clip", "Corpus", "flite", "make", "open_corpus"]
+__all__ = ["SAMPLE_RATE", "SPEAKERS", "Clip", "Corpus", "make", "open_corpus"]
 
 SPEAKERS = ("slt", "rms", "awb")  # CMU ARCTIC voices of the Debian package flite
 SAMPLE_RATE = 16_000
@@ -57,19 +56,6 @@ class Corpus:
     def samples(self, clip: Clip) -> np.ndarray:
         """Float32 [n] in [-1, 1]."""
         return self.audio[clip.start : clip.start + clip.samples].astype(np.float32) / 32768
-
-
-def flite(text: str, speaker: str, path: Path) -> None:
-    """Speak into a wav file, atomically. Raises ReferenceEngineError if flite is missing or fails."""
-    if shutil.which("flite") is None:
-        raise ReferenceEngineError("there is no flite: install the Debian package flite")
-    temporary = path.with_suffix(f".{os.getpid()}.tmp.wav")
-    done = subprocess.run(
-        ["flite", "-voice", speaker, "-t", text, "-o", str(temporary)], capture_output=True, check=False
-    )
-    if done.returncode or not temporary.is_file():
-        raise ReferenceEngineError(f"flite failed on {text!r}: {done.stderr.decode(errors='replace')}")
-    os.replace(temporary, path)
 
 
 def make(

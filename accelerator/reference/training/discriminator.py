@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from .spectra import stft
+from ..spectra import stft
 
 __all__ = ["SpectralDiscriminator", "discriminator_loss", "generator_losses"]
 
