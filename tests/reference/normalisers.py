@@ -29,7 +29,7 @@ def rows() -> Iterator[tuple[str, str, list[str]]]:
 def heard(words: str) -> str:
     words = re.sub(r"['’]", "", words.lower()).replace("-", " ")
     words = re.sub(r"[^\w]+|\b(?:and)\b", " ", words)
-    words = re.sub(r"\bay\b", "a", words)
+    words = re.sub(r"\bay\b", "a", re.sub(r"\boh\b", "o", words))
     return re.sub(r"(?<=\b\w) (?=\w\b)", "", " ".join(words.split()))
 
 
@@ -86,8 +86,8 @@ def _kitten() -> Normaliser:
 def _verbalis() -> Normaliser:
     import verbalis
 
-    made = verbalis.Verbalizer("en-US")
-    return lambda text: made.verbalize(text).text
+    made = verbalis.Verbalizer("en")
+    return made.process
 
 
 def _only_numbers(words: Normaliser) -> Normaliser:
