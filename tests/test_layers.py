@@ -58,7 +58,7 @@ HOMES = {
     "rich": ("cli",),
     "fish_speech": ("engines",),
     "transformers": ("engines", "benchmark"),
-    "inflect": ("reference",),
+    "normt2s": ("reference",),
     "pocketsphinx": ("reference",),
     "regex": ("segments",),
     "sentencex": ("segments",),

@@ -22,7 +22,7 @@ from ..sampling import Sampler, SamplingRule, TokenLayout
 from ..sequences import Batching, Guidance
 from ..session import Session, SessionOptions
 from ..speech import AudioChunk, SamplingParams, SpeechRequest
-from ..text import Unread
+from ..text import Stretch, Unread
 from .base import Call, Cloning, Decoding, Part, Voice, check_codes, seconds, tensors_digest, windowed
 from .dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model, runs_compiled
 from .shadow import shadow
@@ -400,7 +400,14 @@ class _Pieces:
         self.fastest = 40.0 if learnt else None  # letters a second: its teachers speak 12 to 20
 
     def unread(self, text: str) -> Unread:
-        return Unread()
+        if self.read is None:
+            return Unread()
+        from ..reference.spoken import read
+
+        reading = read(text)
+        foreign = tuple(Stretch(each.text, each.start) for each in reading.foreign)
+        marks = (Stretch(mark, max(0, text.find(mark))) for mark in reading.skipped)
+        return Unread(foreign, tuple(marks), "English, in Latin letters")
 
     def takes(self, request: SpeechRequest) -> bool:
         return True

@@ -64,6 +64,8 @@ class ReferenceEngine:
         self.language_model = language_model
         self.codec = codec
         self.default_speaker = next(iter(config.language_model.speakers), None)
+        if config.text != "as_given":
+            pronounced(spoken("Room 1"))  # what reading needs is loaded now, and no request waits for it
 
     @property
     def speakers(self) -> tuple[str, ...]:

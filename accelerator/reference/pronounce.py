@@ -15,7 +15,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["PHONES", "SYMBOLS", "pronounced", "write_dictionary"]
+__all__ = ["PHONES", "SYMBOLS", "known", "pronounced", "write_dictionary"]
 
 PHONES = (
     "AA", "AE", "AH", "AO", "AW", "AY", "B", "CH", "D", "DH", "EH", "ER", "EY", "F", "G", "HH", "IH", "IY", "JH", "K",
@@ -27,13 +27,18 @@ _FILE = "pronunciations.txt.gz"
 
 def pronounced(words: str, *, spell: Callable[[str], bool] | None = None) -> str:
     """The words of `spoken.spoken` as sounds; what is between them stays. spell: which known words to leave."""
-    known = _dictionary()
+    dictionary = _dictionary()
 
     def sounds(match: re.Match[str]) -> str:
         word = match.group()
-        return word if spell is not None and spell(word) else known.get(word, word)
+        return word if spell is not None and spell(word) else dictionary.get(word, word)
 
     return re.sub(r"[a-z]+(?:'[a-z]+)*", sounds, words)
+
+
+def known(word: str) -> bool:
+    """Whether the dictionary has a word, in lower case."""
+    return word in _dictionary()
 
 
 @cache

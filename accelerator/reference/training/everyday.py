@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Iterator
 
-from ..spoken import MONTHS
+from ..numerals import MONTHS
 
 __all__ = ["templates"]
 
