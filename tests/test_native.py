@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -32,7 +33,7 @@ from accelerator.export import export_component
 from accelerator.graph.dual_ar import DualARSpec, KVRanges, TransformerSpec, build_fast, build_slow, rope_tables
 from accelerator.graph.quantize import BY_ROW, RECIPES, Recipe, dequantize_blocks
 from accelerator.graph.stored import stored
-from accelerator.native import NativeSession, compiled
+from accelerator.native import NativeSession, compiled, plan
 from accelerator.native.team import Team
 from accelerator.sampling import Sampler, SamplingRule
 from accelerator.scheduler import DualARDecoder
@@ -358,6 +359,94 @@ def test_helpers_end_with_their_team(built: Path) -> None:
     for helper in helpers:
         helper.join(10)
         assert not helper.is_alive()
+
+
+def team_of(model: Transformer) -> tuple[Team, np.ndarray]:
+    """A model's team and its counters, once it has run."""
+    team = model._session.team  # type: ignore[union-attr]
+    assert team._control is not None
+    return team, team._control
+
+
+def hold(control: np.ndarray, threads: int) -> None:
+    """Have so many threads share all steps from now on."""
+    control[plan.NOW], control[plan.AGAIN] = threads, np.iinfo(np.int64).max
+
+
+def test_answers_do_not_depend_on_how_many_threads_share_a_step(built: Path) -> None:
+    """From one step to the next, and so under a seed, too."""
+    alone, shared = transformer(built, SPEC, 3, threads=1), transformer(built, SPEC, 3, threads=5)
+    x = noise(60, 3, 1, STACK.dim)
+    for model in (alone, shared):
+        for row in range(3):
+            run(model, noise(1, 20 + 60 * row, STACK.dim, seed=row), row)
+    _, control = team_of(shared)
+    for n in range(60):
+        threads, before = (5, 2, 1, 3, 4, 1, 5)[n % 7], int(control[plan.TICKET])
+        hold(control, threads)
+        answers = run(shared, x[n])
+        assert control[plan.TICKET] == (before if threads == 1 else (before // plan.MANY + 1) * plan.MANY + threads)
+        for name, value in run(alone, x[n]).items():
+            np.testing.assert_array_equal(value, answers[name])
+    for name, array in alone.cache.arrays.items():
+        np.testing.assert_array_equal(array, shared.cache.arrays[name])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_threads_that_have_no_core_sleep_and_fewer_share_a_step(built: Path) -> None:
+    """Two threads on one core took a slice of the scheduler's for each barrier: a hundred times as long."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # of this thread, and those that it starts
+    try:
+        x, one, two = noise(1, 1, STACK.dim), *(transformer(built, SPEC, 1, threads=n) for n in (1, 2))
+        shares, seconds = set(), {one: 0.0, two: 0.0}
+        for _ in range(200):
+            for model in (one, two):
+                start = time.perf_counter()
+                run(model, x)
+                seconds[model] += time.perf_counter() - start
+            shares.add(team_of(two)[0].sharing)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert 1 in shares
+    assert seconds[two] < 10 * seconds[one]
+
+
+def test_more_threads_are_tried_after_a_while(built: Path) -> None:
+    model, x = transformer(built, SPEC, 1, threads=4), noise(1, 1, STACK.dim)
+    run(model, x)
+    _, control = team_of(model)
+    hold(control, 1)
+    ticket = control[plan.TICKET]
+    run(model, x)
+    assert control[plan.TICKET] == ticket  # nobody else was asked
+    control[plan.PENALTY] = 0
+    for expected in (2, 4, 4):
+        control[plan.NOW], control[plan.AGAIN] = max(1, expected // 2), 0
+        run(model, x)
+        assert control[plan.TICKET] % plan.MANY == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_during_a_step_has_a_team_of_its_own(built: Path) -> None:
+    model, x = transformer(built, SPEC, 1), noise(1, 1, STACK.dim)
+    run(model, x)
+    team, _ = team_of(model)
+    context = multiprocessing.get_context("fork")
+    with team._lock:  # as another thread's step has
+        child = context.Process(target=_step, args=(model, x))
+        child.start()
+        child.join(60)
+    if child.exitcode is None:
+        child.kill()
+        child.join()
+    assert child.exitcode == 0
+
+
+def _step(model: Transformer, x: np.ndarray) -> None:
+    answer = run(model, x)
+    os._exit(0 if np.isfinite(answer["logits"]).all() and team_of(model)[0].sharing else 1)
 
 
 # In an engine

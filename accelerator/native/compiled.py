@@ -26,6 +26,7 @@ from . import job
 __all__ = [
     "DENSE",
     "DRAW",
+    "END",
     "FILTER",
     "FRAME",
     "LEAD",
@@ -34,7 +35,6 @@ __all__ = [
     "ORDER",
     "PACK",
     "PARTS",
-    "RUN",
     "SERVE",
     "SINGLE",
     "SNAKE",
@@ -47,13 +47,14 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-RUN, LEAD, SERVE, PACK, PARTS, LEVELS, FRAME, DRAW = range(8)  # what `function` can be asked for: see `kernels`
+LEAD, SERVE, END, PACK, PARTS, LEVELS, FRAME, DRAW = range(8)  # what `function` can be asked for: see `kernels`
 SNAKE, FILTER, MIX, DENSE, SINGLE, ORDER = range(6)  # and of what there are `PARTS`
 _NAME, _REGION, _FILE = "accelerator_native", "accelerator_region", "kernels.o"
 _NEEDED = ("avx2", "fma", "f16c")
 _SOURCES = [
     "activation",
     "attention",
+    "barrier",
     "blocks",
     "compiled",
     "dense",

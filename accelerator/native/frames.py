@@ -50,7 +50,7 @@ class CodeLoop:
         f = self._frame
         f[[at.CODEBOOKS, at.NEXT, at.CODES, at.DRAWING, at.STEPPING]] = count, 0, codes.ctypes.data, 0, 0
         self._lengths[:] = filled - 1
-        self._binding.team.frame(f, self._binding.plan)
+        self._binding.team.frame(f)
         drawing, stepping = (int(f[i]) for i in (at.DRAWING, at.STEPPING))
         return codes, drawing / max(1, drawing + stepping)
 

@@ -29,8 +29,12 @@ __all__ = [
     "store",
     "swap",
     "transposed",
+    "wait",
+    "wake",
 ]
 
+_FUTEX, _WAIT, _WAKE = 202, 128, 129  # Linux's call and what it is asked for, of one process's threads
+_ALL = 2**31 - 1
 _SUMS = 16 if WIDE else 8  # registers that hold sums; there are twice as many
 
 
@@ -197,6 +201,35 @@ def pause(context: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), code
+
+
+def _futex(code: Code, address: Any, operation: int, value: Any) -> None:
+    """The C library's `syscall`."""
+    kind = ir.FunctionType(I64, [I64], var_arg=True)
+    known = code.b.module.globals.get("syscall") or ir.Function(code.b.module, kind, "syscall")
+    code.b.call(known, [code.number(_FUTEX), address, code.number(operation), value, *[code.number(0)] * 3])
+
+
+@intrinsic
+def wait(context: Any, address: Any, value: Any) -> Any:
+    """Sleep until woken, if the lower half of the int64 at an address is that of `value`; may end for no reason."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        _futex(Code(builder), values[0], _WAIT, values[1])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), code
+
+
+@intrinsic
+def wake(context: Any, address: Any) -> Any:
+    """Wake all that sleep at an address."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        _futex(Code(builder), values[0], _WAKE, Code(builder).number(_ALL))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), code
 
 
 @intrinsic

@@ -1,7 +1,7 @@
 """A stack of Llama blocks over quantized weights, compiled by numba: all of a step in one call, shared by some threads.
 
 Every thread runs the same function over the same array of sizes and addresses (`plan`), and does its part of each
-layer: its heads, its rows of the weights. They meet at `_barrier`s. A step reads all weights once, in the order in
+layer: its heads, its rows of the weights. They `meet` at barriers. A step reads all weights once, in the order in
 which they lie in memory, so that memory sets its pace; and each token's arithmetic is the same whatever is beside it.
 """
 
@@ -16,26 +16,16 @@ from . import job as of_job
 from . import plan as at
 from .activation import snake
 from .attention import attention
-from .compiled import DENSE, DRAW, FILTER, FRAME, LEAD, LEVELS, MIX, ORDER, PACK, PARTS, RUN, SERVE, SINGLE, SNAKE
+from .barrier import await_step, begin, judge, meet, share, stop
+from .compiled import DENSE, DRAW, END, FILTER, FRAME, LEAD, LEVELS, MIX, ORDER, PACK, PARTS, SERVE, SINGLE, SNAKE
 from .dense import dense, levels, single
 from .drawing import draw
 from .filtering import filtered, mixed
-from .instructions import add, cycles, float_of, load, pause, pointer, store, swap
+from .instructions import add, cycles, float_of, load, pointer
 from .ordering import ordered
 from .rows import OPTIONS, QUERIES, floats, gated, multiply, normalise, quantise
 
 __all__ = ["call"]
-
-
-@njit(**OPTIONS)
-def _barrier(control, threads):
-    """Wait until all threads are here."""
-    if threads > 1:
-        counter = control + 8 * at.BARRIER
-        before = add(counter, 1)
-        goal = (before // threads + 1) * threads
-        while load(counter) < goal:
-            pause()
 
 
 @njit(**OPTIONS)
@@ -52,8 +42,8 @@ def _levels(plan, m, source, width, norm, begin, end, scratch, values, scales, s
 
 
 @njit(**OPTIONS)
-def _stack(plan, control, me):
-    threads, tokens, dim = plan[at.THREADS], plan[at.BATCH] * plan[at.LENGTH], plan[at.DIM]
+def _stack(plan, control, me, threads):
+    tokens, dim = plan[at.BATCH] * plan[at.LENGTH], plan[at.DIM]
     scratch = plan[at.SCRATCH] + me * plan[at.SCRATCH_SIZE]
     # Few tokens are quantized by every thread for itself; many are shared out, at the price of one more barrier.
     apart = tokens <= 8
@@ -68,7 +58,7 @@ def _stack(plan, control, me):
         source = floats(plan[at.INPUT] + 4 * (row * plan[at.INPUT_STEP] + (t % plan[at.LENGTH]) * dim), dim)
         for k in range(dim):
             into[k] = source[k]
-    _barrier(control, threads)
+    meet(control, threads, True)
     heads, kv_heads, tiles = plan[at.HEADS], plan[at.KV_HEADS], plan[at.HEAD_DIM] // 16
     group, width = heads // kv_heads, (heads + 2 * kv_heads) * plan[at.HEAD_DIM]
     my_first, my_last = kv_heads * me // threads, kv_heads * (me + 1) // threads
@@ -77,44 +67,44 @@ def _stack(plan, control, me):
         m = layer + at.QKV
         _levels(plan, m, x, dim, plan[layer + at.ATTENTION_NORM], first, after, scratch, values, scales, sums)
         if not apart:
-            _barrier(control, threads)
+            meet(control, threads, True)
         for part in range(3):
             base = 0 if part == 0 else heads + (part - 1) * kv_heads
             size = group if part == 0 else 1
             begin, end = (base + my_first * size) * tiles, (base + my_last * size) * tiles
             multiply(plan, m, begin, end, tokens, values, scales, sums, scratch, plan[at.QKV_OUT], width, False)
         attention(plan, layer, my_first, my_last, scratch)
-        _barrier(control, threads)
+        meet(control, threads, True)
         m = layer + at.OUT
         _levels(plan, m, plan[at.ATTENDED], heads * plan[at.HEAD_DIM], 0, first, after, scratch, values, scales, sums)
         if not apart:
-            _barrier(control, threads)
+            meet(control, threads, True)
         begin, end = plan[m + 6] * me // threads, plan[m + 6] * (me + 1) // threads
         multiply(plan, m, begin, end, tokens, values, scales, sums, scratch, x, dim, True)
-        _barrier(control, threads)
+        meet(control, threads, True)
         m = layer + at.GATE_UP
         _levels(plan, m, x, dim, plan[layer + at.FFN_NORM], first, after, scratch, values, scales, sums)
         if not apart:
-            _barrier(control, threads)
+            meet(control, threads, True)
         gates = plan[at.FFN] // 16
         begin, end = gates * me // threads, gates * (me + 1) // threads
         gated(plan, m, begin, end, tokens, values, scales, sums, scratch)
-        _barrier(control, threads)
+        meet(control, threads, True)
         m = layer + at.DOWN
         _levels(plan, m, plan[at.INNER], plan[at.FFN], 0, first, after, scratch, values, scales, sums)
         if not apart:
-            _barrier(control, threads)
+            meet(control, threads, True)
         begin, end = plan[m + 6] * me // threads, plan[m + 6] * (me + 1) // threads
         multiply(plan, m, begin, end, tokens, values, scales, sums, scratch, x, dim, True)
-        _barrier(control, threads)
+        meet(control, threads, True)
     if plan[at.WANTED]:
-        _answers(plan, control, me, scratch)
+        _answers(plan, control, me, threads, scratch)
 
 
 @njit(**OPTIONS)
-def _answers(plan, control, me, scratch):
+def _answers(plan, control, me, threads, scratch):
     """The output head at each row's last position, and the state that the fast model starts from."""
-    batch, length, dim, threads = plan[at.BATCH], plan[at.LENGTH], plan[at.DIM], plan[at.THREADS]
+    batch, length, dim = plan[at.BATCH], plan[at.LENGTH], plan[at.DIM]
     eps, norms = float_of(types.int32(plan[at.EPS])), plan[at.TOGETHER]  # float32 [batch, dim], and the same normalised
     if me == 0:
         for b in range(batch):
@@ -122,21 +112,21 @@ def _answers(plan, control, me, scratch):
             for k in range(dim):
                 into[k] = source[k]
             normalise(norms + 4 * b * dim, plan[at.NORM], dim, eps, norms + 4 * (batch + b) * dim)
-    _barrier(control, threads)
+    meet(control, threads, True)
     normed = norms + 4 * batch * dim
     values, scales, sums = plan[at.SHARED_VALUES], plan[at.SHARED_SCALES], plan[at.SHARED_SUMS]
     if me == 0:
         _levels(plan, at.HEAD, normed, dim, 0, 0, batch, scratch, values, scales, sums)
-    _barrier(control, threads)
+    meet(control, threads, True)
     begin, end = plan[at.HEAD + 6] * me // threads, plan[at.HEAD + 6] * (me + 1) // threads
     multiply(plan, at.HEAD, begin, end, batch, values, scales, sums, scratch, plan[at.LOGITS], plan[at.HEAD + 7], False)
     if plan[at.HIDDEN]:
         source = normed if plan[at.POST_NORM] else norms
         if plan[at.PROJECTION_GIVEN]:
-            _barrier(control, threads)
+            meet(control, threads, True)
             if me == 0:
                 _levels(plan, at.PROJECTION, source, dim, 0, 0, batch, scratch, values, scales, sums)
-            _barrier(control, threads)
+            meet(control, threads, True)
             begin, end = plan[at.PROJECTION + 6] * me // threads, plan[at.PROJECTION + 6] * (me + 1) // threads
             width = plan[at.HIDDEN_WIDTH]
             multiply(
@@ -149,50 +139,35 @@ def _answers(plan, control, me, scratch):
 
 
 @njit(**OPTIONS)
-def _run(job, control, me):
+def _run(job, control, me, threads):
     """A thread's part of a step; job, control: addresses of a plan and of a team's counters."""
     plan = numba.carray(pointer(job), (at.MOST,), np.int64)
-    _stack(plan, control, me)
-    _barrier(control, plan[at.THREADS])
+    _stack(plan, control, me, threads)
+    meet(control, threads, False)
 
 
 @njit(**OPTIONS)
 def _lead(job, control):
-    """Run a step with all threads. Answers which of them are asleep, as bits: if there are any, nothing has run yet,
-    and whoever wakes them must call `_run`."""
+    """Run a step, with as many of the team's threads as share one at present."""
     plan = numba.carray(pointer(job), (at.MOST,), np.int64)
-    store(control + 8 * at.JOB, job)
-    add(control + 8 * at.TICKET, 1)
-    asleep = 0
-    for i in range(1, plan[at.THREADS]):
-        if swap(control + 8 * (at.ASLEEP + 8 * i), 0) == 1:
-            asleep |= 1 << i
-    if asleep == 0:
-        _run(job, control, 0)
-    return asleep
+    threads = share(control, plan[at.THREADS])
+    if threads == 1:
+        _run(job, control, 0, 1)
+        return
+    start, lost = cycles(), load(control + 8 * at.LOST)
+    begin(control, job, threads)
+    _run(job, control, 0, threads)
+    judge(control, threads, cycles() - start, load(control + 8 * at.LOST) - lost)
 
 
 @njit(**OPTIONS)
-def _serve(control, me, last):
-    """Do a thread's part of every step behind number `last`; answers the last one's number when there has been none for
-    a while (then the thread has to sleep until it is woken), or -1 at the end."""
-    start = cycles()
-    while True:
-        ticket = load(control + 8 * at.TICKET)
-        if ticket != last:
-            if load(control + 8 * at.STOP):
-                return -1
-            _run(load(control + 8 * at.JOB), control, me)
-            last = ticket
-            start = cycles()
-        elif cycles() - start > at.SPIN:
-            flag = control + 8 * (at.ASLEEP + 8 * me)
-            swap(flag, 1)
-            if load(control + 8 * at.TICKET) != last and swap(flag, 0) == 1:
-                continue
-            return last
-        else:
-            pause()
+def _serve(control, me):
+    """Do a thread's part of every step that it shares, until the team's end."""
+    ticket = await_step(control, me, 0)
+    while ticket >= 0:
+        if me < ticket % at.MANY:
+            _run(load(control + 8 * at.JOB), control, me, ticket % at.MANY)
+        ticket = await_step(control, me, ticket)
 
 
 @njit(**OPTIONS)
@@ -212,8 +187,7 @@ def _embed(frame, row, code):
 
 @njit(**OPTIONS)
 def _frame(address, control):
-    """Draw the codes that are left of a frame, with a step before each but the next. Answers which threads are asleep,
-    as `_lead` does, before a step that has not run then; whoever runs it calls this again."""
+    """Draw the codes that are left of a frame, with a step before each but the next."""
     frame = numba.carray(pointer(address), (of_frame.FRAME,), np.int64)
     rows, count = frame[of_frame.ROWS], frame[of_frame.CODEBOOKS]
     codes = numba.carray(pointer(frame[of_frame.CODES]), (rows * count,), np.int64)
@@ -235,11 +209,9 @@ def _frame(address, control):
         frame[of_frame.DRAWING] += drawn - start
         frame[of_frame.NEXT] = book + 1
         if book + 1 == count:
-            return 0
-        asleep = _lead(frame[of_frame.STEP], control)
+            return
+        _lead(frame[of_frame.STEP], control)
         frame[of_frame.STEPPING] += cycles() - drawn
-        if asleep:
-            return asleep
 
 
 @njit(**OPTIONS)
@@ -292,18 +264,18 @@ def _parts(address):
 
 def call(what, a, b, c, d, e, f):
     """The one function that is compiled."""
-    if what == RUN:
-        _run(a, b, c)
-    elif what == LEAD:
-        return _lead(a, b)
+    if what == LEAD:
+        _lead(a, b)
     elif what == SERVE:
-        return _serve(a, b, c)
+        _serve(a, b)
+    elif what == END:
+        stop(a, b)
     elif what == PACK:
         _pack(a, b, c, d, e, f)
     elif what == PARTS:
         _parts(a)
     elif what == FRAME:
-        return _frame(a, b)
+        _frame(a, b)
     elif what == DRAW:
         return draw(a, b)
     elif what == LEVELS:

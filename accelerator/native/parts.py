@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,7 +47,7 @@ def in_parts(
         if job[at.FAILED]:
             raise SessionError("a compiled kernel failed")
     else:
-        others = [_pool(threads).submit(call, PARTS, where) for _ in range(1, threads)]
+        others = [_pool(threads, os.getpid()).submit(call, PARTS, where) for _ in range(1, threads)]
         call(PARTS, where)
         for other in others:
             other.result()
@@ -66,5 +67,6 @@ def _parallel() -> Any:
 
 
 @functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Of this process: a fork takes no threads along."""
     return ThreadPoolExecutor(threads, thread_name_prefix="accelerator-codec")

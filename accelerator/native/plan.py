@@ -26,7 +26,7 @@ PROMPT = 8  # positions from which a row's queries are attended to eight at a ti
 QUERY_BYTES = 8 * 256 * 4  # of eight queries
 
 # A team's counters, as int64 that are far enough apart to be in cache lines of their own; ASLEEP: 8 for each thread.
-TICKET, BARRIER, JOB, STOP, ASLEEP = 0, 8, 16, 24, 32
-SPIN = (
-    3_000_000  # cycles that an idle thread waits for the next step before it sleeps: a millisecond, longer than a draw
-)
+# TICKET: the steps so far times MANY, and the THREADS of the last one. What only a step's leader reads and writes: NOW,
+# the threads that share a step at present; AGAIN, when more are tried; PENALTY, for how long they were not.
+TICKET, BARRIER, JOB, STOP, SLEEPERS, LOST, NOW, AGAIN, PENALTY, ASLEEP = 0, 8, 16, 24, 32, 40, 48, 49, 50, 56
+MANY = 1024  # there are fewer threads

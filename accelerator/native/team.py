@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable
 
 import numpy as np
 
 from ..hardware.turns import TURNS
-from .compiled import FRAME, LEAD, RUN, SERVE, function
-from .plan import ASLEEP, STOP, TICKET
+from .compiled import END, FRAME, LEAD, SERVE, Function, function
+from .plan import ASLEEP, NOW
 
 __all__ = ["Team"]
 
@@ -19,66 +18,68 @@ __all__ = ["Team"]
 class Team:
     """Runs steps on some threads, one step at a time, when it is their turn at the cores; safe to call from any thread.
 
-    Helpers keep looking for the next step for a while (`plan.SPIN`), so that the steps of a frame find them awake, and
-    sleep then: an idle team costs nothing.
+    Helpers keep looking for the next step for a while, so that the steps of a frame find them awake, and sleep then: an
+    idle team costs nothing. Where other processes take their cores, fewer share a step: see `barrier`.
     """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._call = function()
+        self._reset()
+        _ALL.add(self)
+
+    def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._pid = 0
-        self._control: np.ndarray = np.zeros(0, np.int64)
-        self._wake: list[threading.Semaphore] = []
+        self._control: np.ndarray | None = None
 
     def run(self, plan: np.ndarray) -> None:
         """A step: see `kernels`. What the plan points to has to stay where it is meanwhile."""
+        self._do(LEAD, plan)
+
+    def frame(self, frame: np.ndarray) -> None:
+        """What is left of a frame: see `frames`."""
+        self._do(FRAME, frame)
+
+    @property
+    def sharing(self) -> int:
+        """How many threads share a step at present: fewer while others take their cores."""
+        return self.threads if self._control is None else int(self._control[NOW])
+
+    def _do(self, what: int, numbers: np.ndarray) -> None:
         with self._lock, TURNS.of("steps", self.threads):
-            control = self._ready()
-            self._woken(self._call(LEAD, plan.ctypes.data, control), plan, control)
+            if self._control is None:
+                self._control = self._started()
+            self._call(what, numbers.ctypes.data, self._control.ctypes.data)
 
-    def frame(self, frame: np.ndarray, plan: np.ndarray) -> None:
-        """What is left of a frame, whose steps are of that plan: see `frames`."""
-        with self._lock, TURNS.of("steps", self.threads):
-            control = self._ready()
-            while self._woken(self._call(FRAME, frame.ctypes.data, control), plan, control):
-                pass
-
-    def _ready(self) -> int:
-        """The address of the counters."""
-        if self._pid != os.getpid():  # a fork takes no threads along
-            self._start()
-        return int(self._control.ctypes.data)
-
-    def _woken(self, asleep: int, plan: np.ndarray, control: int) -> bool:
-        """Run a step for which some had to be woken, if there are any."""
-        if asleep:
-            for i, wake in enumerate(self._wake, 1):
-                if asleep >> i & 1:
-                    wake.release()
-            self._call(RUN, plan.ctypes.data, control, 0)
-        return bool(asleep)
-
-    def _start(self) -> None:
+    def _started(self) -> np.ndarray:
+        """The counters of a team whose helpers wait for its first step."""
         whole = np.zeros(ASLEEP + 8 * self.threads + 8, np.int64)
         first = -whole.ctypes.data % 64 // 8
-        self._control = control = whole[first : first + ASLEEP + 8 * self.threads]
-        self._wake = [threading.Semaphore(0) for _ in range(1, self.threads)]
-        for i, wake in enumerate(self._wake, 1):
-            arguments = self._call, control, i, wake
+        control = whole[first : first + ASLEEP + 8 * self.threads]
+        control[NOW] = self.threads
+        for i in range(1, self.threads):
+            arguments = self._call, control, i
             threading.Thread(target=_help, args=arguments, name=f"accelerator-native-{i}", daemon=True).start()
-        weakref.finalize(self, _stop, control, self._wake)
-        self._pid = os.getpid()
+        weakref.finalize(self, _end, self._call, control, self.threads)
+        return control
 
 
-def _help(call: Callable[..., int], control: np.ndarray, me: int, wake: threading.Semaphore) -> None:
-    last = 0
-    while (last := call(SERVE, control.ctypes.data, me, last)) >= 0:
-        wake.acquire()
+def _help(call: Function, control: np.ndarray, me: int) -> None:
+    call(SERVE, control.ctypes.data, me)
 
 
-def _stop(control: np.ndarray, wake: list[threading.Semaphore]) -> None:
-    control[STOP] = 1
-    control[TICKET] += 1
-    for each in wake:
-        each.release()
+def _end(call: Function, control: np.ndarray, threads: int) -> None:
+    call(END, control.ctypes.data, threads)
+
+
+_ALL: weakref.WeakSet[Team] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """A fork takes no threads along: in a child no step is under way, and there are no helpers."""
+    for team in _ALL:
+        team._reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
