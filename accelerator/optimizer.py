@@ -26,6 +26,7 @@ from .errors import (
 )
 from .export import PRECISIONS, Progress, ignore_progress
 from .hardware import HardwareProfile, Tier, choose_tier, detect
+from .hardware.forks import renewed_in_children
 from .loader import Loader
 from .metrics import Meter
 from .routing import Route
@@ -106,9 +107,8 @@ class UniversalOptimizer:
             raise InvalidOption(f"threads must be a positive integer or None, not {threads!r}")
         if isinstance(queue_size, bool) or not isinstance(queue_size, int) or queue_size < 1:
             raise InvalidOption(f"queue_size must be a positive integer, not {queue_size!r}")
-        self._lock = threading.RLock()
+        self._forked()
         self._closed = self._released = False
-        self._pool: ThreadPoolExecutor | None = None
         self._release_torch = release_torch
         self._settings = _Settings(precision, proof, cache_dir, threads, probe, progress or ignore_progress)
         self._loader: Loader | None = None
@@ -124,6 +124,12 @@ class UniversalOptimizer:
             queue_size=queue_size,
             workers=self._workers,
         )
+        renewed_in_children(self)
+
+    def _forked(self) -> None:
+        """A child has none of the parent's threads."""
+        self._lock = threading.RLock()
+        self._pool: ThreadPoolExecutor | None = None
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, engine: str = "fish-speech", **options: Any) -> UniversalOptimizer:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Callable
 
 import numpy as np
 
+from ..hardware.forks import renewed_in_children
 from ..hardware.turns import TURNS
 from .compiled import FRAME, LEAD, RUN, SERVE, function
 from .plan import ASLEEP, STOP, TICKET
@@ -26,8 +26,16 @@ class Team:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._call = function()
+        self._stop: weakref.finalize | None = None
+        self._forked()
+        renewed_in_children(self)
+
+    def _forked(self) -> None:
+        """A child has none of the helpers, and nobody has begun a step there."""
         self._lock = threading.Lock()
-        self._pid = 0
+        if self._stop is not None:
+            self._stop.detach()
+        self._stop = None
         self._control: np.ndarray = np.zeros(0, np.int64)
         self._wake: list[threading.Semaphore] = []
 
@@ -46,7 +54,7 @@ class Team:
 
     def _ready(self) -> int:
         """The address of the counters."""
-        if self._pid != os.getpid():  # a fork takes no threads along
+        if self._stop is None:
             self._start()
         return int(self._control.ctypes.data)
 
@@ -67,8 +75,7 @@ class Team:
         for i, wake in enumerate(self._wake, 1):
             arguments = self._call, control, i, wake
             threading.Thread(target=_help, args=arguments, name=f"accelerator-native-{i}", daemon=True).start()
-        weakref.finalize(self, _stop, control, self._wake)
-        self._pid = os.getpid()
+        self._stop = weakref.finalize(self, _stop, control, self._wake)
 
 
 def _help(call: Callable[..., int], control: np.ndarray, me: int, wake: threading.Semaphore) -> None:
