@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import queue
 import select
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +27,9 @@ from test_pool import Utterer, segments, speaker, whole
 
 from accelerator import UniversalOptimizer, native
 from accelerator.cache import ContentCache, make_key
+from accelerator.engines.fish_speech import adapter as fish_speech
+from accelerator.engines.fish_speech.adapter import FishSpeechAdapter
+from accelerator.engines.fish_speech.routed import _Requests
 from accelerator.errors import GenerationError
 from accelerator.hardware.forks import Lock
 from accelerator.loader import Choice
@@ -402,6 +407,69 @@ def test_a_lock_that_the_forking_thread_holds_stays_held_in_the_child() -> None:
         assert in_child(excluded, 20) == (False, True)
     with lock:
         pass
+
+
+@pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX2 and numba")
+def test_a_codecs_kernels_have_threads_in_a_child(engine: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((4000, 64)).astype(np.float32)
+
+    def snake() -> np.ndarray:
+        out = np.zeros_like(x)
+        assert native.snake(x.ctypes.data, None, out.ctypes.data, *x.shape, low=False, low_out=False, threads=2)
+        return out
+
+    np.testing.assert_allclose(snake(), x + np.sin(x) ** 2, atol=1e-5)
+    with speaking(snake):
+        np.testing.assert_array_equal(in_child(snake, 20), snake())
+
+
+def test_fish_speechs_queue_is_served_by_a_thread_of_the_childs() -> None:
+    started = list[str]()
+
+    class Server:
+        def start(self) -> None:
+            started.append("started")
+            threading.Thread(target=self.serve, daemon=True).start()
+
+        def serve(self) -> None:
+            while (item := requests.get()[1]) is not None:
+                item.put(os.getpid())
+
+    def ask() -> int:
+        answers: queue.Queue[int] = queue.Queue()
+        requests.put(answers)
+        return answers.get(timeout=10)
+
+    server = Server()
+    requests = _Requests(weakref.WeakMethod(server.start))
+    assert started == []
+    assert [ask(), ask()] == [os.getpid()] * 2
+    assert in_child(lambda: (ask() == os.getpid(), ask() == os.getpid(), started), 30) == (True, True, ["started"] * 2)
+    requests.put(None)
+
+
+def test_a_live_fish_speech_is_not_asked_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread is not there: its parts in PyTorch speak."""
+
+    class Parts:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def stream(self, request: Any) -> Iterator[str]:
+            yield "its parts"
+
+        def close(self) -> None:
+            pass
+
+    result = SimpleNamespace(code="segment", audio=(8000, np.zeros(3)))
+    live = FishSpeechAdapter.__new__(FishSpeechAdapter)
+    live._live, live._process, live.engine = True, os.getpid(), SimpleNamespace(inference=lambda request: [result])
+    monkeypatch.setattr(fish_speech, "tts_request", lambda request, wav: request)
+    monkeypatch.setattr(fish_speech, "Routed", Parts)
+    monkeypatch.setattr(FishSpeechAdapter, "parts", lambda self: ())
+    request: Any = SimpleNamespace(reference=None)
+    assert [chunk.sample_rate for chunk in live.original(request)] == [8000]
+    assert in_child(lambda: list(live.original(request)), 10) == ["its parts"]
 
 
 # A child that ends as programs do: what is left of ONNX Runtime's sessions must not keep it
