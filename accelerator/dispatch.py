@@ -13,6 +13,7 @@ from .cache import ContentCache
 from .engines import Adapter
 from .engines.base import Bound, Pieces, Utterer, Voice
 from .errors import AcceleratorError, Closed, EngineError, GenerationError, InvalidInput, Overloaded
+from .hardware.forks import Lock, renewed_in_children
 from .metrics import Meter, measuring
 from .pool import PoolSpeaker, Workers
 from .routing import Route
@@ -43,11 +44,16 @@ class Dispatcher:
         """workers: how many segments a feed-forward engine speaks at once."""
         self._adapter, self._bound, self._routes, self._cache = adapter, bound, routes, cache
         self._split_text, self._queue_size, self._workers = split_text, queue_size, workers
-        self._lock = threading.Lock()
         self._shared: Workers | None = None
-        self._requests = 0  # being spoken or waiting
         self._voices: VoiceStore | None = None
-        self._voices_lock = threading.Lock()
+        self._voices_lock = Lock()
+        self._forked()
+        renewed_in_children(self)
+
+    def _forked(self) -> None:
+        """In a child no request is being spoken yet."""
+        self._lock = threading.Lock()
+        self._requests: set[Meter] = set()  # being spoken or waiting
 
     def pieces(self, request: SpeechRequest) -> Pieces | None:
         """The engine's stages one by one, if this request is spoken through them."""
@@ -75,14 +81,14 @@ class Dispatcher:
         Raises Overloaded, InvalidInput, GenerationError.
         """
         with self._lock:
-            if self._requests >= self._queue_size:
-                raise Overloaded(f"{self._requests} requests are being spoken or waiting: try again later")
-            self._requests += 1
+            if len(self._requests) >= self._queue_size:
+                raise Overloaded(f"{len(self._requests)} requests are being spoken or waiting: try again later")
+            self._requests.add(meter)
         try:
             yield from self._chunks(request, meter, streaming, cancelled)
         finally:
             with self._lock:
-                self._requests -= 1
+                self._requests.discard(meter)
 
     def _chunks(
         self, request: SpeechRequest, meter: Meter, streaming: bool, cancelled: threading.Event

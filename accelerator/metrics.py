@@ -11,12 +11,13 @@ import contextlib
 import contextvars
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from .hardware.forks import Lock
 
 if TYPE_CHECKING:
     from .text import Stretch
@@ -33,7 +34,7 @@ class Meter:
     """Collects one request's figures; safe to feed from several threads."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock, self._lock = clock, threading.Lock()
+        self._clock, self._lock = clock, Lock()
         self._start = clock()
         self._end: float | None = None
         self._stages = dict.fromkeys(STAGES, 0.0)

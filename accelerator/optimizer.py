@@ -19,6 +19,7 @@ from .engines import Adapter, adapter_for, adapter_from_checkpoint
 from .errors import Closed, EngineError, GenerationError, InvalidInput, InvalidOption
 from .export import Progress, ignore_progress
 from .hardware import HardwareProfile, Tier, choose_tier, detect
+from .hardware.forks import renewed_in_children
 from .loader import Loader
 from .metrics import Meter
 from .request import make_request
@@ -91,9 +92,8 @@ class UniversalOptimizer:
         self._settings = Settings(
             precision, proof, cache_dir, threads, probe, progress or ignore_progress, queue_size, unspeakable
         )
-        self._lock = threading.RLock()
+        self._forked()
         self._closed = self._released = False
-        self._pool: ThreadPoolExecutor | None = None
         self._release_torch = release_torch
         self._loader: Loader | None = None
         self._adapter = adapter if adapter is not None else adapter_for(engine)
@@ -108,6 +108,12 @@ class UniversalOptimizer:
             queue_size=queue_size,
             workers=self._workers,
         )
+        renewed_in_children(self)
+
+    def _forked(self) -> None:
+        """A child has none of the parent's threads."""
+        self._lock = threading.RLock()
+        self._pool: ThreadPoolExecutor | None = None
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, engine: str = "fish-speech", **options: Any) -> UniversalOptimizer:

@@ -23,6 +23,7 @@ import numpy as np
 
 from .engines.base import Utterer, Voice
 from .errors import GenerationError, InvalidInput, InvalidText
+from .hardware.forks import renewed_in_children
 from .joins import Joiner
 from .metrics import Meter
 from .segments import Segment, split
@@ -53,7 +54,12 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._free = threading.Semaphore(count)
+        self._forked()
+        renewed_in_children(self)
+
+    def _forked(self) -> None:
+        """In a child nobody speaks yet."""
+        self._free = threading.Semaphore(self.count)
         self._lock = threading.Lock()
         self._speaking = 0
 

@@ -8,11 +8,12 @@ between its cuts, also when nothing is known yet, so that a known voice answers 
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
+
+from .hardware.forks import Lock
 
 __all__ = ["BUDGET", "SHORTEST", "Prefixes", "cuts"]
 
@@ -36,7 +37,7 @@ class Prefixes:
     def __init__(self, budget: int = BUDGET) -> None:
         self.budget = budget
         self.hits = self.misses = 0
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._entries: OrderedDict[bytes, Blocks] = OrderedDict()
         self._nbytes = 0
 

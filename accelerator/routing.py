@@ -12,12 +12,12 @@ These are the only broad `except` clauses of the package, beside those that tran
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from .engines.base import Part
 from .errors import BadOutput, BatchFailed, InvalidInput
+from .hardware.forks import Lock
 from .loader import Choice
 from .metrics import Meter, current_meter
 
@@ -34,7 +34,7 @@ class Route:
     def __init__(self, part: Part, load: Callable[[Part], Choice]) -> None:
         self.part = part
         self._load = load
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._choice: Choice | None = None
         self._failures = 0
         self.errors: list[str] = []

@@ -23,6 +23,7 @@ from .codebooks import Codes
 from .decode import BLOCK, Embeddings, FrameSampler, Runner, StepTimes, Transformer, check_room
 from .errors import BadOutput, BatchFailed, GenerationError
 from .graph.dual_ar import DualARSpec
+from .hardware.forks import renewed_in_children
 from .prefixes import Prefixes, cuts
 from .sequences import Batching, Guidance, Other, Row, width_of
 
@@ -88,12 +89,24 @@ class DualARDecoder:
         self._cache_bytes = cache_bytes
         self.prefixes = Prefixes() if prefixes is None else prefixes
         self._slow_session, self._wide, self._wide_rows = slow, wide, wide_rows
-        self._codes = Codes(fast, None if wide is None else wide[1], spec, embeddings, rows)
+        self._fast_session = fast
+        self._begin()
+        renewed_in_children(self)
+
+    def _begin(self) -> None:
+        wide = None if self._wide is None else self._wide[1]
+        self._codes = Codes(self._fast_session, wide, self.spec, self.embeddings, self.limit)
         self._state = threading.Condition()
         self._leading = False  # somebody advances the rows; all that follows is then theirs alone, but for _waiting
         self._shared: _Lane | None = None
         self._alone: list[_Lane] = []  # of one row each; kept, empty, for the next
         self._waiting: deque[Row] = deque()
+
+    def _forked(self) -> None:
+        """A child begins anew: what is spoken here belongs to the parent's threads, which may be amidst a step."""
+        for row in (*self._waiting, *(row for lane in self._lanes() for row in lane.sequences)):
+            row.fail(GenerationError("this speech was begun before this process was forked: begin it anew here"))
+        self._begin()
 
     def generate(
         self,

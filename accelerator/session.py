@@ -5,6 +5,7 @@ onnxruntime is imported here only.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .errors import SessionError
+from .hardware.forks import Lock, renewed_in_children
 
 __all__ = [
     "BF16_FLAGS",
@@ -105,14 +107,39 @@ def available_providers() -> list[str]:
 
 
 class Session:
-    """One loaded graph. Safe to run from several threads at once; a `Binding` belongs to one thread at a time."""
+    """One loaded graph. Safe to run from several threads at once; a `Binding` belongs to one thread at a time.
+
+    In a child of the process it is loaded anew on first use: the threads of its pool are gone there.
+    """
 
     invariant = False  # whether a row's answer is the same whatever rows are beside it
 
     def __init__(self, path: Path, options: SessionOptions = SessionOptions()) -> None:
         """Load `path`. Raises SessionError."""
-        ort = library()
         self.path, self.options = Path(path), options
+        self._opening = Lock()
+        self._ort: Any = self._load()
+        self.inputs = {i.name: (_DTYPES.get(i.type), i.shape) for i in self._ort.get_inputs()}
+        self.outputs = [o.name for o in self._ort.get_outputs()]
+        renewed_in_children(self)
+
+    def _forked(self) -> None:
+        if self._ort is not None:
+            # Never freed: that would wait for its threads, at the latest when the child ends.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._ort))
+            self._ort = None
+
+    def opened(self) -> Any:
+        """ONNX Runtime's session, this process's own. Raises SessionError."""
+        if self._ort is None:
+            with self._opening:
+                self._ort = self._ort or self._load()
+        return self._ort
+
+    def _load(self) -> Any:
+        ort = library()
+
+        options = self.options
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = max(1, options.threads)
         settings.inter_op_num_threads = 1
@@ -136,16 +163,15 @@ class Session:
             # In a thread of its own: the first session's denormal mode stays with the thread that made it, for good.
             with ThreadPoolExecutor(1) as maker:
                 made = maker.submit(ort.InferenceSession, str(self.path), settings, providers=list(options.providers))
-                self._ort = made.result()
+                return made.result()
         except Exception as error:  # onnxruntime raises its own types and plain RuntimeErrors
             raise SessionError(f"ONNX Runtime cannot load {self.path.name}: {error}") from error
-        self.inputs = {i.name: (_DTYPES.get(i.type), i.shape) for i in self._ort.get_inputs()}
-        self.outputs = [o.name for o in self._ort.get_outputs()]
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[np.ndarray]:
         """Run once on arrays; returns the named outputs in order (all by default). Raises SessionError."""
+        session = self.opened()
         try:
-            return list(self._ort.run(outputs, dict(inputs)))
+            return list(session.run(outputs, dict(inputs)))
         except Exception as error:
             raise SessionError(f"ONNX Runtime failed in {self.path.name}: {error}") from error
 
@@ -164,23 +190,29 @@ class Binding:
     """A graph bound to fixed arrays: nothing is allocated or copied per run. The arrays are kept alive."""
 
     def __init__(self, session: Session, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+        self._session, self._inputs, self._outputs = session, dict(inputs), dict(outputs)
+        self._bind()
+
+    def _bind(self) -> None:
         OrtValue = library().OrtValue
 
-        self._session, self._arrays = session, [*inputs.values(), *outputs.values()]
-        self._binding = session._ort.io_binding()
+        self._ort = self._session.opened()
+        self._binding = self._ort.io_binding()
         self._values = []
-        for name, array in inputs.items():
+        for name, array in self._inputs.items():
             value = OrtValue.ortvalue_from_numpy(array)
             self._binding.bind_ortvalue_input(name, value)
             self._values.append(value)
-        for name, array in outputs.items():
+        for name, array in self._outputs.items():
             value = OrtValue.ortvalue_from_numpy(array)
             self._binding.bind_ortvalue_output(name, value)
             self._values.append(value)
-        self._run = session._ort.run_with_iobinding
+        self._run = self._ort.run_with_iobinding
 
     def run(self) -> None:
         """Run once. Raises SessionError."""
+        if self._session.opened() is not self._ort:  # in a child
+            self._bind()
         try:
             self._run(self._binding)
         except Exception as error:

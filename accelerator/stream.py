@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .errors import GenerationError
 from .metrics import Meter
 from .speech import AudioChunk
 
@@ -24,11 +26,14 @@ class SpeechStream:
     ) -> None:
         self._chunks, self._meter, self._finish = chunks, meter, finish
         self._cancelled = cancelled or threading.Event()
+        self._process = os.getpid()
 
     def __iter__(self) -> SpeechStream:
         return self
 
     def __next__(self) -> AudioChunk:
+        if self._process != os.getpid():  # it may wait for threads that a fork has not taken along
+            raise GenerationError("this stream was begun before this process was forked: begin it anew here")
         try:
             return next(self._chunks)
         except BaseException:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from .errors import ExportError
 from .graph.graph import OPSET
 from .graph.rewrite import rewrite_convolutions
+from .hardware.forks import Lock
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["on_one_thread", "trace"]
 
-_lock = threading.Lock()  # torch's exporter is not thread-safe
+_lock = Lock()  # torch's exporter is not thread-safe
 
 
 def trace(

@@ -21,6 +21,7 @@ import numpy as np
 
 from .cache import ContentCache, Entry, make_key
 from .errors import BadOutput, CacheError, InvalidOption
+from .hardware.forks import renewed_in_children
 
 __all__ = ["VoiceStats", "VoiceStore"]
 
@@ -63,11 +64,16 @@ class VoiceStore:
         if not encoder_key:
             raise InvalidOption("encoder_key is empty: the codes of two encoders would be taken for each other")
         self._cache, self._encoder_key, self._max_bytes = cache, encoder_key, max_bytes
-        self._lock = threading.Lock()  # of all that follows
         self._kept: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._kept_bytes = 0
-        self._flights: dict[str, _Flight] = {}
+        self._forked()
+        renewed_in_children(self)
         self._counts = {"memory": 0, "disk": 0, "misses": 0}
+
+    def _forked(self) -> None:
+        """In a child nobody encodes yet; what is known stays known."""
+        self._lock = threading.Lock()  # of all that follows
+        self._kept_bytes = sum(codes.nbytes for codes in self._kept.values())
+        self._flights: dict[str, _Flight] = {}
 
     @property
     def stats(self) -> VoiceStats:
@@ -118,7 +124,7 @@ class VoiceStore:
             with self._lock:
                 flight.waiting -= 1
                 if not flight.waiting:
-                    del self._flights[digest]
+                    self._flights.pop(digest, None)
 
     def _recall(self, digest: str) -> np.ndarray | None:
         with self._lock:

@@ -7,10 +7,11 @@ import hashlib
 import os
 import re
 import stat
-import threading
 import time
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
+
+from ..hardware.forks import Lock
 
 __all__ = ["Identity", "identity", "is_settled", "is_sha256", "lookup", "open_regular", "remember", "sha256_file"]
 
@@ -29,7 +30,7 @@ class Identity(NamedTuple):
 
 
 _memo: dict[tuple[str, int, Identity], str] = {}
-_memo_lock = threading.Lock()
+_memo_lock = Lock()
 
 
 def identity(status: os.stat_result) -> Identity:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import CacheError, CorruptEntry, InvalidOption
+from ..hardware.forks import renewed_in_children
 from . import digest, disk, layout, strict_json
 from . import manifest as manifests
 from .build import Unfinished, as_json, remove_at_exit, seal
@@ -74,10 +75,15 @@ class ContentCache:
         self._max_bytes = max_bytes
         self._lock_timeout = lock_timeout
         self._clock = clock
-        self._guard = threading.Lock()
-        self._flights: dict[str, threading.Lock] = {}
         self._own: dict[str, Entry] = {}  # ephemeral entries of this object
         self._warned = False
+        self._forked()
+        renewed_in_children(self)
+
+    def _forked(self) -> None:
+        """In a child no thread builds yet; that the parent does is seen by its files' locks."""
+        self._guard = threading.Lock()
+        self._flights: dict[str, threading.Lock] = {}
 
     @property
     def root(self) -> Path:

@@ -27,7 +27,6 @@ import contextlib
 import ctypes
 import functools
 import math
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,6 +38,7 @@ from torch.nn import functional
 from .. import native
 from ..errors import SessionError
 from ..hardware import detect
+from ..hardware.forks import Lock
 from ..session import BF16_FLAGS
 from .dense import Levels, Single
 from .winograd import TAPS, Minimal, Winograd
@@ -68,7 +68,7 @@ _LARGEST = 32_639.0  # 127 * 256 + 127: what two int8 hold
 _ROWS = 8  # other numbers of rows can ask for another order: a copy of all weights, for one window's length
 _TINY = 1e-20  # for what is zero everywhere
 _AT_A_TIME = 1_000_000  # weights
-_LOCK = threading.Lock()  # one packing at a time: its passing memory should not be needed twice
+_LOCK = Lock()  # one packing at a time: its passing memory should not be needed twice
 
 Product = Callable[[Tensor], Tensor]
 Form = Literal["plain", "packed", "winograd", "levels", "split"]

@@ -8,13 +8,13 @@ A convolution that is dilated by d is d convolutions of every d-th row.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .. import native
+from ..hardware.forks import Lock
 from ..native import filters
 from .scratch import scratch
 
@@ -25,7 +25,7 @@ TAPS = (3, 7)
 _WORKED_ON = 1_000_000  # evaluated inputs at a time: they should stay in a core's own cache
 _ROWS = 64  # tiles at a time, at least: the weights are read once for so many
 
-_LOCK = threading.Lock()
+_LOCK = Lock()
 
 
 class Minimal:

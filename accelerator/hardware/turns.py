@@ -8,12 +8,12 @@ time, and on average each was there after three quarters of it (docs/benchmarks.
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from .forks import renewed_in_children
 
 __all__ = ["TURNS", "Turns"]
 
@@ -25,10 +25,11 @@ class Turns:
     def __init__(self, cores: int | None = None) -> None:
         """cores: that there are; None: as many as this process may use, looked up on first use."""
         self._cores = cores
-        self._reset()
-        _ALL.add(self)
+        self._forked()
+        renewed_in_children(self)
 
-    def _reset(self) -> None:
+    def _forked(self) -> None:
+        """In a child nobody else has a turn, whoever had one in the parent."""
         self._lock = threading.Lock()
         self._used = 0
         self._waiting: dict[str, deque[tuple[int, threading.Event]]] = {}  # the kind whose turn is next comes first
@@ -86,17 +87,5 @@ class Turns:
             self._used += wanted
             turn.set()
 
-
-_ALL: weakref.WeakSet[Turns] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    """In a child nobody else has a turn, whoever had one in the parent."""
-    for turns in _ALL:
-        turns._reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 TURNS = Turns()

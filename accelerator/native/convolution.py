@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..hardware.forks import Lock
 from . import tiles as at
 from .compiled import DENSE, FILTER, LEVELS, MIX, ORDER, SINGLE, function, multiplies_bf16
 from .minimal import filters
@@ -18,7 +19,7 @@ __all__ = ["Dense", "Filter", "Mix", "Single"]
 
 _LINE = 64  # bytes
 _LITTLE = 200_000  # products that are not worth another thread
-_KEPT, _LOCK = threading.local(), threading.Lock()
+_KEPT, _LOCK = threading.local(), Lock()
 _ONE = np.ones((1, 1))
 
 

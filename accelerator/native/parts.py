@@ -12,18 +12,16 @@ import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import SessionError
+from ..hardware.openmp import library
 from . import job as at
 from .compiled import PARTS, function
 
 __all__ = ["in_parts"]
-
-_MAPS = Path("/proc/self/maps")
 
 
 def in_parts(
@@ -56,17 +54,13 @@ def in_parts(
 @functools.cache
 def _parallel() -> Any:
     """GOMP_parallel(function, data, threads, flags) of the OpenMP that PyTorch has loaded."""
-    try:
-        mapped = {line.split()[-1] for line in _MAPS.read_text().splitlines() if "libgomp" in line}
-        (path,) = [path for path in mapped if "torch" in path] or mapped
-        found = ctypes.CDLL(path).GOMP_parallel
-    except (OSError, ValueError, AttributeError):
-        return None
-    found.argtypes, found.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    found = getattr(library(), "GOMP_parallel", None)
+    if found is not None:
+        found.argtypes, found.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
     return found
 
 
 @functools.cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Of this process: a fork takes no threads along."""
+    """A process's own: a fork takes no threads along."""
     return ThreadPoolExecutor(threads, thread_name_prefix="accelerator-codec")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 
 import numpy as np
 
+from ..hardware.forks import renewed_in_children
 from ..hardware.turns import TURNS
 from .compiled import END, FRAME, LEAD, SERVE, Function, function
 from .plan import ASLEEP, NOW
@@ -25,11 +25,16 @@ class Team:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._call = function()
-        self._reset()
-        _ALL.add(self)
+        self._stop: weakref.finalize | None = None
+        self._forked()
+        renewed_in_children(self)
 
-    def _reset(self) -> None:
+    def _forked(self) -> None:
+        """A child has none of the helpers, and nobody has begun a step there."""
         self._lock = threading.Lock()
+        if self._stop is not None:
+            self._stop.detach()
+        self._stop = None
         self._control: np.ndarray | None = None
 
     def run(self, plan: np.ndarray) -> None:
@@ -60,7 +65,7 @@ class Team:
         for i in range(1, self.threads):
             arguments = self._call, control, i
             threading.Thread(target=_help, args=arguments, name=f"accelerator-native-{i}", daemon=True).start()
-        weakref.finalize(self, _end, self._call, control, self.threads)
+        self._stop = weakref.finalize(self, _end, self._call, control, self.threads)
         return control
 
 
@@ -70,16 +75,3 @@ def _help(call: Function, control: np.ndarray, me: int) -> None:
 
 def _end(call: Function, control: np.ndarray, threads: int) -> None:
     call(END, control.ctypes.data, threads)
-
-
-_ALL: weakref.WeakSet[Team] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    """A fork takes no threads along: in a child no step is under way, and there are no helpers."""
-    for team in _ALL:
-        team._reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)

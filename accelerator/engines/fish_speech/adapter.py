@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import logging
+import os
 import queue
 import time
 import types
@@ -77,7 +78,7 @@ class FishSpeechAdapter:
             lambda: tensors_digest(lm.state(self.model.get())),
             lambda: tensors_digest((n, t) for n, t in self.codec.get().state_dict().items() if t.dtype != torch.bool),
         )
-        self._live = True
+        self._live, self._process = True, os.getpid()  # only there has the engine its thread
 
     @classmethod
     def from_checkpoint(
@@ -232,8 +233,9 @@ class FishSpeechAdapter:
         return routed
 
     def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
-        """Speech from the engine itself; if it has no weights any more, from its parts in PyTorch."""
-        if self._live:
+        """Speech from the engine itself; if it has no weights any more, or lost its thread by a fork, from its parts in
+        PyTorch."""
+        if self._live and self._process == os.getpid():
             wav = None
             if request.reference is not None:
                 file = io.BytesIO()

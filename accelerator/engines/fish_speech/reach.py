@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import queue
 import sys
-import threading
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import UnsupportedEngine
+from ...hardware.forks import Lock
 from .layouts import INFERENCE
 
 __all__ = ["Reached", "reach"]
 
 PROBE_TIMEOUT_S = 120.0  # a request that is being served is waited for
-_probing = threading.Lock()
+_probing = Lock()
 
 
 @dataclass(frozen=True)

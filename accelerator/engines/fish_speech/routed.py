@@ -15,7 +15,7 @@ import logging
 import queue
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ...errors import AcceleratorError, Closed, GenerationError, InvalidText
+from ...hardware.forks import renewed_in_children
 from ...metrics import current_meter
 from ...speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
 from ..base import Call, Voice
@@ -76,14 +77,30 @@ def _serving(request: _Request) -> Iterator[None]:
 
 
 class _Requests(queue.Queue[Any]):
-    """A queue whose items remember the context they were put in. Raises Closed when nobody serves it any more."""
+    """A queue whose items remember the context they were put in. Raises Closed when nobody serves it any more.
+
+    start: begins to serve it, with the first item; called once in a process, as a fork takes no threads along.
+    """
 
     closed = False
+
+    def __init__(self, start: weakref.WeakMethod[Callable[[], None]] | None = None) -> None:
+        self._start = start
+        self._forked()
+        renewed_in_children(self)
+
+    def _forked(self) -> None:
+        """What waits in the parent is served there."""
+        super().__init__()
+        self._is_served = False
 
     def _put(self, item: Any) -> None:
         if self.closed and item is not None:
             raise Closed("this engine's accelerator was closed: wrap the engine again")
         super()._put((contextvars.copy_context(), item))
+        if not self._is_served and self._start is not None and (start := self._start()) is not None:
+            self._is_served = True
+            start()
 
 
 def _serve(requests: _Requests, routed: weakref.ref[Routed], wrap: Any) -> None:
@@ -105,7 +122,7 @@ class Routed:
 
     def __init__(self, adapter: FishSpeechAdapter, calls: Mapping[str, Call]) -> None:
         self._adapter, self._calls = adapter, calls
-        self._requests = _Requests()
+        self._requests = _Requests(weakref.WeakMethod(self._start))
         self.engine = engine = copy.copy(adapter.engine)
         engine.decoder_model = _routed_codec(adapter, calls)
         engine.llama_queue = self._requests
@@ -129,14 +146,11 @@ class Routed:
         engine.load_by_hash = load_known_voice
         self.pieces = FishSpeechPieces(adapter, engine, calls)
         engine._accelerated_by = self  # whoever holds the copy keeps its thread
-        thread = threading.Thread(
-            target=_serve,
-            args=(self._requests, weakref.ref(self), adapter.module.WrappedGenerateResponse),
-            name="accelerator-fish-speech",
-            daemon=True,
-        )
-        thread.start()
         weakref.finalize(self, self._requests.put, None).atexit = False
+
+    def _start(self) -> None:
+        arguments = self._requests, weakref.ref(self), self._adapter.module.WrappedGenerateResponse
+        threading.Thread(target=_serve, args=arguments, name="accelerator-fish-speech", daemon=True).start()
 
     def stream(self, request: SpeechRequest, voice: Voice | None = None) -> Iterator[AudioChunk]:
         """Speech in order. Raises InvalidText for what the model has no room for, GenerationError."""

@@ -7,7 +7,6 @@ import ctypes
 import gc
 import importlib
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from ...errors import EngineError, UnsupportedEngine
+from ...hardware.forks import Lock
 from .language_model import state
 from .structure import on_meta, replica, shared, unloaded
 
@@ -33,7 +33,7 @@ class Held:
 
     def __init__(self, module: Any | None, shell: Any | None, load: Callable[[], Any] | None) -> None:
         assert module is not None or (shell is not None and load is not None)
-        self._module, self._load, self._lock = module, load, threading.Lock()
+        self._module, self._load, self._lock = module, load, Lock()
         self.shell: Any = module if shell is None else shell
 
     def get(self) -> Any:

@@ -21,7 +21,6 @@ import functools
 import importlib.metadata
 import importlib.util
 import logging
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from torch import Tensor
 from ...audio import check_audio
 from ...errors import EngineError, InvalidOption
 from ...export import Component
+from ...hardware.forks import Lock
 from ...metrics import current_meter
 from ...session import Session, SessionOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
@@ -53,7 +53,7 @@ TEXT, DECODER = "text", "decoder"
 _PROBED_TOKENS, _PROBED_FRAMES = 60, 120
 _UNSHAPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id")
 _SHOWN = 60  # letters in a message
-_ONE_AT_A_TIME = threading.Lock()  # phonemizers are one library for the whole process
+_ONE_AT_A_TIME = Lock()  # phonemizers are one library for the whole process
 
 
 def adapter(pipeline: Any) -> VitsAdapter | PassThroughAdapter:
@@ -346,7 +346,7 @@ class _BoundVits:
 def _load(name: str, paths: Mapping[str, Path], options: SessionOptions) -> Call:
     """A part's call. While others speak beside it, it runs in a session of one thread, which any number may share."""
     path = paths[name] / f"{name}.onnx"
-    session, lock = Session(path, options), threading.Lock()
+    session, lock = Session(path, options), Lock()
     single: list[Session] = [session] if options.threads == 1 else []
 
     def call(*inputs: np.ndarray | None, alone: bool = True) -> np.ndarray:
@@ -371,7 +371,7 @@ def _load_decoder(paths: Mapping[str, Path], options: SessionOptions) -> Call:
     """On all threads in PyTorch, where only one at a time runs: two would be in each other's way."""
     if options.backend == "onnxruntime":
         return _load(DECODER, paths, options)
-    decode, lock = twin.DecodeCall(paths["decoder-twin"] / twin.FILE, bf16=options.dtype == "bf16"), threading.Lock()
+    decode, lock = twin.DecodeCall(paths["decoder-twin"] / twin.FILE, bf16=options.dtype == "bf16"), Lock()
 
     def call(latents: np.ndarray, speaker: np.ndarray | None, *, alone: bool = True) -> np.ndarray:
         with lock:
