@@ -234,7 +234,7 @@ def _by_pyav(file: BinaryIO, max_s: float) -> tuple[np.ndarray, int]:
 
     blocks: list[np.ndarray] = []
     try:
-        with av.open(file, options={"format_whitelist": _CONTAINERS}) as container:
+        with av.open(file, mode="r", options={"format_whitelist": _CONTAINERS}) as container:
             stream = container.streams.audio[0]
             rate = _rate(stream.rate)
             left = int(max_s * rate) + 1

@@ -27,6 +27,7 @@ __all__ = [
     "Size",
     "SizeName",
     "Threads",
+    "UnspeakableName",
     "Verbose",
     "VoiceName",
 ]
@@ -42,6 +43,11 @@ class PrecisionName(str, Enum):
 class ProofName(str, Enum):
     strict = "strict"
     warn = "warn"
+
+
+class UnspeakableName(str, Enum):
+    error = "error"
+    skip = "skip"
 
 
 class SizeName(str, Enum):

@@ -31,6 +31,7 @@ from .options import (
     ReferenceText,
     Size,
     Threads,
+    UnspeakableName,
     Verbose,
     VoiceName,
 )
@@ -83,6 +84,9 @@ def synth(
     keep_partial: Annotated[
         bool, typer.Option("--keep-partial", help="When interrupted, keep what was spoken, under another name.")
     ] = False,
+    unspeakable: Annotated[
+        UnspeakableName, typer.Option(help="Text that the voice cannot speak: refuse all of it, or leave that out.")
+    ] = UnspeakableName.error,
     threads: Threads = None,
     cache_dir: CacheDir = None,
     json: Json = False,
@@ -114,8 +118,10 @@ def synth(
         optimizer = engines.open_engine(out, engine, size, checkpoint, progress=progress, **options)
         with optimizer:
             with_voice = reference is not None
+            asked = {"voice": voice, "unspeakable": unspeakable.value, "eager": stream, **sampling}
+            optimizer.stream(text, reference, reference_text, **asked)  # refused now, not after minutes of exporting
             engines.prepare(optimizer, encoder=with_voice)  # before the clock of the request starts
-            speech = optimizer.stream(text, reference, reference_text, voice=voice, eager=stream, **sampling)
+            speech = optimizer.stream(text, reference, reference_text, **asked)
             progress.speaking(lambda: _so_far(speech))
             result = _speak(out, speech, output, format, at_once=stream, keep=keep_partial)
     _report(out, {"output": str(output), "engine": engine, **result})
@@ -265,6 +271,8 @@ def _report(out: Output, result: dict[str, Any]) -> None:
     if len(metrics["segments"]) > 1:
         again = sum(segment["tries"] > 1 for segment in metrics["segments"])
         out.note(f"{len(metrics['segments'])} segments" + (f", {again} of them tried twice" if again else ""))
+    for skipped in metrics["skipped"]:
+        out.note(f"Not spoken: {skipped['text']!r} at position {skipped['start']}")
     for fallback in metrics["fallback"]:
         out.note(f"Fallback: {fallback['part']} ran in PyTorch: {fallback['reason']}: {fallback['message']}")
 
