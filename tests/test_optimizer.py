@@ -466,6 +466,25 @@ def test_nothing_happens_before_the_first_use(tiny: Any, tmp_path: Path) -> None
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_relative_cache_stays_where_it_was_given(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "later").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with UniversalOptimizer(tiny, cache_dir="cache", probe=False, threads=1) as optimizer:
+        monkeypatch.chdir(tmp_path / "later")
+        optimizer.prepare(["decoder"])
+        assert optimizer.status()["cache"] == str(tmp_path / "cache")
+    assert list((tmp_path / "later").iterdir()) == []
+
+
+def test_whole_segments_are_what_the_blocking_call_says(fast: Any) -> None:
+    text = "This is a sentence that is spoken. " * 12
+    stream = fast.stream(text, eager=False, seed=0, max_new_tokens=12)
+    chunks = [chunk.audio for chunk in stream]
+    whole = fast.synthesize(text, seed=0, max_new_tokens=12)
+    assert len(chunks) > 1
+    np.testing.assert_array_equal(np.concatenate(chunks), whole.audio)
+
+
 def test_prepare_twice_is_prepare_once(tiny: Any, tmp_path: Path) -> None:
     events: list[ProgressEvent] = []
     optimizer = UniversalOptimizer(
