@@ -56,7 +56,7 @@ def plain(text: str) -> str:
     if text.isascii():
         return text
     text = _RAISED.sub(_power, text)
-    text = re.sub(r"(?<=\d) ?[·⋅] ?(?=\d)", "×", text).translate(_TABLE)
+    text = re.sub(r"(?:(?<=\d)|(?<=\b[A-Za-z])) ?[·⋅] ?(?=\d|[A-Za-z]\b)", "×", text).translate(_TABLE)
     text = re.sub(r"(?<!\d)(?<!\d )Ω", " omega ", text)  # ohms are counted
     return re.sub(r"µ(?![A-Za-z])", " mu ", text)
 

@@ -38,7 +38,7 @@ _COUNTED = {"Fig": "figure", "fig": "figure", "Figs": "figures", "vol": "volume"
             "Art": "article", "art": "article", "ca": "about", "c": "about", "Pt": "part", "Ex": "example"}  # fmt: skip
 _MEASURES = {"ft": "feet", "in": "inches", "oz": "ounces", "lb": "pounds", "lbs": "pounds", "hr": "hours",
              "hrs": "hours", "min": "minutes", "mins": "minutes", "sec": "seconds", "mi": "miles", "yd": "yards",
-             "yr": "years", "yrs": "years"}  # fmt: skip
+             "yr": "years", "yrs": "years", "tsp": "teaspoons", "tbsp": "tablespoons"}  # fmt: skip
 _DAYS = {"Mon": "monday", "Tue": "tuesday", "Tues": "tuesday", "Wed": "wednesday", "Thu": "thursday",
          "Thurs": "thursday", "Fri": "friday", "Sat": "saturday", "Sun": "sunday"}  # fmt: skip
 _SPAN = {**{name.title(): name for name in (*_DAYS.values(), *MONTHS)}, **_DAYS,
