@@ -435,6 +435,7 @@ class TestExport:
                 assert Path(export["path"]).is_dir()
             assert part["probe"]["seconds"]["pytorch"] > 0, name
 
+    @pytest.mark.slow
     def test_builds_what_is_missing(self, copied: Path):
         found = answer("export", *TINY, "--precision", "int8", "--threads", "1", "--cache-dir", copied)
         exports = found["parts"]["text2semantic"]["exports"]

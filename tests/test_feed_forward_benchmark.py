@@ -15,6 +15,7 @@ from accelerator.errors import EngineError, InvalidOption
 pytest.importorskip("transformers", reason="pip install transformers")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_it_measures_all_arms(tmp_path: Path) -> None:
     command = ["bench", "feed-forward", "--quick", "--rounds", "2", "--threads", "1"]

@@ -647,7 +647,6 @@ def test_the_environment_can_do_without_them(monkeypatch: pytest.MonkeyPatch) ->
         compiled.available.cache_clear()
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.skipif(not compiled.is_wide(), reason="all tests are of AVX2 here")
 def test_those_for_older_processors_compute_the_same(exports: Path) -> None:
     """What is tested here and of a codec's layers, once more in a process whose kernels use AVX2."""
