@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from accelerator.benchmark import serving_neighbours
 from accelerator.benchmark.process import ArmFailed, ArmGone
 from accelerator.benchmark.serving import ServingOptions, compiled, run, to_markdown, to_svg
 from accelerator.benchmark.serving_plan import PYTORCH, SCENARIOS, ServingPlan
@@ -41,6 +42,7 @@ LINUX = sys.platform.startswith("linux")
         {"precision": "int3"},
         {"rounds": 0},
         {"frames": 3},
+        {"requests": 0},
         {"threads": 0},
         {"proof": "none"},
         {"engine": "fish-speech"},
@@ -234,7 +236,7 @@ def served(fast: Any, tmp_path: Path) -> Iterator[Served]:
     fast._dispatcher._cache, fast._dispatcher._voices = before
 
 
-@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name != "memory"])
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name not in ("memory", "neighbours")])
 def test_every_item_has_its_figures(served: Served, scenario: str) -> None:
     known = {figure.name for figure in SCENARIOS[scenario].figures}
     if not LINUX:
@@ -309,12 +311,13 @@ class FakeProcess:
 
     def __init__(self, _: Callable[[str], None]) -> None:
         type(self).alive += 1
+        self._is_alive = True
 
     def ask(self, do: str, **arguments: Any) -> Any:
         if do == "prepare":
             part = {"backend": "onnxruntime", "precision": "int8", "threads": 2, "reason": "fastest"}
             facts = {"name": "fake", "sample_rate": 1000, "frame_s": 0.05, "prompt": 60}
-            return {**facts, "weights": "w", "parts": {"text2semantic": part}}
+            return {**facts, "weights": "w", "trained": False, "parts": {"text2semantic": part}}
         if do == "take":
             what = f"{arguments['scenario']}: {arguments['item']}"
             self.log.append(what)
@@ -326,12 +329,19 @@ class FakeProcess:
             if arguments["measure"]["kind"] == "speak":
                 return {"rtf": 4.0, "spoken_frames": 6}
             return {"prefill_60": 0.5, "frame_60": 0.3}
+        if do == "beside":
+            self.log.append(f"neighbours: {arguments['item']} {arguments['numbers']}")
+            if error := self.faults.get(f"neighbours: {arguments['item']}"):
+                raise error
+            requests = [{"number": n, "seconds": 2.0, "audio_s": 3.0} for n in arguments["numbers"]]
+            return {"begun": 1.0, "ended": 1.0 + 2 * len(requests), "requests": requests}
         if do == "notes":
             return ["encoder in PyTorch: Slower: by far"]
         return None
 
     def close(self) -> None:
-        type(self).alive -= 1
+        type(self).alive -= self._is_alive
+        self._is_alive = False
 
 
 @pytest.fixture
@@ -364,7 +374,10 @@ def test_a_result_is_whole(fake: type[FakeProcess]) -> None:
         for item, row in scenario["rows"].items():
             expected = {f["name"] for f in scenario["figures"]}
             assert set(row) == expected, (name, item)
-            assert all(figures["n"] == (1 if name == "memory" else 2) or item == "80 words" for figures in row.values())
+            assert all(
+                figures["n"] == (1 if name in ("memory", "neighbours") else 2) or item == "80 words"
+                for figures in row.values()
+            )
     pytorch = result["scenarios"]["throughput"]["rows"]["pytorch"]
     assert pytorch["frames_per_s"]["values"] == [3.0, 3.0]  # 6 frames in 0.5 + 5 * 0.3 s
     assert pytorch["audio_per_s"]["values"] == [0.25, 0.25]
@@ -415,6 +428,87 @@ def test_markdown_and_charts_name_everything(fake: type[FakeProcess]) -> None:
         assert 0 < float(rect.attrib["width"]) <= float(svg.attrib["width"]) - float(rect.attrib["x"])
 
 
+# Several processes
+
+
+def answer(*seconds: float, first: int = 0, begun: float = 0.0) -> dict[str, Any]:
+    """What a process answers that took so long for requests `first`, `first` + 1, ...: 4 s of audio each."""
+    requests = [{"number": first + n, "seconds": s, "audio_s": 4.0} for n, s in enumerate(seconds)]
+    return {"begun": begun, "ended": begun + sum(seconds), "requests": requests}
+
+
+def test_neighbours_are_compared_with_the_same_sentence_alone() -> None:
+    alone = [answer(1.0, 2.0), answer(3.0, 2.0)]  # sentence 0: 1 and 3 s, sentence 1: 2 s
+    first = [answer(6.0, 6.0, begun=10.0), answer(3.0, 12.0, begun=11.0)]  # from 10 to 26
+    second = [answer(9.0, first=len(SENTENCES)), answer(3.0, first=1)]  # sentences 0 and 1 again
+    assert serving_neighbours.figures(alone, [first, second], 1.5) == {
+        "alone_s": 2.0,
+        "fair_s": 3.0,
+        "median_shares": 2.0,  # of 2, 2, 1, 4, 3, 1
+        "slowest_shares": 4.0,
+        "alone_audio_per_s": 16 / 8,
+        "audio_per_s": 24 / (16 + 9),
+    }
+
+
+def test_neighbours_make_all_requests_by_turns(fake: type[FakeProcess]) -> None:
+    items = SCENARIOS["neighbours"].items(QUICK)
+    assert items[:2] == ["own choice", "1 thread"]
+    scenario = measured(fake, scenarios=("neighbours",))["scenarios"]["neighbours"]
+    opened = [f"neighbours: {item} [0]" for item in items] * 2
+    rounds = [f"neighbours: {item} {numbers}" for numbers in ([0, 1], [2]) for item in items for _ in range(3)]
+    assert fake.log == opened + rounds  # alone, then both
+    row = scenario["rows"]["1 thread"]
+    assert {name: figure["median"] for name, figure in row.items()} == {
+        "alone_s": 2.0,
+        "fair_s": 2.0 * QUICK.processes_per_core,
+        "median_shares": 1 / QUICK.processes_per_core,
+        "slowest_shares": 1 / QUICK.processes_per_core,
+        "alone_audio_per_s": 1.5,
+        "alone_audio_per_s_times": 1.0,
+        "audio_per_s": 3.0,
+        "audio_per_s_times": 1.0,
+    }
+    assert scenario["notes"] == ["encoder in PyTorch: Slower: by far"]
+    assert fake.alive == 0
+
+
+def test_a_neighbour_that_fails_ends_them_all(fake: type[FakeProcess]) -> None:
+    fake.faults = {"neighbours: 1 thread": ArmGone("the process ended with signal 9")}
+    scenario = measured(fake, scenarios=("neighbours",))["scenarios"]["neighbours"]
+    assert scenario["errors"] == {"all": "the process ended with signal 9"}
+    assert scenario["rows"]["own choice"] == {}
+    assert fake.alive == 0
+
+
+def test_only_whole_sentences_of_the_bundled_voice_are_of_it() -> None:
+    def plan(**options: Any) -> ServingPlan:
+        return ServingPlan.of(ServingOptions(**options))
+
+    alone: dict[str, Any] = {"scenarios": ("neighbours",)}
+    assert plan(**alone).speaks_in_the_bundled_voice
+    others = ({"quick": True}, {"size": "tiny"}, {"checkpoint": Path("a")}, {"scenarios": ("neighbours", "voice")})
+    assert not any(plan(**{**alone, **other}).speaks_in_the_bundled_voice for other in others)
+    assert not plan().speaks_in_the_bundled_voice
+    assert plan(**alone, requests=7).each == 7
+
+
+@pytest.mark.slow
+def test_neighbours_speak_in_processes_of_their_own(tmp_path: Path) -> None:
+    told: list[str] = []
+    options = ServingOptions(quick=True, scenarios=("neighbours",), rounds=1, requests=2, cache_dir=tmp_path)
+    scenario = run(options, told.append)["scenarios"]["neighbours"]
+    assert scenario["errors"] == {}
+    assert list(scenario["rows"]) == SCENARIOS["neighbours"].items(QUICK)
+    for row in scenario["rows"].values():
+        assert set(row) == {f["name"] for f in scenario["figures"]}
+        figures = {name: figure["median"] for name, figure in row.items()}
+        assert figures["fair_s"] == figures["alone_s"] * QUICK.processes_per_core
+        assert 0 < figures["median_shares"] <= figures["slowest_shares"]
+        assert min(figures["audio_per_s"], figures["alone_audio_per_s"]) > 0
+    assert "neighbours: opening process 2 of 2" in told
+
+
 # The command
 
 
@@ -426,13 +520,14 @@ def test_the_command_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(serving, "to_markdown", lambda result: f"{result['rows']} row\n")
     monkeypatch.setattr(serving, "to_svg", lambda result: "<svg/>")
     file = tmp_path / "a.json"
-    words = "serving --size tiny --scenario voice --scenario memory --full --precision int8 --rounds 2 --frames 9"
+    words = "serving --size tiny --scenario voice --scenario memory --full --precision int8 --rounds 2 --frames 9 "
+    words += "--requests 8"
     result = CliRunner().invoke(app, ["bench", *words.split(), "--json", str(file)])
     assert result.exit_code == 0, result.output
     assert "1 row" in result.stdout
     assert json.loads(file.read_text()) == {"rows": 1}
     chosen: dict[str, Any] = {"scenarios": ("voice", "memory"), "full": True, "precision": "int8"}
-    assert given == [ServingOptions(size="tiny", rounds=2, frames=9, **chosen)]
+    assert given == [ServingOptions(size="tiny", rounds=2, frames=9, requests=8, **chosen)]
     assert CliRunner().invoke(app, ["bench", "--serving"]).exit_code == 0
     assert given[1] == ServingOptions()
 

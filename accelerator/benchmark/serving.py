@@ -1,13 +1,13 @@
-"""How an engine serves: throughput, time to first audio, known voices, long text, concurrent callers, memory.
+"""How an engine serves: throughput, time to first audio, known voices, long text, callers, memory, neighbours.
 
     result = run(ServingOptions(size="small"), report=print)      # JSON-able
     Path("serving.md").write_text(to_markdown(result))
 
     serving_plan       the options, and the scenarios with their items (rows) and figures (columns)
     serving_scenarios  their work                      serving_worker  the process that does it
-    serving_report     Markdown and charts
+    serving_report     Markdown and charts            serving_neighbours   the scenario of several processes
 
-Every scenario runs in a process of its own: after a rehearsal, round by round through its items.
+Every other scenario runs in a process of its own: after a rehearsal, round by round through its items.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from . import serving_neighbours
 from .plan import RIGHT_SIZED, BenchOptions, Measure, Plan
 from .process import ArmFailed, ArmGone, Process
 from .record import Record
@@ -63,14 +64,30 @@ def run(
         finally:
             process.close()
         for name in plan.scenarios:
+            if name == serving_neighbours.NAME:
+                scenarios[name] = _of_neighbours(plan, engine["weights"], start, Path(scratch) / name, report)
+                continue
             at_work = _AtWork(name, plan, engine, report)
             scenarios[name] = at_work.measured(start, start_pytorch, Path(scratch) / name)
-    random = options.engine == "reference" and options.checkpoint is None
+    random = options.engine == "reference" and options.checkpoint is None and not engine["trained"]
     return record.result(
         plan.to_dict(),
         engine={k: v for k, v in engine.items() if k != "weights"} | {"size": plan.size if random else None},
         scenarios=scenarios,
     )
+
+
+def _of_neighbours(plan: ServingPlan, weights: str, start: Start, scratch: Path, report: Report) -> dict[str, Any]:
+    """The scenario of several processes; see `_AtWork.measured`."""
+    values: Mapping[str, Mapping[str, Sequence[float | None]]] = {}
+    notes, errors, began = list[str](), dict[str, str](), time.perf_counter()
+    try:
+        values, notes = serving_neighbours.measure(plan, weights, start, scratch, report)
+    except ArmFailed as error:
+        errors["all"] = str(error)
+        report(f"{serving_neighbours.NAME} failed: {error}")
+    figures = compiled(SCENARIOS[serving_neighbours.NAME], plan, values)
+    return {**figures, "errors": errors, "notes": notes, "elapsed_s": time.perf_counter() - began}
 
 
 class _AtWork:

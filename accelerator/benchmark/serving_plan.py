@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InvalidOption
+from ..hardware import detect
 from .plan import PRECISIONS, from_json, to_json
 
 __all__ = ["PYTORCH", "SCENARIOS", "Figure", "Scenario", "ServingOptions", "ServingPlan"]
@@ -62,8 +63,8 @@ class ServingOptions:
 
     engine, size, checkpoint, threads, cache_dir, proof, engine_options: as in `BenchOptions`. precision: "auto" is this
     machine's. scenarios: names of `SCENARIOS`. rounds: that medians are taken of. frames: of each segment of speech, at
-    most. full: 10,000 words and 1,000 requests, too. quick: the tiny engine and next to no work; its figures mean
-    nothing. Raises InvalidOption.
+    most. requests: of each process, in `neighbours`. full: 10,000 words and 1,000 requests, too. quick: the tiny engine
+    and next to no work; its figures mean nothing. Raises InvalidOption.
     """
 
     engine: str = "reference"
@@ -73,6 +74,7 @@ class ServingOptions:
     scenarios: tuple[str, ...] = ()
     rounds: int = 3
     frames: int = 32
+    requests: int = 60
     threads: int | None = None
     cache_dir: Path | None = None
     full: bool = False
@@ -89,6 +91,8 @@ class ServingOptions:
             raise InvalidOption(f"unknown precision {self.precision!r}: choose from auto, {', '.join(PRECISIONS)}")
         if self.rounds < 1 or self.frames < 4:
             raise InvalidOption("a benchmark needs 1 round and 4 frames at least")
+        if self.requests < 1:
+            raise InvalidOption(f"requests must be 1 or more, not {self.requests}")
         if self.threads is not None and self.threads < 1:
             raise InvalidOption(f"threads must be 1 or more, not {self.threads}")
         if self.proof not in ("strict", "warn"):
@@ -102,6 +106,7 @@ class ServingOptions:
 @dataclass(frozen=True)
 class ServingPlan:
     """The options as they are carried out. widths: requests at once. requests: in a row, mixed, for the memory.
+    processes: neighbours on the machine; each: their requests, over all rounds.
 
     batch: requests of each number of callers a round, at least; and 4 for each caller. reference_s: length of a voice.
     """
@@ -120,6 +125,8 @@ class ServingPlan:
     steps: int = 5
     reference_s: float = 10.0
     slow_words: int = 1000  # longer texts are spoken in the last round only
+    processes: int = 3
+    each: int = 60
 
     @classmethod
     def of(cls, options: ServingOptions) -> ServingPlan:
@@ -128,9 +135,23 @@ class ServingPlan:
             rounds, frames = min(options.rounds, 2), min(options.frames, 6)
             small: dict[str, Any] = {"widths": (1, 2), "segments": 2, "words": (40, 80), "callers": (1, 2)}
             small |= {"batch": 2, "requests": 16, "steps": 2, "reference_s": 1.0, "slow_words": 40}
+            small |= {"processes": 2, "each": min(options.requests, 3)}
             return cls(options, "tiny", rounds, frames, scenarios, **small)
         more: dict[str, Any] = {"words": (*cls.words, 10_000), "requests": 1000} if options.full else {}
+        more["each"] = options.requests
         return cls(options, options.size, options.rounds, options.frames, scenarios, **more)
+
+    @property
+    def processes_per_core(self) -> float:
+        """Of the neighbours; 1 where there are cores enough."""
+        return max(1.0, self.processes / detect().usable_cores)
+
+    @property
+    def speaks_in_the_bundled_voice(self) -> bool:
+        """Whether whole sentences of the trained voice are spoken, where this package has it."""
+        of = self.options
+        is_default = (of.engine, of.size, of.checkpoint) == ("reference", ServingOptions.size, None)
+        return is_default and not of.quick and self.scenarios == ("neighbours",)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -162,6 +183,11 @@ def _count(item: str) -> int:
 
 def _words(plan: ServingPlan) -> list[str]:
     return [f"{count} words" for count in plan.words]
+
+
+def _fixed(plan: ServingPlan) -> list[str]:
+    counts = sorted({1, detect().usable_cores})
+    return ["own choice", *(f"{count} thread{'s' * (count > 1)}" for count in counts)]
 
 
 _SENTENCES = "sentences of 20 words, cut off after {0.frames} frames each"
@@ -251,6 +277,27 @@ SCENARIOS: Mapping[str, Scenario] = {
             Figure("rss", "resident", "bytes", charted="lower"),
             Figure("private", "of which private", "bytes"),
             Figure("rss_peak", "peak since the start", "bytes"),
+        ),
+        one_round=True,
+    ),
+    "neighbours": Scenario(
+        "Neighbours",
+        lambda plan: (
+            f"{plan.processes} processes on {detect().usable_cores} cores, each of which makes {plan.each} requests, "
+            "one after the other: as this package chose, then on fixed numbers of threads, by turns. Sentences, "
+            + ("whole" if plan.speaks_in_the_bundled_voice else f"cut off after {plan.frames} frames")
+            + ", with seeds. The fair share is a request's time alone, times processes for each core "
+            f"({plan.processes_per_core:g}); the median and the slowest request of all are multiples of that of their "
+            "own sentence."
+        ),
+        _fixed,
+        (
+            Figure("alone_s", "a request alone"),
+            Figure("fair_s", "fair share"),
+            Figure("median_shares", "median, in fair shares", ""),
+            Figure("slowest_shares", "slowest, in fair shares", "", charted="lower"),
+            Figure("alone_audio_per_s", "alone, seconds of audio/s", "per s", "throughput alone"),
+            Figure("audio_per_s", "all, seconds of audio/s", "per s", "throughput", "higher"),
         ),
         one_round=True,
     ),

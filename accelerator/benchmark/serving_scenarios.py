@@ -58,7 +58,7 @@ class Served:
             raise EngineError(f"{self.optimizer.adapter.name} cannot be served: its stages cannot be called one by one")
         return pieces
 
-    def speak(self, text: str, *reference: Any, frames: int, **sampling: Any) -> Speech:
+    def speak(self, text: str, *reference: Any, frames: int | None, **sampling: Any) -> Speech:
         speech = self.optimizer.synthesize(text, *reference, max_new_tokens=frames, **sampling)
         for fallback in speech.metrics["fallback"]:
             self.notes.add(f"{fallback['part']} in PyTorch: {fallback['reason']}: {fallback['message']}")

@@ -1,15 +1,17 @@
 """The process in which an engine serves: `python -m accelerator.benchmark.serving_worker`, driven as `worker` is.
 
-Questions: prepare, open, warm, take.
+Questions: prepare, open, warm, take, notes; and of one of several processes open_beside, beside.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .serving_plan import ServingPlan
+from .serving_plan import SCENARIOS, ServingPlan
 from .worker import main
 
 if TYPE_CHECKING:
@@ -25,13 +27,16 @@ class ServingWorker:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._served: Served | None = None
+        self._beside: dict[str, Served] = {}
 
     def prepare(self, plan: dict[str, Any], scratch: str) -> dict[str, Any]:
         """Make the weights and the exports that all scenarios use, and say what the engine is."""
         self._say("preparing the engine and its exports")
         of = ServingPlan.from_dict(plan)
-        weights = of.options.checkpoint
-        if of.options.engine == "reference" and weights is None:
+        weights, bundled = of.options.checkpoint, _bundled(of)
+        if bundled is not None:
+            weights = bundled
+        elif of.options.engine == "reference" and weights is None:
             from ..reference import load
 
             weights = Path(scratch) / "reference.safetensors"
@@ -49,6 +54,7 @@ class ServingWorker:
                 "frame_s": pieces.decoding().samples_per_frame / optimizer.sample_rate,
                 "prompt": int(pieces.prompt(SENTENCES[0], Voice()).shape[1]),
                 "weights": str(weights),
+                "trained": bundled is not None,
                 "parts": _parts(optimizer.status()),
             }
 
@@ -70,10 +76,40 @@ class ServingWorker:
         assert self._served is not None
         return take(self._served, scenario, item, number)
 
+    def open_beside(self, plan: dict[str, Any], weights: str, scratch: str) -> None:
+        """Be one of several processes: an engine for each of the scenario's items."""
+        from .serving_scenarios import Served
+
+        of = ServingPlan.from_dict(plan)
+        for item in SCENARIOS["neighbours"].items(of):
+            count = item.split()[0]
+            fixed = replace(of, options=replace(of.options, threads=int(count))) if count.isdigit() else of
+            served = Served(_optimizer(fixed, Path(weights)), of, Path(scratch) / item.replace(" ", "-"))
+            parts = served.optimizer.status()["parts"]
+            served.optimizer.prepare(name for name in parts if name != "encoder")
+            self._beside[item] = served
+
+    def beside(self, item: str, numbers: list[int], at: float) -> dict[str, Any]:
+        """Make these requests one after the other, the first one at a moment of `time.monotonic`, which all processes
+        of a machine share."""
+        from .serving_text import SENTENCES
+
+        served = self._beside[item]
+        frames = None if served.plan.speaks_in_the_bundled_voice else served.plan.frames
+        requests = []
+        time.sleep(max(0.0, at - time.monotonic()))
+        begun = time.monotonic()
+        for number in numbers:
+            text, start = number % len(SENTENCES), time.monotonic()
+            speech = served.speak(SENTENCES[text], frames=frames, seed=text)
+            seconds = time.monotonic() - start
+            requests.append({"number": number, "seconds": seconds, "audio_s": speech.metrics["audio_s"]})
+        return {"begun": begun, "ended": time.monotonic(), "requests": requests}
+
     def notes(self) -> list[str]:
         """What was noticed meanwhile: parts that PyTorch spoke for."""
-        assert self._served is not None
-        return sorted(self._served.notes)
+        all_served = [*self._beside.values(), *([] if self._served is None else [self._served])]
+        return sorted({note for served in all_served for note in served.notes})
 
 
 def _optimizer(plan: ServingPlan, weights: Path | None) -> UniversalOptimizer:
@@ -89,9 +125,17 @@ def _optimizer(plan: ServingPlan, weights: Path | None) -> UniversalOptimizer:
     if options.engine != "reference":
         assert weights is not None
         return UniversalOptimizer.from_checkpoint(weights, options.engine, **settings, **options.engine_options)
-    from ..reference import load
+    from ..reference import load, load_bundled
 
-    return UniversalOptimizer(load(path=weights), **settings)
+    engine = load_bundled() if weights == _bundled(plan) else load(path=weights)
+    return UniversalOptimizer(engine, **settings)
+
+
+def _bundled(plan: ServingPlan) -> Path | None:
+    """The trained voice's file, if it is what speaks."""
+    from ..reference import bundled_voice
+
+    return bundled_voice() if plan.speaks_in_the_bundled_voice else None
 
 
 def _parts(status: dict[str, Any]) -> dict[str, Any]:

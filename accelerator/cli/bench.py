@@ -117,6 +117,9 @@ def serving_(
     rounds: Rounds = None,
     frames: Frames = None,
     seconds: Seconds = None,
+    requests: Annotated[
+        int | None, typer.Option("--requests", min=1, help="Of each process of `neighbours`. [default: 60]")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="10,000 words and 1,000 requests, too.")] = False,
     proof: Proof = ProofName.strict,
     threads: Threads = None,
@@ -128,13 +131,14 @@ def serving_(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Measure batches, streams, known voices, long text, callers and memory."""
+    """Measure batches, streams, known voices, long text, callers, memory, and processes beside each other."""
     from ..benchmark import serving
 
     given = _of_an_engine(engine, size, checkpoint, frames, seconds, json, markdown, svg)
     given |= {"rounds": rounds, "proof": proof.value, "threads": threads, "cache_dir": cache_dir, "quick": quick}
     if precision and len(precision) > 1:
         raise typer.BadParameter("serving is measured at one precision", param_hint="--precision")
+    given |= {"requests": requests}
     given |= {"scenarios": tuple(scenario or ()), "full": full, "precision": (_fixed(precision) or [None])[0]}
     _measure(ctx.obj, serving, serving.ServingOptions(**_known(given)), json, markdown, svg)
 
