@@ -246,8 +246,7 @@ class Loader:
             opened = {w: each for w, each in opened.items() if w in best}
         self.progress(ProgressEvent(part.name, "probe", len(candidates), len(candidates) + 1, base.precision))
         seconds[Way("pytorch", SessionOptions())] = part.probe(part.torch)
-        name = f"{self.engine} {part.name}".strip()
-        return Tuning.of(name, seconds, clock.others_cpus(), self.now(), before), opened
+        return Tuning.of(part.name, seconds, clock.others_cpus(), self.now(), before), opened
 
     def _open(self, part: Part, base: Choice, options: SessionOptions, reason: str) -> Choice:
         """Load while the files' digests are still being checked, and wait for these before anything is used."""

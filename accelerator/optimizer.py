@@ -364,6 +364,9 @@ class UniversalOptimizer:
         else:
             setattr(bound.engine, name, value)
 
+    def __delattr__(self, name: str) -> None:
+        delattr(self._bound.engine, name)
+
     def __dir__(self) -> list[str]:
         return sorted({*dir(UniversalOptimizer), *dir(self._bound.engine)})
 

@@ -76,7 +76,7 @@ class Tuning:
     proposed: a faster way of another sound.
     """
 
-    part: str  # with its engine's name
+    part: str
     way: Way
     seconds: Mapping[str, float]
     others_cpus: float | None = None

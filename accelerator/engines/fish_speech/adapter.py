@@ -44,11 +44,9 @@ from .weights import Held, computing
 __all__ = ["FishSpeechAdapter"]
 
 logger = logging.getLogger(__name__)
-
 PROOF_TEXT = "The quick brown fox jumps over the lazy dog."
 PROOF_FRAMES = 64
-PROBE_FRAMES = 8
-CODEC_LENGTHS = (5, 13, 29)  # frames; the tracer sees the first only
+PROBE_FRAMES, CODEC_LENGTHS = 8, (5, 13, 29)  # frames; the tracer sees the first length only
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _WEIGHT_FILES = ("model.pth", "model*.safetensors", "model.safetensors.index.json", "config.json")
 _PROBED = 48  # frames for the codec, two seconds: fewer would judge the twin by what it does once a call
@@ -172,8 +170,8 @@ class FishSpeechAdapter:
         self.samples_per_frame = int(codec.shell.frame_length)
         self.context_frames: int = codec_graphs.decode_context(codec.shell)
         self.spec = lm.spec_of(model.shell, self.layout)
-        room_s = self.spec.slow.positions * self.samples_per_frame / self.sample_rate
-        self.cloning = Cloning("useful", (0.2, min(300.0, room_s / 2)))  # half of the positions are for what is said
+        room_s = self.spec.slow.positions / 2 * self.samples_per_frame / self.sample_rate  # the rest is for new speech
+        self.cloning = Cloning("useful", (0.2, min(300.0, room_s)))
         self._layout_of_tokens = lm.token_layout(self.spec)
         self._identities = {"model": model_identity, "codec": codec_identity}
         self._digests: dict[str, str] = {}
