@@ -95,7 +95,7 @@ class ServingWorker:
         from .serving_text import SENTENCES
 
         served = self._beside[item]
-        frames = None if served.plan.speaks_in_the_bundled_voice else served.plan.frames
+        frames = served.plan.frames if _bundled(served.plan) is None else None
         requests = []
         time.sleep(max(0.0, at - time.monotonic()))
         begun = time.monotonic()
