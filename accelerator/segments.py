@@ -15,7 +15,6 @@ import bisect
 import functools
 import itertools
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -56,7 +55,6 @@ _WEIGHTS = {
     r"\p{Arabic}\p{Hebrew}\p{Syriac}\p{Thaana}": 1.3,  # short vowels are not written
 }
 _DIGIT_WEIGHT = 4.0  # 1945: nineteen forty-five
-_SYMBOL_WEIGHT = 7.0  # dollars, percent
 _GAP_WEIGHT = 1.0  # white space and marks behind something spoken, however many
 _NEAR = 80  # characters beside a place, among which a word is looked for
 _BARE = r"[\p{Latin}\p{Greek}\p{Cyrillic}\p{Arabic}\p{Hebrew}\p{Inherited}\p{Common}]"  # their accents are not spoken
@@ -224,8 +222,6 @@ class _ReadScale(_Scale):
 @functools.lru_cache(maxsize=4096)
 def _weight(char: str) -> tuple[Literal["letter", "mark", "gap"], float]:
     """What a character is, digits being letters, and its weight."""
-    if char in "%‰°" or unicodedata.category(char) == "Sc":
-        return "letter", _SYMBOL_WEIGHT
     if char.isascii():
         return ("letter", _DIGIT_WEIGHT if char.isdigit() else 1.0) if char.isalnum() else ("gap", 0.0)
     if _pattern(r"\p{M}").match(char):

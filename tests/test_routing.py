@@ -407,7 +407,7 @@ def test_a_copy_that_fails_before_any_audio_leaves_the_word_to_the_original(tiny
     def prompt(*_: Any) -> Any:
         raise KeyError("the copy is broken")
 
-    optimizer.encode_text = prompt  # on the copy only
+    vars(optimizer._bound.engine)["encode_text"] = prompt  # on the copy only
     audio, metrics = optimizer.synthesize(TEXT, **GREEDY)[::2]
     np.testing.assert_array_equal(audio, tiny.synthesize(TEXT, **GREEDY)[0])
     assert metrics["fallback"] == [{"part": "engine", "reason": "KeyError", "message": "'the copy is broken'"}]
