@@ -496,6 +496,7 @@ class TestTune:
 
     def test_changes_what_a_busy_machine_chose(self, machine: dict[str, float], copied: Path):
         args = ("tune", *TINY, "--precision", "fp32", "--threads", "1", "--cache-dir", copied)
+        known = set(answer("doctor", "--cache-dir", copied)["warnings"])  # what was truly measured may wait, too
         machine.update(others=1.5, onnxruntime=3.0)
         first = answer(*args)
         assert first["others_cpus"] == 1.5
@@ -510,7 +511,8 @@ class TestTune:
         for part in second["parts"].values():
             assert (part["before"]["backend"], part["after"]["backend"]) == ("pytorch", "onnxruntime")
             assert (part["after"]["calm"], part["result"]) == (True, "changed: a seed sounds different")
-        assert not any("tune" in warning for warning in answer("doctor", "--cache-dir", copied)["warnings"])
+        warnings = answer("doctor", "--cache-dir", copied)["warnings"]
+        assert not any("tune" in warning for warning in warnings if warning not in known)
         third = answer(*args)
         assert third["others_cpus"] is None
         assert {part["result"] for part in third["parts"].values()} == {"known; --again measures it"}
