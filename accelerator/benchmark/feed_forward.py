@@ -33,7 +33,13 @@ __all__ = ["SCHEMA", "FeedForwardOptions", "run", "to_markdown"]
 SCHEMA = 1
 AS_SHIPPED, FOLDED, ONE_BY_ONE, POOL = "as-shipped", "pytorch-folded", "accelerator", "accelerator-pool"
 SENTENCE = "the evening sun goes down behind the distant hills, and nobody minds"
-_TINY = {"hidden_size": 32, "ffn_dim": 48, "flow_size": 16, "upsample_initial_channel": 32, "num_hidden_layers": 2}
+_TINY: dict[str, Any] = {
+    "hidden_size": 32,
+    "ffn_dim": 48,
+    "flow_size": 16,
+    "upsample_initial_channel": 32,
+    "num_hidden_layers": 2,
+}
 _LETTERS_A_SECOND = 15.0
 
 
