@@ -105,10 +105,12 @@ def check_audio(audio: np.ndarray, sample_rate: int, *, silent_s: float = 1.0, m
     level = np.abs(samples)
     peak, seconds = float(level.max()), samples.size / sample_rate
     if peak < SILENT_PEAK and seconds > silent_s:
-        raise BadOutput(f"{seconds:.2f} s of audio are silent: peak {peak:.1e}, below {SILENT_PEAK:.0e}")
+        silent = f"{seconds:.2f} s of audio are silent: peak {peak:.1e}, below {SILENT_PEAK:.0e}"
+        raise BadOutput(silent, check="silent")
     clipped = np.count_nonzero(level >= 1.0) / samples.size
     if clipped > max_clipped:
-        raise BadOutput(f"{clipped:.1%} of the audio is clipped (peak {peak:.2f}), more than {max_clipped:.1%}")
+        loud = f"{clipped:.1%} of the audio is clipped (peak {peak:.2f}), more than {max_clipped:.1%}"
+        raise BadOutput(loud, check="clipped")
     return samples
 
 

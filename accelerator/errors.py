@@ -24,7 +24,7 @@ Each message says what to do next.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 __all__ = [
     "AcceleratorError",
@@ -106,7 +106,14 @@ class BatchFailed(SessionError):
 
 
 class BadOutput(AcceleratorError):
-    """A part answered with empty, non-finite, silent or clipped data."""
+    """A part answered with empty, non-finite, silent or clipped data.
+
+    check: "silent" or "clipped" where finite audio of the right shape only sounds wrong, which an engine may mean.
+    """
+
+    def __init__(self, message: str, *, check: Literal["silent", "clipped"] | None = None) -> None:
+        super().__init__(message)
+        self.check = check
 
 
 class GenerationError(AcceleratorError):

@@ -1,10 +1,10 @@
 """Fallback, in one place: each part of an engine is called through a route that knows both implementations.
 
 A route calls ONNX Runtime; if that fails, or answers what cannot be right, it logs the traceback, records the reason
-in the
-request's metrics and lets PyTorch answer. A generator part hands over at the item where it failed: what was produced is
-kept, and PyTorch continues from there. A part that fails `MAX_FAILURES` times in a row is switched off for the process;
-a failure that PyTorch shares is the request's, and does not count.
+in the request's metrics and lets PyTorch answer. A generator part hands over at the item where it failed: what was
+produced is kept, and PyTorch continues from there. A part that fails `MAX_FAILURES` times in a row is switched off for
+the process; a failure that PyTorch shares is the request's, and does not count. If PyTorch's audio is silent or clipped
+where the part's was, the engine means it: that check is retired, so that later requests do not run both.
 
 These are the only broad `except` clauses of the package, beside those that translate a library's errors into ours.
 """
@@ -37,6 +37,7 @@ class Route:
         self._lock = Lock()
         self._choice: Choice | None = None
         self._failures = 0
+        self._retired: dict[str, str] = {}  # check of audio -> what PyTorch answered that fails it, too
         self.errors: list[str] = []
 
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -86,6 +87,7 @@ class Route:
                 }
                 for name, export in choice.exports.items()
             },
+            "retired_checks": dict(self._retired),
             "errors": list(self.errors),
         }
 
@@ -103,7 +105,7 @@ class Route:
             try:
                 with meter.stage(self.part.stage):
                     answer = call(*args, **options)
-                self.part.check(answer)
+                self._check(answer)
             except InvalidInput:
                 raise
             except Exception as error:
@@ -113,8 +115,7 @@ class Route:
         meter.used(self.part.name, "pytorch")
         with meter.stage(self.part.stage):
             answer = _after(failure, lambda: self.part.torch(*args, **options))
-        if failure is not None and self._is_right(answer):
-            self._count(failure)
+        self._compare(failure, answer)
         return answer
 
     def _stream(self, *args: Any, resume: list[Any] | None = None, **options: Any) -> Iterator[Any]:
@@ -154,15 +155,14 @@ class Route:
                 if uncounted is not None and items:
                     self._count(uncounted)
                 return
-            if uncounted is not None and self._is_right(item):
-                self._count(uncounted)
+            self._compare(uncounted, item)
             uncounted = None
             yield item
 
     def _next(self, produced: Iterator[Any], meter: Meter) -> Any:
         with meter.stage(self.part.stage):
             item = next(produced)
-        self.part.check(item)
+        self._check(item)
         return item
 
     def _succeeded(self, answer: Any, meter: Meter, choice: Choice) -> Any:
@@ -177,12 +177,27 @@ class Route:
         del self.errors[:-10]
         return error
 
-    def _is_right(self, answer: Any) -> bool:
+    def _check(self, answer: Any) -> None:
         try:
             self.part.check(answer)
-        except BadOutput:
-            return False
-        return True
+        except BadOutput as error:
+            if error.check not in self._retired:
+                raise
+
+    def _compare(self, failure: Exception | None, answer: Any) -> None:
+        """What a failure means, once PyTorch has answered instead."""
+        if failure is None:
+            return
+        try:
+            self._check(answer)
+        except BadOutput as error:
+            if error.check is not None and isinstance(failure, BadOutput) and failure.check == error.check:
+                self._retired[error.check] = str(error)
+                logger.warning(
+                    "%s: PyTorch's audio is %s as well (%s): not checked any more", self.part.name, error.check, error
+                )
+        else:
+            self._count(failure)
 
     def _count(self, error: Exception) -> None:
         """PyTorch has served what the part could not: switch the part off if that happens too often."""
