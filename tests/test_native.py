@@ -33,7 +33,7 @@ from accelerator.export import export_component
 from accelerator.graph.dual_ar import DualARSpec, KVRanges, TransformerSpec, build_fast, build_slow, rope_tables
 from accelerator.graph.quantize import BY_ROW, RECIPES, Recipe, dequantize_blocks
 from accelerator.graph.stored import stored
-from accelerator.native import NativeSession, compiled, plan
+from accelerator.native import NativeSession, compiled, features, plan
 from accelerator.native.team import Team
 from accelerator.sampling import Sampler, SamplingRule
 from accelerator.scheduler import DualARDecoder
@@ -620,34 +620,34 @@ def test_codes_that_cannot_be_drawn_fail_for_their_own_row(
 def test_without_the_instructions_there_are_none(
     paths: dict[str, Path], adapter: ReferenceAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = replace(compiled.detect(), isa=("avx2",))
-    monkeypatch.setattr(compiled, "detect", lambda: here)
-    compiled.available.cache_clear()
+    here = replace(features.detect(), isa=("avx2",))
+    monkeypatch.setattr(features, "detect", lambda: here)
+    features.available.cache_clear()
     try:
         assert not native.available()
         assert not dual_ar.runs_compiled(paths)
         with pytest.raises(SessionError, match="AVX2"):
             compiled.function()
     finally:
-        compiled.available.cache_clear()
+        features.available.cache_clear()
 
 
 def test_the_environment_can_do_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         for wanted, found in (("none", False), ("AVX2", True), ("auto", True), ("", True)):
             monkeypatch.setenv("ACCELERATOR_KERNELS", wanted)
-            compiled.available.cache_clear()
+            features.available.cache_clear()
             assert native.available() == found
-            assert not (wanted == "AVX2" and compiled.is_wide())
+            assert not (wanted == "AVX2" and features.is_wide())
         monkeypatch.setenv("ACCELERATOR_KERNELS", "sse")
-        compiled.available.cache_clear()
+        features.available.cache_clear()
         with pytest.raises(InvalidOption, match="ACCELERATOR_KERNELS is 'sse'"):
             native.available()
     finally:
-        compiled.available.cache_clear()
+        features.available.cache_clear()
 
 
-@pytest.mark.skipif(not compiled.is_wide(), reason="all tests are of AVX2 here")
+@pytest.mark.skipif(not features.is_wide(), reason="all tests are of AVX2 here")
 def test_those_for_older_processors_compute_the_same(exports: Path) -> None:
     """What is tested here and of a codec's layers, once more in a process whose kernels use AVX2."""
     files = [Path(__file__).with_name(f"test_{name}.py") for name in ("native", "filters", "dense")]

@@ -111,11 +111,11 @@ def _providers() -> list[str]:
 def _kernels() -> dict[str, Any]:
     """Whether kernels are compiled for this processor, and why not."""
     from ..errors import InvalidOption
-    from ..native import compiled
+    from ..native import features
 
     try:
-        reason = compiled.missing()
-        kind = "" if reason else "AVX512-VNNI" if compiled.is_wide() else "AVX2"
+        reason = features.missing()
+        kind = "" if reason else "AVX512-VNNI" if features.is_wide() else "AVX2"
     except InvalidOption as error:
         reason, kind = str(error), ""
     return {"available": not reason, "instructions": kind or None, "reason": reason or None}

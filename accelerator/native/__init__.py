@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..graph.dual_ar import DualARSpec
-from .compiled import available
+from .features import available
 from .convolution import Dense, Filter, Mix, Single
 from .elementwise import snake
 from .frames import CodeLoop

@@ -9,48 +9,24 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-import os
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..cache import ContentCache, default_root, make_key, untrusted
-from ..errors import CacheError, InvalidOption, SessionError
+from ..errors import CacheError, SessionError
 from ..export import ProgressEvent, tell
-from ..hardware import detect
-from ..installation import install_command
 from . import job
+from .features import available, wanted
+from .opcodes import PARTS
 
-__all__ = [
-    "DENSE",
-    "DRAW",
-    "END",
-    "FILTER",
-    "FRAME",
-    "LEAD",
-    "LEVELS",
-    "MIX",
-    "ORDER",
-    "PACK",
-    "PARTS",
-    "SERVE",
-    "SINGLE",
-    "SNAKE",
-    "available",
-    "function",
-    "is_wide",
-    "missing",
-    "multiplies_bf16",
-]
+__all__ = ["Function", "function"]
 
 logger = logging.getLogger(__name__)
 
-LEAD, SERVE, END, PACK, PARTS, LEVELS, FRAME, DRAW = range(8)  # what `function` can be asked for: see `kernels`
-SNAKE, FILTER, MIX, DENSE, SINGLE, ORDER = range(6)  # and of what there are `PARTS`
 _NAME, _REGION, _FILE = "accelerator_native", "accelerator_region", "kernels.o"
-_NEEDED = ("avx2", "fma", "f16c")
 _SOURCES = [
     "activation",
     "attention",
@@ -60,11 +36,13 @@ _SOURCES = [
     "dense",
     "drawing",
     "draws",
+    "features",
     "filtering",
     "instructions",
     "job",
     "kernels",
     "minimal",
+    "opcodes",
     "ordering",
     "plan",
     "quantized",
@@ -73,7 +51,6 @@ _SOURCES = [
     "vectors",
 ]
 _ARGUMENTS = 7
-_WANTED = ("auto", "avx2", "none")
 _AVX2 = "haswell"  # LLVM's name of the oldest processor with what is needed
 # What numba's code for exceptions and reference counts refers to, and never calls here.
 _UNUSED = (
@@ -83,52 +60,6 @@ _UNUSED = (
     "numba_unpickle",
     "numba_runtime_build_excinfo_struct",
 )
-
-
-@functools.cache
-def available() -> bool:
-    """Whether this processor has the instructions, and this installation the compiler; tried on Linux only.
-
-    Raises InvalidOption for an `ACCELERATOR_KERNELS` that means nothing.
-    """
-    return not missing()
-
-
-def missing() -> str:
-    """Why there are no compiled kernels here; "" where they are `available`."""
-    if _wanted() == "none":
-        return "ACCELERATOR_KERNELS=none"
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        return f"they are made for Linux on x86-64, and this is {platform.system()} on {platform.machine()}"
-    if lacks := sorted(set(_NEEDED) - set(detect().isa)):
-        return f"the processor lacks {', '.join(lacks)}"
-    absent = [name for name in ("numba", "llvmlite") if not _installed(name)]
-    return f"{' and '.join(absent)} not installed: {install_command()}" if absent else ""
-
-
-def _installed(name: str) -> bool:
-    try:
-        return bool(version(name))
-    except PackageNotFoundError:
-        return False
-
-
-def is_wide() -> bool:
-    """Whether AVX512-VNNI is used; other processors use AVX2."""
-    return _wanted() != "avx2" and {"avx512f", "avx512_vnni"} <= set(detect().isa)
-
-
-def _wanted() -> str:
-    """What the environment asks for: "auto", "avx2" (also where there is more) or "none"."""
-    wanted = os.environ.get("ACCELERATOR_KERNELS", "").strip().lower() or "auto"
-    if wanted not in _WANTED:
-        raise InvalidOption(f"ACCELERATOR_KERNELS is {wanted!r}; it can be {', '.join(_WANTED)}")
-    return wanted
-
-
-def multiplies_bf16() -> bool:
-    """Whether this processor multiplies pairs of bfloat16."""
-    return is_wide() and "avx512_bf16" in detect().isa
 
 
 class Function:
@@ -229,7 +160,7 @@ def _processor() -> tuple[str, str]:
     """LLVM's name of what is compiled for, and its features."""
     import llvmlite.binding as llvm
 
-    if _wanted() == "avx2":
+    if wanted() == "avx2":
         return _AVX2, ""
     return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
 

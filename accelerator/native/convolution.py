@@ -11,7 +11,9 @@ import numpy as np
 
 from ..hardware.forks import Lock
 from . import tiles as at
-from .compiled import DENSE, FILTER, LEVELS, MIX, ORDER, SINGLE, function, multiplies_bf16
+from .compiled import function
+from .features import multiplies_bf16
+from .opcodes import DENSE, FILTER, LEVELS, MIX, ORDER, SINGLE
 from .minimal import filters
 from .parts import in_parts
 

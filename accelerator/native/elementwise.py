@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import SessionError
 from . import tiles as at
-from .compiled import SNAKE
+from .opcodes import SNAKE
 from .parts import in_parts
 
 __all__ = ["snake"]

@@ -8,7 +8,8 @@ import numpy as np
 
 from ..sampling import Draws
 from . import draws as at
-from .compiled import DRAW, function
+from .compiled import function
+from .opcodes import DRAW
 from .session import NativeBinding
 
 __all__ = ["CodeLoop", "draw"]

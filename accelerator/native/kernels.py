@@ -17,7 +17,7 @@ from . import plan as at
 from .activation import snake
 from .attention import attention
 from .barrier import await_step, begin, judge, meet, share, stop
-from .compiled import DENSE, DRAW, END, FILTER, FRAME, LEAD, LEVELS, MIX, ORDER, PACK, PARTS, SERVE, SINGLE, SNAKE
+from .opcodes import DENSE, DRAW, END, FILTER, FRAME, LEAD, LEVELS, MIX, ORDER, PACK, PARTS, SERVE, SINGLE, SNAKE
 from .dense import dense, levels, single
 from .drawing import draw
 from .filtering import filtered, mixed

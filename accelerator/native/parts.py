@@ -19,7 +19,8 @@ import numpy as np
 from ..errors import SessionError
 from ..hardware.openmp import library
 from . import job as at
-from .compiled import PARTS, function
+from .compiled import function
+from .opcodes import PARTS
 
 __all__ = ["in_parts"]
 

@@ -13,7 +13,8 @@ from ..graph.dual_ar import DualARSpec, TransformerSpec
 from ..graph.quantize import unpack_nibbles
 from ..graph.stored import stored
 from . import plan
-from .compiled import PACK, function
+from .compiled import function
+from .opcodes import PACK
 from .team import Team
 
 __all__ = ["NativeBinding", "NativeSession"]

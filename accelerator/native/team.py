@@ -9,7 +9,8 @@ import numpy as np
 
 from ..hardware.forks import renewed_in_children
 from ..hardware.turns import TURNS
-from .compiled import END, FRAME, LEAD, SERVE, Function, function
+from .compiled import Function, function
+from .opcodes import END, FRAME, LEAD, SERVE
 from .plan import ASLEEP, NOW
 
 __all__ = ["Team"]

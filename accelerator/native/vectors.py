@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .compiled import is_wide, multiplies_bf16
+from .features import is_wide, multiplies_bf16
 from .plan import LANES
 
 __all__ = [
