@@ -17,7 +17,7 @@ from .errors import AcceleratorError
 if TYPE_CHECKING:
     from .cache import ContentCache
     from .engines import Adapter
-    from .export import ProgressEvent
+    from .export.component import ProgressEvent
     from .optimizer import UniversalOptimizer
     from .speech import AudioChunk, SamplingParams, Speech, SpeechRequest
 
@@ -39,7 +39,7 @@ _HOMES = {
     "Adapter": "engines",
     "AudioChunk": "speech",
     "ContentCache": "cache",
-    "ProgressEvent": "export",
+    "ProgressEvent": "export.component",
     "SamplingParams": "speech",
     "Speech": "speech",
     "SpeechRequest": "speech",

@@ -20,7 +20,7 @@ import numpy as np
 from .hardware.forks import Lock
 
 if TYPE_CHECKING:
-    from .text import Stretch
+    from .text.check import Stretch
 
 __all__ = ["Meter", "age_s", "current_meter", "measuring", "peak_rss_bytes"]
 

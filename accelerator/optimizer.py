@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from .cache import ContentCache
-from .dispatch import Dispatcher
 from .engines import Adapter, adapter_for, adapter_from_checkpoint
 from .errors import Closed, EngineError, GenerationError, InvalidInput, InvalidOption
-from .export import Progress, ignore_progress
+from .export.component import Progress, ignore_progress
 from .hardware import HardwareProfile, Tier, choose_tier, detect
 from .hardware.forks import renewed_in_children
-from .loader import Loader
+from .inference.batcher import ROWS
 from .metrics import Meter
-from .request import make_request
-from .routing import Route
-from .scheduler import ROWS
-from .settings import Settings
+from .pipeline.dispatch import Dispatcher
+from .pipeline.fallback import Route
+from .pipeline.request import make_request
+from .pipeline.selection import Loader
+from .pipeline.settings import Settings
+from .pipeline.stream import SpeechStream
 from .speech import AudioChunk, SamplingOptions, SamplingParams, Speech, SpeechRequest
-from .stream import SpeechStream
-from .text import Unspeakable
+from .text.check import Unspeakable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

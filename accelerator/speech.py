@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
+from .audio.reference import Reference
 from .errors import InvalidOption
 
-__all__ = ["AudioChunk", "Reference", "SamplingOptions", "SamplingParams", "Speech", "SpeechRequest", "segment_seed"]
+__all__ = ["AudioChunk", "SamplingOptions", "SamplingParams", "Speech", "SpeechRequest", "segment_seed"]
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -83,19 +84,8 @@ def _check_int(name: str, value: Any, low: int) -> None:
 
 
 @dataclass(frozen=True)
-class Reference:
-    """A voice to imitate: float32 mono `audio` [n] at `sample_rate` Hz, and what it says."""
-
-    audio: np.ndarray
-    sample_rate: int
-    text: str
-    digest: str  # sha256 of the samples and the rate; names the voice in caches
-    source: Any = field(default=None, repr=False, compare=False)  # what the caller gave
-
-
-@dataclass(frozen=True)
 class SpeechRequest:
-    """One thing to say, already checked: see `text.check_text` and `audio.load_reference`."""
+    """One thing to say, already checked: see `pipeline.request`."""
 
     text: str
     reference: Reference | None = None
@@ -122,6 +112,6 @@ class Speech(NamedTuple):
 
         Raises InvalidOption for another format, OSError where the file cannot be written.
         """
-        from .audio_files import write_audio
+        from .audio.files import write_audio
 
         write_audio(path, self.audio, self.sample_rate, format)

@@ -12,8 +12,8 @@ import numpy as np
 from accelerator import UniversalOptimizer
 from accelerator.engines.base import Part
 from accelerator.engines.reference import ReferenceAdapter
-from accelerator.export import Component
-from accelerator.loader import Choice
+from accelerator.export.component import Component
+from accelerator.pipeline.selection import Choice
 
 __all__ = ["QuickAdapter", "component", "probe", "twin", "voice"]
 

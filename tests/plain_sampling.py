@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from accelerator.errors import BadOutput
-from accelerator.sampling import Sampler
+from accelerator.inference.sampling import Sampler
 
 __all__ = ["PlainSampler", "draw", "hard_logits", "nucleus", "penalise"]
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from accelerator import audio as audio_module
-from accelerator.audio import check_audio, load_reference, write_wav
+from accelerator.audio import checks as audio_module
+from accelerator.audio.checks import check_audio, load_reference, write_wav
 from accelerator.errors import BadOutput, InvalidInput, InvalidReference
 
 RATE = 24_000
@@ -531,7 +531,7 @@ def test_import_is_light() -> None:
     import sys
 
     code = (
-        "import sys, accelerator.audio, accelerator.text, accelerator.sampling;"
+        "import sys, accelerator.audio.checks, accelerator.text.check, accelerator.inference.sampling;"
         "print([name for name in ('soundfile', 'soxr', 'torch', 'onnxruntime') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

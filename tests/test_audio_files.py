@@ -12,8 +12,8 @@ import pytest
 import soundfile
 import soxr
 
-from accelerator.audio import AudioWriter, load_reference, write_audio
-from accelerator.audio_files import FORMATS, audio_format
+from accelerator.audio.checks import AudioWriter, load_reference, write_audio
+from accelerator.audio.files import FORMATS, audio_format
 from accelerator.errors import InvalidInput, InvalidOption
 from accelerator.speech import Speech
 

@@ -27,9 +27,9 @@ from accelerator.benchmark.runner import ArmRecord, Team
 from accelerator.benchmark.statistics import ratio, summarize
 from accelerator.engines import adapter_for
 from accelerator.errors import EngineError, InvalidOption, ProofFailed
-from accelerator.loader import Choice
+from accelerator.pipeline.selection import Choice
 from accelerator.reference import load
-from accelerator.session import SessionOptions
+from accelerator.runtime.onnx import SessionOptions
 from accelerator.speech import AudioChunk, SamplingParams, SpeechRequest
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -23,11 +23,11 @@ import typer
 from typer.testing import CliRunner
 
 import accelerator
-from accelerator.audio import write_wav
+from accelerator.audio.checks import write_wav
 from accelerator.cli import app, formats
 from accelerator.cli.console import Output
 from accelerator.errors import CacheError
-from accelerator.export import ProgressEvent
+from accelerator.export.component import ProgressEvent
 
 TINY = ["--size", "tiny"]
 FEW = ["--max-new-tokens", "12", "--seed", "0"]
@@ -135,7 +135,7 @@ class TestSurface:
 
     def test_the_sizes_offered_are_the_engines(self):
         from accelerator.cli.options import PrecisionName, SizeName
-        from accelerator.export import PRECISIONS
+        from accelerator.export.component import PRECISIONS
         from accelerator.reference import SIZES
 
         assert {size.value for size in SizeName} == set(SIZES)
@@ -307,7 +307,7 @@ class TestHelp:
         assert set(ENGINES.replace(" or ", ", ").split(", ")) == {"reference", *CHECKPOINTS}
 
     def test_formats_are_those_there_are(self):
-        from accelerator.audio_files import FORMATS
+        from accelerator.audio.files import FORMATS
 
         assert ", ".join(FORMATS).replace(", m4a", " or m4a") in " ".join(run("synth", "--help").stdout.split())
 
@@ -375,17 +375,17 @@ class TestDoctor:
     def test_says_why_there_are_no_kernels(
         self, wanted: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ):
-        from accelerator.native import compiled
+        from accelerator.kernels import compiler
 
         monkeypatch.setenv("ACCELERATOR_KERNELS", wanted)
-        compiled.available.cache_clear()
+        compiler.available.cache_clear()
         try:
             found = answer("doctor", "--cache-dir", tmp_path)["kernels"]
             assert not found["available"]
             assert says in found["reason"]
             assert says in run("doctor", "--cache-dir", tmp_path).stdout
         finally:
-            compiled.available.cache_clear()
+            compiler.available.cache_clear()
 
     def test_what_a_warm_cache_means_that_cannot_be_written(self, cache: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("accelerator.cache.ContentCache.writable", False)
@@ -458,7 +458,7 @@ class TestExport:
         def fail(*args: object, **kwargs: object) -> None:
             raise CacheError("no place")
 
-        monkeypatch.setattr("accelerator.loader.export_best", fail)
+        monkeypatch.setattr("accelerator.pipeline.selection.export_best", fail)
         found = answer("export", *TINY, "--cache-dir", tmp_path, exit_code=1)
         assert found["error"]["type"] == "ExportError"
         assert "no place" in found["error"]["message"]
@@ -540,7 +540,7 @@ class TestTune:
         def fail(*args: object, **kwargs: object) -> None:
             raise CacheError("no room")
 
-        monkeypatch.setattr("accelerator.loader.export_best", fail)
+        monkeypatch.setattr("accelerator.pipeline.selection.export_best", fail)
         found = answer("tune", *TINY, "--cache-dir", tmp_path, exit_code=1)
         assert "no room" in found["error"]["message"]
         assert {part["result"] for part in found["parts"].values()} == {"not measured"}
@@ -705,7 +705,7 @@ class TestSynth:
         assert "--file text.txt" in result.stderr
 
     def test_grows_as_it_is_spoken(self, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        from accelerator.audio_files import AudioWriter
+        from accelerator.audio.files import AudioWriter
 
         sizes: list[int] = []
         write = AudioWriter.write
@@ -728,7 +728,7 @@ class TestSynth:
     def test_ctrl_c_while_it_speaks(
         self, keep: list, suffix: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        from accelerator.audio_files import AudioWriter
+        from accelerator.audio.files import AudioWriter
 
         write, written = AudioWriter.write, []
 
@@ -1062,15 +1062,15 @@ class TestProgress:
         assert "comparing with PyTorch" in text
 
     def test_compiling_is_told_to_who_prepares(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-        from accelerator.export import telling
-        from accelerator.native import compiled
+        from accelerator.export.component import telling
+        from accelerator.kernels import compiler
 
         monkeypatch.setenv("ACCELERATOR_CACHE", str(tmp_path))
-        monkeypatch.setattr(compiled, "_compile", lambda: b"code")
-        monkeypatch.setattr(compiled, "_processor", lambda: ("any", ""))
+        monkeypatch.setattr(compiler, "_compile", lambda: b"code")
+        monkeypatch.setattr(compiler, "_processor", lambda: ("any", ""))
         events: list[ProgressEvent] = []
         with telling(events.append):
-            assert compiled._object() == b"code"
-            compiled._object()  # found: nothing is compiled
-        compiled._object()
+            assert compiler._object() == b"code"
+            compiler._object()  # found: nothing is compiled
+        compiler._object()
         assert events == [ProgressEvent("kernels", "compile")]

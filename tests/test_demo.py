@@ -15,10 +15,10 @@ import pytest
 from typer.testing import CliRunner
 
 from accelerator import reference
+from accelerator.benchmark.demo import FRAMES, UNTRAINED, DemoOptions, open_voice, run
 from accelerator.cli import app
 from accelerator.cli import demo as cli_demo
 from accelerator.cli.console import Output
-from accelerator.demo import FRAMES, UNTRAINED, DemoOptions, open_voice, run
 from accelerator.errors import EngineError, InvalidOption, InvalidText
 
 PRECISIONS = ["--precision", "fp32", "--precision", "int8"]
@@ -118,7 +118,7 @@ def test_table(shown: tuple[dict, Path], cache: Path, tmp_path: Path):
 def test_speaks_in_a_voice(shown: tuple[dict, Path], cache: Path):
     t = np.arange(16_000) / 16_000
     voice = cache.parent / "voice.wav"
-    from accelerator.audio import write_wav
+    from accelerator.audio.checks import write_wav
 
     write_wav(voice, (0.3 * np.sin(2 * np.pi * 180 * t)).astype(np.float32), 16_000)
     options = DemoOptions(size="tiny", reference=voice, precisions=("fp32",), rounds=1, cache_dir=cache)

@@ -7,11 +7,11 @@ import torch
 from exact_convolutions import decibels, exact, seeded
 from torch import Tensor
 
-from accelerator import native
-from accelerator.engines.dense import Levels, Single
-from accelerator.engines.products import Kernel, Minimal, Packed, Plain, Split, product, splits
+from accelerator import kernels
+from accelerator.codec.convolutions import Kernel, Minimal, Packed, Plain, Split, product, splits
+from accelerator.codec.dense import Levels, Single
 
-compiled = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX2 and numba")
+compiled = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
 
 
 def levels(kernel: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Levels:

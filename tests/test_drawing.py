@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from plain_sampling import hard_logits
 
-from accelerator import native
-from accelerator.native.frames import draw as compiled_draw
-from accelerator.sampling import RULES, Draws, Sampler, TokenLayout, draw, nucleus, penalise
+from accelerator import kernels
+from accelerator.inference.frame_loop import draw as compiled_draw
+from accelerator.inference.sampling import RULES, Draws, Sampler, TokenLayout, draw, nucleus, penalise
 from accelerator.speech import SamplingParams
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX2 and numba")
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
 
 
 class Given:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from accelerator import export
 from accelerator.cache import ContentCache
 from accelerator.errors import BadOutput, ExportError, ProofFailed
-from accelerator.export import Component, ProgressEvent, export_best, export_component, key_fields
+from accelerator.export import component as export
+from accelerator.export.component import Component, ProgressEvent, export_best, export_component, key_fields
 
 ROOT = Path(__file__).parents[1]
 
@@ -341,7 +341,7 @@ PROCESS = """
 import sys
 from pathlib import Path
 from accelerator.cache import ContentCache
-from accelerator.export import Component, export_best
+from accelerator.export.component import Component, export_best
 log = Path(sys.argv[2])
 def build(directory, precision, progress):
     with log.open("a") as file:

@@ -12,16 +12,17 @@ import torch
 from exact_convolutions import decibels, exact, seeded
 from torch import Tensor
 
-from accelerator import native
-from accelerator.engines import causal, products
-from accelerator.engines.causal import Unit, Weights
-from accelerator.engines.products import Kernel, Packed, product
-from accelerator.engines.winograd import Minimal, Winograd
+from accelerator import kernels
+from accelerator.codec import convolutions, layers
+from accelerator.codec.convolutions import Kernel, Packed, product
+from accelerator.codec.layers import Unit, Weights
+from accelerator.codec.winograd import Minimal, Winograd
 from accelerator.errors import SessionError
-from accelerator.native import Filter, Mix, job, parts, tiles
-from accelerator.native import compiled as compiled_
+from accelerator.kernels import Filter, Mix, job, parallel, tiles
+from accelerator.kernels import compiler as compiled_
+from accelerator.kernels.conv import layers as conv_layers
 
-compiled = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX2 and numba")
+compiled = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
 low_ones = pytest.mark.skipif(not Mix.takes((32, 32), "bf16"), reason="needs products of bfloat16")
 
 
@@ -172,7 +173,7 @@ def test_what_is_no_number_stays_none_in_a_mix(dtype: str) -> None:
 def test_a_unit_is_what_it_is_without_kernels(
     dtype: Any, form: Any, least: float, dilation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "splits", lambda: False)
+    monkeypatch.setattr(convolutions, "splits", lambda: False)
     tensors = {
         "alpha": seeded(96).abs() + 0.5,
         "first.kernel": seeded(96, 7, 96, seed=1) / 25,
@@ -183,7 +184,7 @@ def test_a_unit_is_what_it_is_without_kernels(
     x = seeded(1, 700, 96, seed=5)
     unit = Unit(Weights(tensors, form=form), dilation, dtype)
     assert isinstance(unit._second, Mix)
-    state: causal.State = {}
+    state: layers.State = {}
     joined = torch.cat([unit(part.clone(), state) for part in x.split([1, 300, 7, 392], dim=1)], dim=1)
     expected = Unit(Weights(tensors, form="plain"), dilation)(x.clone(), {})
     assert least < decibels(joined, expected.double()) < least + 50
@@ -203,10 +204,10 @@ def test_what_products_are_computed_so(monkeypatch: pytest.MonkeyPatch) -> None:
     large = Kernel((6144, 2, 1536), lambda: pytest.fail("not read yet"))
     assert isinstance(product(large, None, form="winograd"), Packed)  # its evaluated weights would be 230 MB
     assert isinstance(product(seeded(64, 2, 32), None, form="levels"), Minimal)
-    monkeypatch.setattr(products, "splits", lambda: True)
-    assert products.of_filters(torch.bfloat16) == torch.bfloat16
-    monkeypatch.setattr(products, "splits", lambda: False)
-    assert products.of_filters(torch.bfloat16) == torch.float32
+    monkeypatch.setattr(convolutions, "splits", lambda: True)
+    assert convolutions.of_filters(torch.bfloat16) == torch.bfloat16
+    monkeypatch.setattr(convolutions, "splits", lambda: False)
+    assert convolutions.of_filters(torch.bfloat16) == torch.float32
 
 
 @compiled
@@ -214,12 +215,12 @@ def test_kernels_that_cannot_be_had_are_done_without(monkeypatch: pytest.MonkeyP
     def none() -> Any:
         raise SessionError("no kernels")
 
-    monkeypatch.setattr(native.convolution, "function", none)
+    monkeypatch.setattr(conv_layers, "function", none)
     kernel, x = seeded(96, 7, 96) / 25, seeded(1, 100, 96)
     without = product(kernel, None, form="winograd")
     assert isinstance(without, Winograd)
     assert decibels(without(x), exact(x, kernel, None, 1)) > 85
-    assert products.mix(Kernel.of(seeded(96, 1, 96)), None, torch.float32) is None
+    assert convolutions.mix(Kernel.of(seeded(96, 1, 96)), None, torch.float32) is None
 
 
 # Parts
@@ -228,8 +229,8 @@ def test_kernels_that_cannot_be_had_are_done_without(monkeypatch: pytest.MonkeyP
 @pytest.fixture(params=["OpenMP", "pool"])
 def threads_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "pool":
-        monkeypatch.setattr(parts, "_parallel", lambda: None)
-    elif parts._parallel() is None:
+        monkeypatch.setattr(parallel, "_parallel", lambda: None)
+    elif parallel._parallel() is None:
         pytest.skip("PyTorch is without GNU's OpenMP here")
     return str(request.param)
 
@@ -253,13 +254,13 @@ def test_every_part_is_done_once(count: int, threads: int) -> None:
     memory = room.ctypes.data + -room.ctypes.data % 64
     groups = -(-len(y) // 12)
     ends = [min(len(y), 12 * (groups * i // count)) for i in range(count + 1)] if count else []
-    parts.in_parts(compiled_.MIX, plan.tolist(), ends, threads, memory, 4 * 12 * 32)
+    parallel.in_parts(compiled_.MIX, plan.tolist(), ends, threads, memory, 4 * 12 * 32)
     torch.testing.assert_close(y, before + 1 if count else before)
 
 
 @compiled
 def test_a_part_that_fails_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    if parts._parallel() is None:
+    if parallel._parallel() is None:
         pytest.skip("PyTorch is without GNU's OpenMP here")
     numbers = [ctypes.c_int64] * 9
     broken = ctypes.CFUNCTYPE(ctypes.c_int32, *numbers)(lambda *_: 1)
@@ -267,20 +268,20 @@ def test_a_part_that_fails_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(made, "address", ctypes.cast(broken, ctypes.c_void_p).value)
     for _ in range(2):
         with pytest.raises(SessionError, match="a compiled kernel failed"):
-            parts.in_parts(compiled_.SNAKE, [0] * 8, [0, 1, 2, 3], 2)
+            parallel.in_parts(compiled_.SNAKE, [0] * 8, [0, 1, 2, 3], 2)
 
 
 @compiled
 def test_other_threads_need_no_interpreter() -> None:
     """The caller keeps its lock, and a part is done all the same."""
-    if parts._parallel() is None:
+    if parallel._parallel() is None:
         pytest.skip("PyTorch is without GNU's OpenMP here")
     x, y = seeded(64, 1024), torch.empty(64, 1024)
     plan = np.zeros(tiles.SNAKE_SIZE, np.int64)
     plan[[tiles.SNAKE_X, tiles.SNAKE_Y, tiles.SNAKE_CHANNELS]] = x.data_ptr(), y.data_ptr(), 1024
     made = compiled_.function()
     work = np.array(job.job(made.address, compiled_.SNAKE, plan.ctypes.data, 0, 0, range(65)), np.int64)
-    address = ctypes.cast(parts._parallel(), ctypes.c_void_p).value
+    address = ctypes.cast(parallel._parallel(), ctypes.c_void_p).value
     holding = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     holding(address)(made.region, work.ctypes.data, 3, 0)
     assert work[job.WORKERS] == 3
@@ -288,12 +289,12 @@ def test_other_threads_need_no_interpreter() -> None:
 
 
 def test_without_openmp_there_is_a_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts._parallel.cache_clear()
-    monkeypatch.setattr(parts, "_MAPS", tmp_path / "none")
+    parallel._parallel.cache_clear()
+    monkeypatch.setattr(parallel, "_MAPS", tmp_path / "none")
     try:
-        assert parts._parallel() is None
+        assert parallel._parallel() is None
     finally:
-        parts._parallel.cache_clear()
+        parallel._parallel.cache_clear()
 
 
 @compiled

@@ -25,17 +25,18 @@ import pytest
 from doubles import twin, voice
 from test_pool import Utterer, segments, speaker, whole
 
-from accelerator import UniversalOptimizer, native
+from accelerator import UniversalOptimizer
 from accelerator.cache import ContentCache, make_key
 from accelerator.engines.fish_speech import adapter as fish_speech
 from accelerator.engines.fish_speech.adapter import FishSpeechAdapter
 from accelerator.engines.fish_speech.routed import _Requests
 from accelerator.errors import GenerationError
 from accelerator.hardware.forks import Lock
-from accelerator.loader import Choice
-from accelerator.pool import Workers
-from accelerator.routing import Route
-from accelerator.voices import VoiceStore
+from accelerator.kernels import available
+from accelerator.pipeline.fallback import Route
+from accelerator.pipeline.pooled import Workers
+from accelerator.pipeline.selection import Choice
+from accelerator.pipeline.voices import VoiceStore
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -103,7 +104,7 @@ def optimizers(engine: Any) -> Iterator[dict[str, UniversalOptimizer]]:
 
 @pytest.fixture(params=BACKENDS)
 def optimizer(request: pytest.FixtureRequest, optimizers: dict[str, UniversalOptimizer]) -> UniversalOptimizer:
-    if request.param == "compiled" and not native.available():
+    if request.param == "compiled" and not available():
         pytest.skip("compiled kernels need AVX2 and numba")
     return optimizers[request.param]
 
@@ -145,7 +146,7 @@ def speaking(speak: Callable[[], Any]) -> Iterator[None]:
 def test_the_backends_are_what_they_are_called(optimizers: dict[str, UniversalOptimizer]) -> None:
     model = {n: o.synthesize(TEXT, **OPTIONS).metrics["backends"]["text2semantic"] for n, o in optimizers.items()}
     assert model == {
-        "compiled": "native" if native.available() else "onnxruntime",
+        "compiled": "native" if available() else "onnxruntime",
         "onnxruntime": "onnxruntime",
         "pytorch": "onnxruntime",  # `doubles.twin` calls PyTorch's own code so
     }
@@ -409,13 +410,13 @@ def test_a_lock_that_the_forking_thread_holds_stays_held_in_the_child() -> None:
         pass
 
 
-@pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX2 and numba")
+@pytest.mark.skipif(not available(), reason="compiled kernels need AVX2 and numba")
 def test_a_codecs_kernels_have_threads_in_a_child(engine: Any) -> None:
     x = np.random.default_rng(0).standard_normal((4000, 64)).astype(np.float32)
 
     def snake() -> np.ndarray:
         out = np.zeros_like(x)
-        assert native.snake(x.ctypes.data, None, out.ctypes.data, *x.shape, low=False, low_out=False, threads=2)
+        assert snake(x.ctypes.data, None, out.ctypes.data, *x.shape, low=False, low_out=False, threads=2)
         return out
 
     np.testing.assert_allclose(snake(), x + np.sin(x) ** 2, atol=1e-5)

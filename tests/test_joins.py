@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
+from accelerator.audio.joiner import Joiner
 from accelerator.errors import InvalidOption
-from accelerator.joins import Joiner
 
 RATE = 16_000
 FRAME, FADE = 160, 80  # 10 ms and 5 ms

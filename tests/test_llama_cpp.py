@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 from accelerator.benchmark import BenchOptions, llama_cpp, yardstick
 from accelerator.benchmark.llama_cpp import LlamaCpp, compare, write_gguf
 from accelerator.cli import app
-from accelerator.decode import Transformer
 from accelerator.errors import EngineError, ExportError, ProofFailed
-from accelerator.graph.dual_ar import DualARSpec, TransformerSpec, build_slow
-from accelerator.graph.quantize import RECIPES
-from accelerator.session import Session, SessionOptions
+from accelerator.export.graph.dual_ar import DualARSpec, TransformerSpec, build_slow
+from accelerator.export.graph.quantize import RECIPES
+from accelerator.inference.transformer import Transformer
+from accelerator.runtime.onnx import Session, SessionOptions
 
 needs_llama_cpp = pytest.mark.skipif(llama_cpp.missing() is not None, reason=str(llama_cpp.missing()))
 STACK = TransformerSpec(

@@ -13,10 +13,10 @@ from doubles import component
 from accelerator.cache import ContentCache, make_key
 from accelerator.engines.base import Part
 from accelerator.errors import SessionError
-from accelerator.export import ProgressEvent
+from accelerator.export.component import ProgressEvent
 from accelerator.hardware import choose_tier, detect
-from accelerator.loader import Loader
-from accelerator.session import SessionOptions
+from accelerator.pipeline.selection import Loader
+from accelerator.runtime.onnx import SessionOptions
 
 
 class Machine:

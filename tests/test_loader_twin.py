@@ -10,12 +10,13 @@ import pytest
 from doubles import component
 
 from accelerator.cache import ContentCache
-from accelerator.engines.base import Part, torch_threads
+from accelerator.engines.base import Part
 from accelerator.errors import SessionError
 from accelerator.hardware import choose_tier, detect
-from accelerator.loader import Loader
-from accelerator.session import SessionOptions
-from accelerator.tuning import BUSY, LATE_S, SOON_S
+from accelerator.pipeline.selection import Loader
+from accelerator.pipeline.tuning import BUSY, LATE_S, SOON_S
+from accelerator.runtime.onnx import SessionOptions
+from accelerator.runtime.threads import torch_threads
 
 PROVEN = {"passed": True, "bar": {}, "bf16": {"passed": True, "bar": {"snr_db": 40.0}, "snr_db": 41.0}}
 

@@ -22,25 +22,36 @@ import numpy as np
 import pytest
 import torch
 
-from accelerator import decode, native
+from accelerator import kernels
 from accelerator.cache import ContentCache, default_root
-from accelerator.decode import Transformer
-from accelerator.engines import causal, dual_ar
-from accelerator.engines.dual_ar import LANGUAGE_MODEL, language_model_components, load_language_model
+from accelerator.codec import layers
 from accelerator.engines.reference import ReferenceAdapter
 from accelerator.errors import BadOutput, InvalidOption, SessionError
-from accelerator.export import export_component
-from accelerator.graph.dual_ar import DualARSpec, KVRanges, TransformerSpec, build_fast, build_slow, rope_tables
-from accelerator.graph.quantize import BY_ROW, RECIPES, Recipe, dequantize_blocks
-from accelerator.graph.stored import stored
-from accelerator.native import NativeSession, compiled, features, plan
-from accelerator.native.team import Team
-from accelerator.sampling import Sampler, SamplingRule
-from accelerator.scheduler import DualARDecoder
-from accelerator.session import SessionOptions
+from accelerator.export.component import export_component
+from accelerator.export.graph.dual_ar import (
+    DualARSpec,
+    KVRanges,
+    TransformerSpec,
+    build_fast,
+    build_slow,
+    rope_tables,
+)
+from accelerator.export.graph.quantize import BY_ROW, RECIPES, Recipe, dequantize_blocks
+from accelerator.export.graph.stored import stored
+from accelerator.inference import transformer as decode
+from accelerator.inference.batcher import DualARDecoder
+from accelerator.inference.compiled import NativeBinding, NativeSession
+from accelerator.inference.frame_loop import CodeLoop
+from accelerator.inference.sampling import Sampler, SamplingRule
+from accelerator.inference.transformer import Transformer
+from accelerator.kernels import compiler, descriptors, features
+from accelerator.kernels.llm.team import Team
+from accelerator.parts import language_model
+from accelerator.parts.language_model import LANGUAGE_MODEL, language_model_components, load_language_model
+from accelerator.runtime.onnx import SessionOptions
 from accelerator.speech import SamplingParams
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX2 and numba")
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
 
 STACK = TransformerSpec(
     dim=96, layers=2, heads=4, kv_heads=2, head_dim=32, ffn=144, eps=1e-5, rope_base=1e4, positions=300
@@ -370,7 +381,7 @@ def team_of(model: Transformer) -> tuple[Team, np.ndarray]:
 
 def hold(control: np.ndarray, threads: int) -> None:
     """Have so many threads share all steps from now on."""
-    control[plan.NOW], control[plan.AGAIN] = threads, np.iinfo(np.int64).max
+    control[descriptors.NOW], control[descriptors.AGAIN] = threads, np.iinfo(np.int64).max
 
 
 def test_answers_do_not_depend_on_how_many_threads_share_a_step(built: Path) -> None:
@@ -382,10 +393,12 @@ def test_answers_do_not_depend_on_how_many_threads_share_a_step(built: Path) -> 
             run(model, noise(1, 20 + 60 * row, STACK.dim, seed=row), row)
     _, control = team_of(shared)
     for n in range(60):
-        threads, before = (5, 2, 1, 3, 4, 1, 5)[n % 7], int(control[plan.TICKET])
+        threads, before = (5, 2, 1, 3, 4, 1, 5)[n % 7], int(control[descriptors.TICKET])
         hold(control, threads)
         answers = run(shared, x[n])
-        assert control[plan.TICKET] == (before if threads == 1 else (before // plan.MANY + 1) * plan.MANY + threads)
+        assert control[descriptors.TICKET] == (
+            before if threads == 1 else (before // descriptors.MANY + 1) * descriptors.MANY + threads
+        )
         for name, value in run(alone, x[n]).items():
             np.testing.assert_array_equal(value, answers[name])
     for name, array in alone.cache.arrays.items():
@@ -417,14 +430,14 @@ def test_more_threads_are_tried_after_a_while(built: Path) -> None:
     run(model, x)
     _, control = team_of(model)
     hold(control, 1)
-    ticket = control[plan.TICKET]
+    ticket = control[descriptors.TICKET]
     run(model, x)
-    assert control[plan.TICKET] == ticket  # nobody else was asked
-    control[plan.PENALTY] = 0
+    assert control[descriptors.TICKET] == ticket  # nobody else was asked
+    control[descriptors.PENALTY] = 0
     for expected in (2, 4, 4):
-        control[plan.NOW], control[plan.AGAIN] = max(1, expected // 2), 0
+        control[descriptors.NOW], control[descriptors.AGAIN] = max(1, expected // 2), 0
         run(model, x)
-        assert control[plan.TICKET] % plan.MANY == expected
+        assert control[descriptors.TICKET] % descriptors.MANY == expected
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -481,34 +494,34 @@ def test_an_export_is_proven_with_them_too(paths: dict[str, Path]) -> None:
     assert report["compiled"]["passed"] is True
     assert report["compiled"]["frames"] == report["frames"] > 0
     assert report["compiled"]["kl"] != report["kl"], "other rounding"
-    assert dual_ar.runs_compiled(paths)
+    assert language_model.runs_compiled(paths)
 
 
 def test_kernels_that_answer_otherwise_are_not_used(
     adapter: ReferenceAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bind = native.session.NativeBinding.run
+    bind = NativeBinding.run
 
     def wrong(self: Any) -> None:
         bind(self)
         self._arrays["logits"] *= -1
 
-    monkeypatch.setattr(native.session.NativeBinding, "run", wrong)
+    monkeypatch.setattr(NativeBinding, "run", wrong)
     found = exported(adapter, tmp_path)
     report = proof_of(found)
     assert (report["passed"], report["compiled"]["passed"]) == (True, False)
-    assert not dual_ar.runs_compiled(found)
+    assert not language_model.runs_compiled(found)
 
 
 def test_an_export_without_them_runs_as_before(adapter: ReferenceAdapter, tmp_path: Path) -> None:
     found = exported(adapter, tmp_path, compiled=False)
     assert "compiled" not in proof_of(found)
-    assert not dual_ar.runs_compiled(found)
+    assert not language_model.runs_compiled(found)
     assert len(spoken(load_language_model(found, SessionOptions()), adapter, [1])[0]) == 6
 
 
 def test_float32_has_none(adapter: ReferenceAdapter, tmp_path: Path) -> None:
-    assert not dual_ar.runs_compiled(exported(adapter, tmp_path, "fp32"))
+    assert not language_model.runs_compiled(exported(adapter, tmp_path, "fp32"))
 
 
 def spoken(decoder: DualARDecoder, adapter: Any, seeds: list[int], batching: Any = "invariant") -> list[np.ndarray]:
@@ -549,7 +562,7 @@ def test_a_frame_in_one_call_is_what_its_steps_are(
     paths: dict[str, Path], adapter: ReferenceAdapter, threads: int, penalty: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rule = SamplingRule(repetition="both", window=8, penalised="oldest_frame")
-    runs, run = [], native.CodeLoop.run
+    runs, run = [], CodeLoop.run
 
     def spy(self: Any, draws: Any, filled: int) -> Any:
         runs.append(len(draws))
@@ -557,7 +570,7 @@ def test_a_frame_in_one_call_is_what_its_steps_are(
             time.sleep(0.005)  # the helpers are asleep then
         return run(self, draws, filled)
 
-    monkeypatch.setattr(native.CodeLoop, "run", spy)
+    monkeypatch.setattr(CodeLoop, "run", spy)
 
     def speak(decoder: DualARDecoder, seeds: Sequence[int], temperature: float) -> list[np.ndarray]:
         streams = []
@@ -624,10 +637,10 @@ def test_without_the_instructions_there_are_none(
     monkeypatch.setattr(features, "detect", lambda: here)
     features.available.cache_clear()
     try:
-        assert not native.available()
-        assert not dual_ar.runs_compiled(paths)
+        assert not kernels.available()
+        assert not language_model.runs_compiled(paths)
         with pytest.raises(SessionError, match="AVX2"):
-            compiled.function()
+            compiler.function()
     finally:
         features.available.cache_clear()
 
@@ -637,12 +650,12 @@ def test_the_environment_can_do_without_them(monkeypatch: pytest.MonkeyPatch) ->
         for wanted, found in (("none", False), ("AVX2", True), ("auto", True), ("", True)):
             monkeypatch.setenv("ACCELERATOR_KERNELS", wanted)
             features.available.cache_clear()
-            assert native.available() == found
+            assert kernels.available() == found
             assert not (wanted == "AVX2" and features.is_wide())
         monkeypatch.setenv("ACCELERATOR_KERNELS", "sse")
         features.available.cache_clear()
         with pytest.raises(InvalidOption, match="ACCELERATOR_KERNELS is 'sse'"):
-            native.available()
+            kernels.available()
     finally:
         features.available.cache_clear()
 
@@ -661,10 +674,10 @@ def test_those_for_older_processors_compute_the_same(exports: Path) -> None:
 
 def test_the_machine_code_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    known = compiled._object()
+    known = compiler._object()
     monkeypatch.setenv("ACCELERATOR_CACHE", str(tmp_path))
-    monkeypatch.setattr(compiled, "_compile", lambda: made.append(1) or known)
-    assert [compiled._object() for _ in range(2)] == [known, known]
+    monkeypatch.setattr(compiler, "_compile", lambda: made.append(1) or known)
+    assert [compiler._object() for _ in range(2)] == [known, known]
     assert made == [1]
     (entry,) = ContentCache(tmp_path).entries()
     assert entry.name == "kernels"
@@ -680,27 +693,27 @@ def test_a_compiler_that_fails_is_asked_once(
         raise RuntimeError("no compiler")
 
     monkeypatch.setenv("ACCELERATOR_CACHE", str(tmp_path))
-    monkeypatch.setattr(compiled, "_compile", broken)
-    compiled._made.cache_clear()
+    monkeypatch.setattr(compiler, "_compile", broken)
+    compiler._made.cache_clear()
     try:
         for _ in range(2):
             with pytest.raises(SessionError, match="no compiler"):
-                compiled.function()
+                compiler.function()
         x = torch.randn(1, 20, 8)
         expected = x + torch.sin(x).square()
-        torch.testing.assert_close(causal.snake(x, None, torch.empty(1, 20, 8)), expected)
+        torch.testing.assert_close(layers.snake(x, None, torch.empty(1, 20, 8)), expected)
     finally:
-        compiled._made.cache_clear()
+        compiler._made.cache_clear()
     assert asked == [1]
     assert "no compiler" in caplog.text
 
 
 def test_damaged_machine_code_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = compiled._object()
+    known = compiler._object()
     monkeypatch.setenv("ACCELERATOR_CACHE", str(tmp_path))
-    monkeypatch.setattr(compiled, "_compile", lambda: known)
-    compiled._kept(ContentCache(default_root())).write_bytes(b"no machine code")
-    assert compiled._object() == known
+    monkeypatch.setattr(compiler, "_compile", lambda: known)
+    compiler._kept(ContentCache(default_root())).write_bytes(b"no machine code")
+    assert compiler._object() == known
 
 
 # Activations of codecs
@@ -716,7 +729,7 @@ def test_snake_is_as_exact_as_pytorchs(rows: int, channels: int, scaled: bool, g
     alpha = torch.rand(channels, generator=generator) + 0.5 if scaled else None
     z = x.float() if alpha is None else x.float() * alpha
     exact = z.double() + torch.sin(z.double()).square()
-    got = causal.snake(x, alpha, torch.full((1, rows, channels), torch.nan, dtype=wanted))
+    got = layers.snake(x, alpha, torch.full((1, rows, channels), torch.nan, dtype=wanted))
     allowed = (2**-8 if wanted == torch.bfloat16 else 2e-7) * exact.abs() + 1e-6
     assert ((got.double() - exact).abs() <= allowed).all()
 
@@ -724,15 +737,15 @@ def test_snake_is_as_exact_as_pytorchs(rows: int, channels: int, scaled: bool, g
 def test_snake_keeps_what_is_no_number() -> None:
     x = torch.tensor([[[1.0, torch.nan, torch.inf, -2.0]]])
     for dtype in (torch.float32, torch.bfloat16):
-        got = causal.snake(x, None, torch.empty(1, 1, 4, dtype=dtype))[0, 0].float()
+        got = layers.snake(x, None, torch.empty(1, 1, 4, dtype=dtype))[0, 0].float()
         assert got.isnan().tolist() == [False, True, True, False]
 
 
 def test_snake_goes_on_in_pytorch_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     x, alpha = torch.randn(1, 20, 8), torch.rand(8)
-    expected = causal.snake(x, alpha, torch.empty(1, 20, 8))
-    monkeypatch.setattr(native, "snake", lambda *_, **__: False)
-    torch.testing.assert_close(causal.snake(x, alpha, torch.empty(1, 20, 8)), expected)
+    expected = layers.snake(x, alpha, torch.empty(1, 20, 8))
+    monkeypatch.setattr(kernels, "snake", lambda *_, **__: False)
+    torch.testing.assert_close(layers.snake(x, alpha, torch.empty(1, 20, 8)), expected)
     apart = torch.randn(1, 20, 16)[:, :, :8]  # rows that do not lie one behind the other
-    monkeypatch.setattr(native, "snake", lambda *_, **__: pytest.fail("not for these"))
-    torch.testing.assert_close(causal.snake(apart, None, torch.empty(1, 20, 8)), apart + torch.sin(apart).square())
+    monkeypatch.setattr(kernels, "snake", lambda *_, **__: pytest.fail("not for these"))
+    torch.testing.assert_close(layers.snake(apart, None, torch.empty(1, 20, 8)), apart + torch.sin(apart).square())

@@ -35,12 +35,12 @@ from accelerator.errors import (
     InvalidText,
     Overloaded,
 )
-from accelerator.loader import Choice
 from accelerator.metrics import Meter, current_meter
 from accelerator.optimizer import _whole
+from accelerator.pipeline.selection import Choice
+from accelerator.pipeline.stream import SpeechStream
+from accelerator.pipeline.voices import VoiceStore
 from accelerator.reference import ReferenceEngine, load
-from accelerator.stream import SpeechStream
-from accelerator.voices import VoiceStore
 
 ROOT = Path(__file__).parents[1]
 TEXT = "Hello there."

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from accelerator import native
-from accelerator.graph.dual_ar import round_to_bfloat16
-from accelerator.native import tiles
-from accelerator.native.convolution import _ordered
+from accelerator import kernels
+from accelerator.export.graph.dual_ar import round_to_bfloat16
+from accelerator.kernels import tiles
+from accelerator.kernels.conv.layers import _ordered
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="compiled kernels need AVX2 and numba")
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
 
 THREADS = [1, 2, 5]
 

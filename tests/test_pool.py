@@ -5,13 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from accelerator.audio.joiner import Joiner
 from accelerator.engines.base import Voice
 from accelerator.errors import GenerationError, InvalidText
-from accelerator.joins import Joiner
 from accelerator.metrics import Meter, current_meter, measuring
-from accelerator.pool import PoolSpeaker, Workers
-from accelerator.segments import Segment
+from accelerator.pipeline.pooled import PoolSpeaker, Workers
 from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
+from accelerator.text.segments import Segment
 
 RATE = 8_000
 

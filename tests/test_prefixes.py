@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from accelerator.prefixes import SHORTEST, Prefixes, cuts
+from accelerator.inference.prefix_cache import SHORTEST, Prefixes, cuts
 
 BEGIN, END = 100, 199
 

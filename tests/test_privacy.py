@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from accelerator.cache import ContentCache, untrusted
-from accelerator.native import compiled
+from accelerator.kernels import compiler
 
 ROOT = Path(__file__).parents[1]
 SPEAK = """
@@ -45,7 +45,9 @@ def test_a_fresh_home_holds_nothing_but_the_cache(tmp_path: Path) -> None:
 
 
 def test_what_the_environment_says_stays(tmp_path: Path) -> None:
-    code = "import os; from accelerator.session import library; library(); print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    code = (
+        "import os; from accelerator.runtime.onnx import library; library(); print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
     home = tmp_path / "home"
     assert run(home, code, ORT_DISABLE_TELEMETRY="0") == "0"
 
@@ -111,18 +113,18 @@ def test_a_link_is_judged_by_what_it_leads_to(place: Path, tmp_path: Path) -> No
 def test_kernels_from_a_shared_place_are_compiled_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(compiled, "default_root", lambda: tmp_path / "cache")
-    monkeypatch.setattr(compiled, "_compile", lambda: b"compiled")
-    monkeypatch.setattr(compiled, "_processor", lambda: ("any", ""))
+    monkeypatch.setattr(compiler, "default_root", lambda: tmp_path / "cache")
+    monkeypatch.setattr(compiler, "_compile", lambda: b"compiled")
+    monkeypatch.setattr(compiler, "_processor", lambda: ("any", ""))
     tmp_path.chmod(0o700)
-    assert compiled._object() == b"compiled"
+    assert compiler._object() == b"compiled"
     (kept,) = (tmp_path / "cache").rglob("kernels.o")
     assert kept.read_bytes() == b"compiled"
     assert not caplog.records
-    monkeypatch.setattr(compiled, "_compile", lambda: b"compiled again")
-    assert compiled._object() == b"compiled", "found"
+    monkeypatch.setattr(compiler, "_compile", lambda: b"compiled again")
+    assert compiler._object() == b"compiled", "found"
     tmp_path.chmod(0o777)
-    assert compiled._object() == b"compiled again"
+    assert compiler._object() == b"compiled again"
     assert "for this process alone" in caplog.text
     assert len(list((tmp_path / "cache").rglob("kernels.o"))) == 1
     assert ContentCache(tmp_path / "cache").root.is_dir()

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from accelerator.engines.dual_ar import LANGUAGE_MODEL, language_model_components
 from accelerator.engines.reference import ReferenceAdapter
 from accelerator.errors import BadOutput
-from accelerator.graph.dual_ar import DualARSpec
-from accelerator.graph.quantize import RECIPES
-from accelerator.proof import (
+from accelerator.export.graph.dual_ar import DualARSpec
+from accelerator.export.graph.quantize import RECIPES
+from accelerator.export.proof import (
     BARS,
     SNR_DB,
     TIE,
@@ -28,6 +27,7 @@ from accelerator.proof import (
     compare_signals,
     replay,
 )
+from accelerator.parts.language_model import LANGUAGE_MODEL, language_model_components
 
 FP32 = BARS["fp32"]
 

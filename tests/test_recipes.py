@@ -15,11 +15,11 @@ from accelerator.benchmark import quality
 from accelerator.benchmark.candidates import CANDIDATES, SLOT, adapter_of, check_names
 from accelerator.benchmark.recipes import RecipeOptions, run
 from accelerator.cli import app
-from accelerator.engines.dual_ar import LANGUAGE_MODEL
 from accelerator.engines.reference import ReferenceAdapter
 from accelerator.errors import InvalidOption
-from accelerator.export import PRECISIONS
-from accelerator.graph.quantize import RECIPES
+from accelerator.export.component import PRECISIONS
+from accelerator.export.graph.quantize import RECIPES
+from accelerator.parts.language_model import LANGUAGE_MODEL
 from accelerator.reference import ReferenceEngine
 
 NAMES = ("rtn-64", "kquant-64", "kquant-64+fast", "coarse-256")

@@ -15,7 +15,7 @@ from accelerator import UniversalOptimizer
 from accelerator.errors import GenerationError, InvalidOption, InvalidReference, InvalidText
 from accelerator.reference import ReferenceEngine, load
 from accelerator.speech import SamplingParams, SpeechRequest
-from accelerator.text import Stretch, Unread, readable, stretches
+from accelerator.text.check import Stretch, Unread, readable, stretches
 
 RATE = 16_000
 ENGLISH = "The first paragraph is plain."

@@ -13,12 +13,12 @@ import pytest
 from doubles import QuickAdapter, component, probe, twin, voice
 
 from accelerator import UniversalOptimizer
-from accelerator.audio import check_audio
+from accelerator.audio.checks import check_audio
 from accelerator.engines.base import Decoding, Part
 from accelerator.errors import BadOutput, BatchFailed, GenerationError, InvalidOption, InvalidReference, SessionError
-from accelerator.loader import Choice
 from accelerator.metrics import Meter, measuring
-from accelerator.routing import MAX_FAILURES, Route
+from accelerator.pipeline.fallback import MAX_FAILURES, Route
+from accelerator.pipeline.selection import Choice
 
 FRAMES = 12
 GREEDY: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1.0, "max_new_tokens": FRAMES}

@@ -18,8 +18,8 @@ from doubles import component
 import accelerator
 from accelerator.cache import ContentCache
 from accelerator.engines.reference import ReferenceAdapter
-from accelerator.export import export_component
-from accelerator.tracing import on_one_thread
+from accelerator.export.component import export_component
+from accelerator.export.tracing import on_one_thread
 
 PACKAGE = Path(accelerator.__file__).parent
 
@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 
 from accelerator.cache import ContentCache
-from accelerator.export import export_component
+from accelerator.export.component import export_component
 
 root, kind, threads, backwards = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "backwards"
 torch.set_num_threads(threads)
@@ -137,7 +137,7 @@ def test_what_builds_and_proves_has_one_thread_and_others_keep_theirs(tmp_path: 
 
 def test_a_trace_is_the_same_with_any_number_of_threads() -> None:
     """The voice in the box, whose sums three threads share otherwise than one: its cache's scales come from them."""
-    from accelerator.demo import open_voice
+    from accelerator.benchmark.demo import open_voice
 
     adapter, traces = ReferenceAdapter(open_voice(None, None).engine), []
     before = torch.get_num_threads()

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from accelerator.errors import BadOutput
-from accelerator.sampling import RULES, Sampler, SamplingRule, TokenLayout, draw, nucleus, penalise
+from accelerator.inference.sampling import RULES, Sampler, SamplingRule, TokenLayout, draw, nucleus, penalise
 from accelerator.speech import SamplingParams
 
 HEAD, S1 = RULES["head"], RULES["s1"]

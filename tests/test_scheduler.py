@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from accelerator import decode, scheduler
-from accelerator.codebooks import Codes
-from accelerator.decode import Embeddings, StepTimes
-from accelerator.engines.dual_ar import _WeightEmbeddings
 from accelerator.engines.reference import ReferenceAdapter
 from accelerator.errors import BadOutput, BatchFailed, GenerationError, SessionError
-from accelerator.graph.dual_ar import DualARSpec, KVRanges, build_fast, build_slow
-from accelerator.graph.quantize import RECIPES
-from accelerator.prefixes import cuts
-from accelerator.sampling import Sampler
-from accelerator.scheduler import DualARDecoder
-from accelerator.sequences import Guidance
-from accelerator.session import Session
+from accelerator.export.graph.dual_ar import DualARSpec, KVRanges, build_fast, build_slow
+from accelerator.export.graph.quantize import RECIPES
+from accelerator.inference import batcher, transformer
+from accelerator.inference.batcher import DualARDecoder
+from accelerator.inference.codebooks import Codes
+from accelerator.inference.embeddings import write_table
+from accelerator.inference.prefix_cache import cuts
+from accelerator.inference.sampling import Sampler
+from accelerator.inference.sequence import Guidance
+from accelerator.inference.transformer import Embeddings, StepTimes
+from accelerator.parts.language_model import _WeightEmbeddings
+from accelerator.runtime.onnx import Session
 from accelerator.speech import SamplingParams
-from accelerator.tables import write_table
 
 TEXT = "The decode loop."
 GREEDY = {"temperature": 0, "repetition_penalty": 1.0}
@@ -90,16 +90,16 @@ def test_a_growing_cache_changes_nothing(
     expected = generate(decoder_of(built, adapter._spec), adapter, prompt, 70)
     decoder = decoder_of(built, adapter._spec)
     grown = []
-    grow = decode.Transformer.grow
+    grow = transformer.Transformer.grow
 
     def spy(self: Any, total: int) -> None:
         grow(self, total)
         if self._spec is adapter._spec.slow:
             grown.append(self.cache.capacity)
 
-    for module in (decode, scheduler):
+    for module in (transformer, batcher):
         monkeypatch.setattr(module, "BLOCK", block)
-    monkeypatch.setattr(decode.Transformer, "grow", spy)
+    monkeypatch.setattr(transformer.Transformer, "grow", spy)
     np.testing.assert_array_equal(generate(decoder, adapter, prompt, 70), expected)
     assert len(grown) >= 2
     assert grown == sorted(set(grown))
@@ -264,14 +264,14 @@ def test_rows_join_and_leave_a_batch_and_none_notices(
     ]
     alone = [generate(decoder_of(built, adapter._spec), adapter, p, c, **how) for p, c, how in jobs]
     jobs = [(p, c, {**how, "batching": batching}) for p, c, how in jobs]
-    widths, step = [], decode.Transformer.step
+    widths, step = [], transformer.Transformer.step
 
     def spy(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
         if self._session is decoder._slow_session and length == 1:
             widths.append(end - begin)  # type: ignore[operator]
         return step(self, length, begin, end, **how)
 
-    monkeypatch.setattr(decode.Transformer, "step", spy)
+    monkeypatch.setattr(transformer.Transformer, "step", spy)
     for expected, answer in zip(alone, together(decoder, adapter, jobs), strict=True):
         np.testing.assert_array_equal(answer, expected)
     frames = sum(len(a) for a in alone)
@@ -363,14 +363,14 @@ def test_a_failing_run_fails_its_batch_and_not_the_next(
     for stream in streams:
         next(stream)
     with monkeypatch.context() as patch:
-        step = decode.Transformer.step
+        step = transformer.Transformer.step
 
         def broken(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
             if length == 1 and self._session is decoder._slow_session:
                 raise SessionError("out of memory")
             return step(self, length, begin, end, **how)
 
-        patch.setattr(decode.Transformer, "step", broken)
+        patch.setattr(transformer.Transformer, "step", broken)
         failures = []
         for stream in streams:
             with pytest.raises(BatchFailed, match="2 sequences failed") as caught:
@@ -423,14 +423,14 @@ def test_a_known_voice_is_not_prefilled_again(
     codes = np.random.default_rng(0).integers(0, 32, (4, 30))
     prompts = [tiny.encode_text(t, codes, "says this") for t in ("One.", "Something else.", "One.")]
     prefilled: list[int] = []
-    step = decode.Transformer.step
+    step = transformer.Transformer.step
 
     def spy(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
         if self._session is decoder._slow_session and length > 1:
             prefilled.append(length)
         return step(self, length, begin, end, **how)
 
-    monkeypatch.setattr(decode.Transformer, "step", spy)
+    monkeypatch.setattr(transformer.Transformer, "step", spy)
     answers = [generate(decoder, adapter, p, 20, temperature=0.9, seed=1) for p in prompts]
     (cut,) = cuts(prompts[0], adapter._spec.semantic_begin, adapter._spec.semantic_end)
     assert prefilled == [cut, *(p.shape[1] - cut for p in prompts)]
@@ -462,7 +462,7 @@ def test_logits_that_are_no_numbers_are_refused(
 ) -> None:
     decoder = decoder_of(built, adapter._spec)
     session = decoder._slow_session if where == "slow" else decoder._codes._session
-    step = decode.Transformer.step
+    step = transformer.Transformer.step
 
     def broken(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
         out = step(self, length, begin, end, **how)
@@ -470,7 +470,7 @@ def test_logits_that_are_no_numbers_are_refused(
             out["logits"][0, 3] = np.nan
         return out
 
-    monkeypatch.setattr(decode.Transformer, "step", broken)
+    monkeypatch.setattr(transformer.Transformer, "step", broken)
     for temperature in (0, 0.8):
         with pytest.raises(BadOutput):
             list(decoder.generate(tiny.encode_text(TEXT), sampler(adapter, temperature=temperature), 10))

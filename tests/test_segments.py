@@ -16,10 +16,10 @@ import sentencex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accelerator import segments
 from accelerator.errors import InvalidInput, InvalidOption
-from accelerator.segments import Segment, speech_weight, split
-from accelerator.text import MAX_CHARS, check_text, is_spoken
+from accelerator.text import segments
+from accelerator.text.check import MAX_CHARS, check_text, is_spoken
+from accelerator.text.segments import Segment, speech_weight, split
 
 # Sentences as they follow each other in a text, by what they are about
 SENTENCES = {
@@ -393,7 +393,7 @@ def test_white_space_of_several_bytes_does_not_reach_the_library(monkeypatch: py
 
 def test_importing_it_loads_neither_library() -> None:
     code = (
-        "import sys; from accelerator.segments import split; print(split('Hi. There.')[0].text);"
+        "import sys; from accelerator.text.segments import split; print(split('Hi. There.')[0].text);"
         "assert not {'regex', 'sentencex', 'torch'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

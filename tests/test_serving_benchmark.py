@@ -23,7 +23,7 @@ from accelerator.benchmark.serving_scenarios import Served, resident, take, voic
 from accelerator.benchmark.serving_text import SENTENCES, text_of
 from accelerator.cli import app
 from accelerator.errors import EngineError, InvalidOption
-from accelerator.prefixes import Prefixes
+from accelerator.inference.prefix_cache import Prefixes
 from accelerator.speech import Speech
 
 SVG = "{http://www.w3.org/2000/svg}"

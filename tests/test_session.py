@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from accelerator.errors import SessionError
-from accelerator.graph.graph import Graph
-from accelerator.session import (
+from accelerator.export.graph.graph import Graph
+from accelerator.runtime.onnx import (
     KVCache,
     Session,
     SessionOptions,

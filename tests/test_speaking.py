@@ -12,10 +12,10 @@ from doubles import twin
 from accelerator.engines.base import Decoding, Pieces, Voice, windowed
 from accelerator.errors import GenerationError, InvalidText
 from accelerator.metrics import Meter
-from accelerator.segments import Segment
-from accelerator.speaking import WINDOWS, Speaker
+from accelerator.pipeline.batched import WINDOWS, Speaker
 from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
-from accelerator.text import Unread
+from accelerator.text.check import Unread
+from accelerator.text.segments import Segment
 
 HOP = 100
 RATE = 1000

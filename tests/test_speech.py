@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from accelerator.audio.reference import Reference
 from accelerator.errors import InvalidInput, InvalidOption
-from accelerator.speech import AudioChunk, Reference, SamplingParams, Speech, SpeechRequest
+from accelerator.speech import AudioChunk, SamplingParams, Speech, SpeechRequest
 
 GOOD = [
     {"temperature": 0},

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from accelerator import tables
 from accelerator.errors import CorruptEntry
-from accelerator.tables import Table, write_table
+from accelerator.inference import embeddings
+from accelerator.inference.embeddings import Table, write_table
 
 
 def bfloat16(rows: np.ndarray) -> np.ndarray:
@@ -17,7 +17,7 @@ def bfloat16(rows: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("count", [1, 5, 10, 23])
 def test_rows_come_back_bit_for_bit(tmp_path: Path, count: int, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_CHUNK", 5)
+    monkeypatch.setattr(embeddings, "_CHUNK", 5)
     rows = np.random.default_rng(count).standard_normal((count, 7)).astype(np.float32)
     rows = bfloat16(rows) if exact else rows
     write_table(tmp_path / "t.npy", rows)
@@ -33,7 +33,7 @@ def test_rows_come_back_bit_for_bit(tmp_path: Path, count: int, exact: bool, mon
 
 
 def test_one_weight_that_bfloat16_cannot_hold_keeps_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_CHUNK", 4)
+    monkeypatch.setattr(embeddings, "_CHUNK", 4)
     rows = np.ones((10, 3), np.float32)
     rows[9, 2] = 1.0001
     write_table(tmp_path / "t.npy", rows)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelerator.errors import InvalidInput, InvalidReference, InvalidText
-from accelerator.text import MAX_CHARS, check_characters, check_text
+from accelerator.text.check import MAX_CHARS, check_characters, check_text
 
 
 @pytest.mark.parametrize(

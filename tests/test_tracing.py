@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from accelerator.errors import ExportError
-from accelerator.session import Session
-from accelerator.tracing import trace
+from accelerator.export.tracing import trace
+from accelerator.runtime.onnx import Session
 
 
 class Net(nn.Module):

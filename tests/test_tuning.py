@@ -16,9 +16,9 @@ from accelerator.cache import ContentCache
 from accelerator.engines.base import Part
 from accelerator.errors import SessionError
 from accelerator.hardware import choose_tier, detect
-from accelerator.loader import Loader
-from accelerator.session import SessionOptions
-from accelerator.tuning import BUSY, SOON_S, WORTH, Tuning, Way, waiting
+from accelerator.pipeline.selection import Loader
+from accelerator.pipeline.tuning import BUSY, SOON_S, WORTH, Tuning, Way, waiting
+from accelerator.runtime.onnx import SessionOptions
 
 
 def way(backend: Any, threads: int = 1, **options: Any) -> Way:

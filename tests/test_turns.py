@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from accelerator.hardware.turns import Turns
+from accelerator.hardware.lease import Turns
 
 WAIT = 20.0
 

@@ -16,7 +16,7 @@ import pytest
 
 from accelerator.cache import ContentCache, make_key
 from accelerator.errors import BadOutput, InvalidOption
-from accelerator.voices import VoiceStats, VoiceStore
+from accelerator.pipeline.voices import VoiceStats, VoiceStore
 
 CODES = np.random.default_rng(0).integers(0, 4096, (10, 215))
 
@@ -68,7 +68,7 @@ def test_another_process_does_not_encode(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np\n"
         "from accelerator.cache import ContentCache\n"
-        "from accelerator.voices import VoiceStore\n"
+        "from accelerator.pipeline.voices import VoiceStore\n"
         "def encode():\n"
         "    print('encoded')\n"
         "    return np.arange(20).reshape(2, 10)\n"
@@ -302,7 +302,7 @@ def test_processes_encode_a_voice_once_between_them(tmp_path: Path) -> None:
     code = (
         "import sys, time, numpy as np\n"
         "from accelerator.cache import ContentCache\n"
-        "from accelerator.voices import VoiceStore\n"
+        "from accelerator.pipeline.voices import VoiceStore\n"
         "def encode():\n"
         "    time.sleep(0.5)\n"
         "    print('encoded')\n"

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from accelerator import decode
 from accelerator.cache import ContentCache
-from accelerator.engines import dual_ar
-from accelerator.engines.dual_ar import EMBEDDINGS, LANGUAGE_MODEL, language_model_components, load_language_model
 from accelerator.engines.reference import ReferenceAdapter
-from accelerator.export import export_component
+from accelerator.export.component import export_component
+from accelerator.export.proof import Bar
 from accelerator.hardware import detect
-from accelerator.proof import Bar
-from accelerator.scheduler import DualARDecoder
-from accelerator.session import SessionOptions
+from accelerator.inference import transformer
+from accelerator.inference.batcher import DualARDecoder
+from accelerator.parts import language_model
+from accelerator.parts.language_model import EMBEDDINGS, LANGUAGE_MODEL, language_model_components, load_language_model
+from accelerator.runtime.onnx import SessionOptions
 from accelerator.speech import SamplingParams
 
 needs_exact_sums = pytest.mark.skipif(
@@ -56,7 +56,7 @@ def decoder(both: dict[str, Path]) -> DualARDecoder:
 def runs(decoder: DualARDecoder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     """(graph, rows, length) of every run."""
     seen: list[tuple[str, int, int]] = []
-    bind = decode.Transformer._bind
+    bind = transformer.Transformer._bind
 
     def spy(self: Any, length: int, begin: int, end: int, x: np.ndarray, wide: bool) -> Any:
         binding = bind(self, length, begin, end, x, wide)
@@ -64,7 +64,7 @@ def runs(decoder: DualARDecoder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[
         binding.run = lambda: (seen.append((name, end - begin, length)), run())  # type: ignore[method-assign]
         return binding
 
-    monkeypatch.setattr(decode.Transformer, "_bind", spy)
+    monkeypatch.setattr(transformer.Transformer, "_bind", spy)
     return seen
 
 
@@ -86,7 +86,7 @@ def test_prompts_and_with_amx_large_batches_are_for_the_wide_graphs(
     both: dict[str, Path], adapter: Any, runs: Any, amx: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = replace(detect(), isa=("avx512_vnni", "amx_int8") if amx else ("avx512_vnni",))
-    monkeypatch.setattr(dual_ar, "detect", lambda: here)
+    monkeypatch.setattr(language_model, "detect", lambda: here)
     speak(load_language_model(both, SessionOptions()), adapter, 8, "on", frames=12)
     for name, rows, length in runs:
         if length > 2:
@@ -120,7 +120,7 @@ def test_the_proof_covers_both_ways_of_using_them(both: dict[str, Path]) -> None
 
 def reject(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     """No quantized graph passes."""
-    monkeypatch.setitem(dual_ar.BARS, precision, Bar(kl=1e-12, relative_error=1e-12))
+    monkeypatch.setitem(language_model.BARS, precision, Bar(kl=1e-12, relative_error=1e-12))
 
 
 def warns(rejected: bool) -> AbstractContextManager[Any]:
@@ -143,7 +143,7 @@ def test_where_the_others_fail_their_proof_nearer_ones_are_kept(
 def test_unfaithful_ones_are_left_out(
     adapter: ReferenceAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rejected: bool
 ) -> None:
-    build = dual_ar.build_slow
+    build = language_model.build_slow
 
     def wrong(directory: Path, spec: Any, weights: Any, *args: Any, **options: Any) -> None:
         if options.get("name"):  # the wide one
@@ -151,7 +151,7 @@ def test_unfaithful_ones_are_left_out(
             weights = lambda name: -good(name) if name.endswith(".out") else good(name)  # noqa: E731
         build(directory, spec, weights, *args, **options)
 
-    monkeypatch.setattr(dual_ar, "build_slow", wrong)
+    monkeypatch.setattr(language_model, "build_slow", wrong)
     if rejected:
         reject(monkeypatch, "int8")
     with warns(rejected):

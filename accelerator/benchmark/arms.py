@@ -18,17 +18,18 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..cache import ContentCache
-from ..decode import StepTimes
+from ..codec.convolutions import has_bf16
 from ..engines import adapter_for, adapter_from_checkpoint
-from ..engines.base import Adapter, Call, torch_threads
-from ..engines.dual_ar import LANGUAGE_MODEL
-from ..engines.products import has_bf16
+from ..engines.base import Adapter, Call
 from ..errors import EngineError, ProofFailed
-from ..export import ProgressEvent
-from ..graph.dual_ar import DualARSpec, Weights
+from ..export.component import ProgressEvent
+from ..export.graph.dual_ar import DualARSpec, Weights
+from ..inference.transformer import StepTimes
 from ..optimizer import UniversalOptimizer
-from ..routing import Route
-from ..session import SessionOptions
+from ..parts.language_model import LANGUAGE_MODEL
+from ..pipeline.fallback import Route
+from ..runtime.onnx import SessionOptions
+from ..runtime.threads import torch_threads
 from ..speech import SamplingParams, SpeechRequest
 from .plan import AS_SHIPPED, COMPILED, ONNX, Plan, precision_of
 

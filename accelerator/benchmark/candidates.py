@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engines.reference import ReferenceAdapter
 from ..errors import InvalidOption
-from ..graph.quantize import RECIPES, Recipe
+from ..export.graph.quantize import RECIPES, Recipe
 
 if TYPE_CHECKING:
     from ..reference import ReferenceEngine

@@ -22,13 +22,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .. import native
-from ..decode import Runner, Transformer
-from ..engines.dual_ar import LANGUAGE_MODEL, WIDE, runs_compiled
 from ..errors import EngineError
-from ..graph.dual_ar import DualARSpec, TransformerSpec, Weights
+from ..export.graph.dual_ar import DualARSpec, TransformerSpec, Weights
 from ..hardware.pages import huge_pages
-from ..session import Session, SessionOptions
+from ..inference.compiled import open_graphs
+from ..inference.transformer import Runner, Transformer
+from ..parts.language_model import LANGUAGE_MODEL, WIDE, runs_compiled
+from ..runtime.onnx import Session, SessionOptions
 from .statistics import summarize
 
 __all__ = ["Kind", "LlamaCpp", "compare", "missing", "write_gguf"]
@@ -226,7 +226,7 @@ class Ours:
         matrices = Session(wide, options) if wide.exists() else None
         session: Runner
         if runs_compiled({LANGUAGE_MODEL: path.parent}):
-            (session,) = native.open_graphs(path.parent, spec, ("slow",), options.threads)
+            (session,) = open_graphs(path.parent, spec, ("slow",), options.threads)
         else:
             session = Session(path, options)
         self._model = Transformer(session, spec.slow, widths, 1, positions, matrices)

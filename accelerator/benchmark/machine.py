@@ -11,7 +11,7 @@ from typing import Any
 from ..hardware import choose_tier, describe, detect
 from ..hardware.busy import BusyClock
 from ..metrics import peak_rss_bytes
-from ..session import SessionOptions
+from ..runtime.onnx import SessionOptions
 
 __all__ = ["BusyClock", "available_memory", "busy_warning", "describe_machine", "memory", "others_warning"]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..decode import StepTimes
-from ..engines.dual_ar import LANGUAGE_MODEL
 from ..errors import EngineError
 from ..hardware import choose_tier, detect
+from ..inference.transformer import StepTimes
+from ..parts.language_model import LANGUAGE_MODEL
 from ..speech import SamplingParams
 from .arms import KINDS, Arm, Spoken, tone
 from .plan import Measure, Plan

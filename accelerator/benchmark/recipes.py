@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..cache import ContentCache
-from ..decode import Embeddings
-from ..engines.dual_ar import EMBEDDINGS, LANGUAGE_MODEL
 from ..engines.reference import ReferenceAdapter
 from ..errors import InvalidOption
-from ..export import Component, Export, export_component
-from ..graph.dual_ar import DualARSpec, Weights
-from ..graph.quantize import RECIPES, Recipe, dequantize_blocks, quantize_blocks
-from ..proof import BARS, Trace, compare_logits, replay
-from ..sampling import Sampler
-from ..scheduler import DualARDecoder
-from ..session import Session, SessionOptions
+from ..export.component import Component, Export, export_component
+from ..export.graph.dual_ar import DualARSpec, Weights
+from ..export.graph.quantize import RECIPES, Recipe, dequantize_blocks, quantize_blocks
+from ..export.proof import BARS, Trace, compare_logits, replay
+from ..inference.batcher import DualARDecoder
+from ..inference.sampling import Sampler
+from ..inference.transformer import Embeddings
+from ..parts.language_model import EMBEDDINGS, LANGUAGE_MODEL
+from ..runtime.onnx import Session, SessionOptions
 from ..speech import SamplingParams
 from .candidates import CANDIDATES, SLOT, adapter_of, check_names
 from .machine import describe_machine

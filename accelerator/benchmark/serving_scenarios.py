@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from ..audio import load_reference
+from ..audio.checks import load_reference
 from ..cache import ContentCache
 from ..engines.base import Pieces, Voice
 from ..errors import EngineError
 from ..metrics import Meter, measuring, peak_rss_bytes
 from ..optimizer import UniversalOptimizer
-from ..segments import Segment, split
 from ..speech import SamplingParams, Speech, SpeechRequest
+from ..text.segments import Segment, split
 from .machine import _kilobytes
 from .serving_plan import PYTORCH, SCENARIOS, ServingPlan
 from .serving_text import SENTENCES, text_of

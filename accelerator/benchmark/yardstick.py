@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import ContentCache
-from ..engines.dual_ar import LANGUAGE_MODEL
 from ..errors import EngineError, ExportError
-from ..export import export_component
+from ..export.component import export_component
 from ..hardware import choose_tier, detect
-from ..session import SHORT_SPIN_US, SessionOptions
+from ..parts.language_model import LANGUAGE_MODEL
+from ..runtime.onnx import SHORT_SPIN_US, SessionOptions
 from . import llama_cpp
 from .arms import open_adapter
 from .plan import BenchOptions, Plan

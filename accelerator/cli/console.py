@@ -17,7 +17,7 @@ from . import formats
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..export import ProgressEvent
+    from ..export.component import ProgressEvent
     from .progress import Bars
 
 __all__ = ["BROKEN_PIPE", "INTERRUPTED", "Output"]

@@ -28,7 +28,7 @@ from .options import (
 from .synth import check_format, check_target, write_file
 
 if TYPE_CHECKING:
-    from ..demo import DemoResult
+    from ..benchmark.demo import DemoResult
 
 __all__ = ["demo"]
 
@@ -64,7 +64,7 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Wrap the built-in engine, compare it with PyTorch, and write what it says to a file."""
-    from ..demo import TEXT, DemoOptions, run
+    from ..benchmark.demo import TEXT, DemoOptions, run
 
     out: Output = ctx.obj
     if reference is not None and not reference.is_file():

@@ -36,7 +36,7 @@ def doctor(
     """Show the hardware, versions, cache and engines as this package sees them, and what to change."""
     from ..cache import ContentCache
     from ..hardware import choose_tier, describe, detect
-    from ..scheduler import ROWS
+    from ..inference.batcher import ROWS
 
     out: Output = ctx.obj
     cache = ContentCache(cache_dir)
@@ -100,7 +100,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _providers() -> list[str]:
-    from ..session import available_providers
+    from ..runtime.onnx import available_providers
 
     try:
         return available_providers()
@@ -111,7 +111,7 @@ def _providers() -> list[str]:
 def _kernels() -> dict[str, Any]:
     """Whether kernels are compiled for this processor, and why not."""
     from ..errors import InvalidOption
-    from ..native import features
+    from ..kernels import features
 
     try:
         reason = features.missing()
@@ -123,7 +123,7 @@ def _kernels() -> dict[str, Any]:
 
 def _choices(cache: ContentCache, fingerprint: str) -> list[dict[str, Any]]:
     """What was found fastest on this machine, for each part that was exported and measured."""
-    from ..tuning import known
+    from ..pipeline.tuning import known
 
     return [
         {
@@ -174,7 +174,7 @@ def _free_bytes(root: Path) -> int | None:
 
 def _waiting(cache: ContentCache, fingerprint: str) -> list[str]:
     """What `accelerator tune` is for, part by part."""
-    from ..tuning import waiting
+    from ..pipeline.tuning import waiting
 
     return [
         f"{tuning.part}: {tuning.waits}; a seed then sounds different."

@@ -49,7 +49,7 @@ def open_engine(
     if engine != "reference":
         assert checkpoint is not None
         return UniversalOptimizer.from_checkpoint(checkpoint, engine, **options)
-    from ..demo import open_voice
+    from ..benchmark.demo import open_voice
 
     voice = open_voice(size.value if size is not None else None, checkpoint)
     if not voice.trained:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from ..export import ProgressEvent
+from ..export.component import ProgressEvent
 
 __all__ = ["Bars", "bars", "columns"]
 

@@ -39,8 +39,8 @@ from .options import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..audio import AudioWriter
-    from ..stream import SpeechStream
+    from ..audio.checks import AudioWriter
+    from ..pipeline.stream import SpeechStream
 
 __all__ = ["check_format", "check_target", "synth", "write_file"]
 
@@ -134,7 +134,7 @@ def _speak(
 
     Raises what speaking raises, InvalidOption where it cannot be written.
     """
-    from ..audio_files import AudioWriter, audio_format, is_stream
+    from ..audio.files import AudioWriter, audio_format, is_stream
 
     first = next(speech, None)  # a passed-through engine's rate is known by its answer
     if first is None:
@@ -191,7 +191,7 @@ def _told(output: Path) -> Iterator[None]:
 
 def write_file(target: Path, audio: np.ndarray, sample_rate: int, format: str | None = None) -> None:
     """An audio file, atomically, or to stdout for "-". Raises InvalidOption where it cannot be written."""
-    from ..audio import write_audio
+    from ..audio.checks import write_audio
 
     with _told(target):
         write_audio(_stdout() if target == STDOUT else target, audio, sample_rate, format)
@@ -209,7 +209,7 @@ def check_target(target: Path) -> None:
 
 def check_format(target: Path, format: str | None) -> None:
     """Raises InvalidOption for a format that there is not."""
-    from ..audio_files import audio_format
+    from ..audio.files import audio_format
 
     audio_format(io.BytesIO() if target == STDOUT else target, format)
 
@@ -230,7 +230,7 @@ def _check_early(
 ) -> None:
     """What would otherwise fail only after minutes of loading or exporting."""
     from ..speech import SamplingParams
-    from ..text import check_text
+    from ..text.check import check_text
 
     check_text(text)
     SamplingParams(**sampling)
@@ -311,7 +311,7 @@ def _read_stdin() -> str:
 
 def _decoded(read: Callable[[int], bytes], where: str) -> str:
     """A text file's text; the newline at its end is not part of it. Bounded, since a pipe need not end."""
-    from ..text import MAX_CHARS
+    from ..text.check import MAX_CHARS
 
     data = read(4 * MAX_CHARS + 4)
     try:

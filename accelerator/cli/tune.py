@@ -41,7 +41,7 @@ def tune(
     --threads has a tuning of its own.
     """
     from ..hardware.busy import BusyClock
-    from ..tuning import BUSY
+    from ..pipeline.tuning import BUSY
 
     out: Output = ctx.obj
     start = time.perf_counter()
@@ -96,7 +96,7 @@ def _way(tuning: Mapping[str, Any]) -> str:
     """ "native-2: 1.9 ms", or "-" where there is none."""
     if not tuning:
         return "-"
-    from ..tuning import Way
+    from ..pipeline.tuning import Way
 
     way = Way.from_dict(tuning)
     return f"{way.name}: {formats.seconds(tuning['seconds'].get(way.name))}"
@@ -115,7 +115,7 @@ def _result(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         return "not measured"
     if not before:
         return "measured for the first time"
-    from ..tuning import Way
+    from ..pipeline.tuning import Way
 
     old, new = Way.from_dict(before), Way.from_dict(after)
     if old.sound != new.sound:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..audio import read_audio
+from ..audio.checks import read_audio
 from ..errors import EngineError, InvalidReference
 from ..speech import AudioChunk
 

@@ -26,11 +26,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..export import Component
-from ..sequences import Batching
-from ..session import SessionOptions
+from ..export.component import Component
+from ..inference.sequence import Batching
+from ..runtime.onnx import SessionOptions
 from ..speech import AudioChunk, SamplingParams, SpeechRequest
-from ..text import Unread
+from ..text.check import Unread
 
 __all__ = [
     "Adapter",
@@ -268,15 +268,6 @@ def seconds(call: Call, *arguments: Any) -> float:
     start = time.perf_counter()
     call(*arguments)
     return time.perf_counter() - start
-
-
-def torch_threads(count: int | None = None) -> int:
-    """PyTorch's threads within an operator in this process, after setting them if a count is given."""
-    import torch
-
-    if count is not None:
-        torch.set_num_threads(count)
-    return torch.get_num_threads()
 
 
 def check_codes(codes: np.ndarray, size: int | None = None) -> None:

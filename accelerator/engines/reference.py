@@ -11,20 +11,27 @@ from typing import Any
 
 import numpy as np
 
-from ..audio import check_audio
-from ..decode import StepTimes
+from ..audio.checks import check_audio
 from ..errors import InvalidOption, InvalidText
-from ..graph.dual_ar import DualARSpec, TransformerSpec, Weights
-from ..graph.quantize import RECIPES, Recipe
+from ..export.graph.dual_ar import DualARSpec, TransformerSpec, Weights
+from ..export.graph.quantize import RECIPES, Recipe
+from ..export.proof import Trace
+from ..export.sources import source_of
+from ..inference.sampling import Sampler, SamplingRule, TokenLayout
+from ..inference.sequence import Batching, Guidance
+from ..inference.transformer import StepTimes
 from ..metrics import current_meter
-from ..proof import Trace
-from ..sampling import Sampler, SamplingRule, TokenLayout
-from ..sequences import Batching, Guidance
-from ..session import Session, SessionOptions
+from ..parts.language_model import (
+    LANGUAGE_MODEL,
+    language_model_components,
+    load_language_model,
+    runs_compiled,
+)
+from ..parts.traced import traced
+from ..runtime.onnx import Session, SessionOptions
 from ..speech import AudioChunk, SamplingParams, SpeechRequest
-from ..text import Stretch, Unread
+from ..text.check import Stretch, Unread
 from .base import Call, Cloning, Decoding, Part, Voice, check_codes, seconds, tensors_digest, windowed
-from .dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model, runs_compiled
 from .shadow import shadow
 
 __all__ = ["ReferenceAdapter"]
@@ -288,14 +295,13 @@ class ReferenceAdapter:
 
     def _codec_part(self, part: str) -> Any:
         from ..reference import codec as modules
-        from .dual_ar import _source
 
         codec = self.engine.codec
         hop, rate = self.engine.hop, self.sample_rate
         config = {"part": part, "codec": asdict(self.engine.config.codec)}  # windows and the like are in no weight
         if part == "decoder":
             lengths, answer = (7, 19, 40), self.engine.decode
-            return codec_component(
+            return traced(
                 "decoder",
                 lambda: modules.CodecDecode(codec),
                 lambda: self._digest("codec"),
@@ -303,10 +309,10 @@ class ReferenceAdapter:
                 inputs={"codes": {0: "batch", 2: "frames"}},
                 outputs=("audio",),
                 examples=lambda: ((((c := self._codes(n))[None],), answer(c)[None]) for n in lengths),
-                sources=(_source(modules),),
+                sources=(source_of(modules),),
             )
         seconds = (int(0.7 * rate), int(0.4 * rate) + 1, int(1.3 * rate) + hop // 3)
-        return codec_component(
+        return traced(
             "encoder",
             lambda: modules.CodecEncode(codec),
             lambda: self._digest("codec"),
@@ -317,7 +323,7 @@ class ReferenceAdapter:
                 (((a := self._noise(n / rate))[None],), self.engine.encode_reference(a)[None]) for n in seconds
             ),
             codes_equal=0.99,
-            sources=(_source(modules),),
+            sources=(source_of(modules),),
         )
 
     def _decode_in_torch(self, codes: np.ndarray, *, after: Decoding | None = None) -> np.ndarray:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from accelerator.engines import products
-from accelerator.engines.causal import (
+from accelerator.codec import convolutions
+from accelerator.codec.convolutions import has_bf16
+from accelerator.codec.layers import (
     ConvNeXt,
     Convolution,
     State,
@@ -22,7 +23,6 @@ from accelerator.engines.causal import (
     polyphase,
     upsampled,
 )
-from accelerator.engines.products import has_bf16
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
@@ -43,7 +43,7 @@ def windows(run: Callable[[Tensor, State], Tensor], x: Tensor, rows: int) -> Ten
 def test_a_convolution_is_pytorchs_padded_on_the_left(
     few: int, taps: int, stride: int, dilation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "FEW", few)
+    monkeypatch.setattr(convolutions, "FEW", few)
     weight, bias, x = seeded(6, 5, taps), seeded(6), seeded(2, 24, 5)
     left = (taps - 1) * dilation + 1 - stride
     padded = functional.pad(x.transpose(1, 2), (left, 0))

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from accelerator import native
-from accelerator.engines import products
+from accelerator import kernels
+from accelerator.codec import convolutions
+from accelerator.codec.convolutions import has_bf16, reduced
 from accelerator.engines.fish_speech import twin, weights
 from accelerator.engines.fish_speech.adapter import FishSpeechAdapter
 from accelerator.engines.fish_speech.codec import decode_context
-from accelerator.engines.products import has_bf16, reduced
 from accelerator.errors import SessionError, UnsupportedEngine
-from accelerator.proof import compare_signals
-from accelerator.session import Dtype, SessionOptions
+from accelerator.export.proof import compare_signals
+from accelerator.runtime.onnx import Dtype, SessionOptions
 
 ROOT = os.environ.get("ACCELERATOR_FISH_SPEECH_ROOT")
 CHECKPOINT = os.environ.get("ACCELERATOR_FISH_SPEECH_CHECKPOINT")
@@ -119,7 +119,7 @@ def test_streams_do_not_mix(adapter: Any, decode: Any) -> None:
 def test_less_than_float32_is_close(adapter: Any, folder: Path, dtype: Dtype, least: float, most: float) -> None:
     if dtype == "bf16" and not has_bf16():
         pytest.skip("PyTorch has no products of bfloat16 for this processor")
-    if dtype == "int16" and not native.available():
+    if dtype == "int16" and not kernels.available():
         pytest.skip("compiled kernels need AVX2 and numba")
     options = SessionOptions(backend="onednn", dtype=dtype)
     low = adapter._load_decoder({"decoder-twin": folder / "decoder-twin"}, options)
@@ -165,7 +165,7 @@ def test_the_proof_passes_the_twin_and_catches_a_wrong_weight(adapter: Any, fold
 
 def test_without_anything_less_nothing_is_said_of_it(adapter: Any, folder: Path, monkeypatch: Any) -> None:
     component = next(p.twin for p in adapter.parts() if p.name == "decoder")
-    monkeypatch.setattr(products, "reduced", lambda: None)
+    monkeypatch.setattr(convolutions, "reduced", lambda: None)
     report = component.prove(folder / component.name, "fp32")
     assert report["passed"]
     assert not {"bf16", "int16"} & set(report)

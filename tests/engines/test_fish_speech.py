@@ -33,18 +33,19 @@ import pytest
 import torch
 from torch import nn
 
-from accelerator import ContentCache, UniversalOptimizer, sampling
-from accelerator.audio import write_wav
+from accelerator import ContentCache, UniversalOptimizer
+from accelerator.audio.checks import write_wav
 from accelerator.engines.fish_speech import layouts, routed, weights
-from accelerator.engines.fish_speech.adapter import FishSpeechAdapter, _check_engine
+from accelerator.engines.fish_speech.adapter import FishSpeechAdapter
 from accelerator.engines.fish_speech.language_model import generate, with_cache
-from accelerator.engines.fish_speech.layouts import HEAD, S1, layout_of, with_globals
+from accelerator.engines.fish_speech.layouts import HEAD, S1, check_engine, layout_of, with_globals
 from accelerator.engines.fish_speech.reach import reach
 from accelerator.engines.fish_speech.structure import on_meta, replica, shared
 from accelerator.errors import Closed, EngineError, InvalidOption, InvalidText, UnsupportedEngine
+from accelerator.inference import sampling
 from accelerator.metrics import Meter, measuring
+from accelerator.pipeline.voices import VoiceStore
 from accelerator.speech import SamplingParams
-from accelerator.voices import VoiceStore
 
 ROOT = os.environ.get("ACCELERATOR_FISH_SPEECH_ROOT")
 CHECKPOINT = os.environ.get("ACCELERATOR_FISH_SPEECH_CHECKPOINT")
@@ -96,9 +97,9 @@ def test_other_versions_are_declined_with_advice(module: types.ModuleType, messa
 def test_older_engines_are_declined_with_advice() -> None:
     firefly = type("FireflyArchitecture", (), {})()
     with pytest.raises(UnsupportedEngine, match=r"1\.4 and 1\.5.*S1-mini"):
-        _check_engine(types.SimpleNamespace(decoder_model=firefly, llama_queue=queue.Queue()), "decode")
+        check_engine(types.SimpleNamespace(decoder_model=firefly, llama_queue=queue.Queue()), "decode")
     with pytest.raises(UnsupportedEngine, match="llama_queue"):
-        _check_engine(types.SimpleNamespace(decoder_model=object()), "decode")
+        check_engine(types.SimpleNamespace(decoder_model=object()), "decode")
 
 
 @pytest.mark.parametrize("count", [0, 1, 9, 10, 15, 16, 17, 40])

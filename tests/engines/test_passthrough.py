@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from accelerator import UniversalOptimizer
-from accelerator.audio import write_wav
+from accelerator.audio.checks import write_wav
 from accelerator.errors import EngineError, GenerationError, InvalidOption, InvalidText, UnsupportedEngine
 
 TONE = (0.3 * np.sin(np.arange(800) / 7)).astype(np.float32)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from accelerator.engines import products
-from accelerator.engines.causal import Convolution
-from accelerator.engines.products import Form, Kernel, Packed, Plain, Split, has_bf16, packs, product, splits
+from accelerator.codec import convolutions
+from accelerator.codec.convolutions import Form, Kernel, Packed, Plain, Split, has_bf16, packs, product, splits
+from accelerator.codec.layers import Convolution
 
 needs_packing = pytest.mark.skipif(not packs(), reason="this PyTorch takes no ordered weights")
 needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="PyTorch has no products of bfloat16 for this processor")
@@ -25,7 +25,7 @@ HOWS = [{}, {"dilation": 9}, {"stride": 2}]
 @pytest.fixture
 def forgotten() -> Iterator[None]:
     """What this PyTorch can do is asked again, before and after."""
-    caches = packs, splits, products._order
+    caches = packs, splits, convolutions._order
     for cache in caches:
         cache.cache_clear()
     yield
@@ -170,11 +170,11 @@ def test_operators_that_fail_or_are_wrong_are_not_used(forgotten: None, monkeypa
     def fail(*given: Any) -> Tensor:
         raise RuntimeError("could not create a primitive")
 
-    monkeypatch.setattr(products, "_packed", fail)
+    monkeypatch.setattr(convolutions, "_packed", fail)
     assert not packs()
     assert not splits()
     packs.cache_clear()
-    monkeypatch.setattr(products.Packed, "__call__", lambda self, x: torch.zeros(1, 38, 32))
+    monkeypatch.setattr(convolutions.Packed, "__call__", lambda self, x: torch.zeros(1, 38, 32))
     assert not packs()
 
 
@@ -195,7 +195,7 @@ def test_without_amx_nothing_is_split(forgotten: None, monkeypatch: pytest.Monke
 def test_what_is_less_than_float32(
     isa: tuple[str, ...], emulated: bool, kernels: bool, found: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "detect", lambda: types.SimpleNamespace(isa=isa))
-    monkeypatch.setattr(products, "has_bf16", lambda: emulated)
-    monkeypatch.setattr(products.native, "available", lambda: kernels)
-    assert products.reduced() == found
+    monkeypatch.setattr(convolutions, "detect", lambda: types.SimpleNamespace(isa=isa))
+    monkeypatch.setattr(convolutions, "has_bf16", lambda: emulated)
+    monkeypatch.setattr(convolutions.native, "available", lambda: kernels)
+    assert convolutions.reduced() == found

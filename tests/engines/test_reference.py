@@ -12,9 +12,10 @@ import torch
 from doubles import twin, voice
 
 from accelerator import SpeechRequest, UniversalOptimizer
+from accelerator.audio.reference import Reference
 from accelerator.engines.reference import ReferenceAdapter
 from accelerator.reference import load
-from accelerator.speech import Reference, SamplingParams
+from accelerator.speech import SamplingParams
 
 TEXT = "An adapter."
 

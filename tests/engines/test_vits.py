@@ -11,17 +11,17 @@ import torch
 from typer.testing import CliRunner
 
 from accelerator import UniversalOptimizer
+from accelerator.audio.joiner import Joiner
 from accelerator.cli import app
+from accelerator.codec.convolutions import has_bf16
 from accelerator.engines import adapter_for, vits
 from accelerator.engines.base import Voice
 from accelerator.engines.passthrough import PassThroughAdapter
-from accelerator.engines.products import has_bf16
 from accelerator.engines.vits import twin
 from accelerator.engines.vits.traceable import attend, exportable, spline_back
 from accelerator.errors import EngineError, InvalidOption, InvalidText, SessionError
-from accelerator.joins import Joiner
-from accelerator.segments import split
 from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
+from accelerator.text.segments import split
 
 transformers = pytest.importorskip("transformers", reason="pip install transformers")
 with warnings.catch_warnings():

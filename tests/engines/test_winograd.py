@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from accelerator import native
-from accelerator.engines import products, winograd
-from accelerator.engines.causal import Convolution
-from accelerator.engines.products import WIDE, Kernel, Plain, Split, product
-from accelerator.engines.winograd import TAPS, Minimal, Winograd
-from accelerator.native import filters
+from accelerator import kernels
+from accelerator.codec import convolutions, winograd
+from accelerator.codec.convolutions import WIDE, Kernel, Plain, Split, product
+from accelerator.codec.layers import Convolution
+from accelerator.codec.winograd import TAPS, Minimal, Winograd
+from accelerator.kernels import filters
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
@@ -27,7 +27,7 @@ def made(kernel: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Winog
 
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(kernels, "available", lambda: False)
 
 
 @pytest.mark.parametrize(("number", "taps"), [(6, 3), (6, 7), (8, 7), (5, 2)])
@@ -97,16 +97,16 @@ def test_wide_filters_of_such_lengths_are_computed_so() -> None:
 @pytest.mark.usefixtures("no_kernels")
 def test_it_stands_in_where_nothing_can_be_split(monkeypatch: pytest.MonkeyPatch) -> None:
     for splits in (False, True):
-        monkeypatch.setattr(products, "splits", lambda answer=splits: answer)
+        monkeypatch.setattr(convolutions, "splits", lambda answer=splits: answer)
         assert isinstance(product(seeded(WIDE, 7, WIDE), None, form="split"), Split if splits else Winograd)
 
 
 @pytest.fixture(params=["compiled", "not compiled"])
 def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
     """What products of form "winograd" are, with compiled kernels and without."""
-    if request.param == "compiled" and not native.available():
+    if request.param == "compiled" and not kernels.available():
         pytest.skip("compiled kernels need AVX2 and numba")
-    monkeypatch.setattr(native, "available", lambda: request.param == "compiled")
+    monkeypatch.setattr(kernels, "available", lambda: request.param == "compiled")
     return Minimal if request.param == "compiled" else Winograd
 
 

@@ -12,14 +12,14 @@ import onnx
 import pytest
 import torch
 
-from accelerator.decode import Transformer
 from accelerator.engines.reference import ReferenceAdapter
-from accelerator.graph.dual_ar import DualARSpec, build_fast, build_slow, rope_tables
-from accelerator.graph.quantize import BY_ROW, RECIPES
+from accelerator.export.graph.dual_ar import DualARSpec, build_fast, build_slow, rope_tables
+from accelerator.export.graph.quantize import BY_ROW, RECIPES
+from accelerator.inference.transformer import Transformer
 from accelerator.reference import SIZES, ReferenceEngine
 from accelerator.reference.transformer import rope_table
 from accelerator.reference.weights import random_weights
-from accelerator.session import Session
+from accelerator.runtime.onnx import Session
 
 BOUND = 1e-3
 
@@ -245,7 +245,7 @@ def test_rotary_tables_are_pytorchs_far_out(bf16: bool) -> None:
 
 
 def test_bfloat16_is_rounded_as_pytorch_does() -> None:
-    from accelerator.graph.dual_ar import round_to_bfloat16
+    from accelerator.export.graph.dual_ar import round_to_bfloat16
 
     values = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
     values[:4] = [1.00390625, 1.01171875, 0.0, -1.0]  # ties go to even

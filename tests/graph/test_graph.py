@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from accelerator.graph.graph import OPSET, Graph
-from accelerator.session import Session
+from accelerator.export.graph.graph import OPSET, Graph
+from accelerator.runtime.onnx import Session
 
 
 def test_a_graph_computes_what_it_says(tmp_path: Path) -> None:

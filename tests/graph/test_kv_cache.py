@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from accelerator.decode import Transformer
 from accelerator.engines.reference import ReferenceAdapter
-from accelerator.graph.dual_ar import KV_MARGIN, KVRanges, build_slow
-from accelerator.graph.quantize import BY_ROW, Recipe
-from accelerator.session import Session
+from accelerator.export.graph.dual_ar import KV_MARGIN, KVRanges, build_slow
+from accelerator.export.graph.quantize import BY_ROW, Recipe
+from accelerator.inference.transformer import Transformer
+from accelerator.runtime.onnx import Session
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from accelerator.graph import quantize
-from accelerator.graph.fitting import Fit
-from accelerator.graph.graph import Graph
-from accelerator.graph.quantize import (
+from accelerator.export.graph import quantize
+from accelerator.export.graph.fitting import Fit
+from accelerator.export.graph.graph import Graph
+from accelerator.export.graph.quantize import (
     BY_ROW,
     RECIPES,
     WHOLE_ROWS,
@@ -23,7 +23,7 @@ from accelerator.graph.quantize import (
     quantize_blocks,
     quantize_rows,
 )
-from accelerator.session import Session
+from accelerator.runtime.onnx import Session
 
 CASES = [(4, 32), (4, 16), (4, 128), (8, 32), (8, 128)]
 SHAPES = [(1, 32), (5, 64), (3, 96), (7, 40), (4, 33), (2, 1), (6, 300)]  # odd block counts; K no multiple of a block

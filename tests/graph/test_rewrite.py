@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from accelerator.graph.rewrite import rewrite_convolutions
+from accelerator.export.graph.rewrite import rewrite_convolutions
 
 RNG = np.random.default_rng(7)
 

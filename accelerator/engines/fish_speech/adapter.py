@@ -20,23 +20,29 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ...audio import check_audio, write_wav
+from ...audio.checks import check_audio, write_wav
 from ...cache import ContentCache
-from ...decode import StepTimes
 from ...errors import EngineError, InvalidOption, UnsupportedEngine
-from ...export import Component
-from ...graph.dual_ar import DualARSpec, Weights
-from ...proof import Trace
-from ...sampling import Sampler
-from ...sequences import Batching
-from ...session import Session, SessionOptions
+from ...export.component import Component
+from ...export.graph.dual_ar import DualARSpec, Weights
+from ...export.proof import Trace
+from ...inference.sampling import Sampler
+from ...inference.sequence import Batching
+from ...inference.transformer import StepTimes
+from ...parts.language_model import (
+    LANGUAGE_MODEL,
+    language_model_components,
+    load_language_model,
+    runs_compiled,
+)
+from ...parts.traced import traced
+from ...runtime.onnx import Session, SessionOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
 from ..base import Call, Cloning, Decoding, Part, seconds, tensors_digest, windowed
-from ..dual_ar import LANGUAGE_MODEL, codec_component, language_model_components, load_language_model, runs_compiled
 from . import codec as codec_graphs
 from . import language_model as lm
 from . import structure, twin, weights
-from .layouts import SUPPORTED, installed
+from .layouts import check_engine, installed
 from .reach import reach
 from .routed import EngineParams, Routed, chunks_of, tts_request
 from .weights import Held, computing
@@ -60,7 +66,7 @@ class FishSpeechAdapter:
     def __init__(self, engine: Any) -> None:
         """Find the language model of a running engine. Raises UnsupportedEngine for versions that are not supported."""
         self.layout, self.module = installed()
-        _check_engine(engine, self.layout.codec_call)
+        check_engine(engine, self.layout.codec_call)
         reached = reach(engine)
         device = next(reached.model.parameters()).device
         if device.type != "cpu":
@@ -405,7 +411,7 @@ class FishSpeechAdapter:
             with computing():
                 return make(self.codec.get())
 
-        return codec_component(
+        return traced(
             part,
             module,
             lambda: self._identity("codec"),
@@ -459,18 +465,6 @@ class FishSpeechAdapter:
         n = frames * self.samples_per_frame
         noise = np.random.default_rng([n, seed]).standard_normal(n) * 0.05
         return (0.3 * np.sin(2 * np.pi * 220 * np.arange(n) / self.sample_rate) + noise).astype(np.float32)
-
-
-def _check_engine(engine: Any, codec_call: str) -> None:
-    codec = getattr(engine, "decoder_model", None)
-    kind = type(codec).__name__
-    if "Firefly" in kind:
-        raise UnsupportedEngine(f"fish-speech 1.4 and 1.5 (codec {kind}) are not supported: {SUPPORTED}")
-    parts = ("encoder", "quantizer", "decoder", "sample_rate", "frame_length", codec_call)
-    missing = [f"decoder_model.{name}" for name in parts if not hasattr(codec, name)]
-    missing += [n for n in ("llama_queue", "ref_by_hash", "send_Llama_request") if not hasattr(engine, n)]
-    if missing:
-        raise UnsupportedEngine(f"this {type(engine).__name__} lacks {', '.join(missing)}: {SUPPORTED}")
 
 
 def _files_digest(cache: ContentCache, files: Sequence[Path]) -> str:

@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...errors import UnsupportedEngine
-from ...graph.dual_ar import DualARSpec, TransformerSpec
-from ...proof import Trace
-from ...sampling import TokenLayout
+from ...export.graph.dual_ar import DualARSpec, TransformerSpec
+from ...export.proof import Trace
+from ...inference.sampling import TokenLayout
 from ...speech import SamplingParams
 from .layouts import Layout, with_globals
 from .structure import replica, shared

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import UnsupportedEngine
-from ...sampling import RULES, SamplingRule
+from ...inference.sampling import RULES, SamplingRule
 from ...speech import SamplingParams
 
-__all__ = ["HEAD", "LAYOUTS", "S1", "Layout", "installed", "with_globals"]
+__all__ = ["HEAD", "LAYOUTS", "S1", "Layout", "check_engine", "installed", "with_globals"]
 
 INFERENCE = "fish_speech.models.text2semantic.inference"
 SUPPORTED = (
@@ -137,3 +137,16 @@ def with_globals(function: Any, changes: Mapping[str, Any]) -> Any:
     twin = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     twin.__kwdefaults__ = function.__kwdefaults__
     return twin
+
+
+def check_engine(engine: Any, codec_call: str) -> None:
+    """Raises UnsupportedEngine for what is not an engine of a supported layout."""
+    codec = getattr(engine, "decoder_model", None)
+    kind = type(codec).__name__
+    if "Firefly" in kind:
+        raise UnsupportedEngine(f"fish-speech 1.4 and 1.5 (codec {kind}) are not supported: {SUPPORTED}")
+    parts = ("encoder", "quantizer", "decoder", "sample_rate", "frame_length", codec_call)
+    missing = [f"decoder_model.{name}" for name in parts if not hasattr(codec, name)]
+    missing += [n for n in ("llama_queue", "ref_by_hash", "send_Llama_request") if not hasattr(engine, n)]
+    if missing:
+        raise UnsupportedEngine(f"this {type(engine).__name__} lacks {', '.join(missing)}: {SUPPORTED}")

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from ...errors import InvalidOption, InvalidText
+from ...inference.sequence import Batching
 from ...metrics import current_meter
-from ...sequences import Batching
+from ...parts.language_model import LANGUAGE_MODEL
 from ...speech import SamplingParams, SpeechRequest
-from ...text import Unread
+from ...text.check import Unread
 from ..base import Call, Decoding, Voice
-from ..dual_ar import LANGUAGE_MODEL
 from . import language_model as lm
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ import torch
 from ...errors import AcceleratorError, Closed, GenerationError, InvalidText
 from ...hardware.forks import renewed_in_children
 from ...metrics import current_meter
+from ...parts.language_model import LANGUAGE_MODEL
 from ...speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
 from ..base import Call, Voice
-from ..dual_ar import LANGUAGE_MODEL
 from .language_model import with_cache
 from .layouts import with_globals
 from .pieces import FishSpeechPieces

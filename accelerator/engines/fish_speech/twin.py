@@ -29,13 +29,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from ... import native, proof
-from ...errors import SessionError
-from ...export import Component, Progress, ProgressEvent
-from ...proof import SNR_DB, compare_arrays, compare_codes, compare_signals
-from ...session import Dtype
-from .. import causal, products, scratch, winograd
-from ..causal import (
+from ... import kernels
+from ...codec import buffers, convolutions, layers, winograd
+from ...codec.convolutions import Kernel
+from ...codec.layers import (
     PIECE,
     ConvNeXt,
     Convolution,
@@ -50,7 +47,11 @@ from ..causal import (
     snaked,
     upsampled,
 )
-from ..products import Kernel
+from ...errors import SessionError
+from ...export import proof
+from ...export.component import Component, Progress, ProgressEvent
+from ...export.proof import SNR_DB, compare_arrays, compare_codes, compare_signals
+from ...runtime.onnx import Dtype
 from .codec import Decode, Encode
 from .weights import computing
 
@@ -89,7 +90,7 @@ class Decoder:
         low, less = torch.bfloat16 if dtype == "bf16" else torch.float32, dtype != "fp32"
         self._frames = LONG if less else LONG // 2  # of a window; the longer one would ask for a second order
         quick, split = replace(weights, form="winograd"), replace(weights, form="split" if less else "winograd")
-        amx, levels = less and products.splits(), replace(weights, form="levels" if less else "winograd")
+        amx, levels = less and convolutions.splits(), replace(weights, form="levels" if less else "winograd")
         self._sizes = torch.tensor(config["sizes"])[:, None]
         self._offsets = self._sizes.cumsum(0) - self._sizes
         self._books = weights("books"), weights("projection.weight"), weights("projection.bias")
@@ -101,7 +102,9 @@ class Decoder:
         self._first = _convolution(split, "first")
         self._stages = []
         for i, rate in enumerate(config["rates"]):
-            exact = i == 0 and dtype == "bf16" and products.of_filters(low) == low  # where filters are bfloat16, too
+            exact = (
+                i == 0 and dtype == "bf16" and convolutions.of_filters(low) == low
+            )  # where filters are bfloat16, too
             how, products_ = (split, torch.float32) if exact else (levels if dtype == "int16" else quick, low)
             units = [Unit(how.within(f"stages.{i}.units.{j}"), d, products_) for j, d in enumerate(config["dilations"])]
             conv = _convolution(split if amx and i < 2 else levels, f"stages.{i}")  # later ones are too small to split
@@ -240,7 +243,7 @@ def component(
 ) -> Component:
     """The twin of one direction, proven in float32 as the ONNX export is, and what less costs where it can be told.
 
-    examples: yields (inputs, PyTorch's answer), as for `codec_component`.
+    examples: yields (inputs, PyTorch's answer), as for `traced`.
     """
     decoder = part == "decoder"
 
@@ -263,13 +266,13 @@ def component(
         stored = load(directory / FILE, stored=True)
         exact = Decoder(*stored)
         report = compare_arrays(answers(lambda codes: exact.push(codes, {})), 1e-4)
-        if low := products.reduced():
+        if low := convolutions.reduced():
             less = Decoder(*stored, dtype=low)
             report[low] = compare_signals(answers(lambda codes: less.push(codes, {})), SNR_DB)
         return report
 
-    used = (str(m.__file__) for m in (causal, products, scratch, winograd, proof))
-    sources = (*used, *native.sources(codec=True), str(Path(__file__)), *sources)
+    used = (str(m.__file__) for m in (layers, convolutions, buffers, winograd, proof))
+    sources = (*used, *kernels.sources(), str(Path(__file__)), *sources)
     return Component(f"{part}-twin", identity, config, ("fp32",), build, prove, sources)
 
 
@@ -400,14 +403,14 @@ def load(path: Path, *, stored: bool = False) -> tuple[Weights, dict[str, Any]]:
         config = json.loads(file.metadata()["config"])
         if not stored:
             return Weights({name: file.get_tensor(name) for name in file.keys()}, form="plain"), config  # noqa: SIM118
-        tensors, kernels = {}, {}
+        tensors, filters = {}, {}
         for name in file.keys():  # noqa: SIM118
             shape = tuple(file.get_slice(name).get_shape())
             if _PRODUCT.search(name) and math.prod(shape) >= _LARGE:
-                kernels[name] = Kernel(shape, functools.partial(_read, path, name))
+                filters[name] = Kernel(shape, functools.partial(_read, path, name))
             else:
                 tensors[name] = file.get_tensor(name).clone()  # a view would keep the whole file mapped
-    return Weights(tensors, kernels), config
+    return Weights(tensors, filters), config
 
 
 def _read(path: Path, name: str) -> Tensor:

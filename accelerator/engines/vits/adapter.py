@@ -30,16 +30,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...audio import check_audio
+from ...audio.checks import check_audio
 from ...errors import EngineError, InvalidOption
-from ...export import Component
+from ...export.component import Component
 from ...hardware.forks import Lock
 from ...metrics import current_meter
-from ...session import Session, SessionOptions
+from ...parts.traced import traced
+from ...runtime.onnx import Session, SessionOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
-from ...text import Unread, is_spoken, stretches
+from ...text.check import Unread, is_spoken, stretches
 from ..base import Call, Part, Voice, seconds, tensors_digest
-from ..dual_ar import codec_component
 from ..passthrough import PassThroughAdapter
 from ..shadow import shadow
 from . import traceable, twin
@@ -203,7 +203,7 @@ class VitsAdapter:
                 arguments = make(length)
                 yield tuple(a for a in arguments if a is not None), own(*arguments)
 
-        return codec_component(
+        return traced(
             name,
             lambda: (Text if name == TEXT else Decoder)(exportable(self.model)),
             lambda: self._digest,

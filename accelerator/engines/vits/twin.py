@@ -20,12 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from ... import proof
-from ...export import Component, Progress, ProgressEvent
-from ...proof import SNR_DB, compare_arrays, compare_signals
-from .. import causal, products, scratch
-from ..causal import plainly, polyphase
-from ..products import has_bf16, product
+from ...codec import buffers, convolutions
+from ...codec import layers as causal
+from ...codec.convolutions import has_bf16, product
+from ...codec.layers import plainly, polyphase
+from ...export import proof
+from ...export.component import Component, Progress, ProgressEvent
+from ...export.proof import SNR_DB, compare_arrays, compare_signals
 
 __all__ = ["FILE", "WINDOW", "DecodeCall", "Decoder", "component", "load", "save"]
 
@@ -240,7 +241,7 @@ def component(
 ) -> Component:
     """The twin, proven in float32 as the ONNX export is, and what bfloat16 costs where it can be told.
 
-    model: makes `traceable.exportable`'s copy. examples: yields (inputs, PyTorch's answer), as for `codec_component`.
+    model: makes `traceable.exportable`'s copy. examples: yields (inputs, PyTorch's answer), as for `traced`.
     """
 
     def build(directory: Path, precision: str, progress: Progress) -> None:
@@ -255,5 +256,5 @@ def component(
             report["bf16"] = compare_signals([(expected, low(*given)) for given, expected in examples()], SNR_DB)
         return report
 
-    sources = (*(str(m.__file__) for m in (causal, products, scratch, proof)), __file__, *sources)
+    sources = (*(str(m.__file__) for m in (causal, convolutions, buffers, proof)), __file__, *sources)
     return Component("decoder-twin", identity, config, ("fp32",), build, prove, sources)

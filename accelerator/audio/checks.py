@@ -1,0 +1,351 @@
+"""Audio at the edges: reference recordings in, files out, and the check on what an engine answered."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import struct
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..errors import BadOutput, InvalidReference
+from ..installation import install_command
+from ..text.check import check_characters
+from .files import AudioWriter, write_audio, write_wav
+from .reference import Reference
+
+__all__ = ["AudioWriter", "check_audio", "load_reference", "read_audio", "write_audio", "write_wav"]
+
+logger = logging.getLogger(__name__)
+
+SILENT_PEAK = 1e-4  # -80 dB of full scale: below the noise of any recording
+MAX_PEAK = 2.0  # lossy decoders overshoot 1 by some per cent; integers stored as floats exceed it by thousands
+MAX_CHANNELS = 8
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
+MIXED = 0.1  # of the loudest channel's energy: a mean with less has channels that cancel each other
+TELEPHONE = 8_000  # Hz, at which half of what tells voices apart is missing
+PAUSE_FRAME_S = 0.05  # what is judged as a pause or not
+BLOCK = 16_384  # frames decoded at a time, so that a lying header cannot ask for memory
+UNREAD = 1_024  # bytes that may follow an MP3's last frame: tags
+_OGG_BEGINS = b"OggS\0\2"
+MAX_BYTES = 256 << 20  # read of a file whose header has no length
+_CONTAINERS = "mov,matroska,webm,aac,asf,amr,ogg,mp3,flac"
+_NUMBER = (int, float, np.integer, np.floating)
+
+
+def load_reference(
+    audio: Any,
+    text: str | None = None,
+    *,
+    sample_rate: int,
+    min_s: float = 0.2,
+    max_s: float = 300.0,
+    cut: bool = False,
+) -> Reference:
+    """A voice to imitate, as float32 mono at `sample_rate` Hz, from a recording and what it says (None: unknown).
+
+    audio: a path; the bytes of an audio file, or a binary file object with them (WAV, FLAC, OGG, MP3, AIFF ..., and
+    with the extra `formats` m4a, webm ...); or
+    (samples, rate) in either order, samples being an array or tensor [n], [n, channels] or [channels, n], of floats in
+    [-1, 1] or of 8-, 16- or 32-bit integers. Channels are averaged, or where they cancel each other the loudest one is
+    taken. Samples are neither scaled nor clipped. cut: of what is too long, the beginning up to a pause is taken, and a
+    warning says so.
+    Raises InvalidReference for what cannot be read, is not `min_s` .. `max_s` seconds long, not finite, silent or far
+    outside [-1, 1].
+    """
+    said = check_characters("" if text is None else text, what="the reference text", error=InvalidReference)
+    samples, rate = _samples(audio, max_s)
+    if cut and len(samples) > max_s * rate:
+        samples = _up_to_a_pause(samples[: int(max_s * rate)], rate)
+        logger.warning(
+            "the reference audio lasts more than %g s: its first %.1f s are used", max_s, len(samples) / rate
+        )
+    _check_length(len(samples), rate, min_s, max_s)
+    _check_level(samples)
+    if rate <= TELEPHONE and rate < sample_rate:
+        logger.warning(
+            "the reference audio has %d samples a second, as by telephone: the voice imitated may be another's; "
+            "record it at %d or more",
+            rate,
+            2 * TELEPHONE,
+        )
+    if rate != sample_rate:
+        import soxr
+
+        samples = soxr.resample(samples, rate, sample_rate, quality="HQ")
+    samples = np.ascontiguousarray(samples, np.float32)
+    digest = hashlib.sha256(struct.pack("<q", sample_rate) + samples.astype("<f4", copy=False).tobytes()).hexdigest()
+    return Reference(audio=samples, sample_rate=sample_rate, text=said, digest=digest)
+
+
+def read_audio(audio: Any, max_s: float = 4 * 3600.0) -> tuple[np.ndarray, int]:
+    """What `load_reference` takes, as float32 mono [n] and Hz, unchecked and as it is. Raises InvalidReference."""
+    return _samples(audio, max_s)
+
+
+def check_audio(audio: np.ndarray, sample_rate: int, *, silent_s: float = 1.0, max_clipped: float = 0.01) -> np.ndarray:
+    """An engine's answer as float32 mono [n], when it can be speech; axes of length 1 are dropped.
+
+    Raises BadOutput for audio that is empty, has more than one channel or a sample that is not finite, is silent
+    throughout and longer than `silent_s` seconds (a shorter piece may be a pause), or has more than the share
+    `max_clipped` of its samples at or beyond full scale.
+    """
+    shape = np.shape(audio)
+    samples = _float32(audio).reshape(-1)
+    if samples.size == 0:
+        raise BadOutput("the engine answered with no audio: 0 samples")
+    if samples.size != max(shape, default=1):
+        raise BadOutput(f"the engine answered with audio of shape {shape} instead of one channel")
+    finite = int(np.isfinite(samples).sum())
+    if finite < samples.size:
+        raise BadOutput(f"{samples.size - finite:,} of {samples.size:,} audio samples are NaN or infinite")
+    level = np.abs(samples)
+    peak, seconds = float(level.max()), samples.size / sample_rate
+    if peak < SILENT_PEAK and seconds > silent_s:
+        silent = f"{seconds:.2f} s of audio are silent: peak {peak:.1e}, below {SILENT_PEAK:.0e}"
+        raise BadOutput(silent, check="silent")
+    clipped = np.count_nonzero(level >= 1.0) / samples.size
+    if clipped > max_clipped:
+        loud = f"{clipped:.1%} of the audio is clipped (peak {peak:.2f}), more than {max_clipped:.1%}"
+        raise BadOutput(loud, check="clipped")
+    return samples
+
+
+def _samples(audio: Any, max_s: float) -> tuple[np.ndarray, int]:
+    """Any kind of reference -> float32 mono [n], Hz. Decodes little more than `max_s` seconds of a file."""
+    if isinstance(audio, (str, os.PathLike)):
+        try:
+            if not os.path.isfile(audio):
+                what = "is not a file" if os.path.exists(audio) else "does not exist"
+                raise InvalidReference(f"the reference audio {os.fspath(audio)!r} {what}")
+            with open(audio, "rb") as file:
+                return _decode(file, repr(os.fspath(audio)), max_s)
+        except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
+            if isinstance(exc, InvalidReference):
+                raise
+            raise InvalidReference(f"the reference audio {os.fspath(audio)!r} cannot be opened: {exc}") from exc
+    if isinstance(audio, (bytes, bytearray, memoryview)):
+        return _decode(io.BytesIO(audio), "data", max_s)
+    if hasattr(audio, "read"):
+        data = audio.read()
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise InvalidReference("the reference audio's file object yields text: open it in binary mode, 'rb'")
+        return _decode(io.BytesIO(data), "file", max_s)
+    if isinstance(audio, (tuple, list)) and len(audio) == 2:
+        samples, rate = reversed(audio) if isinstance(audio[0], _NUMBER) else audio
+        rate = _rate(rate)
+        return _mono(_array(samples)), rate
+    raise InvalidReference(
+        f"the reference audio cannot be a {type(audio).__name__}: give a path, the bytes of an audio file, "
+        "a binary file object, or (samples, sample_rate)"
+    )
+
+
+def _decode(file: BinaryIO, name: str, max_s: float) -> tuple[np.ndarray, int]:
+    import soundfile
+
+    if not file.read(1):
+        raise InvalidReference(f"the reference audio {name} is empty")
+    file.seek(0)
+    try:
+        return _by_soundfile(file, max_s)
+    except (soundfile.SoundFileError, TypeError, _Unreadable) as exc:  # TypeError: a name that ends in .raw
+        failure = f"the reference audio {name} cannot be read as audio ({exc})"
+    file.seek(0)
+    try:
+        return _by_pyav(file, max_s)
+    except ImportError:
+        more = f"or let more kinds of files be read: {install_command('formats')}"
+        raise InvalidReference(f"{failure}: convert it to WAV, FLAC, OGG or MP3, {more}") from None
+    except _Unreadable as exc:
+        raise InvalidReference(
+            f"{failure}, nor as a film's sound ({exc}): convert it to WAV, FLAC, OGG or MP3"
+        ) from exc
+
+
+class _Unreadable(Exception):
+    """A file that a library cannot read, or not to its end."""
+
+
+def _by_soundfile(file: BinaryIO, max_s: float) -> tuple[np.ndarray, int]:
+    import soundfile
+
+    class Forward(soundfile.SoundFile):
+        """Read once, from its beginning. soundfile seeks after each piece of a file that can: libsndfile then spoils
+        the next frame of an MP3, and fails in a FLAC that does not tell its length."""
+
+        def seekable(self) -> bool:
+            return False
+
+    blocks: list[np.ndarray] = []
+    with Forward(file) as source:
+        rate, left = _rate(source.samplerate), int(max_s * source.samplerate) + 1
+        while left > 0 and len(block := source.read(min(left, BLOCK), dtype="float32", always_2d=True)):
+            blocks.append(block)
+            left -= len(block)
+        kind = source.format
+    if not blocks and (whole := _with_length(file)) is not None:
+        return _by_soundfile(whole, max_s)
+    if left > 0 and kind in ("MP3", "OGG") and _goes_on(file, kind):
+        raise _Unreadable("more follows its end: several files in one, or an MP3 that tells no length")
+    return _mixed(blocks) if blocks else np.zeros(0, np.float32), rate
+
+
+def _goes_on(file: BinaryIO, kind: str) -> bool:
+    """Whether an MP3 or Ogg file that was read to its end has more: of joined ones libsndfile reads the first."""
+    if kind == "MP3":
+        at = file.tell()
+        return file.seek(0, os.SEEK_END) - at > UNREAD
+    file.seek(0)
+    return file.read(MAX_BYTES).count(_OGG_BEGINS) > 1
+
+
+def _with_length(file: BinaryIO) -> BinaryIO | None:
+    """A WAV or AU file whose header says 0 bytes, since it was written into a pipe, with the length it has."""
+    file.seek(0)
+    head = file.read(BLOCK)
+    if head[:4] == b".snd":
+        unknown = head[8:12] == bytes(4) and len(head) == BLOCK
+        return io.BytesIO(head[:8] + b"\xff" * 4 + head[12:] + file.read(MAX_BYTES)) if unknown else None
+    if head[:4] not in (b"RIFF", b"RF64") or head[8:12] != b"WAVE":
+        return None
+    form, at = b"", 12
+    while at + 8 <= len(head):
+        name, size = struct.unpack_from("<4sI", head, at)
+        if name == b"data":
+            break
+        if name == b"fmt ":
+            form = head[at : at + 8 + size]
+        at += 8 + size + size % 2
+    else:
+        return None
+    file.seek(at + 8)
+    samples = file.read(MAX_BYTES)
+    if not form or not samples:
+        return None
+    sizes = struct.pack("<I", 4 + len(form) + 8 + len(samples)), struct.pack("<I", len(samples))
+    return io.BytesIO(b"RIFF" + sizes[0] + b"WAVE" + form + b"data" + sizes[1] + samples)
+
+
+def _by_pyav(file: BinaryIO, max_s: float) -> tuple[np.ndarray, int]:
+    """m4a, webm and what else FFmpeg knows. Playlists are not followed: a recording names no other file."""
+    import av
+
+    blocks: list[np.ndarray] = []
+    try:
+        with av.open(file, mode="r", options={"format_whitelist": _CONTAINERS}) as container:
+            stream = container.streams.audio[0]
+            rate = _rate(stream.rate)
+            left = int(max_s * rate) + 1
+            resampler = av.AudioResampler(format="fltp", rate=rate)
+            for frame in container.decode(stream):
+                for piece in resampler.resample(frame):
+                    blocks.append(piece.to_ndarray().T)
+                    left -= len(blocks[-1])
+                if left <= 0:
+                    break
+    except (av.FFmpegError, IndexError) as error:  # IndexError: a film without sound
+        raise _Unreadable(str(error)) from error
+    return _mixed(blocks) if blocks else np.zeros(0, np.float32), rate
+
+
+def _mixed(blocks: list[np.ndarray]) -> np.ndarray:
+    """Blocks [n, channels] -> the mean of the channels [n], or the loudest one where they cancel each other."""
+    means = [block.mean(axis=1) for block in blocks]
+    own = sum(np.square(block, dtype=np.float64).sum(axis=0) for block in blocks)  # each channel's energy
+    if sum(float(np.square(mean, dtype=np.float64).sum()) for mean in means) < MIXED * np.max(own):
+        means = [block[:, int(np.argmax(own))] for block in blocks]
+    return np.concatenate(means)
+
+
+def _up_to_a_pause(samples: np.ndarray, rate: int) -> np.ndarray:
+    """The samples without what follows the quietest moment of their last third."""
+    frame = max(1, int(PAUSE_FRAME_S * rate))
+    levels = np.square(samples[: len(samples) // frame * frame].reshape(-1, frame)).mean(axis=1)
+    first = 2 * len(levels) // 3
+    return samples[: (first + int(np.argmin(levels[first:])) + 1) * frame]
+
+
+def _array(samples: Any) -> np.ndarray:
+    """Samples as an array, from a tensor on any device too."""
+    if hasattr(samples, "detach"):
+        samples = samples.detach().cpu()
+        samples = samples.float() if samples.is_floating_point() else samples  # numpy has no bfloat16
+    try:
+        return np.asarray(samples.numpy() if hasattr(samples, "numpy") else samples)
+    except ValueError as exc:  # a ragged list
+        raise InvalidReference(f"the reference samples are not an array: {exc}") from exc
+
+
+def _mono(samples: np.ndarray) -> np.ndarray:
+    """[n], [n, channels] or [channels, n], of any dtype that says its scale -> float32 [n]."""
+    if samples.dtype.kind == "f":
+        scaled = _float32(samples)
+    elif samples.dtype in (np.int8, np.int16, np.int32):
+        scaled = _float32(samples / -float(np.iinfo(samples.dtype).min))
+    elif samples.dtype == np.uint8:
+        scaled = (_float32(samples) - 128) / 128
+    else:
+        raise InvalidReference(
+            f"reference samples of type {samples.dtype} have no known scale: "
+            "convert them to float32 in [-1, 1] or to int16"
+        )
+    if scaled.ndim > 2:
+        scaled = scaled.squeeze()
+    if scaled.ndim == 2 and 0 < min(scaled.shape) <= MAX_CHANNELS:
+        channels_last = scaled.shape[0] >= scaled.shape[1]  # the shorter axis is the channels
+        scaled = _mixed([scaled if channels_last else scaled.T])
+    if scaled.ndim != 1:
+        raise InvalidReference(
+            f"reference samples of shape {samples.shape} are not [n], [n, channels] or [channels, n] "
+            f"of at most {MAX_CHANNELS} channels"
+        )
+    return scaled
+
+
+def _float32(samples: Any) -> np.ndarray:
+    with np.errstate(over="ignore"):  # becomes infinite, which is reported
+        return np.asarray(samples, np.float32)
+
+
+def _rate(rate: Any) -> int:
+    if not isinstance(rate, _NUMBER) or isinstance(rate, bool):
+        raise InvalidReference(f"the reference's sample rate must be a number of Hz, not a {type(rate).__name__}")
+    if not MIN_RATE <= rate <= MAX_RATE or rate != int(rate):
+        raise InvalidReference(f"the reference's sample rate must be {MIN_RATE} .. {MAX_RATE} Hz, not {rate}")
+    return int(rate)
+
+
+def _check_length(n: int, rate: int, min_s: float, max_s: float) -> None:
+    if n == 0:
+        raise InvalidReference("the reference audio is empty: record some seconds of the voice")
+    if n < min_s * rate:
+        raise InvalidReference(
+            f"the reference audio lasts {n / rate:.3g} s, less than {min_s:g} s: "
+            "5 to 15 seconds of clear speech are best"
+        )
+    if n > max_s * rate:
+        raise InvalidReference(
+            f"the reference audio is longer than {max_s:g} s, which is all that this voice takes: "
+            f"cut out {min(5.0, max_s / 2):g} to {min(15.0, max_s):g} seconds of clear speech, with their transcript"
+        )
+
+
+def _check_level(samples: np.ndarray) -> None:
+    finite = int(np.isfinite(samples).sum())
+    if finite < samples.size:
+        raise InvalidReference(
+            f"{samples.size - finite:,} of {samples.size:,} reference samples are NaN or infinite: "
+            "record or decode it again"
+        )
+    low, high = float(samples.min()), float(samples.max())
+    if max(high, -low) > MAX_PEAK:
+        raise InvalidReference(
+            f"the reference's floats reach {max(high, -low):g}, far outside [-1, 1]: "
+            "divide by full scale (32768 for 16-bit samples)"
+        )
+    if high - low < 2 * SILENT_PEAK:  # about its mean, so that a constant is silent too
+        raise InvalidReference("the reference audio is silent: record it again at a higher level")

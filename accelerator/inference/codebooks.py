@@ -1,0 +1,110 @@
+"""The codes of a frame: the fast model of a dual autoregressive language model, run once for each codebook."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import BadOutput
+from ..export.graph.dual_ar import DualARSpec
+from .sampling import Sampler
+from .sequence import Other, Row, width_of
+from .transformer import Embeddings, Runner, Transformer
+
+__all__ = ["Codes", "Speaking"]
+
+Speaking = tuple[int, Row | Other, np.ndarray]  # the slow model's row, a sequence, and its frame
+
+
+class Codes:
+    """Draws the codes of frames that have a main token. Not for sharing between threads."""
+
+    def __init__(self, session: Runner, wide: Runner | None, spec: DualARSpec, embeddings: Embeddings, limit: int):
+        """wide: as for `Transformer`. limit: sequences at most."""
+        self._session, self._wide, self._spec, self._embeddings, self._limit = session, wide, spec, embeddings, limit
+        self._fast: Transformer | None = None
+
+    def fill(self, speaking: Sequence[Speaking], hidden: np.ndarray, *, wide: bool) -> None:
+        """Fill frame[1:]: the first code is the main token's own, each next one is drawn from the fast model.
+
+        hidden: the slow model's states, float32 [rows, D]. A guided row's other one follows it. What cannot be drawn
+        fails for its own row.
+        """
+        spec, sequences = self._spec, [row for _, row, _ in speaking]
+        for _, _, frame in speaking:
+            frame[1] = min(max(int(frame[0]) - spec.semantic_begin, 0), spec.codebook_size - 1)
+        if spec.codebooks < 2:
+            return
+        width = width_of(sequences, self._session.invariant)
+        fast = self._model(width)
+        fast.lengths[:] = 0
+        # Position 0 takes the hidden state and its logits are never used, so it runs together with position 1.
+        x = fast.input(2, 0, width)
+        for at, (index, _, frame) in enumerate(speaking):
+            x[at, 0] = hidden[index]
+            self._embeddings.code(int(frame[1]), x[at, 1])
+        tick = time.perf_counter()
+        fast.step(2, 0, width, wide=wide)
+        first = time.perf_counter() - tick
+        took = self._at_once(fast, speaking) if width == len(speaking) and not wide else None
+        if took is None:
+            took = self._by_steps(fast, speaking, width, wide)
+        for row in sequences:
+            row.times.fast += first + took[0]
+            row.times.sampling += took[1]
+
+    def _model(self, width: int) -> Transformer:
+        """With room for so many rows."""
+        if self._fast is None or self._fast.rows < width:
+            spec, rows = self._spec, 1 if width == 1 else max(width, self._limit)
+            outputs = {"logits": spec.fast_codes}
+            self._fast = Transformer(self._session, spec.fast, outputs, rows, spec.codebooks, self._wide)
+        return self._fast
+
+    def _at_once(self, fast: Transformer, speaking: Sequence[Speaking]) -> tuple[float, float] | None:
+        """All codes by one call, where compiled kernels run the model and no row needs more than they do. Seconds of
+        the model, and of drawing."""
+        samplers = [row.sampler for _, row, _ in speaking if isinstance(row, Row) and row.other is None]
+        plain = [sampler for sampler in samplers if type(sampler) is Sampler]  # others draw in ways of their own
+        if len(plain) < len(speaking) or not fast.is_compiled:
+            return None
+        tick = time.perf_counter()
+        codes, share = fast.codes([sampler.draws() for sampler in plain], self._embeddings.of_codes)
+        for (_, row, frame), own in zip(speaking, codes, strict=True):
+            frame[2:] = own
+            if own.min() < 0:
+                codebook = int(own.argmin()) + 1
+                row.fail(
+                    BadOutput(f"no token can be drawn from the logits of codebook {codebook}: NaN, or all infinite")
+                )
+        took = time.perf_counter() - tick
+        return took * (1 - share), took * share
+
+    def _by_steps(self, fast: Transformer, speaking: Sequence[Speaking], width: int, wide: bool) -> tuple[float, float]:
+        """Code by code, behind the first step."""
+        spec, logits = self._spec, fast.outputs["logits"]
+        ran = drew = 0.0
+        for codebook in range(1, spec.codebooks):
+            tick = time.perf_counter()
+            if codebook > 1:
+                fast.step(1, 0, width, wide=wide)
+            tock = time.perf_counter()
+            x = fast.input(1, 0, width)
+            for at, (_, row, frame) in enumerate(speaking):
+                if row.finished:
+                    continue
+                if isinstance(row, Row):  # its other one gets the same code
+                    try:
+                        if row.other is not None:
+                            row.other.guidance.mix(logits, at, at + 1)
+                        frame[1 + codebook] = row.sampler.code(codebook, logits[at])
+                    except Exception as error:  # a sampler's refusal concerns its own row
+                        row.fail(error)
+                        continue
+                if codebook + 1 < spec.codebooks:
+                    self._embeddings.code(int(frame[1 + codebook]), x[at, 0])
+            ran += tock - tick
+            drew += time.perf_counter() - tock
+        return ran, drew

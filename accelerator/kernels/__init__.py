@@ -1,0 +1,36 @@
+"""Compiled kernels: a language model's steps at the pace of the memory, a codec's convolutions at that of the products.
+
+    llm/step ──► llm/team ────────────────┐ a step of a language model, on threads that wait for the next one
+                                          ├──► compiler ──► one C function, made of `instructions`
+    conv/layers, elementwise ──► parallel ┘ a codec's layers, in parts on PyTorch's threads
+
+ONNX Runtime's quantized kernels are bound by arithmetic for one row, and compute several rows hardly faster than one
+after the other. These read the weights as fast as memory gives them, and share each of them among eight rows. numba
+compiles them once for a processor with AVX2 or AVX512-VNNI; without, ONNX Runtime goes on as before.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .conv.elementwise import snake
+from .conv.layers import Dense, Filter, Mix, Single
+from .conv.minimal import Filters, filters
+from .features import available
+
+__all__ = [
+    "Dense",
+    "Filter",
+    "Filters",
+    "Mix",
+    "Single",
+    "available",
+    "filters",
+    "snake",
+    "sources",
+]
+
+
+def sources() -> tuple[str, ...]:
+    """The files that say what is computed."""
+    return tuple(sorted(str(file) for file in Path(__file__).parent.rglob("*.py")))

@@ -1,0 +1,31 @@
+"""Activations of a codec in one pass over memory, on several threads."""
+
+from __future__ import annotations
+
+from ...errors import SessionError
+from .. import tiles as at
+from ..opcodes import SNAKE
+from ..parallel import in_parts
+
+__all__ = ["snake"]
+
+_LITTLE = 20_000  # values that are not worth another thread
+
+
+def snake(
+    x: int, alpha: int | None, out: int, rows: int, channels: int, *, low: bool, low_out: bool, threads: int
+) -> bool:
+    """out = z + sin(z)^2 for z = alpha x; False where this machine has no compiled kernels, and nothing is done.
+
+    x, alpha, out: addresses of [rows, channels], [channels] and [rows, channels], float32 unless low or low_out, which
+    are bfloat16. None is an alpha of one.
+    """
+    plan = [0] * at.SNAKE_SIZE
+    plan[at.SNAKE_X], plan[at.SNAKE_ALPHA], plan[at.SNAKE_Y] = x, alpha or 0, out
+    plan[at.SNAKE_CHANNELS], plan[at.SNAKE_KINDS] = channels, low + 2 * low_out
+    parts = min(threads, rows * channels // _LITTLE) or 1
+    try:
+        in_parts(SNAKE, plan, [rows * i // parts for i in range(parts + 1)], parts)
+    except SessionError:
+        return False
+    return True

@@ -1,0 +1,5 @@
+"""Ready-made parts that adapters are put together from: a language model's graphs, a traced module.
+
+A part brings its components (what is exported), its proof and its loaders; engines add weights and rules.
+Nothing in here may know which engine it is for.
+"""

@@ -1,0 +1,47 @@
+"""What an optimizer is told once, checked."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..cache import ContentCache
+from ..errors import InvalidOption
+from ..export.component import PRECISIONS, Progress
+from ..text.check import Unspeakable
+from .request import check_unspeakable
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of `UniversalOptimizer`. Raises InvalidOption for what cannot be meant."""
+
+    precision: str
+    proof: Literal["strict", "warn"]
+    cache_dir: str | Path | ContentCache | None
+    threads: int | None
+    probe: bool
+    progress: Progress
+    queue_size: int
+    unspeakable: Unspeakable
+
+    def __post_init__(self) -> None:
+        if self.precision != "auto" and self.precision not in PRECISIONS:
+            raise InvalidOption(f"precision must be 'auto' or one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+        if self.proof not in ("strict", "warn"):
+            raise InvalidOption(f"proof must be 'strict' or 'warn', not {self.proof!r}")
+        if self.threads is not None and not _is_positive(self.threads):
+            raise InvalidOption(f"threads must be a positive integer or None, not {self.threads!r}")
+        if not _is_positive(self.queue_size):
+            raise InvalidOption(f"queue_size must be a positive integer, not {self.queue_size!r}")
+        check_unspeakable(self.unspeakable)
+        if isinstance(self.cache_dir, (str, os.PathLike)):  # it is where it was when it was given
+            object.__setattr__(self, "cache_dir", Path(self.cache_dir).absolute())
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

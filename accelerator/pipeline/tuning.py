@@ -1,0 +1,236 @@
+"""Tuning: what a probe found out about a part on this machine, and what of it later probes may change.
+
+A tuning belongs to a part's weights and to the hardware, not to an export, so that a new version of a graph is not a
+reason to choose anew. The first one settles what the audio of a seed depends on (`Tuning.sound`). One that was measured
+while others used the processor is measured again later, but of what that finds only the rest takes effect: another
+sound is *proposed*, and waits for `accelerator tune`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, get_args
+
+from ..cache import ContentCache, make_key
+from ..runtime.onnx import SessionOptions
+
+__all__ = ["BUSY", "MARGIN", "WORTH", "Record", "Tuning", "Way", "known", "waiting"]
+
+BUSY = 0.25  # CPUs that others kept busy during a probe, above which it is not believed for good
+MARGIN = 1.0  # what replaces PyTorch must need less than this share of its time
+WORTH = 1.1  # times faster: for less, no seed is to sound different
+SOON_S, LATE_S = 60.0, 86_400.0  # until a busy machine is measured again: four times longer each time, up to a day
+
+Backend = Literal["pytorch", "onnxruntime", "onednn", "native"]
+
+
+class Way(NamedTuple):
+    """A way to run a part. `options` mean nothing to PyTorch."""
+
+    backend: Backend
+    options: SessionOptions
+
+    @property
+    def sound(self) -> tuple[Any, ...]:
+        """What the audio of a seed depends on: ways of one sound answer alike to the last bit.
+
+        Compiled kernels share out rows, whose sums are one thread's; ONNX Runtime cuts some sums by threads (measured
+        with three and four in a codec's convolutions). A spin is never heard. Parts in PyTorch follow PyTorch's own
+        number of threads, which is the user's.
+        """
+        if self.backend == "onnxruntime":
+            return self.backend, self.options.threads, self.options.providers
+        return (self.backend, self.options.dtype) if self.backend == "onednn" else (self.backend,)
+
+    @property
+    def name(self) -> str:
+        """ "pytorch", "native-2", "onnxruntime-2-spin50", "onednn-bf16-2": a key of `Tuning.seconds`."""
+        options = self.options
+        if self.backend == "pytorch":
+            return self.backend
+        if self.backend == "onednn":
+            return f"onednn-{options.dtype}-{options.threads}"
+        return f"{self.backend}-{options.threads}{f'-spin{options.spin_us}' if options.spin_us else ''}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"backend": self.backend, "options": self.options.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Way:
+        """Raises KeyError, TypeError or ValueError for what `to_dict` did not write."""
+        options = SessionOptions.from_dict(data["options"])
+        if data["backend"] not in get_args(Backend) or not isinstance(options.threads, int) or options.threads < 1:
+            raise ValueError("no way to run a part")
+        return cls(data["backend"], options)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The way a part runs on this machine, and what was measured.
+
+    seconds: per unit of the part's work, by the ways' names. others_cpus: kept busy by others meanwhile (None: the
+    system does not tell). probes: how often it was measured; measured_at: when last, in seconds since the epoch.
+    proposed: a faster way of another sound.
+    """
+
+    part: str
+    way: Way
+    seconds: Mapping[str, float]
+    others_cpus: float | None = None
+    probes: int = 1
+    measured_at: float = 0.0
+    proposed: Way | None = None
+
+    @classmethod
+    def of(
+        cls,
+        part: str,
+        seconds: Mapping[Way, float],
+        others_cpus: float | None,
+        measured_at: float,
+        before: Tuning | None = None,
+    ) -> Tuning:
+        """What follows from the seconds of each way, PyTorch's among them, and from the tuning until now."""
+        fastest = _fastest(seconds)
+        names = {way.name: taken for way, taken in seconds.items()}
+        new = cls(part, fastest, names, others_cpus, 1, measured_at)
+        if before is None:
+            return new
+        new = replace(new, probes=before.probes + 1)
+        alike = {way: taken for way, taken in seconds.items() if way.sound == before.way.sound}
+        if not alike:  # it cannot be had in this process
+            return new
+        if not new.calm and (before.others_cpus or 0.0) < (others_cpus or 0.0):  # what is known is worth more
+            return replace(before, probes=new.probes, measured_at=measured_at)
+        kept = min(alike, key=alike.__getitem__)
+        faster = new.calm and fastest.sound != kept.sound and seconds[kept] >= WORTH * seconds[fastest]
+        return replace(new, way=kept, proposed=fastest if faster else None)
+
+    @property
+    def calm(self) -> bool:
+        """Whether nothing else kept the machine busy while it was measured."""
+        return (self.others_cpus or 0.0) <= BUSY
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is to be measured again: `now`, in seconds since the epoch."""
+        return not self.calm and abs(now - self.measured_at) >= min(SOON_S * 4.0 ** (self.probes - 1), LATE_S)
+
+    def accepted(self) -> Tuning:
+        """With what was proposed."""
+        return self if self.proposed is None else replace(self, way=self.proposed, proposed=None)
+
+    @property
+    def slower(self) -> str:
+        """Why a part stays in PyTorch."""
+        seconds = dict(self.seconds)
+        pytorch = seconds.pop("pytorch")
+        best = min(seconds.values())
+        if self.proposed is not None:
+            return f"kept in PyTorch, as when it was first measured; {self.waits}"
+        return f"ONNX Runtime is slower here ({best * 1e3:.1f} ms against {pytorch * 1e3:.1f} ms a unit)"
+
+    @property
+    def waits(self) -> str:
+        """What `accelerator tune` would change, or nothing."""
+        if self.proposed is None:
+            return ""
+        now, then = self.seconds[self.way.name], self.seconds[self.proposed.name]
+        return f"`accelerator tune` changes it to {self.proposed.name}, {now / then:.2f} times as fast"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The note that is kept, and what `status()` shows: JSON."""
+        return {
+            **self.way.to_dict(),
+            "part": self.part,
+            "seconds": dict(self.seconds),
+            "others_cpus": self.others_cpus,
+            "calm": self.calm,
+            "probes": self.probes,
+            "measured_at": self.measured_at,
+            "proposed": None if self.proposed is None else self.proposed.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, note: Mapping[str, Any] | None) -> Tuning | None:
+        """The inverse of `to_dict`, or None for whatever else is in a note."""
+        if note is None:
+            return None
+        try:
+            others, proposed = note["others_cpus"], note["proposed"]
+            tuning = cls(
+                str(note["part"]),
+                Way.from_dict(note),
+                {str(name): float(taken) for name, taken in note["seconds"].items()},
+                None if others is None else float(others),
+                int(note["probes"]),
+                float(note["measured_at"]),
+                None if proposed is None else Way.from_dict(proposed),
+            )
+            _ = tuning.slower, tuning.waits  # the figures are there
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+        return tuning
+
+
+def _fastest(seconds: Mapping[Way, float]) -> Way:
+    """The way that takes least; PyTorch unless another is faster by `MARGIN`."""
+    others = {way: taken for way, taken in seconds.items() if way.backend != "pytorch"}
+    best = min(others, key=others.__getitem__)
+    (pytorch,) = seconds.keys() - others.keys()
+    return best if others[best] < MARGIN * seconds[pytorch] else pytorch
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where one tuning is kept. The first process that publishes one decides for all that measured at the same time."""
+
+    cache: ContentCache
+    key: str
+    note: str
+    now: Callable[[], float] = time.time
+
+    @classmethod
+    def of(cls, cache: ContentCache, part: str, weights: str, *names: str, now: Callable[[], float]) -> Record:
+        """names: of the hardware, and of what there is to choose from."""
+        return cls(cache, make_key(tuning=part, weights=weights), "-".join(("tuning", *names)), now)
+
+    def read(self) -> Tuning | None:
+        return Tuning.from_dict(self.cache.read_note(self.key, self.note))
+
+    def is_due(self, tuning: Tuning) -> bool:
+        """Whether to measure again, which is of no use where it cannot be remembered."""
+        return tuning.is_due(self.now()) and self.cache.writable
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Processes that measure the same at the same time disturb each other: one after the other."""
+        with self.cache.single_flight(make_key(key=self.key, note=self.note)):
+            yield
+
+    def publish(self, new: Tuning, before: Tuning | None) -> Tuning:
+        """Keep it, and answer what holds: what another process has published since `before` was read, if one has."""
+        if before is None and self.cache.write_note(self.key, self.note, new.to_dict(), replace=False):
+            return new
+        found = self.read()
+        if found is not None and found != before:
+            return found
+        self.write(new)
+        return new
+
+    def write(self, new: Tuning) -> bool:
+        """Keep it whatever others say; False if it cannot be written."""
+        return self.cache.write_note(self.key, self.note, new.to_dict())
+
+
+def known(cache: ContentCache, fingerprint: str) -> list[Tuning]:
+    """The tunings for this hardware."""
+    found = (Tuning.from_dict(note) for note in cache.notes(f"tuning-{fingerprint}-*"))
+    return [tuning for tuning in found if tuning is not None]
+
+
+def waiting(cache: ContentCache, fingerprint: str) -> list[Tuning]:
+    """Those that wait for something: a calm machine, or `accelerator tune`."""
+    return [tuning for tuning in known(cache, fingerprint) if tuning.proposed or not tuning.calm]

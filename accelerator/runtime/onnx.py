@@ -1,0 +1,276 @@
+"""Tuned ONNX Runtime sessions, runs bound to fixed buffers, and key-value caches that live in them.
+
+onnxruntime is imported here only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import SessionError
+from ..hardware.forks import Lock, renewed_in_children
+
+__all__ = [
+    "BF16_FLAGS",
+    "SHORT_SPIN_US",
+    "Binding",
+    "Dtype",
+    "KVCache",
+    "Session",
+    "SessionOptions",
+    "available_providers",
+    "can_bound_spinning",
+    "runtime_version",
+]
+
+SHORT_SPIN_US = 50
+Dtype = Literal["fp32", "bf16", "int16"]
+BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # processors that multiply bfloat16 faster than float32
+
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+}
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a session runs. The defaults suit a shared machine; the probe picks `threads`.
+
+    spin_us: how long idle threads burn their core before they sleep, in microseconds. Left to itself ONNX Runtime spins
+    long enough to halve the speed of everything else in the process, and collapses when another process needs the core;
+    not at all costs a wake-up per operator. Some tens of microseconds bridge the gaps within one run.
+    arena: keep freed memory for the next run; off for graphs whose lengths vary a lot, since arenas never shrink.
+    prepack: keep a copy of the weights in the kernels' own order; off, they stay in the mapped file, and runs are slow.
+    backend, dtype: "onednn" is a part's twin in PyTorch (on PyTorch's threads), which multiplies in dtype: "fp32", or
+    where that is accurate enough "bf16", or "int16" on processors without it; "native" is this package's compiled
+    kernels (`native`), which know `threads` only; all else here is for "onnxruntime".
+    """
+
+    threads: int = 1
+    spin_us: int = 0
+    arena: bool = True
+    prepack: bool = True
+    optimize: bool = True
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    backend: Literal["onnxruntime", "onednn", "native"] = "onnxruntime"
+    dtype: Dtype = "fp32"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "providers": list(self.providers)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SessionOptions:
+        return cls(**{**data, "providers": tuple(data["providers"])})
+
+
+def library() -> Any:
+    """The module onnxruntime, without its telemetry unless the environment says otherwise.
+
+    Merely imported, version 1.32 on Linux writes an identifier of the device and a queue of events below the user's
+    cache directory. What of it happened before, because somebody else had imported it, cannot be undone here.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
+def runtime_version() -> str:
+    """ONNX Runtime's version."""
+    return str(library().__version__)
+
+
+def can_bound_spinning() -> bool:
+    """Whether this ONNX Runtime knows `session.intra_op.spin_duration_us`; older ones would spin without end."""
+    release = tuple(int(n) for n in re.findall(r"\d+", runtime_version())[:2])
+    return release >= (1, 31)
+
+
+def available_providers() -> list[str]:
+    """The execution providers this build of ONNX Runtime has."""
+    return list(library().get_available_providers())
+
+
+class Session:
+    """One loaded graph. Safe to run from several threads at once; a `Binding` belongs to one thread at a time.
+
+    In a child of the process it is loaded anew on first use: the threads of its pool are gone there.
+    """
+
+    invariant = False  # whether a row's answer is the same whatever rows are beside it
+
+    def __init__(self, path: Path, options: SessionOptions = SessionOptions()) -> None:
+        """Load `path`. Raises SessionError."""
+        self.path, self.options = Path(path), options
+        self._opening = Lock()
+        self._ort: Any = self._load()
+        self.inputs = {i.name: (_DTYPES.get(i.type), i.shape) for i in self._ort.get_inputs()}
+        self.outputs = [o.name for o in self._ort.get_outputs()]
+        renewed_in_children(self)
+
+    def _forked(self) -> None:
+        if self._ort is not None:
+            # Never freed: that would wait for its threads, at the latest when the child ends.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._ort))
+            self._ort = None
+
+    def opened(self) -> Any:
+        """ONNX Runtime's session, this process's own. Raises SessionError."""
+        if self._ort is None:
+            with self._opening:
+                self._ort = self._ort or self._load()
+        return self._ort
+
+    def _load(self) -> Any:
+        ort = library()
+
+        options = self.options
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = max(1, options.threads)
+        settings.inter_op_num_threads = 1
+        settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        settings.enable_cpu_mem_arena = options.arena
+        settings.enable_mem_pattern = False  # lengths vary from run to run: a pattern would be planned for each
+        settings.log_severity_level = 3
+        if not options.optimize:
+            settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        spins = options.spin_us > 0 and can_bound_spinning()
+        settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
+        settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        if spins:
+            settings.add_session_config_entry("session.intra_op.spin_duration_us", str(options.spin_us))
+        settings.add_session_config_entry("session.set_denormal_as_zero", "1")
+        settings.add_session_config_entry(
+            "session.prepack.enable_parallel", "1"
+        )  # where known; halves the time to load
+        settings.add_session_config_entry("session.disable_prepacking", str(int(not options.prepack)))
+        try:
+            # In a thread of its own: the first session's denormal mode stays with the thread that made it, for good.
+            with ThreadPoolExecutor(1) as maker:
+                made = maker.submit(ort.InferenceSession, str(self.path), settings, providers=list(options.providers))
+                return made.result()
+        except Exception as error:  # onnxruntime raises its own types and plain RuntimeErrors
+            raise SessionError(f"ONNX Runtime cannot load {self.path.name}: {error}") from error
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[np.ndarray]:
+        """Run once on arrays; returns the named outputs in order (all by default). Raises SessionError."""
+        session = self.opened()
+        try:
+            return list(session.run(outputs, dict(inputs)))
+        except Exception as error:
+            raise SessionError(f"ONNX Runtime failed in {self.path.name}: {error}") from error
+
+    def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> Binding:
+        """A run that reads and writes the given arrays in place, as often as `Binding.run` is called.
+
+        Raises SessionError.
+        """
+        try:
+            return Binding(self, inputs, outputs)
+        except Exception as error:
+            raise SessionError(f"{self.path.name} cannot be bound: {error}") from error
+
+
+class Binding:
+    """A graph bound to fixed arrays: nothing is allocated or copied per run. The arrays are kept alive."""
+
+    def __init__(self, session: Session, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+        self._session, self._inputs, self._outputs = session, dict(inputs), dict(outputs)
+        self._bind()
+
+    def _bind(self) -> None:
+        OrtValue = library().OrtValue
+
+        self._ort = self._session.opened()
+        self._binding = self._ort.io_binding()
+        self._values = []
+        for name, array in self._inputs.items():
+            value = OrtValue.ortvalue_from_numpy(array)
+            self._binding.bind_ortvalue_input(name, value)
+            self._values.append(value)
+        for name, array in self._outputs.items():
+            value = OrtValue.ortvalue_from_numpy(array)
+            self._binding.bind_ortvalue_output(name, value)
+            self._values.append(value)
+        self._run = self._ort.run_with_iobinding
+
+    def run(self) -> None:
+        """Run once. Raises SessionError."""
+        if self._session.opened() is not self._ort:  # in a child
+            self._bind()
+        try:
+            self._run(self._binding)
+        except Exception as error:
+            raise SessionError(f"ONNX Runtime failed in {self._session.path.name}: {error}") from error
+
+
+class KVCache:
+    """Keys and values of all layers, [rows, kv_heads, capacity, head_dim] each, float32 or int8; can grow.
+
+    A row is one sequence's slot. Rows lie one behind the other, so that any run of them is an array by itself.
+    """
+
+    def __init__(
+        self, layers: int, batch: int, kv_heads: int, head_dim: int, capacity: int, dtype: type = np.float32
+    ) -> None:
+        self._shape, self._dtype = (batch, kv_heads, capacity, head_dim), dtype
+        names = [f"{kind}.{i}" for i in range(layers) for kind in ("key", "value")]
+        self.arrays: dict[str, np.ndarray] = {name: np.zeros(self._shape, dtype) for name in names}
+
+    @property
+    def rows(self) -> int:
+        return self._shape[0]
+
+    @property
+    def capacity(self) -> int:
+        return self._shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays.values())
+
+    def grow(self, capacity: int, rows: int | None = None) -> None:
+        """Make room for `capacity` positions in `rows` rows (None: as many as now); what is stored stays."""
+        before, kv_heads, old, head_dim = self._shape
+        self._shape = (before if rows is None else rows, kv_heads, capacity, head_dim)
+        for name, array in self.arrays.items():
+            larger: np.ndarray = np.zeros(self._shape, self._dtype)
+            larger[:before, :, :old] = array
+            self.arrays[name] = larger
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of a row over another row's."""
+        for array in self.arrays.values():
+            array[target, :, :length] = array[source, :, :length]
+
+    def read(self, row: int, length: int) -> list[np.ndarray]:
+        """Copies of the first `length` positions of a row, [kv_heads, length, head_dim] each."""
+        return [array[row, :, :length].copy() for array in self.arrays.values()]
+
+    def write(self, row: int, blocks: Sequence[np.ndarray]) -> None:
+        """Put what `read` answered into the beginning of a row."""
+        for array, block in zip(self.arrays.values(), blocks, strict=True):
+            array[row, :, : block.shape[1]] = block
+
+    def inputs(self, begin: int = 0, end: int | None = None) -> dict[str, np.ndarray]:
+        """The graph's inputs for rows begin .. end."""
+        return {f"past_{name}": array[begin:end] for name, array in self.arrays.items()}
+
+    def outputs(self, begin: int = 0, end: int | None = None) -> dict[str, np.ndarray]:
+        """The graph's outputs for rows begin .. end: the same arrays."""
+        return {f"present_{name}": array[begin:end] for name, array in self.arrays.items()}
