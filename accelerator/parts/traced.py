@@ -66,12 +66,5 @@ def traced(
             return compare_codes(pairs, codes_equal)
         return compare_arrays(pairs, tolerance)
 
-    sources = (
-        str(Path(__file__)),
-        source_of(proof),
-        source_of(module),
-        source_of(tracing),
-        source_of(rewrite),
-        *sources,
-    )
+    used = (str(Path(__file__)), *(source_of(each) for each in (proof, module, tracing, rewrite)))
     return Component(name, identity, config, ("fp32",), build, prove, (*used, *sources))
