@@ -2,7 +2,7 @@
 
 rtf      elapsed_s / audio_s: below 1 is faster than real time (rtfx is its inverse)
 ttfa_s   from the call to the first chunk with a sample that is not silence
-stages   seconds in text, reference, text2semantic, decoder, post; what is left of elapsed_s is waiting
+stages   seconds in text, reference, generate, decode, post; what is left of elapsed_s is waiting
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Meter", "age_s", "current_meter", "measuring", "peak_rss_bytes"]
 
-STAGES = ("text", "reference", "text2semantic", "decoder", "post")
+STAGES = ("text", "reference", "generate", "decode", "post")
 SILENCE = 1e-3  # -60 dBFS
 
 _current: contextvars.ContextVar[Meter | None] = contextvars.ContextVar("accelerator_meter", default=None)
@@ -109,7 +109,7 @@ class Meter:
         """The figures so far."""
         elapsed = (self._clock() if self._end is None else self._end) - self._start
         audio_s = self.audio_s
-        spoken = self._stages["text2semantic"]
+        spoken = self._stages["generate"]
         return {
             "rtf": elapsed / audio_s if audio_s else float("inf"),
             "rtfx": audio_s / elapsed if elapsed else float("inf"),

@@ -21,10 +21,11 @@ from .hardware import HardwareProfile, Tier, choose_tier, detect
 from .hardware.forks import renewed_in_children
 from .inference.batcher import ROWS
 from .metrics import Meter
+from .parts.part import Machine
 from .pipeline.dispatch import Dispatcher
 from .pipeline.fallback import Route
 from .pipeline.request import make_request
-from .pipeline.selection import Loader
+from .pipeline.selection import Selector
 from .pipeline.settings import Settings
 from .pipeline.stream import SpeechStream
 from .speech import AudioChunk, SamplingOptions, SamplingParams, Speech, SpeechRequest
@@ -95,7 +96,7 @@ class UniversalOptimizer:
         self._forked()
         self._closed = self._released = False
         self._release_torch = release_torch
-        self._loader: Loader | None = None
+        self._loader: Selector | None = None
         self._adapter = adapter if adapter is not None else adapter_for(engine)
         self._routes = {part.name: Route(part, self._load) for part in self._adapter.parts()}
         self._bound = self._adapter.bind(self._routes)
@@ -137,7 +138,7 @@ class UniversalOptimizer:
         names = list(self._routes) if parts is None else list(parts)
         if unknown := [name for name in names if name not in self._routes]:
             raise InvalidOption(f"no part called {unknown[0]!r}; the parts are {', '.join(self._routes) or 'none'}")
-        for name in sorted(names, key=lambda name: self._routes[name].part.generator):
+        for name in sorted(names, key=lambda name: self._routes[name].part.streams):
             self._routes[name].prepare()  # the slowest comes last: what the others left to a thread is done meanwhile
         self._maybe_release()
         return self
@@ -298,7 +299,7 @@ class UniversalOptimizer:
         """What runs where and why: per part the backend, precision, proof, timings and reason; JSON-able."""
         return {
             "engine": self._adapter.name,
-            "tier": vars(self._loader.tier).copy() if self._loader else None,
+            "tier": vars(self._loader.machine.tier).copy() if self._loader else None,
             "cache": str(self._loader.cache.root) if self._loader else None,
             "torch_released": self._released,
             "parts": {name: route.status() for name, route in self._routes.items()},
@@ -429,20 +430,17 @@ class UniversalOptimizer:
     def _load(self, part: Any) -> Any:
         return self._get_loader().load(part)
 
-    def _get_loader(self) -> Loader:
+    def _get_loader(self) -> Selector:
         with self._lock:
             if self._loader is None:
                 settings, place = self._settings, self._settings.cache_dir
                 cache = place if isinstance(place, ContentCache) else ContentCache(place)
                 profile: HardwareProfile = detect(store=cache.root)
                 tier: Tier = choose_tier(profile)
-                self._loader = Loader(
-                    cache=cache,
-                    profile=profile,
-                    tier=tier,
-                    precision=settings.precision,
+                self._loader = Selector(
+                    cache,
+                    Machine(profile, tier, settings.threads, settings.precision),
                     proof=settings.proof,
-                    threads=settings.threads,
                     probe=settings.probe,
                     progress=settings.progress,
                     engine=self._adapter.name,
@@ -451,7 +449,7 @@ class UniversalOptimizer:
 
     def _workers(self) -> int:
         """Segments of a feed-forward engine that are spoken at once: one for each core that may be used."""
-        return self._settings.threads or self._get_loader().profile.usable_cores
+        return self._settings.threads or self._get_loader().machine.profile.usable_cores
 
     def _maybe_release(self) -> None:
         """Drop PyTorch's weights once every part has its session."""

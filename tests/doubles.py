@@ -10,19 +10,20 @@ from typing import Any
 import numpy as np
 
 from accelerator import UniversalOptimizer
-from accelerator.engines.base import Part
 from accelerator.engines.reference import ReferenceAdapter
 from accelerator.export.component import Component
+from accelerator.parts.backends import compiled_kernels, onnx_runtime, rewritten
+from accelerator.parts.part import Part
 from accelerator.pipeline.selection import Choice
 
-__all__ = ["QuickAdapter", "component", "probe", "twin", "voice"]
+__all__ = ["QuickAdapter", "component", "part", "probe", "twin", "voice"]
 
 
 def twin(engine: Any, options: Mapping[str, Any] | None = None, **calls: Any) -> UniversalOptimizer:
     """`engine` wrapped, every part "in ONNX Runtime" by PyTorch's own code, or by what `calls` makes of the part."""
     optimizer = UniversalOptimizer(engine, **dict(options or {}))
     for name, route in optimizer._routes.items():
-        make = calls.get(name, lambda part: part.torch)
+        make = calls.get(name, lambda part: part.original)
         route._choice = Choice(make(route.part), "by the test")
     return optimizer
 
@@ -46,6 +47,28 @@ def component(name: str, *, build: Any = None, prove: Any = None) -> Component:
     )
 
 
+def part(
+    *,
+    load: Any,
+    components: tuple[Component, ...] | None = None,
+    twin: Component | None = None,
+    compiled: Callable[[Any], bool] | None = None,
+    **fields: Any,
+) -> Part:
+    """A part on ONNX Runtime; rewritten, if there is a `twin`; and on kernels, if `compiled` says so of its path."""
+    components = components or (component("quick"),)
+    backends = [rewritten(twin, load)] if twin is not None else []
+    if compiled is not None:
+        name, known = components[-1].name, compiled
+        backends.append(
+            compiled_kernels(
+                components, load, available=lambda: True, proven=lambda _, exports: known({name: exports[name].path})
+            )
+        )
+    given = {"name": "quick", "stage": "decode", "backends": (*backends, onnx_runtime(components, load)), **fields}
+    return Part(**given)
+
+
 class QuickAdapter(ReferenceAdapter):
     """The reference adapter with exports of one byte; `changed` replaces fields of parts by name."""
 
@@ -54,18 +77,14 @@ class QuickAdapter(ReferenceAdapter):
         self._changed = changed
 
     def parts(self) -> list[Part]:
-        return [
-            replace(
-                part,
-                **{
-                    "components": (component(part.name),),
-                    "load": lambda paths, options, torch=part.torch: lambda *a, **k: torch(*a, **k),
-                    "probe": probe(slow="torch"),
-                    **self._changed.get(part.name, {}),
-                },
-            )
-            for part in super().parts()
-        ]
+        return [self._quick(each) for each in super().parts()]
+
+    def _quick(self, own: Part) -> Part:
+        changed = dict(self._changed.get(own.name, {}))
+        components = changed.pop("components", (component(own.name),))
+        load = changed.pop("load", lambda paths, options: lambda *a, **k: own.original(*a, **k))
+        backends = (onnx_runtime(components, load),)
+        return replace(own, **{"backends": backends, "probe": probe(slow="torch"), **changed})
 
 
 def probe(slow: str) -> Callable[[Any], float]:

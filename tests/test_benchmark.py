@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from doubles import part, probe
 
 from accelerator.benchmark import BenchOptions, run, to_markdown, to_svg
 from accelerator.benchmark import arms as the_arms
@@ -25,11 +26,14 @@ from accelerator.benchmark.process import ArmFailed, ArmGone, Process
 from accelerator.benchmark.report import format_value
 from accelerator.benchmark.runner import ArmRecord, Team
 from accelerator.benchmark.statistics import ratio, summarize
+from accelerator.cache import ContentCache
 from accelerator.engines import adapter_for
 from accelerator.errors import EngineError, InvalidOption, ProofFailed
-from accelerator.pipeline.selection import Choice
+from accelerator.hardware import choose_tier, detect
+from accelerator.parts.part import Machine
+from accelerator.pipeline.selection import Choice, Selector
 from accelerator.reference import load
-from accelerator.runtime.onnx import SessionOptions
+from accelerator.runtime.options import RunOptions
 from accelerator.speech import AudioChunk, SamplingParams, SpeechRequest
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -366,7 +370,8 @@ class FakeAdapter:
 
     def parts(self) -> list[Any]:
         return [
-            SimpleNamespace(name=n, torch=lambda n=n: f"part {n}", components=()) for n in ("text2semantic", "decoder")
+            SimpleNamespace(name=n, original=lambda n=n: f"part {n}", components=())
+            for n in ("text2semantic", "decoder")
         ]
 
     def bind(self, calls: dict[str, Any]) -> Any:
@@ -428,7 +433,7 @@ def test_compiled_blocks_draw_the_same_frames() -> None:
     adapter = adapter_for(load("tiny"))
     prompt = adapter.engine.encode_text("Hello there.")
     params = SamplingParams(seed=1, max_new_tokens=6)
-    call = next(part.torch for part in adapter.parts() if part.name == "text2semantic")
+    call = next(part.original for part in adapter.parts() if part.name == "text2semantic")
     before = np.stack(list(call(prompt, params)))
     adapter.compile_torch()
     np.testing.assert_array_equal(np.stack(list(call(prompt, params))), before)
@@ -470,20 +475,18 @@ def test_a_precision_that_the_proof_rejected_is_not_compared() -> None:
 
 
 def test_a_part_that_the_probe_left_in_pytorch_is_measured_in_onnx_runtime_all_the_same(tmp_path: Path) -> None:
-    options = SessionOptions(threads=2)
-    choice = Choice(
-        None,
-        "ONNX Runtime is slower here",
-        exports={"decoder": SimpleNamespace(path=tmp_path)},  # type: ignore[dict-item]
-        probe={"options": options.to_dict()},
-    )
-    route: Any = SimpleNamespace(
-        choice=choice, part=SimpleNamespace(name="decoder", load=lambda paths, options: (paths, options))
-    )
-    call, used, notes = the_arms._onnx_call(route)
-    assert call == ({"decoder": tmp_path}, options)  # type: ignore[comparison-overlap]
-    assert used == options
+    made = part(original=lambda: "PyTorch", load=lambda paths, options: lambda: "ours", probe=probe(slow="onnx"))
+    profile = detect()
+    selector = Selector(ContentCache(tmp_path), Machine(profile, choose_tier(profile), 2, "fp32"))
+    route: Any = SimpleNamespace(choice=Choice(None, "its replacement is slower here", "Slower"), part=made)
+    optimizer: Any = SimpleNamespace(_get_loader=lambda: selector)
+    call, used, notes = the_arms._onnx_call(route, optimizer)
+    assert call() == "ours"
+    assert used == RunOptions(threads=2)
     assert "users get PyTorch here" in notes[0]
+    route.choice = Choice(None, "the exporter failed", "ExportError")
+    with pytest.raises(EngineError, match="the exporter failed"):
+        the_arms._onnx_call(route, optimizer)
 
 
 # A whole run on the tiny engine

@@ -485,7 +485,7 @@ class TestTune:
         def parts(self: Any) -> list[Any]:
             from dataclasses import replace
 
-            return [replace(part, probe=lambda call, torch=part.torch: seconds(call == torch)) for part in own(self)]
+            return [replace(part, probe=lambda call, torch=part.original: seconds(call == torch)) for part in own(self)]
 
         def seconds(is_torch: bool) -> float:
             return told["pytorch" if is_torch else "onnxruntime"]

@@ -18,7 +18,8 @@ from accelerator.errors import EngineError, ExportError, ProofFailed
 from accelerator.export.graph.dual_ar import DualARSpec, TransformerSpec, build_slow
 from accelerator.export.graph.quantize import RECIPES
 from accelerator.inference.transformer import Transformer
-from accelerator.runtime.onnx import Session, SessionOptions
+from accelerator.runtime.onnx import Session
+from accelerator.runtime.options import RunOptions
 
 needs_llama_cpp = pytest.mark.skipif(llama_cpp.missing() is not None, reason=str(llama_cpp.missing()))
 STACK = TransformerSpec(
@@ -112,7 +113,7 @@ def test_biases_that_it_has_no_architecture_for_are_refused(tmp_path: Path) -> N
 def test_all_arms_are_timed_in_all_measures(tmp_path: Path) -> None:
     build_slow(tmp_path, SPEC, weights, RECIPES["fp32"])
     arms = {"ours": tmp_path / "slow.onnx"}
-    figures = compare(SPEC, weights, arms, SessionOptions(), kinds=("q4_0",), contexts=(40, 8), rounds=3, steps=2)
+    figures = compare(SPEC, weights, arms, RunOptions(), kinds=("q4_0",), contexts=(40, 8), rounds=3, steps=2)
     assert set(figures) == {"step_8", "step_40", "prompt_8"}
     for by_arm in figures.values():
         assert list(by_arm) == ["llama.cpp q4_0", "llama.cpp q4_0, no flash attention", "ours"]

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 from doubles import component
+from doubles import part as quick_part
 
 from accelerator.cache import ContentCache, make_key
-from accelerator.engines.base import Part
 from accelerator.errors import SessionError
 from accelerator.export.component import ProgressEvent
 from accelerator.hardware import choose_tier, detect
-from accelerator.pipeline.selection import Loader
-from accelerator.runtime.onnx import SessionOptions
+from accelerator.parts.part import Backend, Part
+from accelerator.parts.part import Machine as On
+from accelerator.pipeline.selection import Selector
+from accelerator.runtime.options import RunOptions
 
 
 class Machine:
@@ -26,7 +28,7 @@ class Machine:
         self.pytorch, self.speeds, self.loads, self.probes = pytorch, {}, [], 0  # type: ignore[var-annotated]
 
     def part(self, **changed: Any) -> Part:
-        def load(paths: Any, options: SessionOptions) -> Any:
+        def load(paths: Any, options: RunOptions) -> Any:
             self.loads.append(options)
             assert (paths["quick"] / "weights.bin").is_file()
             return lambda: options
@@ -39,8 +41,7 @@ class Machine:
             options = call()
             return self.pytorch if options is None else self.speeds.get(options.threads, 0.5)
 
-        fields = {"components": (component("quick"),), "torch": torch, "load": load, "probe": probe}
-        return Part("quick", "decoder", **{**fields, **changed})
+        return quick_part(**{"original": torch, "load": load, "probe": probe, **changed})
 
 
 @pytest.fixture(scope="module")
@@ -49,24 +50,15 @@ def profile() -> Any:
 
 
 @pytest.fixture
-def loader(tmp_path: Path, profile: Any) -> Loader:
+def loader(tmp_path: Path, profile: Any) -> Selector:
     tier = replace(choose_tier(profile), threads=2)
     events: list[ProgressEvent] = []
-    found = Loader(
-        cache=ContentCache(tmp_path),
-        profile=profile,
-        tier=tier,
-        precision="fp32",
-        proof="strict",
-        threads=None,
-        probe=True,
-        progress=events.append,
-    )
+    found = Selector(ContentCache(tmp_path), On(profile, tier, None, "fp32"), progress=events.append)
     object.__setattr__(found, "events", events)
     return found
 
 
-def test_the_fastest_setting_wins(loader: Loader) -> None:
+def test_the_fastest_setting_wins(loader: Selector) -> None:
     machine = Machine()
     machine.speeds = {1: 0.4, 2: 0.2, 4: 0.9}
     choice = loader.load(machine.part())
@@ -76,7 +68,7 @@ def test_the_fastest_setting_wins(loader: Loader) -> None:
     assert choice.call() == choice.options
     assert (choice.backend, choice.reason, choice.cause) == ("onnxruntime", "fastest when probed", "")
     seconds = choice.probe["seconds"]
-    assert seconds["pytorch"] == 1.0
+    assert seconds["original"] == 1.0
     assert min(seconds.values()) == 0.2
     assert {options.threads for options in machine.loads} >= {1, 2}
     json.dumps(choice.probe)
@@ -86,7 +78,7 @@ def test_the_fastest_setting_wins(loader: Loader) -> None:
     assert {e.total for e in probes} == {len(probes)}
 
 
-def test_what_is_near_the_best_is_timed_twice_and_what_is_far_behind_once(loader: Loader) -> None:
+def test_what_is_near_the_best_is_timed_twice_and_what_is_far_behind_once(loader: Selector) -> None:
     asked: list[int | None] = []
     times = {1: iter([0.2, 0.5]), 2: iter([0.25, 0.1]), 4: iter([0.9])}
 
@@ -95,10 +87,9 @@ def test_what_is_near_the_best_is_timed_twice_and_what_is_far_behind_once(loader
         asked.append(None if options is None else options.threads)
         return 1.0 if options is None else next(times[options.threads])
 
-    options = [SessionOptions(threads=n) for n in (1, 2, 4)]
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Loader, "_candidates", lambda _: options)
-        choice = loader.load(Machine().part(probe=probe))
+    options = [RunOptions(threads=n) for n in (1, 2, 4)]
+    backend = Backend("onnxruntime", (component("quick"),), lambda _: options, lambda paths, given: lambda: given)
+    choice = loader.load(Machine().part(probe=probe, backends=(backend,)))
     assert asked == [1, 1, 2, 2, 4, None]
     assert choice.options is not None
     assert choice.options.threads == 2
@@ -106,12 +97,12 @@ def test_what_is_near_the_best_is_timed_twice_and_what_is_far_behind_once(loader
 
 
 @pytest.mark.parametrize("speed", [1.0, 1.01, 50.0])
-def test_a_part_that_is_not_faster_stays_in_pytorch(loader: Loader, speed: float) -> None:
+def test_a_part_that_is_not_faster_stays_in_pytorch(loader: Selector, speed: float) -> None:
     machine = Machine()
     machine.speeds = dict.fromkeys(range(1, 200), speed)
     choice = loader.load(machine.part())
-    assert (choice.call, choice.backend, choice.cause) == (None, "pytorch", "Slower")
-    assert choice.reason == f"ONNX Runtime is slower here ({speed * 1e3:.1f} ms against 1000.0 ms a unit)"
+    assert (choice.call, choice.backend, choice.cause) == (None, None, "Slower")
+    assert choice.reason == f"its replacement is slower here ({speed * 1e3:.1f} ms against 1000.0 ms a unit)"
     assert choice.exports, "the export is kept"
     probes = machine.probes
     again = loader.load(machine.part())
@@ -119,7 +110,7 @@ def test_a_part_that_is_not_faster_stays_in_pytorch(loader: Loader, speed: float
     assert machine.probes == probes, "remembered"
 
 
-def test_what_was_measured_is_not_measured_again(loader: Loader) -> None:
+def test_what_was_measured_is_not_measured_again(loader: Selector) -> None:
     machine = Machine()
     machine.speeds = {1: 0.3, 2: 0.4}
     first = loader.load(machine.part())
@@ -131,7 +122,7 @@ def test_what_was_measured_is_not_measured_again(loader: Loader) -> None:
     assert again.reason == "fastest when probed before"
 
 
-def test_other_hardware_measures_anew(loader: Loader, profile: Any) -> None:
+def test_other_hardware_measures_anew(loader: Selector, profile: Any) -> None:
     machine = Machine()
     loader.load(machine.part())
     probes = machine.probes
@@ -140,7 +131,7 @@ def test_other_hardware_measures_anew(loader: Loader, profile: Any) -> None:
         fingerprint = "f" * 16
         usable_cores = 4
 
-    loader_elsewhere = replace(loader, profile=Other())  # type: ignore[arg-type]
+    loader_elsewhere = replace(loader, machine=replace(loader.machine, profile=Other()))  # type: ignore[arg-type]
     loader_elsewhere.load(machine.part())
     assert machine.probes > probes
     probes = machine.probes
@@ -155,23 +146,26 @@ NOTES: dict[str, Any] = {  # what is changed of a note that is right
     "no options": {"options": GONE},
     "unknown options": {"options": {"turbo": 1}},
     "no seconds": {"seconds": {}},
-    "only pytorch": {"seconds": {"pytorch": 1.0}},
-    "seconds of text": {"seconds": {"a": "x", "pytorch": 1}},
+    "only the original": {"seconds": {"original": 1.0}},
+    "seconds of text": {"seconds": {"a": "x", "original": 1}},
     "another backend": {"backend": "cuda"},
-    "threads of text": {"options": {**SessionOptions().to_dict(), "threads": "many"}},
-    "no threads": {"options": {**SessionOptions().to_dict(), "threads": 0}},
+    "threads of text": {"options": {**RunOptions().to_dict(), "threads": "many"}},
+    "no threads": {"options": {**RunOptions().to_dict(), "threads": 0}},
     "a list": {"backend": ["onnxruntime"], "options": [], "seconds": []},
     "of long ago": {"measured_at": "yesterday"},
-    "another proposal": {"proposed": {"backend": "cuda", "options": SessionOptions().to_dict()}},
-    "an unmeasured proposal": {"proposed": {"backend": "native", "options": SessionOptions().to_dict()}},
+    "another proposal": {"proposed": {"backend": "cuda", "options": RunOptions().to_dict()}},
+    "an unmeasured proposal": {"proposed": {"backend": "native", "options": RunOptions().to_dict()}},
 }
 
 
 @pytest.mark.parametrize("kind", NOTES)
-def test_a_note_that_is_none_of_ours_is_measured_again(loader: Loader, kind: str) -> None:
+def test_a_note_that_is_none_of_ours_is_measured_again(loader: Selector, kind: str) -> None:
     machine = Machine()
     choice = loader.load(machine.part())
-    key, note = make_key(tuning="quick", weights="0" * 64), f"tuning-{loader.profile.fingerprint}-auto-fp32"
+    key, note = (
+        make_key(tuning="quick", weights="0" * 64),
+        f"tuning-{loader.machine.profile.fingerprint}-auto-fp32-onnxruntime-fp32",
+    )
     assert loader.cache.read_note(key, note) == choice.probe
     changed = {k: v for k, v in {**choice.probe, **NOTES[kind]}.items() if v is not GONE}
     loader.cache.write_note(key, note, changed)
@@ -183,7 +177,7 @@ def test_a_note_that_is_none_of_ours_is_measured_again(loader: Loader, kind: str
     assert {**replaced, **passing} == {**choice.probe, **passing}
 
 
-def test_garbage_in_a_note_is_measured_again(loader: Loader) -> None:
+def test_garbage_in_a_note_is_measured_again(loader: Selector) -> None:
     machine = Machine()
     loader.load(machine.part())
     (path,) = loader.cache.root.glob("notes/*/tuning-*.json")
@@ -194,11 +188,12 @@ def test_garbage_in_a_note_is_measured_again(loader: Loader) -> None:
 
 
 @pytest.mark.parametrize("probe", [True, False])
-def test_threads_given_are_threads_used(loader: Loader, probe: bool) -> None:
+def test_threads_given_are_threads_used(loader: Selector, probe: bool) -> None:
     machine = Machine()
     for threads in (3, 5):
         machine.loads = []
-        choice = replace(loader, threads=threads, probe=probe).load(machine.part())
+        wanted = replace(loader.machine, threads=threads)
+        choice = replace(loader, machine=wanted, probe=probe).load(machine.part())
         assert {options.threads for options in machine.loads} == {threads}
         assert choice.options is not None
         assert choice.options.threads == threads
@@ -207,27 +202,27 @@ def test_threads_given_are_threads_used(loader: Loader, probe: bool) -> None:
     assert auto.options.threads in (1, 2, 4), "what was measured for three threads is not for all"
 
 
-def test_unprobed_takes_the_tiers_guess(loader: Loader) -> None:
+def test_unprobed_takes_the_tiers_guess(loader: Selector) -> None:
     machine = Machine()
     choice = replace(loader, probe=False).load(machine.part())
-    assert choice.options == SessionOptions(threads=2)
+    assert choice.options == RunOptions(threads=2)
     assert (machine.probes, choice.reason) == (0, "not probed")
 
 
 @pytest.mark.parametrize(("usable", "tier"), [(1, 1), (2, 2), (8, 4), (64, 16)])
-def test_candidates_never_exceed_the_cores(loader: Loader, usable: int, tier: int) -> None:
+def test_candidates_never_exceed_the_cores(loader: Selector, usable: int, tier: int) -> None:
     class Cores:
         usable_cores = usable
-        fingerprint = "x"
 
-    machine = replace(loader, profile=Cores(), tier=replace(loader.tier, threads=tier))  # type: ignore[arg-type]
-    counts = [options.threads for options in machine._candidates()]
+    machine = On(Cores(), replace(loader.machine.tier, threads=tier))  # type: ignore[arg-type]
+    (backend,) = Machine().part().backends
+    counts = [options.threads for options in backend.offers(machine)]
     assert counts == sorted(counts)
     assert max(counts) <= usable
     assert {1, tier} <= set(counts)
 
 
-def test_what_goes_wrong_is_raised(loader: Loader) -> None:
+def test_what_goes_wrong_is_raised(loader: Selector) -> None:
     def load(paths: Any, options: Any) -> Any:
         raise SessionError("no such operator")
 
@@ -235,7 +230,7 @@ def test_what_goes_wrong_is_raised(loader: Loader) -> None:
         loader.load(Machine().part(load=load))
 
 
-def test_a_corrupt_export_is_built_anew(loader: Loader) -> None:
+def test_a_corrupt_export_is_built_anew(loader: Selector) -> None:
     """Whatever the file's damage makes ONNX Runtime say: it is the damage that counts."""
     machine = Machine()
     first = loader.load(machine.part())
@@ -256,7 +251,7 @@ def test_a_corrupt_export_is_built_anew(loader: Loader) -> None:
     assert again.entry.created
 
 
-def test_auto_precision_follows_the_parts_size(loader: Loader) -> None:
+def test_auto_precision_follows_the_parts_size(loader: Selector) -> None:
     seen = []
 
     def part_of(size: int | None) -> Part:
@@ -272,17 +267,19 @@ def test_auto_precision_follows_the_parts_size(loader: Loader) -> None:
         )
         return Machine().part(components=(made,))
 
-    automatic = replace(loader, precision="auto", probe=False)
+    automatic = replace(loader, machine=replace(loader.machine, precision="auto"), probe=False)
     for size in (1 << 20, 4 << 30, None):
         automatic.load(part_of(size))
-    expected = [choose_tier(loader.profile, model_bytes_fp32=size).precision for size in (1 << 20, 4 << 30, None)]
+    expected = [
+        choose_tier(loader.machine.profile, model_bytes_fp32=size).precision for size in (1 << 20, 4 << 30, None)
+    ]
     assert seen == expected
 
 
 def compiled(machine: Machine, **speeds: float) -> Part:
     """A part that compiled kernels can run, too, as fast as that by threads; without a speed they cannot be loaded."""
 
-    def load(paths: Any, options: SessionOptions) -> Any:
+    def load(paths: Any, options: RunOptions) -> Any:
         machine.loads.append(options)
         if options.backend == "native" and not speeds:
             raise SessionError("no kernels")
@@ -297,7 +294,7 @@ def compiled(machine: Machine, **speeds: float) -> Part:
     return machine.part(load=load, probe=probe, compiled=lambda paths: (paths["quick"] / "weights.bin").is_file())
 
 
-def test_compiled_kernels_are_used_where_they_are_fastest(loader: Loader) -> None:
+def test_compiled_kernels_are_used_where_they_are_fastest(loader: Selector) -> None:
     machine = Machine()
     machine.speeds = {1: 0.4, 2: 0.2, 4: 0.9}
     part = compiled(machine, native_1=0.3, native_2=0.1, native_4=0.15)
@@ -311,22 +308,22 @@ def test_compiled_kernels_are_used_where_they_are_fastest(loader: Loader) -> Non
     assert machine.loads == [choice.options]
 
 
-def test_slower_ones_are_not(loader: Loader) -> None:
+def test_slower_ones_are_not(loader: Selector) -> None:
     machine = Machine()
     machine.speeds = {1: 0.4, 2: 0.2, 4: 0.9}
     choice = loader.load(compiled(machine, native_1=0.3, native_2=0.3, native_4=0.3))
     assert choice.backend == "onnxruntime"
 
 
-def test_kernels_that_cannot_be_loaded_are_left_out(loader: Loader, caplog: pytest.LogCaptureFixture) -> None:
+def test_kernels_that_cannot_be_loaded_are_left_out(loader: Selector, caplog: pytest.LogCaptureFixture) -> None:
     machine = Machine()
     machine.speeds = {1: 0.4, 2: 0.2, 4: 0.9}
     choice = loader.load(compiled(machine))
     assert choice.backend == "onnxruntime"
-    assert "no kernels; ONNX Runtime is used" in caplog.text
+    assert "no kernels; another backend is used" in caplog.text
 
 
-def test_kernels_that_can_no_longer_be_loaded_are_probed_again(loader: Loader) -> None:
+def test_kernels_that_can_no_longer_be_loaded_are_probed_again(loader: Selector) -> None:
     machine = Machine()
     machine.speeds = {1: 0.4, 2: 0.2, 4: 0.9}
     assert loader.load(compiled(machine, native_1=0.1, native_2=0.1, native_4=0.1)).backend == "native"
@@ -335,7 +332,7 @@ def test_kernels_that_can_no_longer_be_loaded_are_probed_again(loader: Loader) -
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_without_a_probe_compiled_kernels_are_the_guess(loader: Loader, works: bool) -> None:
+def test_without_a_probe_compiled_kernels_are_the_guess(loader: Selector, works: bool) -> None:
     part = compiled(Machine(), **({"native_2": 0.1} if works else {}))
     choice = replace(loader, probe=False).load(part)
     assert (choice.backend, choice.reason) == ("native" if works else "onnxruntime", "not probed")

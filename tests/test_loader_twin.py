@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 from doubles import component
+from doubles import part as quick_part
 
 from accelerator.cache import ContentCache
-from accelerator.engines.base import Part
 from accelerator.errors import SessionError
 from accelerator.hardware import choose_tier, detect
-from accelerator.pipeline.selection import Loader
+from accelerator.parts.part import Machine as On
+from accelerator.parts.part import Part
+from accelerator.pipeline.selection import Selector
 from accelerator.pipeline.tuning import BUSY, LATE_S, SOON_S
-from accelerator.runtime.onnx import SessionOptions
+from accelerator.runtime.options import RunOptions
 from accelerator.runtime.threads import torch_threads
 
 PROVEN = {"passed": True, "bar": {}, "bf16": {"passed": True, "bar": {"snr_db": 40.0}, "snr_db": 41.0}}
@@ -52,7 +54,7 @@ class Machine:
         self.proof, self.loads, self.probes, self.broken = proof, [], 0, False  # type: ignore[var-annotated]
 
     def part(self, **changed: Any) -> Part:
-        def load(paths: Any, options: SessionOptions) -> Any:
+        def load(paths: Any, options: RunOptions) -> Any:
             self.loads.append(options)
             assert list(paths) == ["quick-twin" if options.backend == "onednn" else "quick"]
             if options.backend == "onednn" and self.broken:
@@ -69,36 +71,31 @@ class Machine:
             return self.seconds[f"onednn_{'fp32' if options.dtype == 'fp32' else 'bf16'}"]
 
         twin = component("quick-twin", prove=lambda directory, precision: self.proof)
-        fields = {"components": (component("quick"),), "torch": lambda: None, "load": load, "probe": probe}
-        return Part("quick", "decoder", **{**fields, "twin": twin, **changed})
+        return quick_part(**{"original": lambda: None, "load": load, "probe": probe, "twin": twin, **changed})
 
 
 @pytest.fixture
-def loader(tmp_path: Path) -> Loader:
-    return Loader(
-        cache=ContentCache(tmp_path),
-        profile=Profile("avx2", "amx_bf16"),  # type: ignore[arg-type]
-        tier=replace(choose_tier(detect()), threads=2),
-        precision="auto",
-        proof="strict",
-        threads=None,
-        probe=True,
-        progress=lambda event: None,
-        clock=Clock(0.0),  # type: ignore[arg-type]
-    )
+def loader(tmp_path: Path) -> Selector:
+    machine = On(Profile("avx2", "amx_bf16"), replace(choose_tier(detect()), threads=2))  # type: ignore[arg-type]
+    return Selector(ContentCache(tmp_path), machine, clock=Clock(0.0))  # type: ignore[arg-type]
 
 
-def test_the_twin_wins_where_it_is_fastest(loader: Loader) -> None:
+def on(loader: Selector, **changed: Any) -> Selector:
+    """The same on another machine, or for one who asks for something else."""
+    return replace(loader, machine=replace(loader.machine, **changed))
+
+
+def test_the_twin_wins_where_it_is_fastest(loader: Selector) -> None:
     machine = Machine()
     choice = loader.load(machine.part())
     assert (choice.backend, choice.precision, choice.reason) == ("onednn", "bf16", "fastest when probed")
-    assert choice.options == SessionOptions(threads=torch_threads(), backend="onednn", dtype="bf16")
+    assert choice.options == RunOptions(threads=torch_threads(), backend="onednn", dtype="bf16")
     assert list(choice.exports) == ["quick-twin"]
     assert choice.probe["seconds"][f"onednn-bf16-{torch_threads()}"] == 1.0
     assert choice.probe["seconds"][f"onednn-fp32-{torch_threads()}"] == 2.0
 
 
-def test_later_only_the_twin_is_opened(loader: Loader) -> None:
+def test_later_only_the_twin_is_opened(loader: Selector) -> None:
     machine = Machine()
     first = loader.load(machine.part())
     machine.loads, probes = [], machine.probes
@@ -124,26 +121,26 @@ def test_later_only_the_twin_is_opened(loader: Loader) -> None:
     ids=["not proven", "rejected", "not fast", "fp32 asked for"],
 )
 def test_float32_where_bfloat16_is_out_of_the_question(
-    loader: Loader, changed: Any, isa: tuple[str, ...], precision: str
+    loader: Selector, changed: Any, isa: tuple[str, ...], precision: str
 ) -> None:
     machine = Machine(proof=changed)
-    here = replace(loader, profile=Profile(*isa), precision=precision)  # type: ignore[arg-type]
+    here = on(loader, profile=Profile(*isa), precision=precision)
     choice = here.load(machine.part())
     assert (choice.backend, choice.precision) == ("onednn", "fp32")
     assert "bf16" not in {options.dtype for options in machine.loads}
 
 
 @pytest.mark.parametrize(("isa", "precision"), [("avx2", "int16"), ("avx512_bf16", "bf16")])
-def test_int16_where_bfloat16_is_not_fast(loader: Loader, isa: str, precision: str) -> None:
+def test_int16_where_bfloat16_is_not_fast(loader: Selector, isa: str, precision: str) -> None:
     machine = Machine(proof={**PROVEN, "int16": {"passed": True}})
-    here = replace(loader, profile=Profile(isa))  # type: ignore[arg-type]
+    here = on(loader, profile=Profile(isa))
     choice = here.load(machine.part())
     assert (choice.backend, choice.precision) == ("onednn", precision)
 
 
-def test_float32_when_asked_for_though_bfloat16_was_chosen_before(loader: Loader) -> None:
+def test_float32_when_asked_for_though_bfloat16_was_chosen_before(loader: Selector) -> None:
     machine = Machine()
-    exact = replace(loader, precision="fp32")
+    exact = on(loader, precision="fp32")
     assert [each.load(machine.part()).precision for each in (loader, exact, loader, exact)] == [
         *("bf16", "fp32", "bf16", "fp32"),
     ]
@@ -152,7 +149,7 @@ def test_float32_when_asked_for_though_bfloat16_was_chosen_before(loader: Loader
     assert machine.probes == probes, "each is remembered"
 
 
-def test_onnx_runtime_where_the_twin_is_slower(loader: Loader) -> None:
+def test_onnx_runtime_where_the_twin_is_slower(loader: Selector) -> None:
     machine = Machine(onednn_fp32=6.0, onednn_bf16=7.0)
     for reason in ("fastest when probed", "fastest when probed before"):
         choice = loader.load(machine.part())
@@ -160,19 +157,19 @@ def test_onnx_runtime_where_the_twin_is_slower(loader: Loader) -> None:
         assert list(choice.exports) == ["quick"]
 
 
-def test_pytorch_where_both_are_slower(loader: Loader) -> None:
+def test_pytorch_where_both_are_slower(loader: Selector) -> None:
     choice = loader.load(Machine(pytorch=0.5).part())
-    assert (choice.backend, choice.cause) == ("pytorch", "Slower")
+    assert (choice.backend, choice.cause) == (None, "Slower")
 
 
-def test_a_twin_that_cannot_be_loaded_is_left_out(loader: Loader, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_twin_that_cannot_be_loaded_is_left_out(loader: Selector, caplog: pytest.LogCaptureFixture) -> None:
     machine = Machine()
     machine.broken = True
     assert loader.load(machine.part()).backend == "onnxruntime"
-    assert "the twin is broken; ONNX Runtime is used" in caplog.text
+    assert "the twin is broken; another backend is used" in caplog.text
 
 
-def test_a_twin_that_breaks_later_is_left_out(loader: Loader) -> None:
+def test_a_twin_that_breaks_later_is_left_out(loader: Selector) -> None:
     machine = Machine()
     assert loader.load(machine.part()).backend == "onednn"
     machine.broken = True
@@ -180,7 +177,7 @@ def test_a_twin_that_breaks_later_is_left_out(loader: Loader) -> None:
 
 
 @pytest.mark.parametrize("how", ["rejected", "failing"])
-def test_a_twin_that_cannot_be_built_is_left_out(loader: Loader, how: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_twin_that_cannot_be_built_is_left_out(loader: Selector, how: str, caplog: pytest.LogCaptureFixture) -> None:
     def build(*_: Any) -> None:
         raise ValueError("a codec of another kind")
 
@@ -189,20 +186,20 @@ def test_a_twin_that_cannot_be_built_is_left_out(loader: Loader, how: str, caplo
     machine = Machine()
     choice = loader.load(machine.part(twin=wrong if how == "rejected" else broken))
     assert choice.backend == "onnxruntime"
-    assert "quick has no twin" in caplog.text
+    assert "quick cannot run on onednn" in caplog.text
 
 
-def test_threads_that_are_not_pytorchs_rule_the_twin_out(loader: Loader) -> None:
+def test_threads_that_are_not_pytorchs_rule_the_twin_out(loader: Selector) -> None:
     other = torch_threads() + 1
-    assert replace(loader, threads=other).load(Machine().part()).backend == "onnxruntime"
-    assert replace(loader, threads=torch_threads()).load(Machine().part()).backend == "onednn"
+    assert on(loader, threads=other).load(Machine().part()).backend == "onnxruntime"
+    assert on(loader, threads=torch_threads()).load(Machine().part()).backend == "onednn"
 
 
-def test_unprobed_there_is_no_twin(loader: Loader) -> None:
+def test_unprobed_there_is_no_twin(loader: Selector) -> None:
     assert replace(loader, probe=False).load(Machine().part()).backend == "onnxruntime"
 
 
-def test_a_damaged_twin_is_built_anew(loader: Loader) -> None:
+def test_a_damaged_twin_is_built_anew(loader: Selector) -> None:
     machine = Machine()
     (export,) = loader.load(machine.part()).exports.values()
     (export.path / "weights.bin").write_bytes(b"2")
@@ -213,7 +210,7 @@ def test_a_damaged_twin_is_built_anew(loader: Loader) -> None:
 
 
 @pytest.mark.parametrize("twin", [True, False])
-def test_a_probe_on_a_busy_machine_is_taken_again(loader: Loader, twin: bool) -> None:
+def test_a_probe_on_a_busy_machine_is_taken_again(loader: Selector, twin: bool) -> None:
     """Others used the cores, and the wrong way won: a later process measures again, and proposes the right one.
 
     It does not change to it: the audio of a seed would not be what it was. `tune` does.
@@ -230,7 +227,7 @@ def test_a_probe_on_a_busy_machine_is_taken_again(loader: Loader, twin: bool) ->
     probes = machine.probes
     second = here.load(machine.part(**changed))
     assert machine.probes > probes
-    right = "onednn" if twin else "pytorch"
+    right = "onednn" if twin else "original"
     assert (second.backend, second.options) == ("onnxruntime", first.options)
     assert second.probe["proposed"]["backend"] == right
     assert "kept, as when it was first probed; `accelerator tune` changes it to" in second.reason
@@ -241,13 +238,13 @@ def test_a_probe_on_a_busy_machine_is_taken_again(loader: Loader, twin: bool) ->
     assert machine.probes == probes, "an idle machine's probe is believed"
     tuned = here.tune(machine.part(**changed))
     assert machine.probes == probes, "what is proposed is known"
-    assert (tuned.backend, tuned.probe["proposed"]) == (right, None)
+    assert (tuned.backend or "original", tuned.probe["proposed"]) == (right, None)
     assert tuned.before["backend"] == "onnxruntime"
-    assert here.load(machine.part(**changed)).backend == right
+    assert (here.load(machine.part(**changed)).backend or "original") == right
     assert machine.probes == probes
 
 
-def test_a_machine_that_is_always_busy_is_measured_ever_more_rarely_but_never_given_up(loader: Loader) -> None:
+def test_a_machine_that_is_always_busy_is_measured_ever_more_rarely_but_never_given_up(loader: Selector) -> None:
     machine, now, gaps = Machine(), [1e9], []
     here = replace(loader, clock=Clock(BUSY * 2), now=lambda: now[0])  # type: ignore[arg-type]
     here.load(machine.part())
@@ -267,7 +264,7 @@ def test_a_machine_that_is_always_busy_is_measured_ever_more_rarely_but_never_gi
 
 
 @pytest.mark.parametrize("others", [None, 0.0, BUSY])
-def test_an_idle_machine_or_one_that_does_not_tell_is_believed(loader: Loader, others: float | None) -> None:
+def test_an_idle_machine_or_one_that_does_not_tell_is_believed(loader: Selector, others: float | None) -> None:
     machine = Machine()
     here = replace(loader, clock=Clock(others))  # type: ignore[arg-type]
     here.load(machine.part())

@@ -140,7 +140,7 @@ def test_many_threads_feed_one_meter() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert meter.result()["stages"]["decoder"] == 4000
+    assert meter.result()["stages"]["decode"] == 4000
     assert meter.frames == 8000
 
 

@@ -48,7 +48,7 @@ from accelerator.kernels import compiler, descriptors, features
 from accelerator.kernels.llm.team import Team
 from accelerator.parts import language_model
 from accelerator.parts.language_model import LANGUAGE_MODEL, language_model_components, load_language_model
-from accelerator.runtime.onnx import SessionOptions
+from accelerator.runtime.options import RunOptions
 from accelerator.speech import SamplingParams
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
@@ -494,7 +494,7 @@ def test_an_export_is_proven_with_them_too(paths: dict[str, Path]) -> None:
     assert report["compiled"]["passed"] is True
     assert report["compiled"]["frames"] == report["frames"] > 0
     assert report["compiled"]["kl"] != report["kl"], "other rounding"
-    assert language_model.runs_compiled(paths)
+    assert language_model.is_compiled(paths[LANGUAGE_MODEL])
 
 
 def test_kernels_that_answer_otherwise_are_not_used(
@@ -510,18 +510,18 @@ def test_kernels_that_answer_otherwise_are_not_used(
     found = exported(adapter, tmp_path)
     report = proof_of(found)
     assert (report["passed"], report["compiled"]["passed"]) == (True, False)
-    assert not language_model.runs_compiled(found)
+    assert not language_model.is_compiled(found[LANGUAGE_MODEL])
 
 
 def test_an_export_without_them_runs_as_before(adapter: ReferenceAdapter, tmp_path: Path) -> None:
     found = exported(adapter, tmp_path, compiled=False)
     assert "compiled" not in proof_of(found)
-    assert not language_model.runs_compiled(found)
-    assert len(spoken(load_language_model(found, SessionOptions()), adapter, [1])[0]) == 6
+    assert not language_model.is_compiled(found[LANGUAGE_MODEL])
+    assert len(spoken(load_language_model(found, RunOptions()), adapter, [1])[0]) == 6
 
 
 def test_float32_has_none(adapter: ReferenceAdapter, tmp_path: Path) -> None:
-    assert not language_model.runs_compiled(exported(adapter, tmp_path, "fp32"))
+    assert not language_model.is_compiled(exported(adapter, tmp_path, "fp32")[LANGUAGE_MODEL])
 
 
 def spoken(decoder: DualARDecoder, adapter: Any, seeds: list[int], batching: Any = "invariant") -> list[np.ndarray]:
@@ -539,7 +539,7 @@ def spoken(decoder: DualARDecoder, adapter: Any, seeds: list[int], batching: Any
 def test_seeds_need_no_empty_row(
     paths: dict[str, Path], adapter: ReferenceAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = load_language_model(paths, SessionOptions(threads=2, backend="native"))
+    decoder = load_language_model(paths, RunOptions(threads=2, backend="native"))
     widths, step = set(), decode.Transformer.step
 
     def spy(self: Any, length: int, begin: int = 0, end: int | None = None, **options: Any) -> Any:
@@ -585,7 +585,7 @@ def test_a_frame_in_one_call_is_what_its_steps_are(
         return [np.stack(own) for own in taken]
 
     for temperature in (0.0, 1.0):
-        decoder = load_language_model(paths, SessionOptions(threads=threads, backend="native"))
+        decoder = load_language_model(paths, RunOptions(threads=threads, backend="native"))
         at_once = [speak(decoder, seeds, temperature) for seeds in ([0], [1, 2, 3])]
         assert {1, 3} <= set(runs)
         with monkeypatch.context() as patched:
@@ -601,7 +601,7 @@ def test_a_frame_in_one_call_is_what_its_steps_are(
 def test_codes_that_cannot_be_drawn_fail_for_their_own_row(
     paths: dict[str, Path], adapter: ReferenceAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = load_language_model(paths, SessionOptions(threads=2, backend="native"))
+    decoder = load_language_model(paths, RunOptions(threads=2, backend="native"))
     alone = spoken(decoder, adapter, [1])[0]
     step = decode.Transformer.step
 
@@ -638,7 +638,6 @@ def test_without_the_instructions_there_are_none(
     features.available.cache_clear()
     try:
         assert not kernels.available()
-        assert not language_model.runs_compiled(paths)
         with pytest.raises(SessionError, match="AVX2"):
             compiler.function()
     finally:

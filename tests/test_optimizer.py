@@ -308,11 +308,10 @@ class FakeAdapter:
             self.clock.now += 0.5
             return np.full(1000, 0.1, np.float32)
 
-        fields: dict[str, Any] = {"components": (), "load": None, "probe": None}
         return [
-            Part("encoder", "reference", torch=encode, **fields),
-            Part("text2semantic", "text2semantic", torch=generate, generator=True, **fields),
-            Part("decoder", "decoder", torch=decode, **fields),
+            Part("encoder", "reference", encode, lambda call: 1.0),
+            Part("text2semantic", "generate", generate, lambda call: 1.0, streams=True),
+            Part("decoder", "decode", decode, lambda call: 1.0),
         ]
 
     def bind(self, calls: Mapping[str, Any]) -> Any:
@@ -350,7 +349,7 @@ def test_every_metric_against_a_clock(monkeypatch: pytest.MonkeyPatch, backend: 
     monkeypatch.setattr("accelerator.optimizer.Meter", functools.partial(Meter, clock))
     optimizer = UniversalOptimizer(None, adapter=FakeAdapter(clock))
     for route in optimizer._routes.values():
-        route._choice = Choice(route.part.torch if backend == "onnxruntime" else None, "a test", "Test")
+        route._choice = Choice(route.part.original if backend == "onnxruntime" else None, "a test", "Test")
     tone = np.sin(np.arange(1000) / 5).astype(np.float32) * 0.3
     audio, rate, metrics = optimizer.synthesize("Hello", (tone, 1000), "hello")
     assert (audio.shape, rate) == ((2000,), 1000)
@@ -382,7 +381,7 @@ def test_every_metric_against_a_clock(monkeypatch: pytest.MonkeyPatch, backend: 
     assert len(first.audio) == 1000
     assert stream.metrics["elapsed_s"] == pytest.approx(0.4 + 0.5 + 7 + 0.3 + 0.5)
     assert stream.metrics["ttfa_s"] == pytest.approx(0.9)
-    assert stream.metrics["stages"]["text2semantic"] == pytest.approx(0.4), "not the consumer's time"
+    assert stream.metrics["stages"]["generate"] == pytest.approx(0.4), "not the consumer's time"
 
 
 # Drop-in
@@ -684,7 +683,7 @@ def test_a_cancelled_task_ends_its_generation(tiny: Any) -> None:
 
     def endless(part: Part) -> Any:
         def call(prompt: np.ndarray, params: Any, **_: Any) -> Iterator[np.ndarray]:
-            frame = next(part.torch(prompt, params))
+            frame = next(part.original(prompt, params))
             try:
                 while len(drawn) < 10**6:
                     drawn.append(1)
@@ -712,7 +711,7 @@ def test_a_stream_may_be_closed_by_another_thread(tiny: Any) -> None:
 
     def endless(part: Part) -> Any:
         def call(prompt: np.ndarray, params: Any, **_: Any) -> Iterator[np.ndarray]:
-            frame = next(part.torch(prompt, params))
+            frame = next(part.original(prompt, params))
             while True:
                 going.set()
                 yield frame
@@ -778,7 +777,7 @@ def test_a_voice_is_encoded_once_also_by_the_next_process(tiny: Any, tmp_path: P
         calls: list[int] = []
 
         def counted(part: Part, calls: list[int] = calls) -> Any:
-            return lambda audio: calls.append(1) or part.torch(audio)  # type: ignore[func-returns-value]
+            return lambda audio: calls.append(1) or part.original(audio)  # type: ignore[func-returns-value]
 
         optimizer = twin(tiny, {"cache_dir": tmp_path}, encoder=counted)
         answers = [optimizer.synthesize(TEXT, voice(tiny), "la", seed=1, **SHORT).audio for _ in range(2)]
@@ -860,10 +859,10 @@ def test_torch_is_released_once_everything_runs_without_it(tiny: Any) -> None:
 
     optimizer = UniversalOptimizer(tiny, adapter=Adapter(tiny), release_torch=True)
     for name, route in optimizer._routes.items():
-        route._choice = None if name == "encoder" else Choice(route.part.torch, "")
+        route._choice = None if name == "encoder" else Choice(route.part.original, "")
     optimizer.synthesize(TEXT, **SHORT)
     assert released == [], "the encoder is not there yet"
-    optimizer._routes["encoder"]._choice = Choice(optimizer._routes["encoder"].part.torch, "")
+    optimizer._routes["encoder"]._choice = Choice(optimizer._routes["encoder"].part.original, "")
     optimizer.synthesize(TEXT, **SHORT)
     optimizer.synthesize(TEXT, **SHORT)
     assert released == [1]

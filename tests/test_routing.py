@@ -14,9 +14,10 @@ from doubles import QuickAdapter, component, probe, twin, voice
 
 from accelerator import UniversalOptimizer
 from accelerator.audio.checks import check_audio
-from accelerator.engines.base import Decoding, Part
+from accelerator.engines.base import Decoding
 from accelerator.errors import BadOutput, BatchFailed, GenerationError, InvalidOption, InvalidReference, SessionError
 from accelerator.metrics import Meter, measuring
+from accelerator.parts.part import Part
 from accelerator.pipeline.fallback import MAX_FAILURES, Route
 from accelerator.pipeline.selection import Choice
 
@@ -52,7 +53,7 @@ def frames_until(at: int, error: BaseException | None) -> Callable[[Part], Any]:
 
     def make(part: Part) -> Any:
         def call(*args: Any, **options: Any) -> Iterator[Any]:
-            for count, item in enumerate(part.torch(*args, **options)):
+            for count, item in enumerate(part.original(*args, **options)):
                 if count == at:
                     break
                 yield item
@@ -73,7 +74,7 @@ def answer_of(change: Callable[[Any], Any], calls: int | None = None) -> Callabl
         def call(*args: Any, **options: Any) -> Any:
             nonlocal count
             count += 1
-            answer = part.torch(*args, **options)
+            answer = part.original(*args, **options)
             return change(answer.copy()) if calls is None or count <= calls else answer
 
         return call
@@ -188,7 +189,7 @@ def test_codes_of_a_stand_in_are_not_remembered(tiny: Any, tmp_path: Any) -> Non
             heard.append("broken" if broken[0] else "whole")
             if broken[0]:
                 raise RuntimeError("no")
-            return np.zeros_like(part.torch(audio))
+            return np.zeros_like(part.original(audio))
 
         return call
 
@@ -216,8 +217,8 @@ def test_voices_of_pytorch_and_of_the_export_are_kept_apart(tiny: Any, tmp_path:
 
     def optimizer(call: Any) -> UniversalOptimizer:
         made = twin(tiny, {"cache_dir": tmp_path}, encoder=lambda part: call)
-        torch = made._routes["encoder"].part.torch
-        part = replace(made._routes["encoder"].part, torch=lambda audio: heard.append("pytorch") or torch(audio))
+        torch = made._routes["encoder"].part.original
+        part = replace(made._routes["encoder"].part, original=lambda audio: heard.append("pytorch") or torch(audio))
         made._routes["encoder"].part = part
         return made
 
@@ -257,7 +258,7 @@ def test_onnx_runtime_itself_hands_over_too(fast: UniversalOptimizer, tiny: Any,
     assert metrics["fallback"] == []
 
     def until_five(_: Part) -> Any:
-        return frames_until(5, RuntimeError("five"))(replace(_, torch=real["text2semantic"]))
+        return frames_until(5, RuntimeError("five"))(replace(_, original=real["text2semantic"]))
 
     audio, metrics = speak(twin(tiny, text2semantic=until_five), "streaming")
     np.testing.assert_allclose(audio, expected, atol=1e-4)
@@ -295,7 +296,7 @@ def test_only_failures_in_a_row_count(tiny: Any) -> None:
         def call(*args: Any, **options: Any) -> np.ndarray:
             if next(turns):
                 raise RuntimeError("sometimes")
-            return np.asarray(part.torch(*args, **options))
+            return np.asarray(part.original(*args, **options))
 
         return call
 
@@ -313,7 +314,7 @@ def test_a_failure_that_pytorch_shares_is_the_requests(tiny: Any) -> None:
             optimizer.synthesize("word " * 500)
     for _ in range(MAX_FAILURES + 1):  # a pause, which both implementations make
         route = Route(
-            Part("p", "decoder", (), lambda: np.zeros(9), None, None, check=_never_silent),  # type: ignore[arg-type]
+            Part("p", "decode", lambda: np.zeros(9), lambda call: 1.0, check=_never_silent),
             lambda _: Choice(lambda: np.zeros(9), ""),
         )
         assert (route() == np.zeros(9)).all()
@@ -356,13 +357,11 @@ def checked_route(answer: np.ndarray, pytorch: np.ndarray, *, generator: bool = 
 
     part = Part(
         "decoder",
-        "decoder",
-        (),
+        "decode",
         implementation("pytorch", pytorch),
-        None,  # type: ignore[arg-type]
-        None,  # type: ignore[arg-type]
+        lambda call: 1.0,
         check=lambda audio: check_audio(audio, 16_000),
-        generator=generator,
+        streams=generator,
     )
     return Route(part, lambda _: Choice(implementation("part", answer), "")), called
 
@@ -409,7 +408,7 @@ def test_what_no_engine_means_is_never_retired() -> None:
 def test_a_retired_check_leaves_the_others() -> None:
     """An engine that clips is still caught when its export answers with NaN."""
     answers = [LOUD, BROKEN]
-    part = Part("d", "decoder", (), lambda: LOUD, None, None, check=lambda audio: check_audio(audio, 16_000))  # type: ignore[arg-type]
+    part = Part("d", "decode", lambda: LOUD, lambda call: 1.0, check=lambda audio: check_audio(audio, 16_000))
     route = Route(part, lambda _: Choice(lambda: answers[0], ""))
     route()
     del answers[0]
@@ -518,7 +517,7 @@ def test_threads_share_one_load() -> None:
         loads.append(1)
         return Choice(lambda x: x + 1, "")
 
-    route = Route(Part("p", "decoder", (), lambda x: x + 1, None, None), load)  # type: ignore[arg-type]
+    route = Route(Part("p", "decode", lambda x: x + 1, lambda call: 1.0), load)
     answers: list[int] = []
 
     def work() -> None:
@@ -534,7 +533,7 @@ def test_threads_share_one_load() -> None:
 
 
 def test_a_closed_route_answers_with_pytorch() -> None:
-    route = Route(Part("p", "decoder", (), lambda: "torch", None, None), lambda _: Choice(lambda: "onnx", ""))  # type: ignore[arg-type]
+    route = Route(Part("p", "decode", lambda: "torch", lambda call: 1.0), lambda _: Choice(lambda: "onnx", ""))
     assert route() == "onnx"
     route.close()
     meter = Meter()

@@ -48,9 +48,10 @@ else:
     from accelerator.reference import load
 
     language = kind == "language model"
-    parts = [part for part in ReferenceAdapter(load("tiny")).parts() if part.generator is language]
+    parts = [part for part in ReferenceAdapter(load("tiny")).parts() if part.streams is language]
 
-work = [(c, p) for part in parts for c in (*part.components, part.twin) if c is not None for p in c.precisions]
+made = {c.name: c for part in parts for backend in part.backends for c in backend.components}
+work = [(component, precision) for component in made.values() for precision in component.precisions]
 found = {}
 for made, precision in reversed(work) if backwards else work:
     export = export_component(made, precision, ContentCache(root / "cache"))

@@ -9,14 +9,8 @@ import pytest
 
 from accelerator.errors import SessionError
 from accelerator.export.graph.graph import Graph
-from accelerator.runtime.onnx import (
-    KVCache,
-    Session,
-    SessionOptions,
-    available_providers,
-    can_bound_spinning,
-    runtime_version,
-)
+from accelerator.runtime.onnx import KVCache, Session, available_providers, can_bound_spinning, runtime_version
+from accelerator.runtime.options import RunOptions
 
 
 @pytest.fixture
@@ -32,12 +26,12 @@ def doubling(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "options",
     [
-        SessionOptions(),
-        SessionOptions(threads=2, spin_us=50),
-        SessionOptions(threads=0, arena=False, optimize=False),
+        RunOptions(),
+        RunOptions(threads=2, spin_us=50),
+        RunOptions(threads=0, arena=False, optimize=False),
     ],
 )
-def test_run_computes(doubling: Path, options: SessionOptions) -> None:
+def test_run_computes(doubling: Path, options: RunOptions) -> None:
     session = Session(doubling, options)
     assert session.outputs == ["y"]
     assert session.inputs["x"] == (np.float32, ["n"])
@@ -53,11 +47,11 @@ def test_a_session_leaves_the_callers_arithmetic_alone(doubling: Path) -> None:
 
 
 def test_options_survive_json() -> None:
-    options = SessionOptions(threads=3, spin_us=20, arena=False)
-    assert SessionOptions.from_dict(options.to_dict()) == options
+    options = RunOptions(threads=3, spin_us=20, arena=False)
+    assert RunOptions.from_dict(options.to_dict()) == options
     assert options.to_dict()["providers"] == ["CPUExecutionProvider"]
     with pytest.raises(TypeError):
-        SessionOptions.from_dict({**options.to_dict(), "turbo": True})
+        RunOptions.from_dict({**options.to_dict(), "turbo": True})
 
 
 def test_what_the_runtime_says_of_itself() -> None:

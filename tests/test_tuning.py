@@ -11,23 +11,22 @@ from typing import Any
 
 import pytest
 from doubles import component
+from doubles import part as quick_part
 
 from accelerator.cache import ContentCache
-from accelerator.engines.base import Part
 from accelerator.errors import SessionError
 from accelerator.hardware import choose_tier, detect
-from accelerator.pipeline.selection import Loader
-from accelerator.pipeline.tuning import BUSY, SOON_S, WORTH, Tuning, Way, waiting
-from accelerator.runtime.onnx import SessionOptions
+from accelerator.parts.part import Machine as On
+from accelerator.parts.part import Part
+from accelerator.pipeline.selection import Selector
+from accelerator.pipeline.tuning import BUSY, ORIGINAL, SOON_S, WORTH, Tuning, Way, waiting
+from accelerator.runtime.options import RunOptions
 
 
 def way(backend: Any, threads: int = 1, **options: Any) -> Way:
-    return Way(
-        backend, SessionOptions(threads=threads, backend=backend if backend != "pytorch" else "onnxruntime", **options)
-    )
+    return Way(backend, RunOptions(threads=threads, backend=backend, **options))
 
 
-PYTORCH = Way("pytorch", SessionOptions())
 NATIVE = {n: way("native", n) for n in (1, 2)}
 RUNTIME = {n: way("onnxruntime", n) for n in (1, 2)}
 SPINNING = way("onnxruntime", 2, spin_us=50)
@@ -40,7 +39,7 @@ SPINNING = way("onnxruntime", 2, spin_us=50)
         (RUNTIME[2], SPINNING, True),
         (RUNTIME[1], RUNTIME[2], False),
         (NATIVE[1], RUNTIME[1], False),
-        (PYTORCH, RUNTIME[1], False),
+        (ORIGINAL, RUNTIME[1], False),
         (way("onednn", 2), way("onednn", 4), True),
         (way("onednn", 2), way("onednn", 2, dtype="bf16"), False),
     ],
@@ -51,9 +50,9 @@ def test_what_is_heard_of_a_way(one: Way, other: Way, alike: bool) -> None:
 
 def measured(before: Tuning | None = None, *, others: float | None = 0.0, **seconds: float) -> Tuning:
     """From seconds by "native_1" and the like."""
-    ways = {"pytorch": PYTORCH, "spinning": SPINNING}
+    ways = {"original": ORIGINAL, "spinning": SPINNING}
     ways |= {f"native_{n}": w for n, w in NATIVE.items()} | {f"runtime_{n}": w for n, w in RUNTIME.items()}
-    given = {"pytorch": 10.0, "runtime_1": 5.0, **seconds}
+    given = {"original": 10.0, "runtime_1": 5.0, **seconds}
     return Tuning.of("part", {ways[name]: taken for name, taken in given.items()}, others, 100.0, before)
 
 
@@ -78,14 +77,14 @@ def test_a_spin_may_change_and_a_number_of_threads_in_onnx_runtime_may_not() -> 
     assert (later.way, later.proposed) == (RUNTIME[2], RUNTIME[1])
 
 
-def test_pytorch_is_kept_too() -> None:
+def test_the_original_is_kept_too() -> None:
     first = measured(runtime_1=20.0, others=1.0)
-    assert first.way.backend == "pytorch"
-    assert first.slower == "ONNX Runtime is slower here (20000.0 ms against 10000.0 ms a unit)"
+    assert first.way == ORIGINAL
+    assert first.slower == "its replacement is slower here (20000.0 ms against 10000.0 ms a unit)"
     later = measured(first, runtime_1=1.0)
-    assert (later.way.backend, later.proposed) == ("pytorch", RUNTIME[1])
-    assert later.slower.startswith("kept in PyTorch")
-    assert measured(measured(runtime_1=1.0), runtime_1=20.0).proposed == PYTORCH
+    assert (later.way, later.proposed) == (ORIGINAL, RUNTIME[1])
+    assert later.slower.startswith("kept as it was")
+    assert measured(measured(runtime_1=1.0), runtime_1=20.0).proposed == ORIGINAL
 
 
 @pytest.mark.parametrize(("taken", "proposed"), [(5.0 / WORTH - 0.01, True), (5.0 / WORTH + 0.01, False)])
@@ -121,8 +120,8 @@ class Machine:
         self.probes, self.broken = 0, False
         self.before_probe: Any = lambda: None
 
-    def part(self, **changed: Any) -> Part:
-        def load(paths: Any, options: SessionOptions) -> Any:
+    def part(self, compiled: bool = True, **changed: Any) -> Part:
+        def load(paths: Any, options: RunOptions) -> Any:
             if options.backend == "native" and self.broken:
                 raise SessionError("no kernels")
             return lambda: options.backend
@@ -133,7 +132,9 @@ class Machine:
             return self.seconds[call()]
 
         made = replace(component("quick"), **changed)
-        return Part("quick", "decoder", (made,), lambda: "pytorch", load, probe, compiled=lambda paths: True)
+        return quick_part(
+            components=(made,), original=lambda: "pytorch", load=load, probe=probe, compiled=lambda paths: compiled
+        )
 
 
 class Clock:
@@ -147,23 +148,11 @@ class Clock:
         return self.others
 
 
-def loader_of(root: Path | ContentCache, *, others: float | None = 0.0, now: float = 1e9, **changed: Any) -> Loader:
+def loader_of(root: Path | ContentCache, *, others: float | None = 0.0, now: float = 1e9, **changed: Any) -> Selector:
     profile = detect()
-    return Loader(
-        **{
-            "cache": root if isinstance(root, ContentCache) else ContentCache(root),
-            "profile": profile,
-            "tier": replace(choose_tier(profile), threads=1),
-            "precision": "fp32",
-            "proof": "strict",
-            "threads": None,
-            "probe": True,
-            "progress": lambda event: None,
-            "clock": Clock(others),
-            "now": lambda: now,
-            **changed,
-        }
-    )
+    cache = root if isinstance(root, ContentCache) else ContentCache(root)
+    machine = On(profile, replace(choose_tier(profile), threads=1), None, "fp32")
+    return Selector(cache, machine, clock=Clock(others), now=lambda: now, **changed)  # type: ignore[arg-type]
 
 
 def test_a_changed_export_is_no_reason_to_choose_anew(tmp_path: Path) -> None:
@@ -192,7 +181,7 @@ def test_kernels_that_cannot_be_loaded_now_are_used_again_later(tmp_path: Path) 
 def test_where_there_are_no_compiled_kernels_others_are_chosen_apart(tmp_path: Path) -> None:
     """As with ACCELERATOR_KERNELS=none in one of two processes."""
     machine = Machine()
-    without = replace(machine.part(), compiled=lambda paths: False)
+    without = machine.part(compiled=False)
     order = [loader_of(tmp_path).load(part).backend for part in (machine.part(), without, machine.part(), without)]
     assert order == ["native", "onnxruntime", "native", "onnxruntime"]
 
@@ -268,7 +257,7 @@ def test_a_read_only_cache_keeps_what_it_was_given(tmp_path: Path) -> None:
     choice = loader_of(writable, now=2e9).load(machine.part())
     assert (choice.backend, choice.probe["calm"], choice.probe["probes"]) == ("native", True, 2)
     assert choice.probe["proposed"]["backend"] == "onnxruntime"
-    assert [t.waits for t in waiting(writable, loader_of(writable).profile.fingerprint)] == [
+    assert [t.waits for t in waiting(writable, loader_of(writable).machine.profile.fingerprint)] == [
         "`accelerator tune` changes it to onnxruntime-1, 3.00 times as fast"
     ]
 

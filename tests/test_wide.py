@@ -20,7 +20,7 @@ from accelerator.inference import transformer
 from accelerator.inference.batcher import DualARDecoder
 from accelerator.parts import language_model
 from accelerator.parts.language_model import EMBEDDINGS, LANGUAGE_MODEL, language_model_components, load_language_model
-from accelerator.runtime.onnx import SessionOptions
+from accelerator.runtime.options import RunOptions
 from accelerator.speech import SamplingParams
 
 needs_exact_sums = pytest.mark.skipif(
@@ -49,7 +49,7 @@ def both(adapter: ReferenceAdapter, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def decoder(both: dict[str, Path]) -> DualARDecoder:
-    return load_language_model(both, SessionOptions())
+    return load_language_model(both, RunOptions())
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_prompts_and_with_amx_large_batches_are_for_the_wide_graphs(
 ) -> None:
     here = replace(detect(), isa=("avx512_vnni", "amx_int8") if amx else ("avx512_vnni",))
     monkeypatch.setattr(language_model, "detect", lambda: here)
-    speak(load_language_model(both, SessionOptions()), adapter, 8, "on", frames=12)
+    speak(load_language_model(both, RunOptions()), adapter, 8, "on", frames=12)
     for name, rows, length in runs:
         if length > 2:
             assert (name, rows) == ("wide_slow", 1), "a prompt"
@@ -136,7 +136,7 @@ def test_where_the_others_fail_their_proof_nearer_ones_are_kept(
         found = paths(adapter, ContentCache(tmp_path), wide=True, precision="int4")
     proof = json.loads((found[LANGUAGE_MODEL] / "manifest.json").read_text())["meta"]["proof"]
     assert (proof["passed"], proof["wide"]["prompts"]["passed"], proof["wide"]["passed"]) == (False, False, True)
-    assert load_language_model(found, SessionOptions())._wide is not None
+    assert load_language_model(found, RunOptions())._wide is not None
 
 
 @pytest.mark.parametrize("rejected", [False, True])
@@ -159,7 +159,7 @@ def test_unfaithful_ones_are_left_out(
     assert not list(found[LANGUAGE_MODEL].glob("wide_*"))
     proof = json.loads((found[LANGUAGE_MODEL] / "manifest.json").read_text())["meta"]["proof"]
     assert (proof["passed"], proof["wide"]["passed"]) == (not rejected, False)
-    decoder = load_language_model(found, SessionOptions())
+    decoder = load_language_model(found, RunOptions())
     assert decoder._wide is None
     assert len(speak(decoder, adapter, 5, "on")) == 5
 
@@ -167,5 +167,5 @@ def test_unfaithful_ones_are_left_out(
 def test_machines_without_integer_matrices_have_none(adapter: ReferenceAdapter, tmp_path: Path) -> None:
     found = paths(adapter, ContentCache(tmp_path), wide=False)
     assert not list(found[LANGUAGE_MODEL].glob("wide_*"))
-    assert load_language_model(found, SessionOptions())._wide is None
+    assert load_language_model(found, RunOptions())._wide is None
     assert EMBEDDINGS in found

@@ -28,7 +28,7 @@ from ..inference.transformer import StepTimes
 from ..optimizer import UniversalOptimizer
 from ..parts.language_model import LANGUAGE_MODEL
 from ..pipeline.fallback import Route
-from ..runtime.onnx import SessionOptions
+from ..runtime.options import RunOptions
 from ..runtime.threads import torch_threads
 from ..speech import SamplingParams, SpeechRequest
 from .plan import AS_SHIPPED, COMPILED, ONNX, Plan, precision_of
@@ -235,7 +235,7 @@ def _torch_arm(plan: Plan, name: str, weights: Path | None) -> Arm:
         if not hasattr(adapter, "compile_torch"):
             raise EngineError(f"the adapter of {adapter.name} does not know what torch.compile could be given")
         adapter.compile_torch()
-    calls = {part.name: part.torch for part in adapter.parts()}
+    calls = {part.name: part.original for part in adapter.parts()}
     hook = getattr(adapter, "as_shipped", ...)
     if name == AS_SHIPPED:
         if callable(hook):
@@ -269,7 +269,7 @@ def _onnx_arm(plan: Plan, name: str, precision: str, weights: Path | None) -> Ar
     _check(optimizer.prepare(), precision)
     calls, threads, spin_us, notes = {}, {}, {}, []
     for name_of_part, route in optimizer._routes.items():
-        calls[name_of_part], options, note = _onnx_call(route)
+        calls[name_of_part], options, note = _onnx_call(route, optimizer)
         threads[name_of_part], spin_us[name_of_part] = options.threads, options.spin_us
         notes += note
 
@@ -283,17 +283,19 @@ def _onnx_arm(plan: Plan, name: str, precision: str, weights: Path | None) -> Ar
     return Arm(name, optimizer.adapter, calls, speak, threads, notes, spin_us)
 
 
-def _onnx_call(route: Route) -> tuple[Call, SessionOptions, list[str]]:
-    """The part in ONNX Runtime, also where the probe prefers PyTorch: it is ONNX Runtime that is measured."""
+def _onnx_call(route: Route, optimizer: UniversalOptimizer) -> tuple[Call, RunOptions, list[str]]:
+    """What the part runs on, or what it would run on, where the probe prefers PyTorch: it is that which is measured."""
     choice, part = route.choice, route.part
     assert choice is not None
     if choice.call is not None and choice.options is not None:
         return choice.call, choice.options, []
-    if not choice.exports:
+    if choice.cause != "Slower":
         raise EngineError(f"{part.name} has no export: {choice.reason}")
-    options = SessionOptions.from_dict(choice.probe["options"]) if choice.probe else SessionOptions()
-    call = part.load({name: export.path for name, export in choice.exports.items()}, options)
-    return call, options, [f"{part.name}: users get PyTorch here, also in the end-to-end figures ({choice.reason})"]
+    opened = dataclasses.replace(optimizer._get_loader(), probe=False).load(part)
+    assert opened.call is not None
+    assert opened.options is not None
+    note = f"{part.name}: users get PyTorch here, also in the end-to-end figures ({choice.reason})"
+    return opened.call, opened.options, [note]
 
 
 def _optimizer(plan: Plan, adapter: Adapter, precision: str, **options: Any) -> UniversalOptimizer:

@@ -268,7 +268,7 @@ def _original(voice: Voice, options: DemoOptions, limit: int | None = None) -> d
     def timed_generate(prompt: np.ndarray, **kwargs: Any) -> Iterator[np.ndarray]:
         frames = generate(prompt, **kwargs)
         while True:
-            with meter.stage("text2semantic"):
+            with meter.stage("generate"):
                 frame = next(frames, None)
             if frame is None:
                 return
@@ -276,7 +276,7 @@ def _original(voice: Voice, options: DemoOptions, limit: int | None = None) -> d
             yield frame
 
     def timed_decode(codes: np.ndarray) -> np.ndarray:
-        with meter.stage("decoder"):
+        with meter.stage("decode"):
             return decode(codes)
 
     engine.generate, engine.decode = timed_generate, timed_decode

@@ -22,13 +22,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .. import kernels
 from ..errors import EngineError
 from ..export.graph.dual_ar import DualARSpec, TransformerSpec, Weights
 from ..hardware.pages import huge_pages
 from ..inference.compiled import open_graphs
 from ..inference.transformer import Runner, Transformer
-from ..parts.language_model import LANGUAGE_MODEL, WIDE, runs_compiled
-from ..runtime.onnx import Session, SessionOptions
+from ..parts.language_model import WIDE, is_compiled
+from ..runtime.onnx import Session
+from ..runtime.options import RunOptions
 from .statistics import summarize
 
 __all__ = ["Kind", "LlamaCpp", "compare", "missing", "write_gguf"]
@@ -220,12 +222,12 @@ class LlamaCpp:
 class Ours:
     """The slow graph behind the calls of `LlamaCpp`, by compiled kernels where its export was proven with them."""
 
-    def __init__(self, path: Path, spec: DualARSpec, options: SessionOptions, positions: int) -> None:
+    def __init__(self, path: Path, spec: DualARSpec, options: RunOptions, positions: int) -> None:
         widths = {"logits": len(spec.rows), "hidden": spec.fast.dim}
         wide = path.with_name(WIDE + path.name)  # runs prompts, if the export has it
         matrices = Session(wide, options) if wide.exists() else None
         session: Runner
-        if runs_compiled({LANGUAGE_MODEL: path.parent}):
+        if kernels.available() and is_compiled(path.parent):
             (session,) = open_graphs(path.parent, spec, ("slow",), options.threads)
         else:
             session = Session(path, options)
@@ -244,7 +246,7 @@ def compare(
     spec: DualARSpec,
     weights: Weights,
     graphs: Mapping[str, Path],
-    options: SessionOptions,
+    options: RunOptions,
     *,
     kinds: Sequence[Kind] = ("q4_0", "q8_0"),
     contexts: Sequence[int] = (200, 1500),

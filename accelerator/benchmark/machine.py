@@ -11,7 +11,7 @@ from typing import Any
 from ..hardware import choose_tier, describe, detect
 from ..hardware.busy import BusyClock
 from ..metrics import peak_rss_bytes
-from ..runtime.onnx import SessionOptions
+from ..runtime.options import RunOptions
 
 __all__ = ["BusyClock", "available_memory", "busy_warning", "describe_machine", "memory", "others_warning"]
 
@@ -39,7 +39,7 @@ def describe_machine() -> dict[str, Any]:
         "rows": [list(row) for row in describe(profile, tier)],
         "versions": versions,
         "environment": {k: v for k, v in os.environ.items() if k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")},
-        "session_defaults": SessionOptions().to_dict(),
+        "session_defaults": RunOptions().to_dict(),
         "load_average": _load_average(),
     }
 

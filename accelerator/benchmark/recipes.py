@@ -29,7 +29,8 @@ from ..inference.batcher import DualARDecoder
 from ..inference.sampling import Sampler
 from ..inference.transformer import Embeddings
 from ..parts.language_model import EMBEDDINGS, LANGUAGE_MODEL
-from ..runtime.onnx import Session, SessionOptions
+from ..runtime.onnx import Session
+from ..runtime.options import RunOptions
 from ..speech import SamplingParams
 from .candidates import CANDIDATES, SLOT, adapter_of, check_names
 from .machine import describe_machine
@@ -140,7 +141,7 @@ def _decoder(adapter: ReferenceAdapter, precision: str, cache: ContentCache) -> 
     components: dict[str, Component] = {c.name: c for part in adapter.parts() for c in part.components}
     export = export_component(components[LANGUAGE_MODEL], precision, cache, proof="warn")
     tables = export_component(components[EMBEDDINGS], "fp32", cache)
-    slow, fast = (Session(export.path / f"{graph}.onnx", SessionOptions(threads=1)) for graph in ("slow", "fast"))
+    slow, fast = (Session(export.path / f"{graph}.onnx", RunOptions(threads=1)) for graph in ("slow", "fast"))
     spec, _ = adapter.backbone()
     return DualARDecoder(spec, slow, fast, Embeddings(tables.path, spec)), export
 

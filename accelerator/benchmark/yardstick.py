@@ -19,7 +19,7 @@ from ..errors import EngineError, ExportError
 from ..export.component import export_component
 from ..hardware import choose_tier, detect
 from ..parts.language_model import LANGUAGE_MODEL
-from ..runtime.onnx import SHORT_SPIN_US, SessionOptions
+from ..runtime.options import SHORT_SPIN_US, RunOptions
 from . import llama_cpp
 from .arms import open_adapter
 from .plan import BenchOptions, Plan
@@ -51,7 +51,7 @@ def run(options: BenchOptions, report: Callable[[str], None]) -> dict[str, Any]:
     spec, weights = backbone()
     graphs, errors = _exports(plan, adapter, report)
     tier = choose_tier(detect())
-    settings = SessionOptions(threads=options.threads or tier.threads, spin_us=SHORT_SPIN_US)
+    settings = RunOptions(threads=options.threads or tier.threads, spin_us=SHORT_SPIN_US)
     report(f"measuring {', '.join(graphs)} and llama.cpp with {settings.threads} threads")
     figures = llama_cpp.compare(
         spec,

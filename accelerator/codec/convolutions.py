@@ -39,7 +39,7 @@ from .. import kernels
 from ..errors import SessionError
 from ..hardware import detect
 from ..hardware.forks import Lock
-from ..runtime.onnx import BF16_FLAGS
+from ..runtime.options import BF16_FLAGS
 from .dense import Levels, Single
 from .winograd import TAPS, Minimal, Winograd
 

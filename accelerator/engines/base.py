@@ -17,18 +17,15 @@ The parts every engine uses, in the order of a request, with the stages they cou
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..export.component import Component
 from ..inference.sequence import Batching
-from ..runtime.onnx import SessionOptions
+from ..parts.part import Call, Part
 from ..speech import AudioChunk, SamplingParams, SpeechRequest
 from ..text.check import Unread
 
@@ -37,42 +34,12 @@ __all__ = [
     "Bound",
     "Cloning",
     "Decoding",
-    "Part",
     "Pieces",
     "Utterer",
     "Voice",
     "tensors_digest",
     "windowed",
 ]
-
-Call = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One replaceable stage of an engine.
-
-    torch: the engine's own implementation; it must not depend on anything the routed copy changes, and answers with
-    what
-    `loaded` answers with. load(directories by component name, options): the ONNX Runtime twin with the same signature.
-    twin: the weights of a third implementation, the engine's code rewritten for speed in PyTorch; `load` makes it of
-    {twin.name: directory} when options.backend is "onednn". compiled(directories): whether `load` can make it of
-    compiled kernels, too, for which the backend "native" asks.
-    A generator part's two implementations take `resume`, a list of items already produced, and go on behind it.
-    check(result): raises BadOutput if an answer cannot be right (for a generator, it sees every item).
-    probe(call): times a small typical piece of work on either implementation; seconds per frame or second of audio.
-    """
-
-    name: str
-    stage: str
-    components: tuple[Component, ...]
-    torch: Call
-    load: Callable[[Mapping[str, Path], SessionOptions], Call]
-    probe: Callable[[Call], float]
-    check: Callable[[Any], Any] = lambda _: None
-    generator: bool = False
-    twin: Component | None = None
-    compiled: Callable[[Mapping[str, Path]], bool] = lambda _: False
 
 
 @dataclass(frozen=True)
@@ -260,14 +227,6 @@ def tensors_digest(tensors: Iterable[tuple[str, Any]]) -> str:
 
     with ThreadPoolExecutor(max_workers=2) as pool:  # hashlib releases the interpreter lock
         return hashlib.sha256("\n".join(sorted(pool.map(one, tensors))).encode()).hexdigest()
-
-
-def seconds(call: Call, *arguments: Any) -> float:
-    """How long a call takes, the second time: for a part's `probe`."""
-    call(*arguments)
-    start = time.perf_counter()
-    call(*arguments)
-    return time.perf_counter() - start
 
 
 def check_codes(codes: np.ndarray, size: int | None = None) -> None:

@@ -21,17 +21,20 @@ from ..inference.sampling import Sampler, SamplingRule, TokenLayout
 from ..inference.sequence import Batching, Guidance
 from ..inference.transformer import StepTimes
 from ..metrics import current_meter
+from ..parts.backends import onnx_runtime
 from ..parts.language_model import (
     LANGUAGE_MODEL,
+    language_model_backends,
     language_model_components,
     load_language_model,
-    runs_compiled,
 )
+from ..parts.part import Call, Part, seconds
 from ..parts.traced import traced
-from ..runtime.onnx import Session, SessionOptions
+from ..runtime.onnx import Session
+from ..runtime.options import RunOptions
 from ..speech import AudioChunk, SamplingParams, SpeechRequest
 from ..text.check import Stretch, Unread
-from .base import Call, Cloning, Decoding, Part, Voice, check_codes, seconds, tensors_digest, windowed
+from .base import Cloning, Decoding, Voice, check_codes, tensors_digest, windowed
 from .shadow import shadow
 
 __all__ = ["ReferenceAdapter"]
@@ -50,7 +53,7 @@ class ReferenceAdapter:
     """
 
     name = "reference"
-    as_shipped = None  # for benchmarks: the engine itself sizes its cache to the request, as the parts' `torch` does
+    as_shipped = None  # for benchmarks: the engine itself sizes its cache to the request, as the parts' originals do
 
     def __init__(self, engine: Any, *, recipes: Mapping[str, Recipe] = RECIPES) -> None:
         self.engine = engine
@@ -68,35 +71,32 @@ class ReferenceAdapter:
 
     def parts(self) -> Sequence[Part]:
         engine = self.engine
+        components = language_model_components(
+            *self.backbone(), lambda: self._digest("language_model"), self._trace, recipes=self._recipes
+        )
         return (
             Part(
                 "encoder",
                 "reference",
-                (self._codec_part("encoder"),),
-                torch=engine.encode_reference,
-                load=self._load_encoder,
+                original=engine.encode_reference,
                 probe=lambda call: seconds(call, self._noise(1.0)),
+                backends=(onnx_runtime((self._codec_part("encoder"),), self._load_encoder),),
                 check=lambda codes: check_codes(codes, engine.config.language_model.codebook_size),
             ),
             Part(
                 LANGUAGE_MODEL,
-                LANGUAGE_MODEL,
-                language_model_components(
-                    *self.backbone(), lambda: self._digest("language_model"), self._trace, recipes=self._recipes
-                ),
-                torch=self._generate_in_torch,
-                load=self._load_language_model,
+                "generate",
+                original=self._generate_in_torch,
                 probe=self._probe_language_model,
-                generator=True,
-                compiled=runs_compiled,
+                backends=language_model_backends(components, self._load_language_model),
+                streams=True,
             ),
             Part(
                 "decoder",
-                "decoder",
-                (self._codec_part("decoder"),),
-                torch=self._decode_in_torch,
-                load=self._load_decoder,
+                "decode",
+                original=self._decode_in_torch,
                 probe=lambda call: seconds(call, self._codes(32)),
+                backends=(onnx_runtime((self._codec_part("decoder"),), self._load_decoder),),
                 # Pieces are short; one that is digitally silent is a pause only if PyTorch says so.
                 check=lambda audio: check_audio(audio, self.sample_rate, silent_s=SILENT_S),
             ),
@@ -215,7 +215,7 @@ class ReferenceAdapter:
         options = {k: v for k, v in vars(params).items() if v is not None} | {"max_new_tokens": limit - len(resume)}
         yield from self.engine.generate(prompt, codes_so_far=so_far, **options)
 
-    def _load_language_model(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
+    def _load_language_model(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         decoder = load_language_model(paths, options)
         spec = self._spec
 
@@ -329,11 +329,11 @@ class ReferenceAdapter:
     def _decode_in_torch(self, codes: np.ndarray, *, after: Decoding | None = None) -> np.ndarray:
         return np.asarray(windowed(self.engine.decode)(codes, after=after))
 
-    def _load_encoder(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
+    def _load_encoder(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         session = Session(paths["encoder"] / "encoder.onnx", options)
         return lambda audio: session.run({"audio": np.ascontiguousarray(audio, np.float32)[None]})[0][0]
 
-    def _load_decoder(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
+    def _load_decoder(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         session = Session(paths["decoder"] / "decoder.onnx", options)
         return windowed(lambda codes: session.run({"codes": np.ascontiguousarray(codes, np.int64)[None]})[0][0])
 

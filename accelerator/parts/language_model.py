@@ -14,7 +14,7 @@ import numpy as np
 from .. import kernels
 from ..errors import BadOutput, SessionError
 from ..export import proof
-from ..export.component import Component, Progress, ProgressEvent
+from ..export.component import Component, Export, Progress, ProgressEvent
 from ..export.graph import dual_ar as graphs
 from ..export.graph import fitting, graph, quantize
 from ..export.graph.dual_ar import DualARSpec, KVRanges, Weights, build_fast, build_slow
@@ -29,14 +29,18 @@ from ..inference.batcher import DualARDecoder
 from ..inference.compiled import open_graphs
 from ..inference.embeddings import write_table
 from ..inference.transformer import Embeddings, Runner
-from ..runtime.onnx import SHORT_SPIN_US, Session, SessionOptions
+from ..runtime.onnx import Session
+from ..runtime.options import SHORT_SPIN_US, RunOptions
+from .backends import compiled_kernels, onnx_runtime
+from .part import Backend, Call
 
 __all__ = [
     "EMBEDDINGS",
     "LANGUAGE_MODEL",
+    "is_compiled",
+    "language_model_backends",
     "language_model_components",
     "load_language_model",
-    "runs_compiled",
 ]
 
 EMBEDDINGS, LANGUAGE_MODEL = "embeddings", "text2semantic"
@@ -116,7 +120,7 @@ def language_model_components(
         (directory / "spec.json").write_text(json.dumps(config))
 
     def compared(
-        directory: Path, bar: Bar, options: SessionOptions, graphs: Sequence[str] = ("slow", "fast")
+        directory: Path, bar: Bar, options: RunOptions, graphs: Sequence[str] = ("slow", "fast")
     ) -> dict[str, Any]:
         return judged([Session(directory / f"{name}.onnx", options) for name in graphs], bar)
 
@@ -138,18 +142,18 @@ def language_model_components(
         with tempfile.TemporaryDirectory(prefix="structure-", dir=directory) as aside:
             build_slow(Path(aside), spec, weights, RECIPES["fp32"])
             build_fast(Path(aside), spec, weights, RECIPES["fp32"])
-            return compared(Path(aside), exact_bar, SessionOptions(threads=_PROOF_THREADS, prepack=False))
+            return compared(Path(aside), exact_bar, RunOptions(threads=_PROOF_THREADS, prepack=False))
 
     proven: list[dict[str, Any]] = []
 
     def prove_graphs(directory: Path, precision: str) -> dict[str, Any]:
         if precision == "fp32":
-            return compared(directory, exact_bar, SessionOptions(threads=_PROOF_THREADS))
+            return compared(directory, exact_bar, RunOptions(threads=_PROOF_THREADS))
         if not proven:
             proven.append(structure(directory))
         if not proven[0]["passed"]:
             return {**proven[0], "structure": proven[0]}
-        options = SessionOptions(threads=_PROOF_THREADS)
+        options = RunOptions(threads=_PROOF_THREADS)
         report = compared(directory, BARS[precision], options)
         if (directory / f"{WIDE}slow.onnx").exists():
             # Prompts by the wide graphs and steps by the others; and all of it by the wide ones, as in a batch.
@@ -204,12 +208,26 @@ def _nearer(report: Mapping[str, Any], rejected: Mapping[str, Any], slack: float
     return not rejected["passed"] and all(report[figure] <= slack * rejected[figure] for figure in rejected["bar"])
 
 
-def runs_compiled(paths: Mapping[str, Path]) -> bool:
-    """Whether compiled kernels can run an export of the language model here."""
-    return (paths[LANGUAGE_MODEL] / COMPILED).exists() and kernels.available()
+def language_model_backends(
+    components: tuple[Component, Component], load: Callable[[Mapping[str, Path], RunOptions], Call]
+) -> tuple[Backend, ...]:
+    """Compiled kernels and ONNX Runtime, over the same two exports. load: makes the part's call of either."""
+
+    def proven(options: RunOptions, exports: Mapping[str, Export]) -> bool:
+        return is_compiled(exports[LANGUAGE_MODEL].path)
+
+    return (
+        compiled_kernels(components, load, available=kernels.available, proven=proven),
+        onnx_runtime(components, load),
+    )
 
 
-def load_language_model(paths: Mapping[str, Path], options: SessionOptions) -> DualARDecoder:
+def is_compiled(directory: Path) -> bool:
+    """Whether compiled kernels were proven over the graphs of an export."""
+    return (directory / COMPILED).exists()
+
+
+def load_language_model(paths: Mapping[str, Path], options: RunOptions) -> DualARDecoder:
     """A decoder over the two exports of `language_model_components`."""
     directory = paths[LANGUAGE_MODEL]
     spec = DualARSpec.from_dict(json.loads((directory / "spec.json").read_text()))
@@ -226,7 +244,7 @@ def load_language_model(paths: Mapping[str, Path], options: SessionOptions) -> D
     return DualARDecoder(spec, slow, fast, Embeddings(paths[EMBEDDINGS], spec), wide=pair)
 
 
-def _load_compiled(directory: Path, spec: DualARSpec, embeddings: Embeddings, options: SessionOptions) -> DualARDecoder:
+def _load_compiled(directory: Path, spec: DualARSpec, embeddings: Embeddings, options: RunOptions) -> DualARDecoder:
     """Compiled kernels; with AMX, whose matrix instructions they do not use, prompts are for the wide graph."""
     prompts = directory / f"{WIDE}slow.onnx"
     with huge_pages():

@@ -13,7 +13,8 @@ from ..export.component import Component, Progress, ProgressEvent
 from ..export.graph import rewrite
 from ..export.proof import compare_arrays, compare_codes
 from ..export.sources import source_of
-from ..runtime.onnx import Session, SessionOptions
+from ..runtime.onnx import Session
+from ..runtime.options import RunOptions
 
 __all__ = ["traced"]
 
@@ -57,7 +58,7 @@ def traced(
         )
 
     def prove(directory: Path, precision: str) -> dict[str, Any]:
-        session = Session(directory / filename, SessionOptions(threads=_PROOF_THREADS))
+        session = Session(directory / filename, RunOptions(threads=_PROOF_THREADS))
         pairs = []
         for arguments, expected in examples():
             answer = session.run(dict(zip(session.inputs, arguments, strict=True)))[0]

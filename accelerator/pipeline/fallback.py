@@ -1,10 +1,11 @@
 """Fallback, in one place: each part of an engine is called through a route that knows both implementations.
 
-A route calls ONNX Runtime; if that fails, or answers what cannot be right, it logs the traceback, records the reason
-in the request's metrics and lets PyTorch answer. A generator part hands over at the item where it failed: what was
-produced is kept, and PyTorch continues from there. A part that fails `MAX_FAILURES` times in a row is switched off for
-the process; a failure that PyTorch shares is the request's, and does not count. If PyTorch's audio is silent or clipped
-where the part's was, the engine means it: that check is retired, so that later requests do not run both.
+A route calls what the part runs on; if that fails, or answers what cannot be right, it logs the traceback, records the
+reason in the request's metrics and lets the original answer. A part that streams hands over at the item where it
+failed: what was produced is kept, and the original continues from there. A part that fails `MAX_FAILURES` times in a
+row is switched off for the process; a failure that the original shares is the request's, and does not count. If the
+original's audio is silent or clipped where the part's was, the engine means it: that check is retired, so that later
+requests do not run both.
 
 These are the only broad `except` clauses of the package, beside those that translate a library's errors into ours.
 """
@@ -15,10 +16,10 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..engines.base import Part
 from ..errors import BadOutput, BatchFailed, InvalidInput
 from ..hardware.forks import Lock
 from ..metrics import Meter, current_meter
+from ..parts.part import Part
 from .selection import Choice
 
 __all__ = ["MAX_FAILURES", "Route"]
@@ -29,7 +30,7 @@ MAX_FAILURES = 3
 
 
 class Route:
-    """One part's two implementations behind one call. Loads on first use; safe to call from several threads."""
+    """One part's implementations behind one call. Loads on first use; safe to call from several threads."""
 
     def __init__(self, part: Part, load: Callable[[Part], Choice]) -> None:
         self.part = part
@@ -37,15 +38,18 @@ class Route:
         self._lock = Lock()
         self._choice: Choice | None = None
         self._failures = 0
-        self._retired: dict[str, str] = {}  # check of audio -> what PyTorch answered that fails it, too
+        self._retired: dict[str, str] = {}  # check of audio -> what the original answered that fails it, too
         self.errors: list[str] = []
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        """The part's answer: a value, or for a generator part an iterator of items."""
-        return self._stream(*args, **options) if self.part.generator else self._once(*args, **options)
+        """The part's answer: a value, or for a part that streams an iterator of items.
+
+        exclusive: False for a caller beside others, who is given one thread.
+        """
+        return self._stream(*args, **options) if self.part.streams else self._once(*args, **options)
 
     def prepare(self, load: Callable[[Part], Choice] | None = None) -> Choice:
-        """Export, load and probe now if that was not done. A failure is recorded and leaves the part in PyTorch.
+        """Export, load and probe now if that was not done. A failure is recorded and leaves the part as it was.
 
         load: another way to do that, which replaces what was done before.
         """
@@ -54,7 +58,7 @@ class Route:
                 try:
                     self._choice = (load or self._load)(self.part)
                 except Exception as error:
-                    logger.warning("%s stays in PyTorch: %s", self.part.name, error, exc_info=True)
+                    logger.warning("%s stays as it was: %s", self.part.name, error, exc_info=True)
                     self.errors.append(_describe(error))
                     self._choice = Choice(None, f"preparing it failed: {_describe(error)}", type(error).__name__)
                     current_meter().fell_back(self.part.name, error)
@@ -69,9 +73,9 @@ class Route:
         """What runs here and why; JSON-able."""
         choice = self._choice
         if choice is None:
-            return {"backend": "pytorch", "reason": "not prepared yet", "errors": []}
+            return {"backend": self.part.runs_on, "reason": "not prepared yet", "errors": []}
         return {
-            "backend": choice.backend,
+            "backend": choice.backend or self.part.runs_on,
             "reason": choice.reason,
             "precision": choice.precision if choice.call is not None else None,
             "options": choice.options.to_dict() if choice.options else None,
@@ -92,13 +96,13 @@ class Route:
         }
 
     def close(self) -> None:
-        """Drop the sessions; the part stays in PyTorch."""
+        """Drop what was loaded; the part stays as it was."""
         with self._lock:
             self._choice = Choice(None, "closed", "Closed")
 
-    def _once(self, *args: Any, **options: Any) -> Any:
+    def _once(self, *args: Any, exclusive: bool = True, **options: Any) -> Any:
         choice, meter, failure = self.prepare(), current_meter(), None
-        call = choice.call
+        call = choice.call if exclusive else choice.shared or choice.call
         if call is None:
             meter.stays(self.part.name, choice.cause, choice.reason)
         else:
@@ -112,9 +116,9 @@ class Route:
                 failure = self._failed(error, meter)
             else:
                 return self._succeeded(answer, meter, choice)
-        meter.used(self.part.name, "pytorch")
+        meter.used(self.part.name, self.part.runs_on)
         with meter.stage(self.part.stage):
-            answer = _after(failure, lambda: self.part.torch(*args, **options))
+            answer = _after(failure, lambda: self.part.original(*args, **options))
         self._compare(failure, answer)
         return answer
 
@@ -141,11 +145,11 @@ class Route:
                 except Exception as error:
                     failure = self._failed(error, meter)
                     break
-                meter.used(self.part.name, choice.backend)
+                meter.used(self.part.name, choice.backend or self.part.runs_on)
                 items.append(item)
                 yield item
-        produced = _lazily(lambda: self.part.torch(*args, resume=list(items), **options))
-        meter.used(self.part.name, "pytorch")
+        produced = _lazily(lambda: self.part.original(*args, resume=list(items), **options))
+        meter.used(self.part.name, self.part.runs_on)
         uncounted = failure
         while True:
             try:
@@ -167,11 +171,11 @@ class Route:
 
     def _succeeded(self, answer: Any, meter: Meter, choice: Choice) -> Any:
         self._failures = 0
-        meter.used(self.part.name, choice.backend)
+        meter.used(self.part.name, choice.backend or self.part.runs_on)
         return answer
 
     def _failed(self, error: Exception, meter: Meter) -> Exception:
-        logger.warning("%s failed, PyTorch takes over: %s", self.part.name, error, exc_info=True)
+        logger.warning("%s failed, the original takes over: %s", self.part.name, error, exc_info=True)
         meter.fell_back(self.part.name, error)
         self.errors.append(_describe(error))
         del self.errors[:-10]
@@ -185,7 +189,7 @@ class Route:
                 raise
 
     def _compare(self, failure: Exception | None, answer: Any) -> None:
-        """What a failure means, once PyTorch has answered instead."""
+        """What a failure means, once the original has answered instead."""
         if failure is None:
             return
         try:
@@ -194,13 +198,16 @@ class Route:
             if error.check is not None and isinstance(failure, BadOutput) and failure.check == error.check:
                 self._retired[error.check] = str(error)
                 logger.warning(
-                    "%s: PyTorch's audio is %s as well (%s): not checked any more", self.part.name, error.check, error
+                    "%s: the original is %s, too (%s): not checked any more",
+                    self.part.name,
+                    error.check,
+                    error,
                 )
         else:
             self._count(failure)
 
     def _count(self, error: Exception) -> None:
-        """PyTorch has served what the part could not: switch the part off if that happens too often."""
+        """The original has served what the part could not: switch the part off if that happens too often."""
         with self._lock:
             if isinstance(error, BatchFailed):
                 if error.counted:
@@ -216,7 +223,7 @@ class Route:
 
 
 def _after(failure: Exception | None, call: Callable[[], Any]) -> Any:
-    """Call PyTorch; if it fails too, the error tells of both."""
+    """Call the original; if it fails too, the error tells of both."""
     try:
         return call()
     except Exception as error:

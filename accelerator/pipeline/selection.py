@@ -1,28 +1,29 @@
-"""Part -> exports -> sessions -> probe: decides whether a part runs in ONNX Runtime on this machine, and how.
+"""Part -> exports -> backends -> probe: decides what a part runs on here, and how.
 
 What is decided is a `tuning`: later processes follow it, and change of it only what the audio of a seed does not depend
-on.
+on. Backends are rows of a part's table: nothing here knows one by its name.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ..cache import ContentCache
-from ..engines.base import Call, Part
 from ..errors import CorruptEntry, ExportError, SessionError
-from ..export.component import Component, Export, Progress, ProgressEvent, export_best, export_component, telling
-from ..hardware import HardwareProfile, Tier, choose_tier
+from ..export.component import Component, Export, Progress, ProgressEvent, export_best, ignore_progress, telling
+from ..hardware import choose_tier
 from ..hardware.busy import BusyClock
-from ..runtime.onnx import BF16_FLAGS, SHORT_SPIN_US, Dtype, SessionOptions, can_bound_spinning
-from ..runtime.threads import torch_threads
-from .tuning import Record, Tuning, Way
+from ..hardware.forks import Lock
+from ..parts.part import Backend, Call, Machine, Part
+from ..runtime.options import RunOptions
+from .tuning import ORIGINAL, Record, Tuning, Way
 
-__all__ = ["Choice", "Loader"]
+__all__ = ["Choice", "Selector"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,43 +32,58 @@ _CLOSE = 1.3  # times the best so far, below which a candidate is timed once mor
 
 @dataclass(frozen=True)
 class Choice:
-    """What was decided for a part. `call` is None when it stays in PyTorch, and `reason` says why."""
+    """What was decided for a part. `call` is None where it stays as it was, and `reason` says why.
+
+    shared: `call` for callers beside others, each on one thread. probe: the tuning; before: the one that it was
+    measured against, if it was.
+    """
 
     call: Call | None
     reason: str
-    cause: str = ""  # the reason in one word, when it stays in PyTorch: an error's name, or "Slower"
+    cause: str = ""  # the reason in one word, where the part stays as it was: an error's name, or "Slower"
     precision: str = "fp32"
-    options: SessionOptions | None = None
+    options: RunOptions | None = None
     exports: Mapping[str, Export] = field(default_factory=dict)
     probe: Mapping[str, Any] = field(default_factory=dict)
-    before: Mapping[str, Any] = field(default_factory=dict)  # the tuning that it was measured against, if it was
+    before: Mapping[str, Any] = field(default_factory=dict)
+    shared: Call | None = None
 
     @property
-    def backend(self) -> str:
-        """ "pytorch", "onnxruntime", "onednn" for the part's twin in PyTorch, or "native" for compiled kernels."""
+    def backend(self) -> str | None:
+        """The backend's name; None where the part stays as it was."""
         if self.call is None:
-            return "pytorch"
-        return "onnxruntime" if self.options is None else self.options.backend
+            return None
+        return RunOptions().backend if self.options is None else self.options.backend
 
 
 @dataclass(frozen=True)
-class Loader:
+class _Candidate:
+    """A backend under one setting, with its exports."""
+
+    backend: Backend
+    options: RunOptions
+    exports: Mapping[str, Export]
+
+    @property
+    def way(self) -> Way:
+        return Way(self.backend.name, self.options)
+
+
+@dataclass(frozen=True)
+class Selector:
     """The settings shared by all parts of one engine."""
 
     cache: ContentCache
-    profile: HardwareProfile
-    tier: Tier  # the first guess for a typical model; a part's own size may suggest another precision
-    precision: str  # "auto" or the first one to try
-    proof: Any
-    threads: int | None
-    probe: bool
-    progress: Progress
+    machine: Machine
+    proof: Any = "strict"
+    probe: bool = True
+    progress: Progress = ignore_progress
     clock: Callable[[], BusyClock] = BusyClock
     now: Callable[[], float] = time.time
     engine: str = ""  # its name, which entries of the cache are given
 
     def load(self, part: Part) -> Choice:
-        """Export (or find) the part's components, load them, and keep what is faster. Raises what goes wrong."""
+        """Export (or find) what a part's backends need, load, and keep what is faster. Raises what goes wrong."""
         return self._rebuilt(part, None)
 
     def tune(self, part: Part, *, again: bool = False) -> Choice:
@@ -81,83 +97,108 @@ class Loader:
         with telling(self.progress):
             try:
                 return self._load(part, tune)
-            except CorruptEntry as error:  # found while the sessions loaded, and set aside: build it anew
+            except CorruptEntry as error:  # found while it loaded, and set aside: build it anew
                 logger.warning("%s: %s", part.name, error)
                 return self._load(part, tune)
 
     def _load(self, part: Part, tune: bool | None) -> Choice:
         """tune: None, or what `tune` was asked for."""
-        twin = self._twin(part) if self.probe else None
-        record, failed = None, False
-        if twin is not None and part.twin is not None:
-            record = self._record(part, part.twin, *(options.dtype for options in self._twins(twin)))
-            if tune is None and (tuning := self._settled(record)) is not None and tuning.way.backend == "onednn":
-                try:  # without so much as looking at the other export
-                    return self._chosen(part, Choice(None, ""), twin, tuning)
-                except SessionError as error:
-                    logger.warning("%s: %s; ONNX Runtime is used", part.name, error)
-                    twin, failed = None, True
-        base = self._exported(part)
+        here = [backend for backend in part.backends if backend.offers(self.machine)]
+        if not here:
+            return Choice(None, "there is nothing else to run it on here", "Unavailable")
         if not self.probe:
-            return self._unprobed(part, base)
-        if record is None:
-            native = ["native"] if self._natives(part, base.exports) else []
-            record = self._record(part, part.components[-1], base.precision, *native)
-        if tune is None and not failed and (tuning := self._settled(record)) is not None:
-            try:
-                return self._chosen(part, base, twin, tuning)
-            except SessionError as error:
-                if tuning.way.backend == "onnxruntime":
-                    raise
+            return self._unprobed(part, here)
+        record, failed = self._record(part, here), False
+        if tune is None and (tuning := record.read()) is not None and not record.is_due(tuning):
+            try:  # without so much as looking at what other backends need
+                return self._known(part, here, tuning)
+            except (SessionError, ExportError) as error:
                 logger.warning("%s: %s; it is probed again", part.name, error)
                 failed = True
         with record.measuring():
-            return self._tuned(part, base, twin, record, tune, failed)
+            return self._tuned(part, here, record, tune, failed)
 
-    def _exported(self, part: Part) -> Choice:
-        """The part's exports in the precision asked for, or in what suits its size."""
-        precision = self.precision
-        if precision == "auto":
-            sizes = [component.weight_bytes for component in part.components if component.weight_bytes]
-            precision = choose_tier(self.profile, model_bytes_fp32=sum(sizes) or None).precision
-        exports = {
-            component.name: export_best(
-                replace(component, engine=self.engine), precision, self.cache, proof=self.proof, progress=self.progress
-            )
-            for component in part.components
-        }
-        main = list(exports.values())[-1]  # a part's last component is the one that computes
-        return Choice(None, "", precision=main.precision, exports=exports)
+    def _record(self, part: Part, here: Sequence[Backend]) -> Record:
+        """What was chosen among other backends, or for other wishes, says nothing here."""
+        wishes = str(self.machine.threads or "auto"), self.machine.precision
+        kinds = {f"{backend.name}-{o.dtype}" for backend in here for o in backend.offers(self.machine)}
+        names = self.machine.profile.fingerprint, *wishes, *sorted(kinds)
+        backends = [backend.name for backend in here]
+        weights = here[0].components[-1].identity()
+        return Record.of(self.cache, part.name, weights, *names, backends=backends, now=self.now)
 
-    def _unprobed(self, part: Part, base: Choice) -> Choice:
-        options = SessionOptions(threads=self.threads or self.tier.threads)
-        if self._natives(part, base.exports):
+    # Exports
+
+    def _candidates(self, part: Part, backends: Sequence[Backend]) -> Iterator[_Candidate]:
+        """All settings that are proven. Raises the last ExportError if no backend's exports can be had."""
+        known: dict[str, Export] = {}
+        failure, found = None, False
+        for backend in backends:
             try:
-                return self._open(part, base, replace(options, backend="native"), "not probed")
-            except SessionError as error:
-                logger.warning("%s: %s; ONNX Runtime is used", part.name, error)
-        return self._open(part, base, options, "not probed")
+                exports = self._exported(backend, known)
+            except ExportError as error:
+                logger.warning("%s cannot run on %s: %s", part.name, backend.name, error)
+                failure = error
+                continue
+            for options in backend.offers(self.machine):
+                if backend.proven(options, exports):
+                    found = True
+                    yield _Candidate(backend, options, exports)
+        if failure is not None and not found:
+            raise failure
 
-    def _record(self, part: Part, component: Component, *kinds: str) -> Record:
-        """kinds: what there is to choose from; what was chosen among more, or less, says nothing here."""
-        names = self.profile.fingerprint, str(self.threads or "auto"), *kinds
-        return Record.of(self.cache, part.name, component.identity(), *names, now=self.now)
+    def _exported(self, backend: Backend, known: dict[str, Export]) -> dict[str, Export]:
+        """A backend's exports in the precision asked for, or in what suits their size."""
+        precision = self.machine.precision
+        if precision == "auto":
+            sizes = [component.weight_bytes for component in backend.components if component.weight_bytes]
+            precision = choose_tier(self.machine.profile, model_bytes_fp32=sum(sizes) or None).precision
+        for component in backend.components:
+            if component.name not in known:
+                known[component.name] = self._export(component, precision)
+        return {component.name: known[component.name] for component in backend.components}
 
-    def _settled(self, record: Record) -> Tuning | None:
-        """What was measured before, unless that is to be measured again."""
-        tuning = record.read()
-        return None if tuning is None or record.is_due(tuning) else tuning
+    def _export(self, component: Component, precision: str) -> Export:
+        owned = replace(component, engine=self.engine)
+        return export_best(owned, precision, self.cache, proof=self.proof, progress=self.progress)
 
-    def _tuned(
-        self, part: Part, base: Choice, twin: Export | None, record: Record, tune: bool | None, failed: bool
-    ) -> Choice:
+    # What is chosen
+
+    def _unprobed(self, part: Part, here: Sequence[Backend]) -> Choice:
+        wanted = self.machine.threads or self.machine.tier.threads
+        failure: Exception | None = None
+        for backend in (b for b in here if not b.probed):
+            try:
+                candidates = list(self._candidates(part, [backend]))
+                plain = [c for c in candidates if c.options.threads == wanted and not c.options.spin_us] or candidates
+                if plain:
+                    return self._open(part, plain[0], "not probed")
+            except (SessionError, ExportError) as error:
+                logger.warning("%s: %s; another backend is used", part.name, error)
+                failure = error
+        raise failure or SessionError(f"nothing that {part.name} could run on was proven")
+
+    def _known(self, part: Part, here: Sequence[Backend], tuning: Tuning) -> Choice:
+        """The part as a tuning says. Raises SessionError, ExportError."""
+        if tuning.way == ORIGINAL:
+            return _stays(tuning)
+        backends = [backend for backend in here if backend.name == tuning.way.backend]
+        alike = [c for c in self._candidates(part, backends) if c.way.sound == tuning.way.sound]
+        exact = [c for c in alike if c.way == tuning.way] or alike
+        if not exact:
+            raise SessionError(f"{tuning.way.name} cannot be had here")
+        return replace(
+            self._open(part, exact[0], _reason(tuning, "fastest when probed before")), probe=tuning.to_dict()
+        )
+
+    def _tuned(self, part: Part, here: Sequence[Backend], record: Record, tune: bool | None, failed: bool) -> Choice:
         """Measure the part, or take what another process has measured while this one waited for its turn.
 
         failed: what was chosen before cannot be had in this process.
         """
         before, opened = record.read(), None
         if before is None or failed or tune or (record.is_due(before) if tune is None else not before.calm):
-            tuning, opened = self._probed(part, base, twin, before)
+            tuning, opened = self._probed(part, here, before)
         else:
             tuning = before
         if tune is not None:
@@ -166,116 +207,112 @@ class Loader:
                 record.write(tuning)
         elif tuning != before and (before is None or tuning.way.sound == before.way.sound):
             tuning = record.publish(tuning, before)
-        choice = self._chosen(part, base, twin, tuning, opened)
-        return replace(choice, before={} if before is None else before.to_dict())
+        return replace(self._chosen(part, here, tuning, opened), before={} if before is None else before.to_dict())
 
     def _chosen(
-        self,
-        part: Part,
-        base: Choice,
-        twin: Export | None,
-        tuning: Tuning,
-        opened: Mapping[Way, Choice] | None = None,
+        self, part: Part, here: Sequence[Backend], tuning: Tuning, opened: Mapping[Way, Choice] | None
     ) -> Choice:
-        """The part as a tuning says. opened: what was kept of measuring it, if that was now. Raises SessionError."""
-        way, probe = tuning.way, tuning.to_dict()
-        if way.backend == "pytorch":
-            if opened is not None:
-                logger.warning("%s stays in PyTorch: %s", part.name, tuning.slower)
-            return replace(base, reason=tuning.slower, cause="Slower", probe=probe)
-        reason = "fastest when probed before" if opened is None else "fastest when probed"
+        """opened: what was kept of measuring it, if that was now. Raises SessionError, ExportError."""
         if tuning.proposed is not None:
             logger.info("%s: %s", part.name, tuning.waits)
-            reason = f"kept, as when it was first probed; {tuning.waits}"
-        if opened is not None and way in opened:
-            return replace(opened[way], reason=reason, probe=probe)
-        options = way.options
-        if way.backend == "onednn":
-            if twin is None:
-                raise SessionError("its twin in PyTorch cannot be had")
-            options = replace(options, threads=torch_threads())
-        return self._open(part, _with(replace(base, probe=probe), part, twin, options), options, reason)
+        if opened is None:
+            return self._known(part, here, tuning)
+        if tuning.way == ORIGINAL:
+            logger.warning("%s stays as it was: %s", part.name, tuning.slower)
+            kept = list(opened.values())
+            return replace(_stays(tuning), exports=kept[0].exports if kept else {})
+        if tuning.way not in opened:
+            return self._known(part, here, tuning)
+        return replace(opened[tuning.way], reason=_reason(tuning, "fastest when probed"), probe=tuning.to_dict())
 
-    def _twin(self, part: Part) -> Export | None:
-        """The weights of the part's twin, or None if it has none or it cannot be had."""
-        if part.twin is None:
-            return None
-        try:
-            twin = replace(part.twin, engine=self.engine)
-            return export_component(twin, "fp32", self.cache, proof=self.proof, progress=self.progress)
-        except ExportError as error:
-            logger.warning("%s has no twin: %s", part.name, error)
-            return None
-
-    def _twins(self, twin: Export | None) -> list[SessionOptions]:
-        """The settings a twin may run with here: less than float32 only where it was proven, is fast, and is not ruled
-        out."""
-        threads = torch_threads()
-        if twin is None or self.threads not in (None, threads):
-            return []
-        has_bf16 = any(flag in self.profile.isa for flag in BF16_FLAGS)
-        exact = SessionOptions(threads=threads, backend="onednn")
-        low: Dtype = "bf16" if has_bf16 else "int16"
-        proven = twin.proof.get(low, {}).get("passed") is True
-        return [exact, replace(exact, dtype=low)] if proven and self.precision != "fp32" else [exact]
-
-    def _probed(
-        self, part: Part, base: Choice, twin: Export | None, before: Tuning | None
-    ) -> tuple[Tuning, dict[Way, Choice]]:
-        """Time the part under each setting and in PyTorch; also what was opened of the fastest."""
+    def _probed(self, part: Part, here: Sequence[Backend], before: Tuning | None) -> tuple[Tuning, dict[Way, Choice]]:
+        """Time the part under each setting and as it was; also what was opened of the fastest."""
         seconds: dict[Way, float] = {}
         opened: dict[Way, Choice] = {}
-        clock = self.clock()
-        # What mostly wins comes first: what is far behind then is timed only once.
-        candidates = [*self._natives(part, base.exports), *self._twins(twin), *self._candidates()]
-        for done, options in enumerate(candidates):
-            self.progress(ProgressEvent(part.name, "probe", done, len(candidates) + 1, base.precision))
-            way = Way(options.backend, options)
+        failure: SessionError | None = None
+        clock, candidates = self.clock(), list(self._candidates(part, here))
+        for done, candidate in enumerate(candidates):
+            way = candidate.way
+            self.progress(ProgressEvent(part.name, "probe", done, len(candidates) + 1, _precision(candidate)))
             try:
-                choice = self._open(part, _with(base, part, twin, options), options, "")
-                taken = part.probe(choice.call)  # type: ignore[arg-type]
-                if not seconds or taken < _CLOSE * min(seconds.values()):
-                    taken = min(taken, part.probe(choice.call))  # type: ignore[arg-type]
+                choice = self._open(part, candidate, "")
+                taken = _timed(part, choice, min(seconds.values(), default=None))
             except SessionError as error:
-                if options.backend == "onnxruntime":
-                    raise
-                logger.warning("%s: %s; ONNX Runtime is used", part.name, error)
+                logger.warning("%s: %s; another backend is used", part.name, error)
+                failure = error
                 continue
             seconds[way], opened[way] = taken, choice
             alike = [w for w in seconds if before is not None and w.sound == before.way.sound]
             best = [min(ways, key=seconds.__getitem__) for ways in (list(seconds), alike) if ways]
             opened = {w: each for w, each in opened.items() if w in best}
-        self.progress(ProgressEvent(part.name, "probe", len(candidates), len(candidates) + 1, base.precision))
-        seconds[Way("pytorch", SessionOptions())] = part.probe(part.torch)
+        if not seconds:
+            raise failure or SessionError(f"nothing that {part.name} could run on was proven")
+        self.progress(ProgressEvent(part.name, "probe", len(candidates), len(candidates) + 1))
+        seconds[ORIGINAL] = part.probe(part.original)
         return Tuning.of(part.name, seconds, clock.others_cpus(), self.now(), before), opened
 
-    def _open(self, part: Part, base: Choice, options: SessionOptions, reason: str) -> Choice:
+    def _open(self, part: Part, candidate: _Candidate, reason: str) -> Choice:
         """Load while the files' digests are still being checked, and wait for these before anything is used."""
-        self.progress(ProgressEvent(part.name, "load", precision=base.precision))
+        backend, options, exports = candidate.backend, candidate.options, candidate.exports
+        paths = {name: export.path for name, export in exports.items()}
+        self.progress(ProgressEvent(part.name, "load", precision=_precision(candidate)))
         try:
-            call = part.load({name: export.path for name, export in base.exports.items()}, options)
+            call = backend.load(paths, options)
         finally:  # whatever a corrupt file made the loader say: what matters is that it is corrupt
-            for export in base.exports.values():
+            for export in exports.values():
                 export.entry.verified()
-        precision = options.dtype if options.backend == "onednn" else base.precision
-        return replace(base, call=call, options=options, reason=reason, precision=precision)
-
-    def _natives(self, part: Part, exports: Mapping[str, Export]) -> list[SessionOptions]:
-        """The settings that compiled kernels may run with, if the part has some for these exports."""
-        if not part.compiled({name: export.path for name, export in exports.items()}):
-            return []
-        return [replace(o, backend="native") for o in self._candidates() if not o.spin_us]
-
-    def _candidates(self) -> list[SessionOptions]:
-        """One thread, the tier's guess, and beyond it; several threads also with a short spin."""
-        counts = {1, self.tier.threads, min(self.profile.usable_cores, 2 * self.tier.threads)}
-        threads = sorted(counts) if self.threads is None else [self.threads]
-        spins = (0, SHORT_SPIN_US) if can_bound_spinning() else (0,)
-        return [SessionOptions(threads=n, spin_us=spin) for n in threads for spin in (spins if n > 1 else (0,))]
+        call, shared = _calls(backend, call, paths, options)
+        return Choice(call, reason, precision=_precision(candidate), options=options, exports=exports, shared=shared)
 
 
-def _with(base: Choice, part: Part, twin: Export | None, options: SessionOptions) -> Choice:
-    """What is opened for these settings: the part's own exports, or its twin's."""
-    if options.backend != "onednn" or twin is None or part.twin is None:
-        return base
-    return replace(base, exports={part.twin.name: twin})
+def _timed(part: Part, choice: Choice, best: float | None) -> float:
+    """Seconds of a probe; of the better of two where it comes near the best so far."""
+    taken = part.probe(choice.call)  # type: ignore[arg-type]
+    if best is None or taken < _CLOSE * best:
+        taken = min(taken, part.probe(choice.call))  # type: ignore[arg-type]
+    return taken
+
+
+def _precision(candidate: _Candidate) -> str:
+    """Of the component that computes, a backend's last; what is stored in float32 may be multiplied in less."""
+    stored = candidate.exports[candidate.backend.components[-1].name].precision
+    return candidate.options.dtype if stored == "fp32" else stored
+
+
+def _reason(tuning: Tuning, reason: str) -> str:
+    return reason if tuning.proposed is None else f"kept, as when it was first probed; {tuning.waits}"
+
+
+def _stays(tuning: Tuning) -> Choice:
+    return Choice(None, tuning.slower, "Slower", probe=tuning.to_dict())
+
+
+def _calls(backend: Backend, call: Call, paths: Mapping[str, Path], options: RunOptions) -> tuple[Call, Call]:
+    """A backend's call for one who is alone, and for one beside others."""
+    if not backend.concurrent:
+        both = _one_by_one(call)
+        return both, both
+    return call, call if options.threads == 1 else _on_one_thread(backend, paths, options)
+
+
+def _one_by_one(call: Call) -> Call:
+    lock = Lock()
+
+    def locked(*arguments: Any, **options: Any) -> Any:
+        with lock:
+            return call(*arguments, **options)
+
+    return locked
+
+
+def _on_one_thread(backend: Backend, paths: Mapping[str, Path], options: RunOptions) -> Call:
+    """What any number of threads may call at once, each for itself; loaded when that is first asked for."""
+    lock, opened = Lock(), list[Call]()
+
+    def call(*arguments: Any, **given: Any) -> Any:
+        with lock:
+            if not opened:
+                opened.append(backend.load(paths, replace(options, threads=1, spin_us=0)))
+        return opened[0](*arguments, **given)
+
+    return call

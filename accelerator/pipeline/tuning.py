@@ -10,28 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from ..cache import ContentCache, make_key
-from ..runtime.onnx import SessionOptions
+from ..runtime.options import RunOptions
 
-__all__ = ["BUSY", "MARGIN", "WORTH", "Record", "Tuning", "Way", "known", "waiting"]
+__all__ = ["BUSY", "MARGIN", "ORIGINAL", "WORTH", "Record", "Tuning", "Way", "known", "waiting"]
 
 BUSY = 0.25  # CPUs that others kept busy during a probe, above which it is not believed for good
-MARGIN = 1.0  # what replaces PyTorch must need less than this share of its time
+MARGIN = 1.0  # what replaces the original must need less than this share of its time
 WORTH = 1.1  # times faster: for less, no seed is to sound different
 SOON_S, LATE_S = 60.0, 86_400.0  # until a busy machine is measured again: four times longer each time, up to a day
 
-Backend = Literal["pytorch", "onnxruntime", "onednn", "native"]
-
 
 class Way(NamedTuple):
-    """A way to run a part. `options` mean nothing to PyTorch."""
+    """A backend under one setting."""
 
-    backend: Backend
-    options: SessionOptions
+    backend: str
+    options: RunOptions
 
     @property
     def sound(self) -> tuple[Any, ...]:
@@ -43,17 +41,16 @@ class Way(NamedTuple):
         """
         if self.backend == "onnxruntime":
             return self.backend, self.options.threads, self.options.providers
-        return (self.backend, self.options.dtype) if self.backend == "onednn" else (self.backend,)
+        return self.backend, self.options.dtype
 
     @property
     def name(self) -> str:
-        """ "pytorch", "native-2", "onnxruntime-2-spin50", "onednn-bf16-2": a key of `Tuning.seconds`."""
+        """ "original", "native-2", "onnxruntime-2-spin50", "onednn-bf16-2": a key of `Tuning.seconds`."""
         options = self.options
-        if self.backend == "pytorch":
+        if self == ORIGINAL:
             return self.backend
-        if self.backend == "onednn":
-            return f"onednn-{options.dtype}-{options.threads}"
-        return f"{self.backend}-{options.threads}{f'-spin{options.spin_us}' if options.spin_us else ''}"
+        dtype = "" if options.backend == "onnxruntime" or options.backend == "native" else f"-{options.dtype}"
+        return f"{self.backend}{dtype}-{options.threads}{f'-spin{options.spin_us}' if options.spin_us else ''}"
 
     def to_dict(self) -> dict[str, Any]:
         return {"backend": self.backend, "options": self.options.to_dict()}
@@ -61,10 +58,13 @@ class Way(NamedTuple):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Way:
         """Raises KeyError, TypeError or ValueError for what `to_dict` did not write."""
-        options = SessionOptions.from_dict(data["options"])
-        if data["backend"] not in get_args(Backend) or not isinstance(options.threads, int) or options.threads < 1:
+        options = RunOptions.from_dict(data["options"])
+        if not isinstance(data["backend"], str) or not isinstance(options.threads, int) or options.threads < 1:
             raise ValueError("no way to run a part")
         return cls(data["backend"], options)
+
+
+ORIGINAL = Way("original", RunOptions(backend="original"))  # the engine's own code
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Tuning:
         measured_at: float,
         before: Tuning | None = None,
     ) -> Tuning:
-        """What follows from the seconds of each way, PyTorch's among them, and from the tuning until now."""
+        """What follows from the seconds of each way, the original among them, and from the tuning until now."""
         fastest = _fastest(seconds)
         names = {way.name: taken for way, taken in seconds.items()}
         new = cls(part, fastest, names, others_cpus, 1, measured_at)
@@ -124,13 +124,13 @@ class Tuning:
 
     @property
     def slower(self) -> str:
-        """Why a part stays in PyTorch."""
+        """Why a part stays as it was."""
         seconds = dict(self.seconds)
-        pytorch = seconds.pop("pytorch")
+        original = seconds.pop(ORIGINAL.name)
         best = min(seconds.values())
         if self.proposed is not None:
-            return f"kept in PyTorch, as when it was first measured; {self.waits}"
-        return f"ONNX Runtime is slower here ({best * 1e3:.1f} ms against {pytorch * 1e3:.1f} ms a unit)"
+            return f"kept as it was when it was first measured; {self.waits}"
+        return f"its replacement is slower here ({best * 1e3:.1f} ms against {original * 1e3:.1f} ms a unit)"
 
     @property
     def waits(self) -> str:
@@ -177,10 +177,9 @@ class Tuning:
 
 def _fastest(seconds: Mapping[Way, float]) -> Way:
     """The way that takes least; PyTorch unless another is faster by `MARGIN`."""
-    others = {way: taken for way, taken in seconds.items() if way.backend != "pytorch"}
+    others = {way: taken for way, taken in seconds.items() if way != ORIGINAL}
     best = min(others, key=others.__getitem__)
-    (pytorch,) = seconds.keys() - others.keys()
-    return best if others[best] < MARGIN * seconds[pytorch] else pytorch
+    return best if others[best] < MARGIN * seconds[ORIGINAL] else ORIGINAL
 
 
 @dataclass(frozen=True)
@@ -190,15 +189,28 @@ class Record:
     cache: ContentCache
     key: str
     note: str
+    backends: Collection[str]  # those that there are
     now: Callable[[], float] = time.time
 
     @classmethod
-    def of(cls, cache: ContentCache, part: str, weights: str, *names: str, now: Callable[[], float]) -> Record:
+    def of(
+        cls,
+        cache: ContentCache,
+        part: str,
+        weights: str,
+        *names: str,
+        backends: Collection[str],
+        now: Callable[[], float],
+    ) -> Record:
         """names: of the hardware, and of what there is to choose from."""
-        return cls(cache, make_key(tuning=part, weights=weights), "-".join(("tuning", *names)), now)
+        return cls(cache, make_key(tuning=part, weights=weights), "-".join(("tuning", *names)), backends, now)
 
     def read(self) -> Tuning | None:
-        return Tuning.from_dict(self.cache.read_note(self.key, self.note))
+        tuning = Tuning.from_dict(self.cache.read_note(self.key, self.note))
+        if tuning is None:
+            return None
+        ways = (tuning.way, *filter(None, [tuning.proposed]))
+        return tuning if all(way == ORIGINAL or way.backend in self.backends for way in ways) else None
 
     def is_due(self, tuning: Tuning) -> bool:
         """Whether to measure again, which is of no use where it cannot be remembered."""

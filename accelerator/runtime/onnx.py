@@ -10,31 +10,23 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ..errors import SessionError
 from ..hardware.forks import Lock, renewed_in_children
+from .options import RunOptions
 
 __all__ = [
-    "BF16_FLAGS",
-    "SHORT_SPIN_US",
     "Binding",
-    "Dtype",
     "KVCache",
     "Session",
-    "SessionOptions",
     "available_providers",
     "can_bound_spinning",
     "runtime_version",
 ]
-
-SHORT_SPIN_US = 50
-Dtype = Literal["fp32", "bf16", "int16"]
-BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # processors that multiply bfloat16 faster than float32
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -45,37 +37,6 @@ _DTYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(int8)": np.int8,
 }
-
-
-@dataclass(frozen=True)
-class SessionOptions:
-    """How a session runs. The defaults suit a shared machine; the probe picks `threads`.
-
-    spin_us: how long idle threads burn their core before they sleep, in microseconds. Left to itself ONNX Runtime spins
-    long enough to halve the speed of everything else in the process, and collapses when another process needs the core;
-    not at all costs a wake-up per operator. Some tens of microseconds bridge the gaps within one run.
-    arena: keep freed memory for the next run; off for graphs whose lengths vary a lot, since arenas never shrink.
-    prepack: keep a copy of the weights in the kernels' own order; off, they stay in the mapped file, and runs are slow.
-    backend, dtype: "onednn" is a part's twin in PyTorch (on PyTorch's threads), which multiplies in dtype: "fp32", or
-    where that is accurate enough "bf16", or "int16" on processors without it; "native" is this package's compiled
-    kernels (`native`), which know `threads` only; all else here is for "onnxruntime".
-    """
-
-    threads: int = 1
-    spin_us: int = 0
-    arena: bool = True
-    prepack: bool = True
-    optimize: bool = True
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
-    backend: Literal["onnxruntime", "onednn", "native"] = "onnxruntime"
-    dtype: Dtype = "fp32"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "providers": list(self.providers)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SessionOptions:
-        return cls(**{**data, "providers": tuple(data["providers"])})
 
 
 def library() -> Any:
@@ -114,9 +75,9 @@ class Session:
 
     invariant = False  # whether a row's answer is the same whatever rows are beside it
 
-    def __init__(self, path: Path, options: SessionOptions = SessionOptions()) -> None:
+    def __init__(self, path: Path, options: RunOptions | None = None) -> None:
         """Load `path`. Raises SessionError."""
-        self.path, self.options = Path(path), options
+        self.path, self.options = Path(path), options or RunOptions()
         self._opening = Lock()
         self._ort: Any = self._load()
         self.inputs = {i.name: (_DTYPES.get(i.type), i.shape) for i in self._ort.get_inputs()}

@@ -21,8 +21,9 @@ from accelerator.engines.fish_speech import twin, weights
 from accelerator.engines.fish_speech.adapter import FishSpeechAdapter
 from accelerator.engines.fish_speech.codec import decode_context
 from accelerator.errors import SessionError, UnsupportedEngine
+from accelerator.export.component import Component
 from accelerator.export.proof import compare_signals
-from accelerator.runtime.onnx import Dtype, SessionOptions
+from accelerator.runtime.options import Dtype, RunOptions
 
 ROOT = os.environ.get("ACCELERATOR_FISH_SPEECH_ROOT")
 CHECKPOINT = os.environ.get("ACCELERATOR_FISH_SPEECH_CHECKPOINT")
@@ -47,11 +48,17 @@ def adapter() -> Iterator[FishSpeechAdapter]:
 def folder(adapter: FishSpeechAdapter, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both twins, as their components build them."""
     folder = tmp_path_factory.mktemp("twins")
-    for part in adapter.parts():
-        if part.twin is not None:
-            (folder / part.twin.name).mkdir()
-            part.twin.build(folder / part.twin.name, "fp32", lambda event: None)
+    for name in ("encoder", "decoder"):
+        component = component_of(adapter, name)
+        (folder / component.name).mkdir()
+        component.build(folder / component.name, "fp32", lambda event: None)
     return folder
+
+
+def component_of(adapter: FishSpeechAdapter, name: str) -> Component:
+    """The component of a part rewritten in PyTorch."""
+    (part,) = (part for part in adapter.parts() if part.name == name)
+    return next(component for backend in part.backends for component in backend.components if "twin" in component.name)
 
 
 @pytest.fixture
@@ -69,7 +76,7 @@ def own(adapter: FishSpeechAdapter, codes: np.ndarray) -> np.ndarray:
 
 
 def test_the_adapter_loads_the_twin(adapter: Any, decode: Any, folder: Path) -> None:
-    loaded = adapter._load_decoder({"decoder-twin": folder / "decoder-twin"}, SessionOptions(backend="onednn"))
+    loaded = adapter._load_decoder({"decoder-twin": folder / "decoder-twin"}, RunOptions(backend="onednn"))
     codes = adapter._codes(5)
     np.testing.assert_array_equal(loaded(codes), decode(codes))
 
@@ -121,7 +128,7 @@ def test_less_than_float32_is_close(adapter: Any, folder: Path, dtype: Dtype, le
         pytest.skip("PyTorch has no products of bfloat16 for this processor")
     if dtype == "int16" and not kernels.available():
         pytest.skip("compiled kernels need AVX2 and numba")
-    options = SessionOptions(backend="onednn", dtype=dtype)
+    options = RunOptions(backend="onednn", dtype=dtype)
     low = adapter._load_decoder({"decoder-twin": folder / "decoder-twin"}, options)
     codes = adapter._codes(30)
     figures = compare_signals([(own(adapter, codes), low(codes))], least)
@@ -130,7 +137,7 @@ def test_less_than_float32_is_close(adapter: Any, folder: Path, dtype: Dtype, le
 
 
 def test_the_twin_encodes_what_the_codec_encodes(adapter: Any, folder: Path) -> None:
-    encode = adapter._load_encoder({"encoder-twin": folder / "encoder-twin"}, SessionOptions(backend="onednn"))
+    encode = adapter._load_encoder({"encoder-twin": folder / "encoder-twin"}, RunOptions(backend="onednn"))
     for samples in (1, 2048, 5 * 2048 + 7, 140 * 2048):
         audio = adapter._noise(140)[:samples]
         codes = encode(audio)
@@ -142,7 +149,7 @@ def test_the_twin_encodes_what_the_codec_encodes(adapter: Any, folder: Path) -> 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_the_proof_passes_the_twin_and_catches_a_wrong_weight(adapter: Any, folder: Path, part: str) -> None:
-    component = next(p.twin for p in adapter.parts() if p.name == part)
+    component = component_of(adapter, part)
     where = folder / component.name
     report = component.prove(where, "fp32")
     assert report["passed"], report
@@ -164,7 +171,7 @@ def test_the_proof_passes_the_twin_and_catches_a_wrong_weight(adapter: Any, fold
 
 
 def test_without_anything_less_nothing_is_said_of_it(adapter: Any, folder: Path, monkeypatch: Any) -> None:
-    component = next(p.twin for p in adapter.parts() if p.name == "decoder")
+    component = component_of(adapter, "decoder")
     monkeypatch.setattr(convolutions, "reduced", lambda: None)
     report = component.prove(folder / component.name, "fp32")
     assert report["passed"]
@@ -174,7 +181,7 @@ def test_without_anything_less_nothing_is_said_of_it(adapter: Any, folder: Path,
 def test_a_damaged_twin_is_said_to_be_one(adapter: Any, folder: Path, tmp_path: Path) -> None:
     (tmp_path / twin.FILE).write_bytes((folder / "decoder-twin" / twin.FILE).read_bytes()[:5000])
     with pytest.raises(SessionError, match="decoder's twin failed"):
-        adapter._load_decoder({"decoder-twin": tmp_path}, SessionOptions(backend="onednn"))
+        adapter._load_decoder({"decoder-twin": tmp_path}, RunOptions(backend="onednn"))
 
 
 def test_the_context_is_derived_and_suffices(adapter: Any, decode: Any) -> None:

@@ -508,7 +508,7 @@ def break_after(fast: Any, part: str, items: int) -> None:
     call = route._choice.call
 
     def failing(*args: Any, **options: Any) -> Any:
-        if not route.part.generator:
+        if not route.part.streams:
             raise Fault(part)
         return failing_stream(*args, **options)
 
@@ -675,8 +675,8 @@ def test_requests_are_measured_where_they_are_served(fast: Any) -> None:
         list(fast.inference(tts(max_new_tokens=7)))
     figures = meter.result()
     assert figures["frames"] == 6, "7 tokens are 6 frames"
-    assert figures["stages"]["text2semantic"] > 0
-    assert figures["stages"]["decoder"] > 0
+    assert figures["stages"]["generate"] > 0
+    assert figures["stages"]["decode"] > 0
 
 
 @real

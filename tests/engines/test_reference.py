@@ -32,10 +32,10 @@ def test_parts(adapter: ReferenceAdapter) -> None:
         "text2semantic": "text2semantic",
         "decoder": "decoder",
     }
-    assert [name for name, part in parts.items() if part.generator] == ["text2semantic"]
+    assert [name for name, part in parts.items() if part.streams] == ["text2semantic"]
     assert [c.name for c in parts["text2semantic"].components] == ["embeddings", "text2semantic"]
     for part in parts.values():
-        assert part.probe(part.torch) > 0
+        assert part.probe(part.original) > 0
 
 
 def test_the_spec_is_the_configuration(adapter: ReferenceAdapter, tiny: Any) -> None:
@@ -113,7 +113,7 @@ def test_the_model_ends_where_its_positions_end(fast: UniversalOptimizer, tiny: 
 
 
 def test_the_copy_is_a_copy(adapter: ReferenceAdapter, tiny: Any) -> None:
-    calls = {part.name: part.torch for part in adapter.parts()}
+    calls = {part.name: part.original for part in adapter.parts()}
     before = dict(vars(tiny))
     bound = adapter.bind(calls)
     assert vars(tiny) == before

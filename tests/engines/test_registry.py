@@ -40,7 +40,7 @@ def test_the_reference_engine_and_its_children_are_known(tiny: Any) -> None:
 def test_adapters_speak_the_protocol(tiny: Any) -> None:
     for adapter in (adapter_for(tiny), adapter_for(lambda text: text)):
         assert isinstance(adapter, Adapter)
-        calls = {part.name: part.torch for part in adapter.parts()}
+        calls = {part.name: part.original for part in adapter.parts()}
         assert isinstance(adapter.bind(calls), Bound)
 
 

@@ -29,16 +29,19 @@ from ...export.proof import Trace
 from ...inference.sampling import Sampler
 from ...inference.sequence import Batching
 from ...inference.transformer import StepTimes
+from ...parts.backends import onnx_runtime, rewritten
 from ...parts.language_model import (
     LANGUAGE_MODEL,
+    language_model_backends,
     language_model_components,
     load_language_model,
-    runs_compiled,
 )
+from ...parts.part import Call, Part, seconds
 from ...parts.traced import traced
-from ...runtime.onnx import Session, SessionOptions
+from ...runtime.onnx import Session
+from ...runtime.options import RunOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
-from ..base import Call, Cloning, Decoding, Part, seconds, tensors_digest, windowed
+from ..base import Cloning, Decoding, tensors_digest, windowed
 from . import codec as codec_graphs
 from . import language_model as lm
 from . import structure, twin, weights
@@ -189,41 +192,39 @@ class FishSpeechAdapter:
         return sorted(self.engine.list_reference_ids())
 
     def parts(self) -> Sequence[Part]:
-        kind = next((name for name, dtype in DTYPES.items() if dtype == self._dtype), "fp32")
+        dtype = next((name for name, dtype in DTYPES.items() if dtype == self._dtype), "fp32")
+        components = language_model_components(
+            *self.backbone(), lambda: self._identity("model"), self._trace, dtype=dtype
+        )
         return (
             Part(
                 "encoder",
                 "reference",
-                (self._codec_part("encoder"),),
-                torch=self._encode_in_torch,
-                load=self._load_encoder,
+                original=self._encode_in_torch,
                 probe=lambda call: seconds(call, self._noise(_PROBED)),
-                twin=self._codec_twin("encoder"),
-            ),
-            Part(
-                LANGUAGE_MODEL,
-                LANGUAGE_MODEL,
-                language_model_components(
-                    *self.backbone(),
-                    lambda: self._identity("model"),
-                    self._trace,
-                    dtype=kind,
+                backends=(
+                    rewritten(self._codec_twin("encoder"), _load_encoder_twin),
+                    onnx_runtime((self._codec_part("encoder"),), self._load_encoder),
                 ),
-                torch=self._generate_in_torch,
-                load=self._load_language_model,
+            ),
+            Part(
+                LANGUAGE_MODEL,
+                "generate",
+                original=self._generate_in_torch,
                 probe=self._probe_language_model,
-                generator=True,
-                compiled=runs_compiled,
+                backends=language_model_backends(components, self._load_language_model),
+                streams=True,
             ),
             Part(
                 "decoder",
-                "decoder",
-                (self._codec_part("decoder"),),
-                torch=self._decode_in_torch,
-                load=self._load_decoder,
+                "decode",
+                original=self._decode_in_torch,
                 probe=lambda call: seconds(call, self._codes(_PROBED)),
+                backends=(
+                    rewritten(self._codec_twin("decoder"), _load_decoder_twin),
+                    onnx_runtime((self._codec_part("decoder"),), self._load_decoder),
+                ),
                 check=lambda audio: check_audio(audio, self.sample_rate),
-                twin=self._codec_twin("decoder"),
             ),
         )
 
@@ -247,7 +248,7 @@ class FishSpeechAdapter:
                 wav = file.getvalue()
             yield from chunks_of(self.engine.inference(tts_request(request, wav)))
             return
-        routed = Routed(self, {part.name: part.torch for part in self.parts()})
+        routed = Routed(self, {part.name: part.original for part in self.parts()})
         try:
             yield from routed.stream(request)
         finally:
@@ -321,7 +322,7 @@ class FishSpeechAdapter:
     ) -> Iterator[np.ndarray]:
         return lm.generate(self.module, self.layout, self.model.get(), self.spec, prompt, params, resume)
 
-    def _load_language_model(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
+    def _load_language_model(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         decoder, rule, layout = load_language_model(paths, options), self.layout.rule, self._layout_of_tokens
 
         def generate(
@@ -383,9 +384,7 @@ class FishSpeechAdapter:
 
         return np.asarray(windowed(decode)(codes, after=after))
 
-    def _load_encoder(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
-        if options.backend == "onednn":
-            return twin.EncodeCall(paths["encoder-twin"] / twin.FILE)
+    def _load_encoder(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         # A voice is encoded once: its gigabyte of activations is given back. The decoder keeps its own, a third faster.
         session = Session(paths["encoder"] / "encoder.onnx", replace(options, arena=False))
         size = self.samples_per_frame
@@ -397,9 +396,7 @@ class FishSpeechAdapter:
 
         return encode
 
-    def _load_decoder(self, paths: Mapping[str, Path], options: SessionOptions) -> Call:
-        if options.backend == "onednn":
-            return _resuming(twin.DecodeCall(paths["decoder-twin"] / twin.FILE, dtype=options.dtype))
+    def _load_decoder(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         session = Session(paths["decoder"] / "decoder.onnx", options)
         return windowed(lambda codes: session.run({"codes": np.ascontiguousarray(codes, np.int64)[None]})[0][0])
 
@@ -474,6 +471,14 @@ def _files_digest(cache: ContentCache, files: Sequence[Path]) -> str:
     except OSError as error:
         raise EngineError(f"a checkpoint file cannot be read: {error}") from error
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _load_encoder_twin(paths: Mapping[str, Path], options: RunOptions) -> Call:
+    return twin.EncodeCall(paths["encoder-twin"] / twin.FILE)
+
+
+def _load_decoder_twin(paths: Mapping[str, Path], options: RunOptions) -> Call:
+    return _resuming(twin.DecodeCall(paths["decoder-twin"] / twin.FILE, dtype=options.dtype))
 
 
 def _resuming(decode: twin.DecodeCall) -> Call:

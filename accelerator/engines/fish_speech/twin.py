@@ -51,7 +51,7 @@ from ...errors import SessionError
 from ...export import proof
 from ...export.component import Component, Progress, ProgressEvent
 from ...export.proof import SNR_DB, compare_arrays, compare_codes, compare_signals
-from ...runtime.onnx import Dtype
+from ...runtime.options import Dtype
 from .codec import Decode, Encode
 from .weights import computing
 
@@ -86,7 +86,7 @@ class Decoder:
     """Codes int64 [B, C, frames] -> audio float32 [B, frames * hop]. Safe to call from several threads."""
 
     def __init__(self, weights: Weights, config: Mapping[str, Any], *, dtype: Dtype = "fp32") -> None:
-        """dtype: of most products, in `products`' forms for the rest; see `SessionOptions`."""
+        """dtype: of most products, in `products`' forms for the rest; see `RunOptions`."""
         low, less = torch.bfloat16 if dtype == "bf16" else torch.float32, dtype != "fp32"
         self._frames = LONG if less else LONG // 2  # of a window; the longer one would ask for a second order
         quick, split = replace(weights, form="winograd"), replace(weights, form="split" if less else "winograd")

@@ -16,7 +16,6 @@ splines (Durkan et al. 2019, arXiv:1906.04032). T tokens, C channels of the late
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
@@ -35,11 +34,14 @@ from ...errors import EngineError, InvalidOption
 from ...export.component import Component
 from ...hardware.forks import Lock
 from ...metrics import current_meter
+from ...parts.backends import onnx_runtime, rewritten
+from ...parts.part import Call, Part, seconds
 from ...parts.traced import traced
-from ...runtime.onnx import Session, SessionOptions
+from ...runtime.onnx import Session
+from ...runtime.options import RunOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
 from ...text.check import Unread, is_spoken, stretches
-from ..base import Call, Part, Voice, seconds, tensors_digest
+from ..base import Voice, tensors_digest
 from ..passthrough import PassThroughAdapter
 from ..shadow import shadow
 from . import traceable, twin
@@ -107,21 +109,24 @@ class VitsAdapter:
         return (
             Part(
                 TEXT,
-                "text2semantic",
-                (self._component(TEXT),),
-                torch=self._text_in_torch,
-                load=_load_text,
+                "generate",
+                original=self._text_in_torch,
                 probe=lambda call: seconds(call, *self._text_inputs(_PROBED_TOKENS)),
+                backends=(
+                    # A sum in another order could make a sound last a frame longer: one thread always.
+                    onnx_runtime((self._component(TEXT),), functools.partial(_load, TEXT), most_threads=1),
+                ),
             ),
             Part(
                 DECODER,
-                "decoder",
-                (self._component(DECODER),),
-                torch=self._decode_in_torch,
-                load=_load_decoder,
+                "decode",
+                original=self._decode_in_torch,
                 probe=lambda call: seconds(call, *self._decoder_inputs(_PROBED_FRAMES)),
+                backends=(
+                    rewritten(self._twin(), _load_twin),
+                    onnx_runtime((self._component(DECODER),), functools.partial(_load, DECODER)),
+                ),
                 check=lambda audio: check_audio(audio[0], self.sample_rate),
-                twin=self._twin(),
             ),
         )
 
@@ -225,14 +230,12 @@ class VitsAdapter:
         latents = random.standard_normal((1, config.flow_size, length)).astype(np.float32)
         return latents, self.embedding(length % config.num_speakers)
 
-    def _text_in_torch(
-        self, tokens: np.ndarray, noise: np.ndarray, speaker: np.ndarray | None, *, alone: bool = True
-    ) -> np.ndarray:
+    def _text_in_torch(self, tokens: np.ndarray, noise: np.ndarray, speaker: np.ndarray | None) -> np.ndarray:
         with torch.inference_mode():
             answer = self._text(torch.from_numpy(tokens), torch.from_numpy(noise), _told(speaker))
         return np.asarray(answer.numpy())
 
-    def _decode_in_torch(self, latents: np.ndarray, speaker: np.ndarray | None, *, alone: bool = True) -> np.ndarray:
+    def _decode_in_torch(self, latents: np.ndarray, speaker: np.ndarray | None) -> np.ndarray:
         with torch.inference_mode():
             return np.asarray(self._decoder(torch.from_numpy(latents), _told(speaker)).numpy())
 
@@ -330,7 +333,8 @@ class _BoundVits:
         if config.use_stochastic_duration_prediction:
             drawn = torch.randn(1, 2, tokens.shape[1], generator=generator)
             noise = drawn.numpy() * np.float32(model.noise_scale_duration)
-        prior = self._calls[TEXT](tokens, noise, told, alone=alone)[0]  # [T, 2C + 1]
+        beside = {} if alone else {"exclusive": False}
+        prior = self._calls[TEXT](tokens, noise, told, **beside)[0]  # [T, 2C + 1]
         lasting = np.ceil(np.exp(prior[:, -1]) / np.float32(model.speaking_rate)).astype(np.int64)
         frames = prior.repeat(lasting, axis=0) if lasting.sum() else np.zeros_like(prior[:1])
         means, variances = frames[:, : config.flow_size], frames[:, config.flow_size : -1]
@@ -338,46 +342,23 @@ class _BoundVits:
         rest = torch.empty(1, *means.shape).transpose(1, 2).normal_(generator=generator)[0].numpy()
         latents = means.T + rest * np.exp(variances.T) * np.float32(model.noise_scale)
         latents = np.ascontiguousarray(latents[None], np.float32)
-        audio = self._calls[DECODER](latents, told, alone=alone)
+        audio = self._calls[DECODER](latents, told, **beside)
         current_meter().add_frames(latents.shape[2])
         return audio, latents
 
 
-def _load(name: str, paths: Mapping[str, Path], options: SessionOptions) -> Call:
-    """A part's call. While others speak beside it, it runs in a session of one thread, which any number may share."""
-    path = paths[name] / f"{name}.onnx"
-    session, lock = Session(path, options), Lock()
-    single: list[Session] = [session] if options.threads == 1 else []
+def _load(name: str, paths: Mapping[str, Path], options: RunOptions) -> Call:
+    session = Session(paths[name] / f"{name}.onnx", options)
 
-    def call(*inputs: np.ndarray | None, alone: bool = True) -> np.ndarray:
-        own = session
-        if not alone:
-            with lock:
-                if not single:
-                    single.append(Session(path, dataclasses.replace(options, threads=1, spin_us=0)))
-            own = single[0]
+    def call(*inputs: np.ndarray | None) -> np.ndarray:
         given = [np.ascontiguousarray(each) for each in inputs if each is not None]
-        return np.asarray(own.run(dict(zip(own.inputs, given, strict=True)))[0])
+        return np.asarray(session.run(dict(zip(session.inputs, given, strict=True)))[0])
 
     return call
 
 
-def _load_text(paths: Mapping[str, Path], options: SessionOptions) -> Call:
-    """On one thread always: it is a small part, and a sum in another order could make a sound last a frame longer."""
-    return _load(TEXT, paths, dataclasses.replace(options, threads=1, spin_us=0))
-
-
-def _load_decoder(paths: Mapping[str, Path], options: SessionOptions) -> Call:
-    """On all threads in PyTorch, where only one at a time runs: two would be in each other's way."""
-    if options.backend == "onnxruntime":
-        return _load(DECODER, paths, options)
-    decode, lock = twin.DecodeCall(paths["decoder-twin"] / twin.FILE, bf16=options.dtype == "bf16"), Lock()
-
-    def call(latents: np.ndarray, speaker: np.ndarray | None, *, alone: bool = True) -> np.ndarray:
-        with lock:
-            return decode(latents, speaker)
-
-    return call
+def _load_twin(paths: Mapping[str, Path], options: RunOptions) -> Call:
+    return twin.DecodeCall(paths["decoder-twin"] / twin.FILE, bf16=options.dtype == "bf16")
 
 
 def _told(speaker: np.ndarray | None) -> Tensor | None:

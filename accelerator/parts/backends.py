@@ -1,0 +1,71 @@
+"""The backends of most parts: ONNX Runtime, the part rewritten in PyTorch, and compiled kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..export.component import Component, Export
+from ..runtime.onnx import can_bound_spinning
+from ..runtime.options import BF16_FLAGS, SHORT_SPIN_US, Dtype, RunOptions
+from ..runtime.threads import torch_threads
+from .part import Backend, Call, Machine
+
+__all__ = ["COMPILED", "ONNX_RUNTIME", "REWRITTEN", "compiled_kernels", "onnx_runtime", "rewritten"]
+
+ONNX_RUNTIME, REWRITTEN, COMPILED = "onnxruntime", "onednn", "native"  # as metrics and tunings name them
+
+Load = Callable[[Mapping[str, Path], RunOptions], Call]
+Proven = Callable[[RunOptions, Mapping[str, Export]], bool]
+
+
+def onnx_runtime(components: tuple[Component, ...], load: Load, *, most_threads: int | None = None) -> Backend:
+    """Sessions of one thread, of the tier's guess, and beyond it; several threads also with a short spin."""
+
+    def offers(machine: Machine) -> Sequence[RunOptions]:
+        spins = (0, SHORT_SPIN_US) if can_bound_spinning() else (0,)
+        counts = sorted({min(n, most_threads or n) for n in _threads(machine)})
+        return [RunOptions(threads=n, spin_us=spin) for n in counts for spin in (spins if n > 1 else spins[:1])]
+
+    return Backend(ONNX_RUNTIME, components, offers, load)
+
+
+def compiled_kernels(
+    components: tuple[Component, ...], load: Load, *, available: Callable[[], bool], proven: Proven
+) -> Backend:
+    """Kernels over the weights of ONNX Runtime's graphs. available: whether there are kernels here."""
+
+    def offers(machine: Machine) -> Sequence[RunOptions]:
+        return [RunOptions(threads=n, backend=COMPILED) for n in _threads(machine)] if available() else []
+
+    return Backend(COMPILED, components, offers, load, proven)
+
+
+def rewritten(component: Component, load: Load) -> Backend:
+    """The part rewritten in PyTorch, on PyTorch's threads: in float32, and in less where that was proven and is fast.
+
+    The proof of `component` has the figures of "bf16" or "int16" under that name. One call at a time runs: two would be
+    in each other's way.
+    """
+
+    def offers(machine: Machine) -> Sequence[RunOptions]:
+        threads = torch_threads()
+        if machine.threads not in (None, threads):
+            return []
+        low: Dtype = "bf16" if any(flag in machine.profile.isa for flag in BF16_FLAGS) else "int16"
+        exact = RunOptions(threads=threads, backend=REWRITTEN)
+        return [exact] if machine.precision == "fp32" else [exact, replace(exact, dtype=low)]
+
+    def proven(options: RunOptions, exports: Mapping[str, Export]) -> bool:
+        report = exports[component.name].proof
+        return options.dtype == "fp32" or report.get(options.dtype, {}).get("passed") is True
+
+    return Backend(REWRITTEN, (component,), offers, load, proven, probed=True, concurrent=False)
+
+
+def _threads(machine: Machine) -> list[int]:
+    if machine.threads is not None:
+        return [machine.threads]
+    guess = machine.tier.threads
+    return sorted({1, guess, min(machine.profile.usable_cores, 2 * guess)})

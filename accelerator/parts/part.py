@@ -1,0 +1,91 @@
+"""A replaceable part of an engine, and the backends that it may run on instead of the engine's own code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..export.component import Component, Export
+from ..hardware import HardwareProfile, Tier
+from ..runtime.options import RunOptions
+
+__all__ = ["Backend", "Call", "Machine", "Part", "Stage", "seconds"]
+
+Call = Callable[..., Any]
+Stage = Literal["text", "reference", "generate", "decode"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a backend would run on: the hardware, and what its owner asks for.
+
+    tier: the first guess for a typical model. threads: of each session; None lets a probe choose.
+    precision: "auto", or the first one to try.
+    """
+
+    profile: HardwareProfile
+    tier: Tier
+    threads: int | None = None
+    precision: str = "auto"
+
+
+def _always(options: RunOptions, exports: Mapping[str, Export]) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run a part.
+
+    components: what is exported for it; two backends may share one. offers(machine): the settings worth trying; () if
+    it cannot run here. proven(options, exports by component name): whether these exports may run so.
+    load(directories by component name, options): the part's call, with the signature of `Part.original`; raises
+    SessionError. probed: only where a probe has found it to be faster. concurrent: whether several threads may call it
+    at once; if not, one waits for the other.
+    """
+
+    name: str
+    components: tuple[Component, ...]
+    offers: Callable[[Machine], Sequence[RunOptions]]
+    load: Callable[[Mapping[str, Path], RunOptions], Call]
+    proven: Callable[[RunOptions, Mapping[str, Export]], bool] = _always
+    probed: bool = False
+    concurrent: bool = True
+
+
+@dataclass(frozen=True)
+class Part:
+    """One replaceable stage of an engine.
+
+    original: the engine's own implementation, which must not depend on anything that the routed copy changes; a backend
+    answers with what it answers with. probe(call): times a small typical piece of work on any implementation; seconds
+    per frame or per second of audio. backends: the likely winner first. runs_on: the original's name in metrics.
+    check(answer): raises BadOutput if an answer cannot be right (where it streams, it sees every item). streams: it
+    yields items and takes `resume`, a list of those that were yielded already, to go on behind them.
+    """
+
+    name: str
+    stage: Stage
+    original: Call
+    probe: Callable[[Call], float]
+    backends: tuple[Backend, ...] = ()
+    runs_on: str = "pytorch"
+    check: Callable[[Any], Any] = lambda _: None
+    streams: bool = False
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """What its backends need, each once."""
+        found = {component.name: component for backend in self.backends for component in backend.components}
+        return tuple(found.values())
+
+
+def seconds(call: Call, *arguments: Any) -> float:
+    """How long a call takes, the second time: for a part's `probe`."""
+    call(*arguments)
+    start = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - start

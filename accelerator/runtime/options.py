@@ -1,0 +1,44 @@
+"""How a part runs, whichever backend it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+__all__ = ["BF16_FLAGS", "SHORT_SPIN_US", "Dtype", "RunOptions"]
+
+SHORT_SPIN_US = 50
+Dtype = Literal["fp32", "bf16", "int16"]
+BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # processors that multiply bfloat16 faster than float32
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a part runs. The defaults suit a shared machine; the probe picks `threads`.
+
+    spin_us: how long idle threads burn their core before they sleep, in microseconds. Left to itself ONNX Runtime spins
+    long enough to halve the speed of everything else in the process, and collapses when another process needs the core;
+    not at all costs a wake-up per operator. Some tens of microseconds bridge the gaps within one run.
+    arena: keep freed memory for the next run; off for graphs whose lengths vary a lot, since arenas never shrink.
+    prepack: keep a copy of the weights in the kernels' own order; off, they stay in the mapped file, and runs are slow.
+    backend, dtype: "onednn" is the part rewritten in PyTorch (on PyTorch's threads), which multiplies in dtype: "fp32",
+    or where that is accurate enough "bf16", or "int16" on processors without it; "native" is this package's compiled
+    kernels, which know `threads` only; all else here is for "onnxruntime".
+    """
+
+    threads: int = 1
+    spin_us: int = 0
+    arena: bool = True
+    prepack: bool = True
+    optimize: bool = True
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    backend: str = "onnxruntime"
+    dtype: Dtype = "fp32"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "providers": list(self.providers)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunOptions:
+        return cls(**{**data, "providers": tuple(data["providers"])})
