@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -85,12 +86,19 @@ def _check_int(name: str, value: Any, low: int) -> None:
 
 @dataclass(frozen=True)
 class SpeechRequest:
-    """One thing to say, already checked: see `pipeline.request`."""
+    """One thing to say, already checked: see `pipeline.request`.
+
+    voice: one that the engine knows by name. options: the engine's own. streaming: audio as soon as there is any.
+    whole: the text is not to be cut into segments.
+    """
 
     text: str
     reference: Reference | None = None
     sampling: SamplingParams = SamplingParams()
-    voice: str | None = None  # one that the engine knows by name
+    voice: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    streaming: bool = False
+    whole: bool = False
 
 
 class AudioChunk(NamedTuple):

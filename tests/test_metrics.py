@@ -23,11 +23,11 @@ class Clock:
 def test_every_figure_by_a_clock() -> None:
     clock = Clock()
     meter = Meter(clock)
-    with meter.stage("text2semantic"):
+    with meter.stage("generate"):
         clock.now += 2.0
     meter.add_frames(30)
     clock.now += 0.5  # waiting belongs to no stage
-    with meter.stage("decoder"):
+    with meter.stage("decode"):
         clock.now += 1.0
     meter.chunk(np.zeros(500), 1000)
     clock.now += 0.5
@@ -45,7 +45,7 @@ def test_every_figure_by_a_clock() -> None:
         "audio_s": 2.0,
         "elapsed_s": 4.0,
         "ttfa_s": 4.0,  # the first chunk was silent
-        "stages": {"text": 0.0, "reference": 0.0, "text2semantic": 2.0, "decoder": 1.0, "post": 0.0},
+        "stages": {"text": 0.0, "reference": 0.0, "generate": 2.0, "decode": 1.0, "post": 0.0},
         "frames": 30,
         "frames_per_s": 15.0,
         "backend": "onnxruntime",
@@ -132,7 +132,7 @@ def test_many_threads_feed_one_meter() -> None:
 
     def feed() -> None:
         for _ in range(500):
-            meter.add("decoder", 1.0)
+            meter.add("decode", 1.0)
             meter.add_frames(2)
 
     threads = [threading.Thread(target=feed) for _ in range(8)]

@@ -1,17 +1,12 @@
-"""What an adapter is: the parts of an engine that can be replaced, and the seam where they are.
+"""What an adapter is: the parts of an engine that can be replaced, and the stages that a request passes.
 
-    Part      one stage with two implementations: PyTorch's own, and the one made from exported components
-    Adapter   an engine's parts, and a copy of the engine that calls whatever it is given instead of them
-    Bound     that copy: the engine's own interface, and a uniform stream of audio
-    Utterer   a feed-forward engine's way to speak a piece of text in one go: long texts are then spoken by a pool
-    Pieces    an autoregressive codec engine's stages, to be called one by one: long texts are then spoken segment by
-              segment, several at once, and audio comes while frames are still being drawn
+    Adapter   an engine's parts, its options, and a copy of the engine that calls whatever it is given instead of them
+    Bound     that copy: the engine's own interface, and its stages if it has some
+    Stages    text -> segments -> units -> audio, one by one: long texts are then spoken segment by segment, several at
+              once, and audio comes as soon as there is any
 
-The parts every engine uses, in the order of a request, with the stages they count to:
-
-    encoder         reference     reference audio -> codes
-    text2semantic   text2semantic prompt -> frames of codes, one by one (a generator part)
-    decoder         decoder       codes -> audio
+A unit is whatever the engine generates (a frame of codes, a column of latents), a voice whatever it speaks in: both are
+handed from one stage to the next, and only the engine looks inside.
 """
 
 from __future__ import annotations
@@ -19,27 +14,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..inference.sequence import Batching
+from ..audio.reference import Reference
 from ..parts.part import Call, Part
-from ..speech import AudioChunk, SamplingParams, SpeechRequest
+from ..speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
 from ..text.check import Unread
+from ..text.segments import Segment
+from .options import Option
 
-__all__ = [
-    "Adapter",
-    "Bound",
-    "Cloning",
-    "Decoding",
-    "Pieces",
-    "Utterer",
-    "Voice",
-    "tensors_digest",
-    "windowed",
-]
+__all__ = ["Adapter", "Arrays", "Bound", "Cloning", "Decoder", "Job", "Stages", "Unit", "Voice", "tensors_digest"]
+
+Unit = Any
+Voice = Any
+Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -47,150 +38,138 @@ class Cloning:
     """How an engine imitates a recording.
 
     transcript: whether it needs what the recording says. seconds: how long a recording is, at least and at most.
+    sample_rate: that a recording is brought to, in Hz; None is the engine's own.
     """
 
     transcript: Literal["needed", "useful", "unused"] = "useful"
     seconds: tuple[float, float] = (0.2, 300.0)
+    sample_rate: int | None = None
 
 
 @dataclass(frozen=True)
-class Voice:
-    """Whom to imitate: what was said before, as (codes int [C, m], text) each; or a name the engine knows."""
+class Job:
+    """How one segment of a request is spoken.
 
-    turns: tuple[tuple[np.ndarray, str], ...] = ()
-    name: str | None = None
-
-
-class Decoding:
-    """One utterance, decoded window by window; the windows join to what the whole would be.
-
-    call(codes [C, m], after=...): a route to a decoder part. A decoder without a memory is given `context` frames
-    before the window, and the audio is cut (see `windowed`); one that can go on where it ended keeps its state in
-    `state`.
+    sampling: what the request asks for, with the segment's own seed. options: the engine's own. exclusive: nothing else
+    is being spoken; otherwise one thread is used. invariant: the audio must not depend on what is spoken beside it.
+    cancelled: whether nobody listens any more.
     """
 
-    def __init__(self, call: Call, context: int, samples_per_frame: int) -> None:
-        self._call, self._context, self.samples_per_frame = call, context, samples_per_frame
-        self.seen: np.ndarray | None = None  # the context's codes [C, up to context]
-        self.state: Any = None  # the decoder's own; None where it has not begun, or lost its way
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    exclusive: bool = True
+    invariant: bool = False
+    cancelled: Callable[[], bool] = lambda: False
 
-    def push(self, codes: np.ndarray) -> np.ndarray:
-        """The audio of the next frames' codes [C, m], float32 [n]."""
-        audio = np.asarray(self._call(codes, after=self))
-        joined = codes if self.seen is None else np.concatenate([self.seen, codes], axis=1)
-        self.seen = joined[:, max(0, joined.shape[1] - self._context) :]
-        return audio
+    @classmethod
+    def of(cls, request: SpeechRequest, number: int, cancelled: Callable[[], bool]) -> Job:
+        """Of a request's segment: each has a seed of its own. A seed has one meaning, whatever else runs beside it."""
+        sampling = segment_seed(request.sampling, number)
+        invariant = sampling.seed is not None or sampling.temperature == 0
+        return cls(sampling, request.options, invariant=invariant, cancelled=cancelled)
+
+    def anew(self, number: int) -> Job:
+        """The same with another seed, if it has one: for a segment that said nothing."""
+        return replace(self, sampling=segment_seed(self.sampling, number))
 
 
-def windowed(decode: Call) -> Call:
-    """A decoder without a memory, codes [C, m] -> audio, as a call that also takes `after`, a `Decoding`."""
+class Decoder(Protocol):
+    """One segment's units on their way to audio."""
 
-    def call(codes: np.ndarray, *, after: Decoding | None = None) -> np.ndarray:
-        if after is None or after.seen is None or not after.seen.shape[1]:
-            return np.asarray(decode(codes))
-        audio = np.asarray(decode(np.concatenate([after.seen, codes], axis=1)))
-        return audio[after.seen.shape[1] * after.samples_per_frame :]
-
-    return call
+    def push(self, units: Sequence[Unit], *, final: bool) -> np.ndarray:
+        """The audio that can be made now, float32 [n]. It may hold back what needs later units; `final`: none come."""
+        ...
 
 
 @runtime_checkable
-class Pieces(Protocol):
-    """C codebooks, T columns, m frames. All of it runs on the routed parts, and counts to the current meter."""
+class Stages(Protocol):
+    """All of it runs on the routed parts, and counts to the current meter. Safe to use from several threads.
 
-    samples_per_frame: int
-    comfortable: int  # letters of a segment, and at most: see `segments.split`
-    longest: int
-    read: Callable[[str], str] | None  # what it says of a text, where it expands some: see `segments.split`
-    fastest: float | None  # letters a second, beyond which nobody speaks; None where that is not known
+    schedule: "batched" engines share one decode loop, from which a segment takes its units one by one; segments of a
+    "pooled" engine are spoken on threads of their own. windows: units of a stream's first windows, and of all later
+    ones; () for an engine that makes audio only of a whole segment. unit_s: seconds of audio of a unit, if that is
+    fixed.
+    """
+
+    schedule: Literal["batched", "pooled"]
+    windows: Sequence[int]
+    unit_s: float | None
+
+    def accepts(self, request: SpeechRequest) -> bool:
+        """Whether this text can be cut up; if not, `Bound.stream` speaks it (markup of the engine's own, say)."""
+        ...
 
     def unread(self, text: str) -> Unread:
         """What it cannot read of a text."""
         ...
 
-    def takes(self, request: SpeechRequest) -> bool:
-        """Whether this text can be cut up; texts with markup of the engine's own may not."""
+    def segments(self, request: SpeechRequest, *, soon: bool) -> list[Segment]:
+        """The text, cut where it is spoken apart. soon: somebody waits for the first one. Raises InvalidText."""
         ...
 
-    def encode(self, audio: np.ndarray) -> np.ndarray:
-        """Reference audio, float32 [n], to codes [C, m]."""
+    def shortest(self, text: str) -> float:
+        """Seconds that a text takes at least when spoken; 0 where the engine's pace is not known."""
         ...
 
-    def named_voice(self, name: str) -> Voice:
-        """A voice the engine knows. Raises InvalidOption."""
+    def encode(self, reference: Reference) -> Arrays:
+        """What is kept of a recording, by name."""
         ...
 
-    def own_voice(self) -> Voice:
-        """The one it speaks in when asked for none; without turns or a name, whichever comes out."""
-        ...
+    def voice(self, request: SpeechRequest, kept: Arrays | None) -> Voice:
+        """Whom to speak as: a named voice, the recording of which `kept` is known, or the engine's own.
 
-    def prompt(self, text: str, voice: Voice) -> np.ndarray:
-        """int64 [1 + C, T]. Raises InvalidText for what the model has no room for."""
-        ...
-
-    def frames(
-        self, prompt: np.ndarray, sampling: SamplingParams, *, batching: Batching, resume: Sequence[np.ndarray] = ()
-    ) -> Iterator[np.ndarray]:
-        """Frames of speech, int64 [1 + C] each, behind those of `resume`. sampling: what the request asks for."""
-        ...
-
-    def decoding(self) -> Decoding:
-        """For one segment's codes, window by window."""
-        ...
-
-
-@runtime_checkable
-class Utterer(Protocol):
-    """What `say` runs on are the routed parts, which count to the current meter. Safe to call from several threads."""
-
-    comfortable: int  # letters of a segment, and at most: see `segments.split`
-    longest: int
-
-    def unread(self, text: str) -> Unread:
-        """What it cannot read of a text."""
-        ...
-
-    def named_voice(self, name: str) -> Voice:
-        """A voice the engine knows. Raises InvalidOption."""
-        ...
-
-    def say(self, text: str, voice: Voice, sampling: SamplingParams, *, alone: bool) -> np.ndarray:
-        """A segment's audio, float32 [n]; none where it has no sound that the engine knows.
-
-        alone: nothing else is being spoken; otherwise one thread is used. Raises InvalidOption for sampling it lacks.
+        Raises InvalidOption for a name that it does not know.
         """
         ...
 
+    def generate(
+        self, segment: Segment, voice: Voice, job: Job, *, resume: Sequence[Unit] = ()
+    ) -> Iterator[Sequence[Unit]]:
+        """A segment's units, as they come; () is progress without one. They go on behind those of `resume`.
 
-@runtime_checkable
-class Bound(Protocol):
-    """A copy of the engine with its parts replaced. `engine` offers everything the original offers.
+        Raises InvalidText for what the model has no room for.
+        """
+        ...
 
-    It may have `pieces`, a `Pieces`: requests that these take are then not given to `stream`, and others come with
-    their voice. Or it may have `utterer`, an `Utterer`, to which all requests are given.
+    def decoder(self, voice: Voice, job: Job) -> Decoder:
+        """For one segment."""
+        ...
+
+    def waits(self, voice: Voice) -> bool:
+        """Whether a text's other segments wait for the first one, to be spoken in the voice that it got."""
+        ...
+
+    def continued(self, segment: Segment, units: Sequence[Unit], voice: Voice) -> Voice:
+        """That voice."""
+        ...
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A copy of the engine with its parts replaced. engine: offers everything that the original offers.
+
+    stages: speak what they accept. stream(request, kept): speaks the rest as a whole, in order, as it becomes ready;
+    kept: what `Stages.encode` made of the request's reference, if there is one. Raises what the engine raises.
     """
 
     engine: Any
-
-    def stream(self, request: SpeechRequest, voice: Voice | None = None) -> Iterator[AudioChunk]:
-        """Speech in order, as it becomes ready. voice: of the request's reference, whose codes may have been known.
-
-        Only a copy with `pieces` is given one. Raises what the engine raises.
-        """
-        ...
-
-    def close(self) -> None: ...
+    stages: Stages | None = None
+    stream: Callable[[SpeechRequest, Arrays | None], Iterator[AudioChunk]] | None = None
+    close: Callable[[], None] = lambda: None
 
 
 @runtime_checkable
 class Adapter(Protocol):
-    """Everything the optimizer knows of an engine. `sample_rate` is in Hz.
+    """Everything the optimizer knows of an engine.
 
-    It may have `cloning`, a `Cloning`, or None for an engine that imitates nobody; without it, the default one.
+    sample_rate: in Hz. cloning: None for an engine that imitates nobody. options: keyword arguments of a request that
+    it understands, `seed` aside; None for one that says so itself.
     """
 
     name: str
     sample_rate: int
+    cloning: Cloning | None
+    options: Mapping[str, Option] | None
 
     def parts(self) -> Sequence[Part]:
         """The replaceable stages; an empty sequence means that the engine is only passed through."""
@@ -205,7 +184,7 @@ class Adapter(Protocol):
         ...
 
     def release(self) -> bool | None:
-        """Drop the PyTorch weights; the parts' `torch` loads them again if it is ever called.
+        """Drop the engine's own weights; the parts' originals load them again if they are ever called.
 
         False says that they had to stay.
         """
@@ -227,13 +206,3 @@ def tensors_digest(tensors: Iterable[tuple[str, Any]]) -> str:
 
     with ThreadPoolExecutor(max_workers=2) as pool:  # hashlib releases the interpreter lock
         return hashlib.sha256("\n".join(sorted(pool.map(one, tensors))).encode()).hexdigest()
-
-
-def check_codes(codes: np.ndarray, size: int | None = None) -> None:
-    """Raises BadOutput if there are no codes [C, n], or any is negative or not below `size`."""
-    from ..errors import BadOutput
-
-    if not codes.size:
-        raise BadOutput("no codes")
-    if int(codes.min()) < 0 or (size is not None and int(codes.max()) >= size):
-        raise BadOutput(f"codes from {int(codes.min())} to {int(codes.max())}, the codebook has {size}")

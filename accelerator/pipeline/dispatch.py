@@ -5,25 +5,24 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
-from ..audio.reference import Reference
-from ..cache import ContentCache
 from ..engines import Adapter
-from ..engines.base import Bound, Pieces, Utterer, Voice
+from ..engines.base import Arrays, Bound, Stages
 from ..errors import AcceleratorError, Closed, EngineError, GenerationError, InvalidInput, Overloaded
 from ..hardware.forks import Lock, renewed_in_children
+from ..inference.batcher import ROWS
 from ..metrics import Meter, measuring
 from ..speech import AudioChunk, SpeechRequest
-from ..text.segments import Segment
-from .batched import Speaker, shortest
+from .batched import Batched
+from .context import Runtime
 from .fallback import Route
-from .pooled import PoolSpeaker, Workers
+from .pooled import Pooled
 from .voices import VoiceStore
 
-__all__ = ["Dispatcher"]
+__all__ = ["Dispatcher", "Running"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,202 +30,179 @@ logger = logging.getLogger(__name__)
 class Dispatcher:
     """The requests of one optimizer. Safe to use from several threads."""
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        bound: Bound,
-        routes: Mapping[str, Route],
-        cache: Callable[[], ContentCache],
-        *,
-        split_text: bool,
-        queue_size: int,
-        workers: Callable[[], int] = lambda: 1,
-    ) -> None:
-        """workers: how many segments a feed-forward engine speaks at once."""
-        self._adapter, self._bound, self._routes, self._cache = adapter, bound, routes, cache
-        self._split_text, self._queue_size, self._workers = split_text, queue_size, workers
-        self._shared: Workers | None = None
-        self._voices: VoiceStore | None = None
-        self._voices_lock = Lock()
+    def __init__(self, adapter: Adapter, bound: Bound, routes: Mapping[str, Route], runtime: Runtime) -> None:
+        self.adapter, self.bound, self.runtime = adapter, bound, runtime
+        self._voices = Voices(routes, runtime)
         self._forked()
         renewed_in_children(self)
 
     def _forked(self) -> None:
         """In a child no request is being spoken yet."""
         self._lock = threading.Lock()
-        self._requests: set[Meter] = set()  # being spoken or waiting
+        self._requests: set[Running] = set()  # being spoken or waiting
 
-    def pieces(self, request: SpeechRequest) -> Pieces | None:
-        """The engine's stages one by one, if this request is spoken through them."""
-        pieces = self._stages()
-        return pieces if pieces is not None and pieces.takes(request) else None
-
-    def _utterer(self) -> Utterer | None:
-        return getattr(self._bound, "utterer", None)
-
-    def _at_once(self) -> Workers:
-        """What all requests of a feed-forward engine share."""
+    def begin(self, running: Running) -> None:
+        """Raises Overloaded."""
         with self._lock:
-            if self._shared is None:
-                self._shared = Workers(self._workers())
-            return self._shared
+            if len(self._requests) >= self.runtime.settings.queue_size:
+                raise Overloaded(f"{len(self._requests)} requests are being spoken or waiting: try again later")
+            self._requests.add(running)
 
-    def _stages(self) -> Pieces | None:
-        return getattr(self._bound, "pieces", None)
+    def end(self, running: Running) -> None:
+        with self._lock:
+            self._requests.discard(running)
 
-    def chunks(
-        self, request: SpeechRequest, meter: Meter, streaming: bool, cancelled: threading.Event
-    ) -> Iterator[AudioChunk]:
+    def stages(self, request: SpeechRequest) -> Stages | None:
+        """The engine's stages, if this request is spoken through them."""
+        stages = self.bound.stages
+        return stages if stages is not None and stages.accepts(request) else None
+
+    def kept(self, request: SpeechRequest, meter: Meter) -> Arrays | None:
+        """What is kept of a request's recording, which is encoded only once."""
+        stages = self.bound.stages
+        if request.reference is None or stages is None:
+            return None
+        return self._voices.of(request, stages, meter)
+
+
+class Running:
+    """One request, from its place in the queue to its last chunk: an iterator of audio."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, request: SpeechRequest, meter: Meter, cancelled: threading.Event
+    ) -> None:
+        self.request, self.meter, self.cancelled = request, meter, cancelled
+        self._dispatcher, self._adapter = dispatcher, dispatcher.adapter
+        self._speaking: Batched | Pooled | None = None
+        self._chunks = self._run()
+
+    def __iter__(self) -> Running:
+        return self
+
+    def __next__(self) -> AudioChunk:
+        return next(self._chunks)
+
+    def close(self) -> None:
+        """Raises ValueError while another thread waits for the next chunk."""
+        self._chunks.close()
+
+    def progress(self) -> list[dict[str, Any]]:
+        """What became of each segment so far; nothing of a text that is spoken as a whole."""
+        return [] if self._speaking is None else self._speaking.progress()
+
+    def _run(self) -> Iterator[AudioChunk]:
         """Speech in order; if the routed engine fails before any audio is out, the untouched one speaks.
 
         Raises Overloaded, InvalidInput, GenerationError.
         """
-        with self._lock:
-            if len(self._requests) >= self._queue_size:
-                raise Overloaded(f"{len(self._requests)} requests are being spoken or waiting: try again later")
-            self._requests.add(meter)
-        try:
-            yield from self._chunks(request, meter, streaming, cancelled)
-        finally:
-            with self._lock:
-                self._requests.discard(meter)
-
-    def _chunks(
-        self, request: SpeechRequest, meter: Meter, streaming: bool, cancelled: threading.Event
-    ) -> Iterator[AudioChunk]:
-        spoken, failure, seconds = False, None, 0.0
-        chunks = _lazily(self._speech(meter, streaming, cancelled), request)
+        self._dispatcher.begin(self)
+        chunks, failure, seconds = _lazily(self._speech), None, 0.0
         try:
             while True:
                 try:
-                    with measuring(meter):
+                    with measuring(self.meter):
                         chunk = next(chunks)
                 except StopIteration:
                     if failure is not None:
-                        self._check_length(request, seconds, failure)
-                    break
+                        self._check_length(seconds, failure)
+                    return
                 except InvalidInput:
                     raise
                 except Exception as error:
-                    if spoken or failure is not None or self._bound is self._adapter or cancelled.is_set():
+                    if seconds or failure is not None or not self._adapter.parts() or self.cancelled.is_set():
                         _raise_generation_error(error, failure)
-                    failure = error
-                    logger.warning(
-                        "the routed %s failed, the original speaks: %s", self._adapter.name, error, exc_info=True
-                    )
-                    meter.fell_back("engine", error)
-                    meter.used("engine", "pytorch")
-                    chunks = _lazily(self._adapter.original, request)
+                    failure, chunks = error, self._original(error)
                     continue
-                spoken = True
                 seconds += len(chunk.audio) / chunk.sample_rate
-                meter.chunk(chunk.audio, chunk.sample_rate)
+                self.meter.chunk(chunk.audio, chunk.sample_rate)
                 yield chunk
         finally:
-            close = getattr(chunks, "close", None)
-            if close is not None:
-                close()
+            chunks.close()
+            self._dispatcher.end(self)
 
-    def _check_length(self, request: SpeechRequest, seconds: float, before: Exception) -> None:
+    def _original(self, error: Exception) -> Any:
+        logger.warning("the routed %s failed, the original speaks: %s", self._adapter.name, error, exc_info=True)
+        self.meter.fell_back("engine", error)
+        self.meter.used("engine", "pytorch")
+        return _lazily(lambda: self._adapter.original(self.request))
+
+    def _check_length(self, seconds: float, before: Exception) -> None:
         """Raises GenerationError for an answer of the original that cannot be the text either."""
-        pieces = self._stages()
-        if pieces is not None and request.sampling.max_new_tokens is None:
-            least = shortest(request.text, pieces)
+        stages = self._dispatcher.bound.stages
+        if stages is not None and self.request.sampling.max_new_tokens is None:
+            least = stages.shortest(self.request.text)
             if seconds < least:
                 raise GenerationError(
                     f"the engine spoke for {seconds:.2f} s, and the text takes at least {least:.2f} s: "
                     "try another seed, text or reference"
                 ) from before
 
-    def _speech(
-        self, meter: Meter, streaming: bool, cancelled: threading.Event
-    ) -> Callable[[SpeechRequest], Iterator[AudioChunk]]:
-        """How the routed engine speaks a request: through its stages, or as a whole."""
-
-        def speak(request: SpeechRequest) -> Iterator[AudioChunk]:
-            segments = None if self._split_text else [Segment(request.text, 0.0, 0)]
-            utterer = self._utterer()
-            if utterer is not None:
-                pool = PoolSpeaker(
-                    utterer,
-                    request,
-                    Voice() if request.voice is None else utterer.named_voice(request.voice),
-                    self._adapter.sample_rate,
-                    meter,
-                    workers=self._at_once(),
-                    streaming=streaming,
-                    segments=segments,
-                    cancelled=cancelled.is_set,
-                )
-                meter.segments = pool.progress
-                yield from pool.speak()
-                return
-            pieces = self._stages()
-            if pieces is None:
-                yield from self._bound.stream(request)
-                return
-            voice = self._voice(pieces, request, meter)
-            if not pieces.takes(request):
-                yield from self._bound.stream(request, voice)
-                return
-            speaker = Speaker(
-                pieces,
-                request,
-                voice,
-                self._adapter.sample_rate,
-                meter,
-                streaming=streaming,
-                segments=segments,
-                cancelled=cancelled.is_set,
+    def _speech(self) -> Iterator[AudioChunk]:
+        """As the routed engine speaks it: through its stages, or as a whole."""
+        request, dispatcher = self.request, self._dispatcher
+        kept = dispatcher.kept(request, self.meter)
+        stages = dispatcher.stages(request)
+        if stages is None:
+            assert dispatcher.bound.stream is not None
+            yield from dispatcher.bound.stream(request, kept)
+            return
+        rate, voice = self._adapter.sample_rate, stages.voice(request, kept)
+        shared: dict[str, Any] = {"cancelled": self.cancelled.is_set}
+        if stages.schedule == "pooled":
+            self._speaking = Pooled(
+                stages, request, voice, rate, self.meter, workers=dispatcher.runtime.workers, **shared
             )
-            meter.segments = speaker.progress
-            yield from speaker.speak()
+        else:
+            self._speaking = Batched(stages, request, voice, rate, self.meter, rows=ROWS, **shared)
+        for audio in self._speaking.speak():
+            yield AudioChunk(audio, rate)
 
-        return speak
 
-    def _voice(self, pieces: Pieces, request: SpeechRequest, meter: Meter) -> Voice:
-        """Whom to imitate; a reference is encoded once, and remembered on disk."""
-        if request.voice is not None:
-            return pieces.named_voice(request.voice)
+class Voices:
+    """What an engine keeps of recordings; each is encoded once, and remembered on disk."""
+
+    def __init__(self, routes: Mapping[str, Route], runtime: Runtime) -> None:
+        self._routes = [route for route in routes.values() if route.part.stage == "reference"]
+        self._runtime = runtime
+        self._store: VoiceStore | None = None
+        self._lock = Lock()
+
+    def of(self, request: SpeechRequest, stages: Stages, meter: Meter) -> Arrays:
+        """Of the request's reference. Raises what encoding raises."""
         reference = request.reference
-        if reference is None:
-            return pieces.own_voice()
-        with self._voices_lock:  # one of its own: it may take an export
-            if self._voices is None and (key := self._encoder_key()) is not None:
-                self._voices = VoiceStore(self._cache(), key)
-        if self._voices is None:
-            return Voice(((pieces.encode(reference.audio), reference.text),))
-        codes = self._voices.get(reference.digest)
-        if codes is None:
-            codes = self._encoded(self._voices, pieces, reference, meter)
-        return Voice(((codes, reference.text),))
-
-    def _encoded(self, voices: VoiceStore, pieces: Pieces, reference: Reference, meter: Meter) -> np.ndarray:
-        """The codes of a voice that is not known. Some of PyTorch's differ from the export's: they are kept apart.
-
-        Codes that PyTorch made because the export failed this once are not kept: the next request tries again.
-        """
-        in_torch = self._routes["encoder"].prepare().call is None
-        return voices.get_or_encode(
-            f"{reference.digest}-pytorch" if in_torch else reference.digest,
-            lambda: pieces.encode(reference.audio),
-            keep=lambda: in_torch or meter.backend("encoder") != "pytorch",
+        assert reference is not None
+        with self._lock:  # it may take an export
+            if self._store is None and (key := self._key()) is not None:
+                self._store = VoiceStore(self._runtime.cache, key)
+        if self._store is None:
+            return stages.encode(reference)
+        if (known := self._store.get(reference.digest)) is not None:
+            return known
+        # What the originals make may differ from what their replacements make: they are kept apart. What an original
+        # made because its replacement failed this once is not kept: the next request tries again.
+        as_it_was = any(route.prepare().call is None for route in self._routes)
+        return self._store.get_or_encode(
+            f"{reference.digest}-original" if as_it_was else reference.digest,
+            lambda: stages.encode(reference),
+            keep=lambda: as_it_was or not any(meter.backend(r.part.name) == r.part.runs_on for r in self._routes),
         )
 
-    def _encoder_key(self) -> str | None:
-        """Names what makes the codes of a reference: the codec's weights.
+    def _key(self) -> str | None:
+        """Names what encodes: the weights of the parts.
 
-        Not the export: to know that, the encoder would have to be loaded, which a known voice does without.
+        Not their exports: to know these, the parts would have to be loaded, which a known voice does without.
         """
         try:
-            return self._routes["encoder"].part.components[-1].identity()
+            names = [route.part.components[-1].identity() for route in self._routes]
         except (OSError, AcceleratorError) as error:
             logger.warning("voices are not remembered, as it cannot be told what encodes them: %s", error)
             return None
+        return "-".join(names) or None
 
 
-def _lazily(speak: Callable[[SpeechRequest], Iterator[AudioChunk]], request: SpeechRequest) -> Iterator[AudioChunk]:
-    yield from speak(request)
+def _lazily(speak: Callable[[], Iterator[AudioChunk]]) -> Any:
+    """An error of the call itself comes with the first item, as any other does."""
+    yield from speak()
 
 
 def _raise_generation_error(error: Exception, before: Exception | None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Voices that were encoded once: reference audio's codes, in memory and on disk, found again by content.
+"""Voices that were encoded once: what an engine keeps of a recording, in memory and on disk, found again by content.
 
     digest of the audio ──> memory (least recently used goes first) ──> cache entry (sha256 checked) ──> encode
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..cache import ContentCache, Entry, make_key
+from ..engines.base import Arrays
 from ..errors import BadOutput, CacheError, InvalidOption
 from ..hardware.forks import renewed_in_children
 
@@ -27,10 +29,10 @@ __all__ = ["VoiceStats", "VoiceStore"]
 
 logger = logging.getLogger(__name__)
 
-Encode = Callable[[], np.ndarray]
+Encode = Callable[[], Arrays]
 
-_FORMAT = 1  # bump when the files of an entry change their meaning
-_FILE = "codes.npy"
+_FORMAT = 2  # bump when the files of an entry change their meaning
+_FILE = "voice.npz"
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,18 @@ class _Flight:
 
 
 class VoiceStore:
-    """Codes of reference recordings, int64 [C, T], by the sha256 of their audio; safe for any number of threads.
+    """What is kept of reference recordings, by the sha256 of their audio; safe for any number of threads.
 
-    encoder_key: names what makes the codes; whatever changes them must change it. `max_bytes` bounds what is kept in
+    encoder_key: names what makes the arrays; whatever changes them must change it. `max_bytes` bounds what is kept in
     memory; on disk, voices are entries of `cache` like any other and pruned with them. Raises InvalidOption for an
     encoder without a name.
     """
 
     def __init__(self, cache: ContentCache, encoder_key: str, *, max_bytes: int = 32 << 20) -> None:
         if not encoder_key:
-            raise InvalidOption("encoder_key is empty: the codes of two encoders would be taken for each other")
+            raise InvalidOption("encoder_key is empty: the voices of two encoders would be taken for each other")
         self._cache, self._encoder_key, self._max_bytes = cache, encoder_key, max_bytes
-        self._kept: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._kept: OrderedDict[str, Arrays] = OrderedDict()
         self._forked()
         renewed_in_children(self)
         self._counts = {"memory": 0, "disk": 0, "misses": 0}
@@ -72,7 +74,7 @@ class VoiceStore:
     def _forked(self) -> None:
         """In a child nobody encodes yet; what is known stays known."""
         self._lock = threading.Lock()  # of all that follows
-        self._kept_bytes = sum(codes.nbytes for codes in self._kept.values())
+        self._kept_bytes = sum(map(_size, self._kept.values()))
         self._flights: dict[str, _Flight] = {}
 
     @property
@@ -81,36 +83,36 @@ class VoiceStore:
         with self._lock:
             return VoiceStats(**self._counts, voices=len(self._kept), bytes=self._kept_bytes)
 
-    def get(self, reference_digest: str) -> np.ndarray | None:
-        """The voice's codes, the caller's own copy, from memory or disk; None if it is not known."""
-        codes = self._recall(reference_digest)
-        if codes is None:
+    def get(self, reference_digest: str) -> Arrays | None:
+        """The voice, the caller's own copy, from memory or disk; None if it is not known."""
+        voice = self._recall(reference_digest)
+        if voice is None:
             with self._alone(reference_digest):
-                codes = self._recall(reference_digest)
-                if codes is None and (codes := self._read(self._key(reference_digest))) is not None:
-                    self._keep(reference_digest, codes)
-        return None if codes is None else codes.copy()
+                voice = self._recall(reference_digest)
+                if voice is None and (voice := self._read(self._key(reference_digest))) is not None:
+                    self._keep(reference_digest, voice)
+        return None if voice is None else _copy(voice)
 
     def get_or_encode(
         self, reference_digest: str, encode: Encode, *, keep: Callable[[], bool] = lambda: True
-    ) -> np.ndarray:
-        """The voice's codes, the caller's own copy; `encode` is called when they are found nowhere.
+    ) -> Arrays:
+        """The voice, the caller's own copy; `encode` is called when it is found nowhere.
 
-        keep: asked after `encode`; the codes of a stand-in for the encoder are handed out, and forgotten.
+        keep: asked after `encode`; what a stand-in for the encoder made is handed out, and forgotten.
         Threads that ask for the same voice meanwhile wait for it; processes too, a bounded time. What `encode` raises
-        is passed on, and the next one that waits tries itself. Raises BadOutput for codes that are not integers [C, T].
+        is passed on, and the next one that waits tries itself. Raises BadOutput for what is no arrays of numbers.
         """
-        codes = self._recall(reference_digest)
-        if codes is None:
+        voice = self._recall(reference_digest)
+        if voice is None:
             with self._alone(reference_digest):
-                codes = self._recall(reference_digest)  # by the one that was waited for
-                if codes is None:
+                voice = self._recall(reference_digest)  # by the one that was waited for
+                if voice is None:
                     try:
-                        codes = self._load(reference_digest, encode, keep)
+                        voice = self._load(reference_digest, encode, keep)
                     except _NotKept as made:
-                        return made.codes
-                    self._keep(reference_digest, codes)
-        return codes.copy()
+                        return made.voice
+                    self._keep(reference_digest, voice)
+        return _copy(voice)
 
     @contextlib.contextmanager
     def _alone(self, digest: str) -> Iterator[None]:
@@ -126,20 +128,20 @@ class VoiceStore:
                 if not flight.waiting:
                     self._flights.pop(digest, None)
 
-    def _recall(self, digest: str) -> np.ndarray | None:
+    def _recall(self, digest: str) -> Arrays | None:
         with self._lock:
-            codes = self._kept.get(digest)
-            if codes is not None:
+            voice = self._kept.get(digest)
+            if voice is not None:
                 self._kept.move_to_end(digest)
                 self._counts["memory"] += 1
-            return codes
+            return voice
 
-    def _keep(self, digest: str, codes: np.ndarray) -> None:
+    def _keep(self, digest: str, voice: Arrays) -> None:
         with self._lock:
-            self._kept[digest] = codes
-            self._kept_bytes += codes.nbytes
+            self._kept[digest] = voice
+            self._kept_bytes += _size(voice)
             while self._kept_bytes > self._max_bytes:
-                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+                self._kept_bytes -= _size(self._kept.popitem(last=False)[1])
 
     def _count(self, what: str) -> None:
         with self._lock:
@@ -151,23 +153,23 @@ class VoiceStore:
     def _key(self, digest: str) -> str:
         return make_key(kind="voice", **self._fields(digest))
 
-    def _read(self, key: str) -> np.ndarray | None:
-        codes = _read(self._cache.get(key))
-        if codes is not None:
+    def _read(self, key: str) -> Arrays | None:
+        voice = _read(self._cache.get(key))
+        if voice is not None:
             self._count("disk")
-        return codes
+        return voice
 
-    def _load(self, digest: str, encode: Encode, keep: Callable[[], bool]) -> np.ndarray:
+    def _load(self, digest: str, encode: Encode, keep: Callable[[], bool]) -> Arrays:
         """From the disk, or encoded and stored there if it can be. Raises _NotKept."""
         key = self._key(digest)
-        if (codes := self._read(key)) is not None:
-            return codes
-        made: list[np.ndarray] = []
+        if (voice := self._read(key)) is not None:
+            return voice
+        made: list[Arrays] = []
 
         def build(directory: Path) -> None:
             made.append(self._encoded(encode, keep))
             with open(directory / _FILE, "xb") as file:
-                np.lib.format.write_array(file, made[0], allow_pickle=False)
+                np.savez(file, allow_pickle=False, **made[0])
 
         # Without a disk there is no use in the cache's temporary entries: memory does as well.
         if self._cache.writable:
@@ -176,42 +178,50 @@ class VoiceStore:
             except CacheError as error:  # a full disk, among others
                 logger.warning("The voice %s cannot be stored: %s", digest[:16], error)
             else:
-                if not made and (codes := _read(entry)) is not None:  # another process was first
+                if not made and (voice := _read(entry)) is not None:  # another process was first
                     self._count("disk")
-                    return codes
+                    return voice
         return made[0] if made else self._encoded(encode, keep)
 
-    def _encoded(self, encode: Encode, keep: Callable[[], bool]) -> np.ndarray:
+    def _encoded(self, encode: Encode, keep: Callable[[], bool]) -> Arrays:
         self._count("misses")
-        codes = np.asarray(encode())
-        if not _are_codes(codes):
-            raise BadOutput(f"the encoder answered with {codes.dtype} of shape {codes.shape} instead of codes [C, T]")
-        codes = codes.astype(np.int64)
+        voice = {name: np.asarray(array) for name, array in encode().items()}
+        if not _are_numbers(voice):
+            kinds = ", ".join(f"{name}: {array.dtype} {array.shape}" for name, array in voice.items()) or "nothing"
+            raise BadOutput(f"the encoder answered with {kinds} instead of arrays of numbers")
         if not keep():
-            raise _NotKept(codes)
-        return codes
+            raise _NotKept(voice)
+        return voice
 
 
 class _NotKept(Exception):
-    """Carries codes that must not be stored past the cache, which publishes whatever is built."""
+    """Carries a voice that must not be stored past the cache, which publishes whatever is built."""
 
-    def __init__(self, codes: np.ndarray) -> None:
-        super().__init__("these codes are not kept")
-        self.codes = codes
-
-
-def _are_codes(codes: np.ndarray) -> bool:
-    return codes.ndim == 2 and codes.size > 0 and codes.dtype.kind in "iu"
+    def __init__(self, voice: Arrays) -> None:
+        super().__init__("this voice is not kept")
+        self.voice = voice
 
 
-def _read(entry: Entry | None) -> np.ndarray | None:
-    """An entry's codes, whose sha256 has been checked; None if there are none to be had."""
+def _size(voice: Arrays) -> int:
+    return sum(array.nbytes for array in voice.values())
+
+
+def _copy(voice: Arrays) -> Arrays:
+    return {name: array.copy() for name, array in voice.items()}
+
+
+def _are_numbers(voice: Arrays) -> bool:
+    return bool(voice) and all(array.size > 0 and array.dtype.kind in "iuf" for array in voice.values())
+
+
+def _read(entry: Entry | None) -> Arrays | None:
+    """An entry's arrays, whose sha256 has been checked; None if there are none to be had."""
     if entry is None:
         return None
     try:
-        with open(entry.file(_FILE), "rb") as file:
-            codes = np.lib.format.read_array(file, allow_pickle=False)
-    except (CacheError, OSError, ValueError) as error:  # removed meanwhile, or written by something else
+        with np.load(entry.file(_FILE), allow_pickle=False) as file:
+            voice = {name: file[name] for name in file.files}
+    except (CacheError, OSError, ValueError, zipfile.BadZipFile) as error:  # removed, or written by something else
         logger.warning("The voice in %s cannot be used: %s", entry.path, error)
         return None
-    return codes.astype(np.int64) if _are_codes(codes) else None
+    return voice if _are_numbers(voice) else None

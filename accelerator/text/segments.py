@@ -78,11 +78,15 @@ _FUNCTION_WORDS = {  # of languages in Latin letters; words that one can hardly 
 
 @dataclass(frozen=True)
 class Segment:
-    """A slice of the text, text[start : start + len(segment.text)], and the silence that belongs behind it, seconds."""
+    """A slice of the text, text[start : start + len(segment.text)], and the silence that belongs behind it, seconds.
+
+    content: what an engine has made of it already (phonemes, say), for itself.
+    """
 
     text: str
     pause_s: float
     start: int
+    content: Any = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,57 @@
+"""A segment's codes decoded window by window, by a decoder with or without a memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import BadOutput
+from .part import Call
+
+__all__ = ["Decoding", "check_codes", "windowed"]
+
+
+class Decoding:
+    """One segment, decoded window by window; the windows join to what the whole would be.
+
+    call(codes [C, m], after=...): a route to a decoder part. A decoder without a memory is given `context` frames
+    before the window, and the audio is cut (see `windowed`); one that can go on where it ended keeps its state in
+    `state`. late: samples by which the codec's audio comes too late.
+    """
+
+    def __init__(self, call: Call, context: int, samples_per_frame: int, late: int = 0) -> None:
+        self._call, self._context, self._late, self.samples_per_frame = call, context, late, samples_per_frame
+        self.seen: np.ndarray | None = None  # the context's codes [C, up to context]
+        self.state: Any = None  # the decoder's own; None where it has not begun, or lost its way
+
+    def push(self, units: Sequence[np.ndarray], *, final: bool = False) -> np.ndarray:
+        """The audio of the next frames [1 + C] each, float32 [n]."""
+        codes = np.stack(units, axis=1)[1:]
+        audio = np.asarray(self._call(codes, after=self))
+        joined = codes if self.seen is None else np.concatenate([self.seen, codes], axis=1)
+        self.seen = joined[:, max(0, joined.shape[1] - self._context) :]
+        cut = min(self._late, len(audio))
+        self._late -= cut
+        return audio[cut:]
+
+
+def windowed(decode: Call) -> Call:
+    """A decoder without a memory, codes [C, m] -> audio, as a call that also takes `after`, a `Decoding`."""
+
+    def call(codes: np.ndarray, *, after: Decoding | None = None) -> np.ndarray:
+        if after is None or after.seen is None or not after.seen.shape[1]:
+            return np.asarray(decode(codes))
+        audio = np.asarray(decode(np.concatenate([after.seen, codes], axis=1)))
+        return audio[after.seen.shape[1] * after.samples_per_frame :]
+
+    return call
+
+
+def check_codes(codes: np.ndarray, size: int | None = None) -> None:
+    """Raises BadOutput if there are no codes [C, n], or any is negative or not below `size`."""
+    if not codes.size:
+        raise BadOutput("no codes")
+    if int(codes.min()) < 0 or (size is not None and int(codes.max()) >= size):
+        raise BadOutput(f"codes from {int(codes.min())} to {int(codes.max())}, the codebook has {size}")

@@ -1,0 +1,78 @@
+"""What one optimizer runs on, found out when it is first needed."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from ..cache import ContentCache
+from ..hardware import choose_tier, detect
+from ..hardware.forks import renewed_in_children
+from ..parts.part import Machine, Part
+from .pooled import Workers
+from .selection import Choice, Selector
+from .settings import Settings
+
+__all__ = ["Runtime"]
+
+
+class Runtime:
+    """The cache, the machine and the selector of one optimizer. Safe to use from several threads."""
+
+    def __init__(self, settings: Settings, engine: str) -> None:
+        """engine: its name, which entries of the cache are given."""
+        self.settings, self._engine = settings, engine
+        self._selector: Selector | None = None
+        self._workers: Workers | None = None
+        self._forked()
+        renewed_in_children(self)
+
+    def _forked(self) -> None:
+        """In a child nobody looks yet."""
+        self._lock = threading.RLock()
+
+    @property
+    def selector(self) -> Selector:
+        """Decides what parts run on; detects the hardware when it is first asked for."""
+        with self._lock:
+            if self._selector is None:
+                settings, place = self.settings, self.settings.cache_dir
+                cache = place if isinstance(place, ContentCache) else ContentCache(place)
+                profile = detect(store=cache.root)
+                self._selector = Selector(
+                    cache,
+                    Machine(profile, choose_tier(profile), settings.threads, settings.precision),
+                    proof=settings.proof,
+                    probe=settings.probe,
+                    progress=settings.progress,
+                    engine=self._engine,
+                )
+            return self._selector
+
+    @property
+    def cache(self) -> ContentCache:
+        return self.selector.cache
+
+    @property
+    def workers(self) -> Workers:
+        """What all requests of a pooled engine share: one segment for each core that may be used is spoken at once."""
+        with self._lock:
+            if self._workers is None:
+                self._workers = Workers(self.settings.threads or self.selector.machine.profile.usable_cores)
+            return self._workers
+
+    def load(self, part: Part) -> Choice:
+        """See `Selector.load`."""
+        return self.selector.load(part)
+
+    def tune(self, part: Part, *, again: bool) -> Choice:
+        """See `Selector.tune`."""
+        return self.selector.tune(part, again=again)
+
+    def status(self) -> dict[str, Any]:
+        """The tier and the cache, None where nobody has asked yet; JSON-able."""
+        found = self._selector
+        return {
+            "tier": None if found is None else vars(found.machine.tier).copy(),
+            "cache": None if found is None else str(found.cache.root),
+        }

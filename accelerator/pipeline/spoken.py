@@ -1,0 +1,99 @@
+"""A request's segments on their way, whichever engine speaks them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..audio.joiner import Joiner
+from ..engines.base import Decoder, Job, Stages, Unit, Voice
+from ..errors import GenerationError
+from ..metrics import Meter
+from ..speech import SpeechRequest
+from ..text.segments import Segment
+
+__all__ = ["TRIES", "Spoken", "check_heard", "joined", "progress", "segments_of"]
+
+logger = logging.getLogger(__name__)
+
+TRIES = 2  # of a segment that fails, or says nothing
+
+
+@dataclass
+class Spoken:
+    """A segment on its way. drawn, decoded: units so far, and those of them that are audio already."""
+
+    segment: Segment
+    job: Job
+    units: list[Unit] = field(default_factory=list)
+    source: Iterator[Sequence[Unit]] | None = None
+    voice: Voice = None
+    decoder: Decoder | None = None
+    begun: bool = False
+    done: bool = False  # no more units will come
+    tries: int = 0
+    drawn: int = 0
+    decoded: int = 0
+    windows: int = 0
+    samples: int = 0
+    heard: bool = False  # all of its audio has been made
+
+    def close(self) -> None:
+        """Give the generator's place to others."""
+        close = getattr(self.source, "close", None)
+        if close is not None:
+            close()
+
+
+def segments_of(stages: Stages, request: SpeechRequest, meter: Meter, cancelled: Callable[[], bool]) -> list[Spoken]:
+    """The request's segments, of which none has begun. Raises InvalidText."""
+    with meter.stage("text"):
+        whole = [Segment(request.text, 0.0, 0)]
+        segments = whole if request.whole else stages.segments(request, soon=request.streaming)
+    return [Spoken(segment, Job.of(request, number, cancelled)) for number, segment in enumerate(segments)]
+
+
+def check_heard(cancelled: Callable[[], bool]) -> None:
+    """Raises GenerationError if nobody listens any more."""
+    if cancelled():
+        raise GenerationError("nobody listens any more")
+
+
+def progress(spoken: Iterable[Spoken], sample_rate: int) -> list[dict[str, Any]]:
+    """Per segment: its text, units generated, seconds spoken, tries, and its state."""
+    return [
+        {
+            "text": each.segment.text,
+            "frames": each.drawn,
+            "audio_s": each.samples / sample_rate,
+            "tries": each.tries,
+            "state": "done" if each.heard else "speaking" if each.begun else "waiting",
+        }
+        for each in spoken
+    ]
+
+
+def joined(
+    windows: Iterable[tuple[Spoken, Iterator[np.ndarray]]], last: Spoken, sample_rate: int, meter: Meter
+) -> Iterator[np.ndarray]:
+    """The segments' audio, each in windows, with their pauses between them. What has no sound has no pause either."""
+    joiner = Joiner(sample_rate)
+
+    def post(work: Callable[..., list[np.ndarray]], *arguments: Any) -> Iterator[np.ndarray]:
+        with meter.stage("post"):
+            pieces = work(*arguments)
+            whole = np.concatenate(pieces) if len(pieces) > 1 else pieces[0] if pieces else None
+        if whole is not None and len(whole):
+            yield whole
+
+    for spoken, audio in windows:
+        for window in audio:
+            yield from post(joiner.push, window)
+        if spoken is last:
+            yield from post(joiner.finish)
+        elif spoken.samples:
+            yield from post(joiner.end_of_segment, spoken.segment.pause_s)
