@@ -55,13 +55,15 @@ def as_it_comes(answer: Any, who: str) -> Iterator[Any]:
         task.result()
     finally:
         task.remove_done_callback(stop)
-        _outside_of_loops(lambda: _end(loop))
+        task.cancel()  # before the loop runs again, in which it would make one more piece
+        _outside_of_loops(lambda: _end(loop, task))
 
 
-def _end(loop: asyncio.AbstractEventLoop) -> None:
-    """As asyncio.run() does it: what is still going on is cancelled, and may clean up."""
+def _end(loop: asyncio.AbstractEventLoop, last: asyncio.Task[None]) -> None:
+    """As asyncio.run() does it: once `last` is through, what is still going on is cancelled, and may clean up."""
 
     async def rest() -> None:
+        await asyncio.wait([last])
         left = asyncio.all_tasks() - {asyncio.current_task()}
         for task in left:
             task.cancel()

@@ -323,7 +323,6 @@ async def pieces(said: list[Any], count: int = 3) -> AsyncIterator[Any]:
     task = asyncio.current_task()
     try:
         for number in range(count):
-            await asyncio.sleep(0)
             said.append(number)
             yield TONE, 8000
     finally:
