@@ -162,14 +162,18 @@ class Bound:
 class Adapter(Protocol):
     """Everything the optimizer knows of an engine.
 
-    sample_rate: in Hz. cloning: None for an engine that imitates nobody. options: keyword arguments of a request that
+    cloning: None for an engine that imitates nobody. options: keyword arguments of a request that
     it understands, `seed` aside; None for one that says so itself.
     """
 
     name: str
-    sample_rate: int
     cloning: Cloning | None
     options: Mapping[str, Option] | None
+
+    @property
+    def sample_rate(self) -> int:
+        """An attribute will do. 0 for an engine, passed through, that has not told it yet."""
+        ...
 
     def parts(self) -> Sequence[Part]:
         """The replaceable stages; an empty sequence means that the engine is only passed through."""

@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
-import numpy as np
-
 from ..engines import Adapter
 from ..engines.base import Arrays, Bound, Stages
 from ..errors import AcceleratorError, Closed, EngineError, GenerationError, InvalidInput, Overloaded
@@ -20,6 +18,7 @@ from .batched import Batched
 from .context import Runtime
 from .fallback import Route
 from .pooled import Pooled
+from .spoken import check_heard
 from .voices import VoiceStore
 
 __all__ = ["Dispatcher", "Running"]
@@ -100,6 +99,7 @@ class Running:
         try:
             while True:
                 try:
+                    check_heard(self.cancelled.is_set)  # an engine's own method cannot know
                     with measuring(self.meter):
                         chunk = next(chunks)
                 except StopIteration:
