@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -15,20 +15,18 @@ import numpy as np
 
 from .cache import ContentCache
 from .engines import Adapter, adapter_for, adapter_from_checkpoint
-from .errors import Closed, EngineError, GenerationError, InvalidInput, InvalidOption
+from .errors import EngineError, GenerationError, InvalidOption
 from .export.component import Progress, ignore_progress
-from .hardware import HardwareProfile, Tier, choose_tier, detect
 from .hardware.forks import renewed_in_children
 from .inference.batcher import ROWS
 from .metrics import Meter
-from .parts.part import Machine
-from .pipeline.dispatch import Dispatcher
+from .pipeline.context import Runtime
+from .pipeline.dispatch import Dispatcher, Running
 from .pipeline.fallback import Route
-from .pipeline.request import make_request
-from .pipeline.selection import Selector
+from .pipeline.request import Asked, make_request
 from .pipeline.settings import Settings
 from .pipeline.stream import SpeechStream
-from .speech import AudioChunk, SamplingOptions, SamplingParams, Speech, SpeechRequest
+from .speech import SamplingOptions, Speech
 from .text.check import Unspeakable
 
 if TYPE_CHECKING:
@@ -42,12 +40,8 @@ _OWN = (
     "_adapter",
     "_bound",
     "_routes",
-    "_loader",
-    "_settings",
+    "_runtime",
     "_lock",
-    "_closed",
-    "_release_torch",
-    "_released",
     "_dispatcher",
     "_pool",
 )
@@ -90,24 +84,15 @@ class UniversalOptimizer:
         queue_size: int = 64,
         unspeakable: Unspeakable = "error",
     ) -> None:
-        self._settings = Settings(
-            precision, proof, cache_dir, threads, probe, progress or ignore_progress, queue_size, unspeakable
-        )
+        told = progress or ignore_progress
+        settings = Settings(precision, proof, cache_dir, threads, probe, told, queue_size, unspeakable, split_text)
         self._forked()
-        self._closed = self._released = False
-        self._release_torch = release_torch
-        self._loader: Selector | None = None
         self._adapter = adapter if adapter is not None else adapter_for(engine)
-        self._routes = {part.name: Route(part, self._load) for part in self._adapter.parts()}
+        self._runtime = Runtime(settings, self._adapter.name)
+        self._routes = {part.name: Route(part, self._runtime.load) for part in self._adapter.parts()}
         self._bound = self._adapter.bind(self._routes)
         self._dispatcher = Dispatcher(
-            self._adapter,
-            self._bound,
-            self._routes,
-            lambda: self._get_loader().cache,
-            split_text=split_text,
-            queue_size=queue_size,
-            workers=self._workers,
+            self._adapter, self._bound, self._routes, self._runtime, release_torch=release_torch
         )
         renewed_in_children(self)
 
@@ -140,7 +125,7 @@ class UniversalOptimizer:
             raise InvalidOption(f"no part called {unknown[0]!r}; the parts are {', '.join(self._routes) or 'none'}")
         for name in sorted(names, key=lambda name: self._routes[name].part.streams):
             self._routes[name].prepare()  # the slowest comes last: what the others left to a thread is done meanwhile
-        self._maybe_release()
+        self._dispatcher.release_torch()
         return self
 
     def tune(self, *, again: bool = False) -> dict[str, dict[str, Any]]:
@@ -151,11 +136,11 @@ class UniversalOptimizer:
         empty where nothing was known. Raises InvalidOption for an optimizer that does not probe.
         """
         self._check_open()
-        if not self._settings.probe:
+        if not self._runtime.settings.probe:
             raise InvalidOption("tune() measures, and probe=False rules that out: leave it away")
         report = {}
         for name, route in self._routes.items():
-            choice = route.prepare(lambda part: self._get_loader().tune(part, again=again))
+            choice = route.prepare(lambda part: self._runtime.tune(part, again=again))
             report[name] = {"before": dict(choice.before), "after": dict(choice.probe)}
         return report
 
@@ -173,25 +158,27 @@ class UniversalOptimizer:
         repetition_penalty: float | None = None,
         max_new_tokens: int | None = None,
         unspeakable: Unspeakable | None = None,
+        **options: Any,
     ) -> Speech:
         """Speak `text`, in the voice of `reference_audio` (file, bytes, or (samples, Hz)) which says `reference_text`.
 
         voice: instead, a voice that the engine knows by name. temperature 0 is greedy; None leaves an option to the
         engine. max_new_tokens: frames of each segment of a long text, at most. unspeakable: see the class.
+        options: the engine's own (`optimizer.adapter.options` lists them).
         Returns (float32 mono [n] in [-1, 1], Hz, metrics).
         Raises InvalidText, InvalidReference or InvalidOption for a request that cannot be served, Overloaded when too
         many are waiting, GenerationError if the engine itself fails.
         """
-        sampling = SamplingParams(
-            seed=seed,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            repetition_penalty=repetition_penalty,
-            max_new_tokens=max_new_tokens,
-        )
-        asked = (text, reference_audio, reference_text, voice, sampling, unspeakable)
-        return _whole(self._stream(*asked, streaming=False))
+        options |= {
+            "seed": seed,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "repetition_penalty": repetition_penalty,
+            "max_new_tokens": max_new_tokens,
+        }
+        asked = Asked(text, reference_audio, reference_text, voice, unspeakable, False, options)
+        return _whole(self._stream(asked))
 
     def stream(
         self,
@@ -202,15 +189,14 @@ class UniversalOptimizer:
         voice: str | None = None,
         unspeakable: Unspeakable | None = None,
         eager: bool = True,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[SamplingOptions],
     ) -> SpeechStream:
         """Speak as `synthesize` does, chunk by chunk as they become ready. The options are those of `synthesize`.
 
         eager: audio as soon as there is any. Otherwise a chunk is a whole segment of the text, and more of them are
         generated at once, as `synthesize` does: the first is heard later, the last sooner.
         """
-        asked = (text, reference_audio, reference_text, voice, _params(sampling, "stream"), unspeakable)
-        return self._stream(*asked, streaming=eager)
+        return self._stream(Asked(text, reference_audio, reference_text, voice, unspeakable, eager, options))
 
     @overload
     def synthesize_batch(
@@ -222,7 +208,7 @@ class UniversalOptimizer:
         voice: str | None = None,
         unspeakable: Unspeakable | None = None,
         return_exceptions: Literal[False] = False,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[SamplingOptions],
     ) -> list[Speech]: ...
 
     @overload
@@ -235,7 +221,7 @@ class UniversalOptimizer:
         voice: str | None = None,
         unspeakable: Unspeakable | None = None,
         return_exceptions: bool,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[SamplingOptions],
     ) -> list[Speech | BaseException]: ...
 
     def synthesize_batch(
@@ -247,7 +233,7 @@ class UniversalOptimizer:
         voice: str | None = None,
         unspeakable: Unspeakable | None = None,
         return_exceptions: bool = False,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[SamplingOptions],
     ) -> list[Speech] | list[Speech | BaseException]:
         """What `synthesize` answers for each text, in their order, spoken together in one decode loop.
 
@@ -256,12 +242,11 @@ class UniversalOptimizer:
         """
         if isinstance(texts, str):
             raise InvalidOption("synthesize_batch() takes a list of texts: for one text there is synthesize()")
-        params = _params(sampling, "synthesize_batch")
 
         def speak(text: str) -> Speech | BaseException:
             try:
-                asked = (text, reference_audio, reference_text, voice, params, unspeakable)
-                return _whole(self._stream(*asked, streaming=False))
+                asked = Asked(text, reference_audio, reference_text, voice, unspeakable, False, options)
+                return _whole(self._stream(asked))
             except Exception as error:  # the others are spoken all the same; the caller gets it
                 return error
 
@@ -281,12 +266,11 @@ class UniversalOptimizer:
         *,
         voice: str | None = None,
         unspeakable: Unspeakable | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[SamplingOptions],
     ) -> Speech:
         """`synthesize` for asyncio: the event loop goes on meanwhile. Cancelling the task ends the generation."""
-        params = _params(sampling, "asynthesize")
-        asked = (text, reference_audio, reference_text, voice, params, unspeakable)
-        stream = await asyncio.to_thread(self._stream, *asked, streaming=False)
+        asked = Asked(text, reference_audio, reference_text, voice, unspeakable, False, options)
+        stream = await asyncio.to_thread(self._stream, asked)
         future = asyncio.get_running_loop().run_in_executor(self._executor(), _whole, stream)
         try:
             return await asyncio.shield(future)
@@ -299,18 +283,15 @@ class UniversalOptimizer:
         """What runs where and why: per part the backend, precision, proof, timings and reason; JSON-able."""
         return {
             "engine": self._adapter.name,
-            "tier": vars(self._loader.machine.tier).copy() if self._loader else None,
-            "cache": str(self._loader.cache.root) if self._loader else None,
-            "torch_released": self._released,
+            **self._runtime.status(),
+            "torch_released": self._dispatcher.released,
             "parts": {name: route.status() for name, route in self._routes.items()},
         }
 
     def close(self) -> None:
         """Free the sessions and stop the engine copy's threads. The wrapped engine itself stays usable."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+        if not self._runtime.close():
+            return
         self._bound.close()
         if self._pool is not None:
             self._pool.shutdown(wait=False)
@@ -372,53 +353,32 @@ class UniversalOptimizer:
         return sorted({*dir(UniversalOptimizer), *dir(self._bound.engine)})
 
     def __repr__(self) -> str:
-        return f"<UniversalOptimizer of {self._adapter.name}{', closed' if self._closed else ''}>"
+        return f"<UniversalOptimizer of {self._adapter.name}{', closed' if self._runtime.closed else ''}>"
 
-    def _stream(
-        self,
-        text: str,
-        audio: Any,
-        reference_text: str | None,
-        voice: str | None,
-        sampling: SamplingParams,
-        unspeakable: Unspeakable | None,
-        *,
-        streaming: bool,
-    ) -> SpeechStream:
+    def _stream(self, asked: Asked) -> SpeechStream:
         self._check_open()
-        meter, cancelled = Meter(), threading.Event()
+        meter, cancelled, settings = Meter(), threading.Event(), self._runtime.settings
         request = make_request(
             self._adapter,
             self._bound,
             meter,
-            text,
-            audio,
-            reference_text,
-            voice=voice,
-            sampling=sampling,
-            unspeakable=self._settings.unspeakable if unspeakable is None else unspeakable,
+            asked,
+            unspeakable=settings.unspeakable,
+            split_text=settings.split_text,
         )
-        chunks = self._run(request, meter, streaming, cancelled)
-        return SpeechStream(chunks, meter, self._metrics, cancelled)
-
-    def _run(
-        self, request: SpeechRequest, meter: Meter, streaming: bool, cancelled: threading.Event
-    ) -> Iterator[AudioChunk]:
-        self._check_open()
-        yield from self._dispatcher.chunks(request, meter, streaming, cancelled)
-        self._maybe_release()
+        return SpeechStream(Running(self._dispatcher, request, meter, cancelled), self._metrics)
 
     def _executor(self) -> ThreadPoolExecutor:
         with self._lock:
             self._pool = self._pool or ThreadPoolExecutor(2 * ROWS, "accelerator-async")
             return self._pool
 
-    def _metrics(self, meter: Meter) -> dict[str, Any]:
+    def _metrics(self, running: Running) -> dict[str, Any]:
         choices = {name: route.choice for name, route in self._routes.items()}
         return {
-            **meter.result(),
-            "segments": meter.segments(),
-            "skipped": [{"text": each.text, "start": each.start} for each in meter.skipped],
+            **running.meter.result(),
+            "segments": running.progress(),
+            "skipped": [{"text": each.text, "start": each.start} for each in running.request.skipped],
             "precision": {n: c.precision for n, c in choices.items() if c is not None and c.call is not None},
             "cache": {
                 n: "built" if any(e.entry.created for e in c.exports.values()) else "hit"
@@ -427,61 +387,18 @@ class UniversalOptimizer:
             },
         }
 
-    def _load(self, part: Any) -> Any:
-        return self._get_loader().load(part)
-
-    def _get_loader(self) -> Selector:
-        with self._lock:
-            if self._loader is None:
-                settings, place = self._settings, self._settings.cache_dir
-                cache = place if isinstance(place, ContentCache) else ContentCache(place)
-                profile: HardwareProfile = detect(store=cache.root)
-                tier: Tier = choose_tier(profile)
-                self._loader = Selector(
-                    cache,
-                    Machine(profile, tier, settings.threads, settings.precision),
-                    proof=settings.proof,
-                    probe=settings.probe,
-                    progress=settings.progress,
-                    engine=self._adapter.name,
-                )
-            return self._loader
-
-    def _workers(self) -> int:
-        """Segments of a feed-forward engine that are spoken at once: one for each core that may be used."""
-        return self._settings.threads or self._get_loader().machine.profile.usable_cores
-
-    def _maybe_release(self) -> None:
-        """Drop PyTorch's weights once every part has its session."""
-        with self._lock:
-            if not self._release_torch or self._released or not self._routes:
-                return
-            if all(r.choice is not None and r.choice.call is not None for r in self._routes.values()):
-                self._release_torch = False  # asked once; an adapter may find that they could not come back
-                self._released = self._adapter.release() is not False
-
     def _check_open(self) -> None:
-        if self._closed:
-            raise Closed("this optimizer was closed: wrap the engine again")
+        self._runtime.check_open()
 
 
 def _whole(stream: SpeechStream) -> Speech:
     """A stream's chunks as one. Raises GenerationError if there are none."""
-    samples, rate = bytearray(), 0  # it grows where it lies, so that a long text's audio is in memory once
-    for chunk in stream._chunks:
-        with stream._meter.stage("post"):
+    samples, rate, meter = bytearray(), 0, stream._running.meter
+    for chunk in stream._running:  # it grows where it lies, so that a long text's audio is in memory once
+        with meter.stage("post"):
             samples += chunk.audio.astype(np.float32, copy=False).tobytes()
             rate = chunk.sample_rate
     if not rate:
         raise GenerationError("the engine produced no audio: try another text, seed or reference")
-    stream._meter.finish()
+    meter.finish()
     return Speech(np.frombuffer(samples, np.float32) if samples else np.zeros(0, np.float32), rate, stream.metrics)
-
-
-def _params(options: Mapping[str, Any], method: str) -> SamplingParams:
-    try:
-        return SamplingParams(**options)
-    except TypeError as error:
-        if isinstance(error, InvalidInput):
-            raise
-        raise InvalidOption(f"{method}() takes the options of synthesize(): {error}") from error

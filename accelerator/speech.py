@@ -13,6 +13,7 @@ import numpy as np
 
 from .audio.reference import Reference
 from .errors import InvalidOption
+from .text.check import Stretch
 
 __all__ = ["AudioChunk", "SamplingOptions", "SamplingParams", "Speech", "SpeechRequest", "segment_seed"]
 
@@ -89,7 +90,7 @@ class SpeechRequest:
     """One thing to say, already checked: see `pipeline.request`.
 
     voice: one that the engine knows by name. options: the engine's own. streaming: audio as soon as there is any.
-    whole: the text is not to be cut into segments.
+    whole: the text is not to be cut into segments. skipped: what was left out of it, as the voice cannot speak it.
     """
 
     text: str
@@ -99,6 +100,7 @@ class SpeechRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     streaming: bool = False
     whole: bool = False
+    skipped: tuple[Stretch, ...] = ()
 
 
 class AudioChunk(NamedTuple):

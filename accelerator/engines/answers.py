@@ -7,8 +7,6 @@ import os
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from ..audio.checks import MAX_RATE, MIN_RATE, mono, read_audio
 from ..errors import EngineError
 from ..speech import AudioChunk

@@ -11,9 +11,10 @@ from typing import Any
 
 from ..errors import EngineError, UnsupportedEngine
 from ..metrics import current_meter
+from ..parts.part import Call, Part
 from ..speech import AudioChunk, SpeechRequest
 from .answers import chunks_of, rate_of
-from .base import Call, Part, Voice
+from .base import Bound, Cloning
 from .methods import METHODS, Method
 
 __all__ = ["PassThroughAdapter", "check_engine"]
@@ -85,6 +86,8 @@ class PassThroughAdapter:
     """Hands every request to the engine's own `synthesize`, `tts`, `generate`, ... or call: see `methods.METHODS`."""
 
     name = "pass-through"
+    cloning = Cloning()
+    options = None  # the engine's own method says what it does not take
 
     def __init__(self, engine: Any) -> None:
         """Raises UnsupportedEngine for what is no engine."""
@@ -106,11 +109,8 @@ class PassThroughAdapter:
     def parts(self) -> Sequence[Part]:
         return ()
 
-    def bind(self, calls: Mapping[str, Call]) -> PassThroughAdapter:
-        return self
-
-    def stream(self, request: SpeechRequest, voice: Voice | None = None) -> Iterator[AudioChunk]:
-        return self.original(request)
+    def bind(self, calls: Mapping[str, Call]) -> Bound:
+        return Bound(self._engine, stream=lambda request, kept: self.original(request))
 
     def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
         """Raises EngineError for an answer that is not audio, InvalidOption for what the engine does not take."""
@@ -125,7 +125,4 @@ class PassThroughAdapter:
             raise EngineError(f"{method.who} answered with no audio at all")
 
     def release(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+        """Nothing: the engine is the user's."""

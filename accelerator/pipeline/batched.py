@@ -159,8 +159,8 @@ class Batched:
         if spoken.tries < TRIES and not spoken.decoded:
             return False
         raise GenerationError(
-            f"the engine ended after {seconds:.2f} s, and {spoken.segment.text.strip()!r} takes at least {least:.2f} s: "
-            "try another seed, text or reference"
+            f"the engine ended after {seconds:.2f} s, and {spoken.segment.text.strip()!r} takes at least {least:.2f} "
+            "s: try another seed, text or reference"
         )
 
     def _source(self, spoken: Spoken) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 from ..cache import ContentCache
+from ..errors import Closed
 from ..hardware import choose_tier, detect
 from ..hardware.forks import renewed_in_children
 from ..parts.part import Machine, Part
@@ -22,6 +23,7 @@ class Runtime:
     def __init__(self, settings: Settings, engine: str) -> None:
         """engine: its name, which entries of the cache are given."""
         self.settings, self._engine = settings, engine
+        self.closed = False
         self._selector: Selector | None = None
         self._workers: Workers | None = None
         self._forked()
@@ -60,6 +62,17 @@ class Runtime:
             if self._workers is None:
                 self._workers = Workers(self.settings.threads or self.selector.machine.profile.usable_cores)
             return self._workers
+
+    def check_open(self) -> None:
+        """Raises Closed."""
+        if self.closed:
+            raise Closed("this optimizer was closed: wrap the engine again")
+
+    def close(self) -> bool:
+        """Nothing is begun any more; False if that was so already."""
+        with self._lock:
+            was, self.closed = self.closed, True
+            return not was
 
     def load(self, part: Part) -> Choice:
         """See `Selector.load`."""

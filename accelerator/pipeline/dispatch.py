@@ -29,8 +29,18 @@ logger = logging.getLogger(__name__)
 class Dispatcher:
     """The requests of one optimizer. Safe to use from several threads."""
 
-    def __init__(self, adapter: Adapter, bound: Bound, routes: Mapping[str, Route], runtime: Runtime) -> None:
-        self.adapter, self.bound, self.runtime = adapter, bound, runtime
+    def __init__(
+        self,
+        adapter: Adapter,
+        bound: Bound,
+        routes: Mapping[str, Route],
+        runtime: Runtime,
+        *,
+        release_torch: bool = False,
+    ) -> None:
+        """release_torch: drop the engine's own weights once no part needs them."""
+        self.adapter, self.bound, self.routes, self.runtime = adapter, bound, routes, runtime
+        self.released, self._releases = False, release_torch
         self._voices = Voices(routes, runtime)
         self._forked()
         renewed_in_children(self)
@@ -41,7 +51,8 @@ class Dispatcher:
         self._requests: set[Running] = set()  # being spoken or waiting
 
     def begin(self, running: Running) -> None:
-        """Raises Overloaded."""
+        """Raises Closed, Overloaded."""
+        self.runtime.check_open()
         with self._lock:
             if len(self._requests) >= self.runtime.settings.queue_size:
                 raise Overloaded(f"{len(self._requests)} requests are being spoken or waiting: try again later")
@@ -50,6 +61,15 @@ class Dispatcher:
     def end(self, running: Running) -> None:
         with self._lock:
             self._requests.discard(running)
+
+    def release_torch(self) -> None:
+        """Drop the engine's own weights, if that is wanted, once every part runs on something else."""
+        with self._lock:
+            if not self._releases or not self.routes:
+                return
+            if all(r.choice is not None and r.choice.call is not None for r in self.routes.values()):
+                self._releases = False  # asked once; an adapter may find that they could not come back
+                self.released = self.adapter.release() is not False
 
     def stages(self, request: SpeechRequest) -> Stages | None:
         """The engine's stages, if this request is spoken through them."""
@@ -105,11 +125,12 @@ class Running:
                 except StopIteration:
                     if failure is not None:
                         self._check_length(seconds, failure)
+                    self._dispatcher.release_torch()
                     return
                 except InvalidInput:
                     raise
                 except Exception as error:
-                    if seconds or failure is not None or not self._adapter.parts() or self.cancelled.is_set():
+                    if seconds or failure is not None or not self._dispatcher.routes or self.cancelled.is_set():
                         _raise_generation_error(error, failure)
                     failure, chunks = error, self._original(error)
                     continue

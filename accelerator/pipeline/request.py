@@ -2,51 +2,73 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..audio.reference import Reference
 from ..engines import Adapter
-from ..engines.base import Bound, Cloning, Pieces, Utterer
+from ..engines.base import Bound, Stages
+from ..engines.options import check_options
 from ..errors import InvalidOption, InvalidReference
 from ..metrics import Meter
 from ..speech import SamplingParams, SpeechRequest
 from ..text.check import UNSPEAKABLE, Unread, Unspeakable, check_text, readable
 
-__all__ = ["ANY_RATE", "check_unspeakable", "make_request"]
+__all__ = ["ANY_RATE", "Asked", "check_unspeakable", "make_request"]
 
 ANY_RATE = 16_000  # Hz, for checking a reference when the engine (one passed through) does not say its rate
+_SAMPLING = tuple(each.name for each in fields(SamplingParams))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a caller of the optimizer asks for, unchecked. See `UniversalOptimizer.synthesize`.
+
+    options: those of sampling, and the engine's own. streaming: audio as soon as there is any.
+    """
+
+    text: str
+    audio: Any = None
+    reference_text: str | None = None
+    voice: str | None = None
+    unspeakable: Unspeakable | None = None
+    streaming: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def make_request(
-    adapter: Adapter,
-    bound: Bound,
-    meter: Meter,
-    text: str,
-    audio: Any,
-    reference_text: str | None,
-    *,
-    voice: str | None,
-    sampling: SamplingParams,
-    unspeakable: Unspeakable,
+    adapter: Adapter, bound: Bound, meter: Meter, asked: Asked, *, unspeakable: Unspeakable, split_text: bool
 ) -> SpeechRequest:
-    """The request, checked; what is left out of its text is noted in the meter.
+    """The request, checked. unspeakable, split_text: where the caller does not say.
 
     Raises InvalidText, InvalidReference, InvalidOption.
     """
+    unspeakable = unspeakable if asked.unspeakable is None else asked.unspeakable
     check_unspeakable(unspeakable)
-    reader = _reader(bound)
+    stages = bound.stages
+    sampling, options = _options(adapter, asked.options)
     with meter.stage("text"):
-        text = check_text(text)
-        text, meter.skipped = readable(text, Unread() if reader is None else reader.unread(text), unspeakable)
-    if voice is not None:
-        _check_voice(adapter, bound, SpeechRequest(text), audio)
-    if audio is None:
-        if reference_text is not None:
+        text = check_text(asked.text)
+        text, skipped = readable(text, Unread() if stages is None else stages.unread(text), unspeakable)
+    request = SpeechRequest(
+        text,
+        None,
+        sampling,
+        asked.voice,
+        options,
+        streaming=asked.streaming,
+        whole=not split_text,
+        skipped=tuple(skipped),
+    )
+    if asked.voice is not None:
+        _check_voice(adapter, stages, request, asked.audio)
+    if asked.audio is None:
+        if asked.reference_text is not None:
             raise InvalidReference("reference_text without reference_audio: give both or neither")
-        return SpeechRequest(text, None, sampling, voice)
+        return request
     with meter.stage("reference"):
-        return SpeechRequest(text, _reference(adapter, reader, audio, reference_text), sampling, voice)
+        return replace(request, reference=_reference(adapter, stages, asked.audio, asked.reference_text))
 
 
 def check_unspeakable(value: Any) -> None:
@@ -55,35 +77,43 @@ def check_unspeakable(value: Any) -> None:
         raise InvalidOption(f"unspeakable must be {' or '.join(map(repr, UNSPEAKABLE))}, not {value!r}")
 
 
-def _reader(bound: Bound) -> Pieces | Utterer | None:
-    """Who knows what the engine can read; None if nobody does."""
-    return getattr(bound, "pieces", None) or getattr(bound, "utterer", None)
+def _options(adapter: Adapter, given: Mapping[str, Any]) -> tuple[SamplingParams, dict[str, Any]]:
+    """What is asked of sampling, and of the engine. Raises InvalidOption."""
+    sampling = SamplingParams(**{name: value for name, value in given.items() if name in _SAMPLING})
+    own = {name: value for name, value in given.items() if name != "seed" and value is not None}
+    if adapter.options is None:
+        if unknown := [name for name in own if name not in _SAMPLING]:
+            raise InvalidOption(f"{unknown[0]} is no option of synthesize(): set it on the engine itself")
+        return sampling, {}
+    checked = check_options(adapter.name, adapter.options, own)
+    return sampling, {name: value for name, value in checked.items() if name not in _SAMPLING}
 
 
-def _check_voice(adapter: Adapter, bound: Bound, request: SpeechRequest, audio: Any) -> None:
+def _check_voice(adapter: Adapter, stages: Stages | None, request: SpeechRequest, audio: Any) -> None:
     if audio is not None:
         raise InvalidOption("voice and reference_audio both name a voice: give one of them")
-    reader = _reader(bound)
-    if reader is None and not adapter.parts():
+    if stages is None:
+        if adapter.parts():
+            raise InvalidOption(f"{adapter.name} knows no voices by name here: give reference_audio")
         return  # passed through: its own methods decide
-    if reader is None or (isinstance(reader, Pieces) and not reader.takes(request)):
+    if not stages.accepts(request):
         raise InvalidOption(f"{adapter.name} knows no voices by name here: give reference_audio")
 
 
-def _reference(adapter: Adapter, reader: Pieces | Utterer | None, audio: Any, text: str | None) -> Reference:
+def _reference(adapter: Adapter, stages: Stages | None, audio: Any, text: str | None) -> Reference:
     from ..audio.checks import load_reference
 
-    cloning = getattr(adapter, "cloning", Cloning())
+    cloning = adapter.cloning
     if cloning is None:
         raise InvalidOption(f"{adapter.name} imitates nobody: leave reference_audio out")
     said = (text or "").strip()
     if not said and cloning.transcript == "needed":
         raise InvalidReference("this voice has to know what the recording says: give reference_text, word for word")
-    if said and reader is not None and (foreign := reader.unread(said)).foreign:
+    if said and stages is not None and (foreign := stages.unread(said)).foreign:
         raise InvalidReference(
             f"reference_text has what this voice cannot read ({foreign.foreign[0].text!r}); it speaks {foreign.speaks}"
         )
     # Without a transcript a part of a recording does as well as all of it.
     low, high = cloning.seconds
-    rate = adapter.sample_rate or ANY_RATE
+    rate = cloning.sample_rate or adapter.sample_rate or ANY_RATE
     return replace(load_reference(audio, text, sample_rate=rate, min_s=low, max_s=high, cut=not said), source=audio)

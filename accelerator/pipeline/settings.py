@@ -28,6 +28,7 @@ class Settings:
     progress: Progress
     queue_size: int
     unspeakable: Unspeakable
+    split_text: bool
 
     def __post_init__(self) -> None:
         if self.precision != "auto" and self.precision not in PRECISIONS:

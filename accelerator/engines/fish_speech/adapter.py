@@ -41,7 +41,9 @@ from ...parts.traced import traced
 from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
-from ..base import Cloning, Decoding, tensors_digest, windowed
+from ...parts.decoding import Decoding, windowed
+from ..base import Bound, Cloning, tensors_digest
+from ..options import SAMPLING
 from . import codec as codec_graphs
 from . import language_model as lm
 from . import structure, twin, weights
@@ -65,6 +67,8 @@ class FishSpeechAdapter:
     """Parts: `encoder`, `text2semantic` and `decoder` of a `TTSInferenceEngine`, or of a checkpoint folder."""
 
     name = "fish-speech"
+    cloning = Cloning()
+    options = SAMPLING
 
     def __init__(self, engine: Any) -> None:
         """Find the language model of a running engine. Raises UnsupportedEngine for versions that are not supported."""
@@ -232,10 +236,10 @@ class FishSpeechAdapter:
         """The language model's dimensions, and its weights by the graphs' names."""
         return self.spec, functools.partial(lm.weight, self.model.get, self.spec)
 
-    def bind(self, calls: Mapping[str, Call]) -> Routed:
+    def bind(self, calls: Mapping[str, Call]) -> Bound:
         routed = Routed(self, calls)
         self._bound.add(routed)
-        return routed
+        return Bound(routed.engine, routed.stages, routed.stream, routed.close)
 
     def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
         """Speech from the engine itself; if it has no weights any more, or lost its thread by a fork, from its parts in

@@ -27,10 +27,11 @@ from ...hardware.forks import renewed_in_children
 from ...metrics import current_meter
 from ...parts.language_model import LANGUAGE_MODEL
 from ...speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
-from ..base import Call, Voice
+from ...parts.part import Call
+from ..base import Arrays
 from .language_model import with_cache
 from .layouts import with_globals
-from .pieces import FishSpeechPieces
+from .stages import FishSpeechStages
 from .weights import Held
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class Routed:
 
         engine.send_Llama_request = send_with_seed
         engine.load_by_hash = load_known_voice
-        self.pieces = FishSpeechPieces(adapter, engine, calls)
+        self.stages = FishSpeechStages(adapter, engine, calls)
         engine._accelerated_by = self  # whoever holds the copy keeps its thread
         weakref.finalize(self, self._requests.put, None).atexit = False
 
@@ -152,11 +153,11 @@ class Routed:
         arguments = self._requests, weakref.ref(self), self._adapter.module.WrappedGenerateResponse
         threading.Thread(target=_serve, args=arguments, name="accelerator-fish-speech", daemon=True).start()
 
-    def stream(self, request: SpeechRequest, voice: Voice | None = None) -> Iterator[AudioChunk]:
+    def stream(self, request: SpeechRequest, kept: Arrays | None = None) -> Iterator[AudioChunk]:
         """Speech in order. Raises InvalidText for what the model has no room for, GenerationError."""
         reference, known = request.reference, None
         if reference is not None:
-            codes = voice.turns[0][0] if voice is not None else self._calls["encoder"](reference.audio)
+            codes = kept["codes"] if kept is not None else self._calls["encoder"](reference.audio)
             known = torch.from_numpy(np.array(codes, np.int64)), reference.text
         state = _Request(request.sampling, known)
         results = self.engine.inference(tts_request(request, b"" if known else None))

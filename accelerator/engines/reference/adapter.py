@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -11,31 +12,31 @@ from typing import Any
 
 import numpy as np
 
-from ..audio.checks import check_audio
-from ..errors import InvalidOption, InvalidText
-from ..export.graph.dual_ar import DualARSpec, TransformerSpec, Weights
-from ..export.graph.quantize import RECIPES, Recipe
-from ..export.proof import Trace
-from ..export.sources import source_of
-from ..inference.sampling import Sampler, SamplingRule, TokenLayout
-from ..inference.sequence import Batching, Guidance
-from ..inference.transformer import StepTimes
-from ..metrics import current_meter
-from ..parts.backends import onnx_runtime
-from ..parts.language_model import (
+from ...audio.checks import check_audio
+from ...export.graph.dual_ar import DualARSpec, Weights
+from ...export.graph.quantize import RECIPES, Recipe
+from ...export.proof import Trace
+from ...export.sources import source_of
+from ...inference.sampling import Sampler, SamplingRule, TokenLayout
+from ...inference.sequence import Batching, Guidance
+from ...inference.transformer import StepTimes
+from ...parts.backends import onnx_runtime
+from ...parts.language_model import (
     LANGUAGE_MODEL,
     language_model_backends,
     language_model_components,
     load_language_model,
 )
-from ..parts.part import Call, Part, seconds
-from ..parts.traced import traced
-from ..runtime.onnx import Session
-from ..runtime.options import RunOptions
-from ..speech import AudioChunk, SamplingParams, SpeechRequest
-from ..text.check import Stretch, Unread
-from .base import Cloning, Decoding, Voice, check_codes, tensors_digest, windowed
-from .shadow import shadow
+from ...parts.part import Call, Part, seconds
+from ...parts.traced import traced
+from ...runtime.onnx import Session
+from ...runtime.options import RunOptions
+from ...speech import AudioChunk, SamplingParams, SpeechRequest
+from ...parts.decoding import Decoding, check_codes, windowed
+from ..base import Arrays, Bound, Cloning, tensors_digest
+from ..options import SAMPLING
+from .stages import ReferenceStages, routed, voice_options
+from .weights import spec_of, weight
 
 __all__ = ["ReferenceAdapter"]
 
@@ -53,6 +54,7 @@ class ReferenceAdapter:
     """
 
     name = "reference"
+    options = SAMPLING
     as_shipped = None  # for benchmarks: the engine itself sizes its cache to the request, as the parts' originals do
 
     def __init__(self, engine: Any, *, recipes: Mapping[str, Recipe] = RECIPES) -> None:
@@ -62,7 +64,7 @@ class ReferenceAdapter:
         # A voice that has learnt to speak imitates a recording that is read along; one with random weights nothing.
         learnt = engine.config.text != "as_given"
         self.cloning = Cloning("needed", LEARNT_S) if learnt else Cloning()
-        self._spec = _spec(engine.config.language_model)
+        self._spec = spec_of(engine.config.language_model)
         self._digests: dict[str, str] = {}
 
     def voices(self) -> Sequence[str]:
@@ -104,15 +106,22 @@ class ReferenceAdapter:
 
     def backbone(self) -> tuple[DualARSpec, Weights]:
         """The language model's dimensions, and its weights by the graphs' names."""
-        return self._spec, self._weights
+        return self._spec, functools.partial(weight, self.engine.language_model)
 
-    def bind(self, calls: Mapping[str, Call]) -> _BoundReference:
-        return _BoundReference(self, calls)
+    def bind(self, calls: Mapping[str, Call]) -> Bound:
+        engine = routed(self.engine, calls)
+
+        def stream(request: SpeechRequest, kept: Arrays | None) -> Iterator[AudioChunk]:
+            options = {k: v for k, v in vars(request.sampling).items() if v is not None}
+            for chunk in engine.stream(request.text, **voice_options(request), **options):
+                yield AudioChunk(chunk, self.sample_rate)
+
+        return Bound(engine, ReferenceStages(engine, calls), stream)
 
     def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
         """Phrase by phrase, as the engine itself speaks a text; max_new_tokens bounds each, as it does a segment."""
         options = {k: v for k, v in vars(request.sampling).items() if v is not None and k != "seed"}
-        options |= _voice_options(request)
+        options |= voice_options(request)
         for number, phrase in enumerate(self.engine.phrases(request.text)):
             seed = None if request.sampling.seed is None else request.sampling.seed + number
             yield AudioChunk(*self.engine.synthesize(phrase, seed=seed, **options))
@@ -150,25 +159,6 @@ class ReferenceAdapter:
         return self._digests[module]
 
     # Language model
-
-    def _weights(self, name: str) -> np.ndarray:
-        lm = self.engine.language_model
-        module, _, rest = name.partition(".")
-        if name == "slow.head":
-            tensor = lm.output_weight[list(lm.config.candidate_ids)]
-        elif name == "fast.head":
-            tensor = lm.fast_output.weight
-        elif not rest:
-            tensor = getattr(lm, name).weight
-        elif rest == "norm":
-            tensor = (lm.norm if module == "slow" else lm.fast_norm).weight
-        else:
-            index, _, weight = rest.partition(".")
-            block = (lm.layers if module == "slow" else lm.fast_layers)[int(index)]
-            owner = block if weight.endswith("_norm") and weight[0] not in "qk" else block.attention
-            owner = block.ffn if weight in ("gate", "up", "down") else owner
-            tensor = getattr(owner, weight).weight
-        return np.asarray(tensor.detach().float().numpy())
 
     def _trace(self) -> Trace:
         """Greedy frames and the engine's own logits at each, from its own modules."""
@@ -246,7 +236,7 @@ class ReferenceAdapter:
         config = self.engine.config
         if config.guidance == 1:
             return None
-        from ..reference.tokenizer import untold
+        from ...reference.tokenizer import untold
 
         return Guidance(untold(np.asarray(prompt), config.language_model), config.guidance, config.plausible)
 
@@ -294,7 +284,7 @@ class ReferenceAdapter:
     # Codec
 
     def _codec_part(self, part: str) -> Any:
-        from ..reference import codec as modules
+        from ...reference import codec as modules
 
         codec = self.engine.codec
         hop, rate = self.engine.hop, self.sample_rate
@@ -348,151 +338,3 @@ class ReferenceAdapter:
         t = np.arange(n) / self.sample_rate
         noise = np.random.default_rng(n).standard_normal(n) * 0.05
         return (0.3 * np.sin(2 * np.pi * 220 * t) + noise).astype(np.float32)
-
-
-class _BoundReference:
-    """An engine whose stages are routed; every setting is the wrapped engine's own."""
-
-    def __init__(self, adapter: ReferenceAdapter, calls: Mapping[str, Call]) -> None:
-        self._adapter = adapter
-
-        def generate(
-            prompt: np.ndarray, *, codes_so_far: np.ndarray | None = None, **options: Any
-        ) -> Iterator[np.ndarray]:
-            try:
-                params = SamplingParams(**{k: v for k, v in options.items() if v is not None})
-            except InvalidOption:  # the engine may take what a request may not, or say itself what is wrong
-                params = None
-            if params is None or codes_so_far is not None:  # a caller's own continuation is not the route's
-                yield from adapter.engine.generate(prompt, codes_so_far=codes_so_far, **options)
-                return
-            for frame in calls[LANGUAGE_MODEL](prompt, params):
-                current_meter().add_frames(1)
-                yield frame
-
-        def decode(codes: np.ndarray) -> np.ndarray:
-            # No codes are no question: the engine itself answers with no audio, which from a part would be a failure.
-            return np.asarray((calls["decoder"] if np.size(codes) else adapter.engine.decode)(codes))
-
-        self.engine = shadow(adapter.engine, generate=generate, decode=decode, encode_reference=calls["encoder"])
-        self.pieces = _Pieces(adapter, self.engine, calls)
-
-    def stream(self, request: SpeechRequest, voice: Voice | None = None) -> Iterator[AudioChunk]:
-        options = {k: v for k, v in vars(request.sampling).items() if v is not None}
-        for chunk in self.engine.stream(request.text, **_voice_options(request), **options):
-            yield AudioChunk(chunk, self._adapter.sample_rate)
-
-    def close(self) -> None:
-        pass
-
-
-def _voice_options(request: SpeechRequest) -> dict[str, Any]:
-    """The voice that a request asks for, as the engine's own methods take it."""
-    if request.reference is not None:
-        return {"reference_audio": request.reference.audio, "reference_text": request.reference.text or None}
-    return {} if request.voice is None else {"speaker": request.voice}
-
-
-class _Pieces:
-    """See `base.Pieces`."""
-
-    def __init__(self, adapter: ReferenceAdapter, engine: Any, calls: Mapping[str, Call]) -> None:
-        self._adapter, self._engine, self._calls = adapter, engine, calls
-        self.samples_per_frame: int = engine.hop
-        self.longest = engine.config.longest_text or 320  # letters; a voice may have learnt shorter turns only
-        self.comfortable = min(160, 2 * self.longest // 3)  # ten seconds of everyday speech
-        learnt = engine.config.text != "as_given"
-        self.read = engine.words if learnt else None
-        self.fastest = 40.0 if learnt else None  # letters a second: its teachers speak 12 to 20
-
-    def unread(self, text: str) -> Unread:
-        if self.read is None:
-            return Unread()
-        from ..reference.spoken import read
-
-        reading = read(text)
-        foreign = tuple(Stretch(each.text, each.start) for each in reading.foreign)
-        marks = (Stretch(mark, max(0, text.find(mark))) for mark in reading.skipped)
-        return Unread(foreign, tuple(marks), "English, in Latin letters")
-
-    def takes(self, request: SpeechRequest) -> bool:
-        return True
-
-    def encode(self, audio: np.ndarray) -> np.ndarray:
-        return np.asarray(self._engine.encode_reference(self._engine.with_lag(audio)))
-
-    def named_voice(self, name: str) -> Voice:
-        known = self._engine.speakers
-        if name not in known:
-            raise InvalidOption(f"there is no voice {name!r}; this engine knows {', '.join(known) or 'none'}")
-        return Voice(name=name)
-
-    def own_voice(self) -> Voice:
-        return Voice(name=self._engine.default_speaker)
-
-    def prompt(self, text: str, voice: Voice) -> np.ndarray:
-        from ..reference import ReferenceEngineError
-
-        codes, said = voice.turns[0] if voice.turns else (None, None)
-        named = {} if voice.name is None else {"speaker": voice.name}
-        try:
-            return np.asarray(self._engine.encode_text(text, codes, said or None, **named))
-        except ReferenceEngineError as error:
-            raise InvalidText(str(error)) from error
-
-    def frames(
-        self, prompt: np.ndarray, sampling: SamplingParams, *, batching: Batching, resume: Sequence[np.ndarray] = ()
-    ) -> Iterator[np.ndarray]:
-        meter = current_meter()
-        for frame in self._calls[LANGUAGE_MODEL](prompt, sampling, batching=batching, resume=list(resume)):
-            meter.add_frames(1)
-            yield frame
-
-    def decoding(self) -> Decoding:
-        config = self._engine.config
-        context = min(self._engine.codec.receptive_field_frames - 1, config.stream_context)
-        return _InTime(self._calls["decoder"], context, self._engine.hop, config.codec.lag)
-
-
-class _InTime(Decoding):
-    """Without the codec's lag: its audio comes that many samples late."""
-
-    def __init__(self, call: Call, context: int, samples_per_frame: int, lag: int) -> None:
-        super().__init__(call, context, samples_per_frame)
-        self._late = lag
-
-    def push(self, codes: np.ndarray) -> np.ndarray:
-        audio = super().push(codes)
-        cut = min(self._late, len(audio))
-        self._late -= cut
-        return audio[cut:]
-
-
-def _spec(lm: Any) -> DualARSpec:
-    def stack(config: Any, positions: int) -> TransformerSpec:
-        return TransformerSpec(
-            dim=config.dim,
-            layers=config.layers,
-            heads=config.heads,
-            kv_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            ffn=config.ffn_dim,
-            eps=config.norm_eps,
-            rope_base=config.rope_base,
-            positions=positions,
-            qk_norm=config.qk_norm,
-            rope_bf16=config.rope_bf16,
-        )
-
-    return DualARSpec(
-        slow=stack(lm.slow, lm.max_seq_len),
-        fast=stack(lm.fast, lm.codebooks),
-        codebooks=lm.codebooks,
-        codebook_size=lm.codebook_size,
-        semantic_begin=lm.semantic_begin,
-        semantic_end=lm.semantic_end,
-        end_id=lm.im_end,
-        fast_codes=lm.codebook_size,
-        fast_input=lm.fast_input,
-        scale_codebook_embeddings=lm.scale_codebook_embeddings,
-    )
