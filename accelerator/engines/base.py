@@ -223,7 +223,9 @@ class Adapter(Protocol):
     """
 
     name: str
-    sample_rate: int
+
+    @property
+    def sample_rate(self) -> int: ...
 
     def parts(self) -> Sequence[Part]:
         """The replaceable stages; an empty sequence means that the engine is only passed through."""
