@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import BadOutput
 from .part import Call
 
-__all__ = ["Decoding", "check_codes", "windowed"]
+__all__ = ["Decoding", "Joined", "check_codes", "windowed"]
 
 
 class Decoding:
@@ -35,6 +35,13 @@ class Decoding:
         cut = min(self._late, len(audio))
         self._late -= cut
         return audio[cut:]
+
+
+class Joined:
+    """For engines whose units are audio already, float32 [n] each."""
+
+    def push(self, units: Sequence[np.ndarray], *, final: bool = False) -> np.ndarray:
+        return np.concatenate(units)
 
 
 def windowed(decode: Call) -> Call:

@@ -30,6 +30,7 @@ from ...inference.sampling import Sampler
 from ...inference.sequence import Batching
 from ...inference.transformer import StepTimes
 from ...parts.backends import onnx_runtime, rewritten
+from ...parts.decoding import Decoding, windowed
 from ...parts.language_model import (
     LANGUAGE_MODEL,
     language_model_backends,
@@ -41,7 +42,6 @@ from ...parts.traced import traced
 from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
-from ...parts.decoding import Decoding, windowed
 from ..base import Bound, Cloning, tensors_digest
 from ..options import SAMPLING
 from . import codec as codec_graphs

@@ -26,8 +26,8 @@ from ...errors import AcceleratorError, Closed, GenerationError, InvalidText
 from ...hardware.forks import renewed_in_children
 from ...metrics import current_meter
 from ...parts.language_model import LANGUAGE_MODEL
-from ...speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
 from ...parts.part import Call
+from ...speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
 from ..base import Arrays
 from .language_model import with_cache
 from .layouts import with_globals

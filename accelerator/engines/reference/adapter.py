@@ -21,6 +21,7 @@ from ...inference.sampling import Sampler, SamplingRule, TokenLayout
 from ...inference.sequence import Batching, Guidance
 from ...inference.transformer import StepTimes
 from ...parts.backends import onnx_runtime
+from ...parts.decoding import Decoding, check_codes, windowed
 from ...parts.language_model import (
     LANGUAGE_MODEL,
     language_model_backends,
@@ -32,7 +33,6 @@ from ...parts.traced import traced
 from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
-from ...parts.decoding import Decoding, check_codes, windowed
 from ..base import Arrays, Bound, Cloning, tensors_digest
 from ..options import SAMPLING
 from .stages import ReferenceStages, routed, voice_options

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,30 +31,27 @@ from torch import Tensor
 from ...audio.checks import check_audio
 from ...errors import EngineError, InvalidOption
 from ...export.component import Component
-from ...hardware.forks import Lock
 from ...metrics import current_meter
 from ...parts.backends import onnx_runtime, rewritten
 from ...parts.part import Call, Part, seconds
 from ...parts.traced import traced
 from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
-from ...speech import AudioChunk, SamplingParams, SpeechRequest
-from ...text.check import Unread, is_spoken, stretches
-from ..base import Voice, tensors_digest
+from ...speech import AudioChunk, SpeechRequest
+from ..base import Bound, tensors_digest
+from ..options import Option
 from ..passthrough import PassThroughAdapter
-from ..shadow import shadow
 from . import traceable, twin
+from .changes import Watched
+from .stages import DECODER, TEXT, VitsStages
 from .traceable import Decoder, Text, exportable
 
 __all__ = ["VitsAdapter", "adapter"]
 
 logger = logging.getLogger(__name__)
 
-TEXT, DECODER = "text", "decoder"
 _PROBED_TOKENS, _PROBED_FRAMES = 60, 120
 _UNSHAPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id")
-_SHOWN = 60  # letters in a message
-_ONE_AT_A_TIME = Lock()  # phonemizers are one library for the whole process
 
 
 def adapter(pipeline: Any) -> VitsAdapter | PassThroughAdapter:
@@ -74,11 +70,12 @@ class VitsAdapter:
 
     name = "vits"
     cloning = None  # its voices are its own
+    options: Mapping[str, Option] = {}  # it draws no tokens
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline, self.model = pipeline, pipeline.model
-        self.sample_rate: int = self.model.config.sampling_rate
         self._text, self._decoder = Text(self.model), Decoder(self.model)
+        self._watched = Watched(self.model)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> VitsAdapter:
@@ -100,9 +97,13 @@ class VitsAdapter:
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise EngineError(f"{folder} cannot be opened as a VITS: {error}") from error
 
+    @property
+    def sample_rate(self) -> int:
+        return int(self.pipeline.sampling_rate)
+
     def voices(self) -> Sequence[str]:
         """The names that a request's `voice` may have."""
-        count = self.model.config.num_speakers
+        count = self._speakers()
         return tuple(map(str, range(count))) if count > 1 else ()
 
     def parts(self) -> Sequence[Part]:
@@ -130,8 +131,9 @@ class VitsAdapter:
             ),
         )
 
-    def bind(self, calls: Mapping[str, Call]) -> _BoundVits:
-        return _BoundVits(self, calls)
+    def bind(self, calls: Mapping[str, Call]) -> Bound:
+        stages = VitsStages(self, calls)
+        return Bound(stages.engine, stages)
 
     def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
         options = {} if request.voice is None else {"speaker_id": self.speaker(request.voice)}
@@ -140,7 +142,7 @@ class VitsAdapter:
                 torch.manual_seed(request.sampling.seed)
             answer = self.pipeline(request.text, **({"forward_params": options} if options else {}))
         current_meter().used("engine", "pytorch")
-        yield AudioChunk(np.asarray(answer["audio"], np.float32).reshape(-1), self.sample_rate)
+        yield AudioChunk(np.asarray(answer["audio"], np.float32).reshape(-1), int(answer["sampling_rate"]))
 
     def release(self) -> bool:
         """They stay: transformers' model is what falls back."""
@@ -148,7 +150,7 @@ class VitsAdapter:
 
     def speaker(self, name: str) -> int:
         """The speaker of a name, which is a number. Raises InvalidOption."""
-        count = self.model.config.num_speakers
+        count = self._speakers()
         if not name.isascii() or not name.isdigit() or int(name) >= count or count < 2:
             known = f"its speakers are 0 to {count - 1}" if count > 1 else "this model has one speaker"
             raise InvalidOption(f"there is no voice {name!r}: {known}")
@@ -163,6 +165,22 @@ class VitsAdapter:
         if speaker is not None:
             told[0, :-1, 0], told[0, -1, 0] = self.model.embed_speaker.weight[speaker].detach().numpy(), 1.0
         return told
+
+    def outdated(self) -> str | None:
+        """Why the parts, made when the pipeline was wrapped, are not what its model would say now; None if they are."""
+        if self._watched.changed():
+            return "the model's weights were changed after it was wrapped: wrap the engine again"
+        if self._watched.training():
+            return "the model is in training mode, which its exports do not know: call its eval()"
+        return None
+
+    def _speakers(self) -> int:
+        return int(getattr(self.pipeline.model.config, "num_speakers", 1))
+
+    def _exportable(self) -> Any:
+        if (reason := self.outdated()) is not None:  # what is exported would be kept under other weights' name
+            raise EngineError(reason)
+        return exportable(self.model)
 
     @functools.cached_property
     def _digest(self) -> str:
@@ -184,9 +202,7 @@ class VitsAdapter:
                 yield arguments, self._decode_in_torch(*arguments)
 
         sources = (traceable.__file__, str(modeling_vits.__file__))
-        return twin.component(
-            lambda: exportable(self.model), lambda: self._digest, self._shape, examples, sources=sources
-        )
+        return twin.component(self._exportable, lambda: self._digest, self._shape, examples, sources=sources)
 
     def _component(self, name: str) -> Component:
         from transformers.models.vits import modeling_vits
@@ -210,7 +226,7 @@ class VitsAdapter:
 
         return traced(
             name,
-            lambda: (Text if name == TEXT else Decoder)(exportable(self.model)),
+            lambda: (Text if name == TEXT else Decoder)(self._exportable()),
             lambda: self._digest,
             {"part": name, **self._shape},
             inputs=inputs,
@@ -238,113 +254,6 @@ class VitsAdapter:
     def _decode_in_torch(self, latents: np.ndarray, speaker: np.ndarray | None) -> np.ndarray:
         with torch.inference_mode():
             return np.asarray(self._decoder(torch.from_numpy(latents), _told(speaker)).numpy())
-
-
-class _BoundVits:
-    """A pipeline whose model runs on the routed parts; every setting is the wrapped pipeline's, or its model's, own."""
-
-    def __init__(self, own: VitsAdapter, calls: Mapping[str, Call]) -> None:
-        self._own, self._calls = own, calls
-        self.engine = shadow(own.pipeline, model=shadow(own.model, forward=self._forward))
-        self._model = self.engine.model
-        self.utterer = self
-        self.comfortable, self.longest = 200, 400  # letters: about a quarter of a minute
-
-    def stream(self, request: SpeechRequest, voice: Voice | None = None) -> Iterator[AudioChunk]:
-        speaker = Voice() if request.voice is None else self.named_voice(request.voice)
-        yield AudioChunk(self.say(request.text, speaker, request.sampling, alone=True), self._own.sample_rate)
-
-    def unread(self, text: str) -> Unread:
-        """What the tokenizer drops: letters and digits not in its vocabulary, unless it rewrites them first."""
-        tokenizer = self.engine.tokenizer
-        if not getattr(tokenizer, "normalize", False) or tokenizer.phonemize:
-            return Unread()
-        romanized = tokenizer.is_uroman and importlib.util.find_spec("uroman") is not None  # letters, but no digits
-        known = {char for word in tokenizer.get_vocab() for char in word}
-        letters = "".join(sorted(filter(is_spoken, known)))
-
-        def lacks(char: str) -> bool:
-            return not (char in known or known.issuperset(char.lower()) or (romanized and char.isalpha()))
-
-        foreign = stretches(text, lacks)
-        return Unread(foreign, speaks=f"the letters {letters[:_SHOWN]}{'...' if len(letters) > _SHOWN else ''}")
-
-    def named_voice(self, name: str) -> Voice:
-        self._own.speaker(name)
-        return Voice(name=name)
-
-    def say(self, text: str, voice: Voice, sampling: SamplingParams, *, alone: bool) -> np.ndarray:
-        if asked := [k for k, v in vars(sampling).items() if v is not None and k != "seed"]:
-            raise InvalidOption(f"{asked[0]} is no option of VITS, which draws no tokens: leave it out")
-        self._check_model()
-        with current_meter().stage("text"), _ONE_AT_A_TIME:
-            tokens = self.engine.tokenizer(text, return_tensors="pt")["input_ids"]
-        if tokens.shape[1] < 2:  # nothing but what stands between letters
-            return np.zeros(0, np.float32)
-        generator = torch.Generator()
-        if sampling.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(sampling.seed)
-        speaker = None if voice.name is None else self._own.speaker(voice.name)
-        audio, _ = self._speak(tokens.numpy(), speaker, generator, alone)
-        return np.asarray(audio.reshape(-1))
-
-    def close(self) -> None:
-        pass
-
-    def _check_model(self) -> None:
-        """Raises EngineError where the parts are no longer the pipeline's: then it speaks by itself."""
-        if self._own.pipeline.model is not self._own.model:
-            raise EngineError("the pipeline has another model than when it was wrapped: wrap it again")
-        if self.engine.model is not self._model:
-            raise EngineError("the model was replaced: set it on the pipeline itself, and wrap that again")
-
-    def _forward(
-        self, input_ids: Any = None, attention_mask: Any = None, speaker_id: Any = None, **options: Any
-    ) -> Any:
-        """`VitsModel.forward` on the routed parts, for one row, which is all that the pipeline asks for."""
-        model = self._own.model
-        unwanted = ("output_attentions", "output_hidden_states", "labels")
-        plain = all(options.get(name) is None or options[name] is False for name in unwanted)
-        plain = plain and not (model.config.output_attentions or model.config.output_hidden_states)
-        plain = plain and options.get("return_dict") is not False
-        whole = attention_mask is None or bool(attention_mask.all())
-        told = speaker_id is None or (isinstance(speaker_id, int) and 0 <= speaker_id < model.config.num_speakers)
-        if not (plain and whole and told and input_ids is not None and input_ids.shape[0] == 1):
-            return model(input_ids=input_ids, attention_mask=attention_mask, speaker_id=speaker_id, **options)
-        from transformers.models.vits.modeling_vits import VitsModelOutput
-
-        audio, spectrogram = self._speak(input_ids.numpy(), speaker_id, None, alone=True)
-        answer: Any = VitsModelOutput
-        return answer(
-            waveform=torch.from_numpy(audio),
-            sequence_lengths=torch.tensor([audio.shape[1]]),
-            spectrogram=torch.from_numpy(spectrogram),
-        )
-
-    def _speak(
-        self, tokens: np.ndarray, speaker: int | None, generator: torch.Generator | None, alone: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(audio [1, n], latents [1, C, L]). generator: of the noise; None is PyTorch's own."""
-        config, told = self._own.model.config, self._own.embedding(speaker)
-        model = self._own.model  # its attributes are the user's to change
-        noise = np.zeros((1, 2, tokens.shape[1]), np.float32)
-        if config.use_stochastic_duration_prediction:
-            drawn = torch.randn(1, 2, tokens.shape[1], generator=generator)
-            noise = drawn.numpy() * np.float32(model.noise_scale_duration)
-        beside = {} if alone else {"exclusive": False}
-        prior = self._calls[TEXT](tokens, noise, told, **beside)[0]  # [T, 2C + 1]
-        lasting = np.ceil(np.exp(prior[:, -1]) / np.float32(model.speaking_rate)).astype(np.int64)
-        frames = prior.repeat(lasting, axis=0) if lasting.sum() else np.zeros_like(prior[:1])
-        means, variances = frames[:, : config.flow_size], frames[:, config.flow_size : -1]
-        # As `randn_like` draws for a transposed tensor: another order than for one in order.
-        rest = torch.empty(1, *means.shape).transpose(1, 2).normal_(generator=generator)[0].numpy()
-        latents = means.T + rest * np.exp(variances.T) * np.float32(model.noise_scale)
-        latents = np.ascontiguousarray(latents[None], np.float32)
-        audio = self._calls[DECODER](latents, told, **beside)
-        current_meter().add_frames(latents.shape[2])
-        return audio, latents
 
 
 def _load(name: str, paths: Mapping[str, Path], options: RunOptions) -> Call:
