@@ -60,6 +60,7 @@ class UniversalOptimizer:
     queue_size: requests that may be spoken or waiting at the same time; beyond them `Overloaded` is raised.
     unspeakable: what becomes of letters and digits that the voice cannot speak (another script, say): "error" refuses
     the text, "skip" leaves them out and lists them in `metrics["skipped"]`. A request may choose for itself.
+    voices_dir: where what was made of reference recordings is kept (default: beside the exports).
 
     Requests from several threads share one decode loop: weights are read once for all of them. The same seed gives the
     same audio whatever runs beside it.
@@ -83,9 +84,12 @@ class UniversalOptimizer:
         split_text: bool = True,
         queue_size: int = 64,
         unspeakable: Unspeakable = "error",
+        voices_dir: str | Path | ContentCache | None = None,
     ) -> None:
         told = progress or ignore_progress
-        settings = Settings(precision, proof, cache_dir, threads, probe, told, queue_size, unspeakable, split_text)
+        settings = Settings(
+            precision, proof, cache_dir, threads, probe, told, queue_size, unspeakable, split_text, voices_dir
+        )
         self._forked()
         self._adapter = adapter if adapter is not None else adapter_for(engine)
         self._runtime = Runtime(settings, self._adapter.name)

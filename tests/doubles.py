@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from accelerator import UniversalOptimizer
+from accelerator.engines.base import Job
 from accelerator.engines.reference import ReferenceAdapter
 from accelerator.export.component import Component
 from accelerator.parts.backends import compiled_kernels, onnx_runtime, rewritten
+from accelerator.parts.decoding import Joined
 from accelerator.parts.part import Part
 from accelerator.pipeline.selection import Choice
+from accelerator.speech import SpeechRequest
+from accelerator.text.check import Unread
+from accelerator.text.segments import Segment
 
-__all__ = ["QuickAdapter", "component", "part", "probe", "twin", "voice"]
+__all__ = ["BareStages", "QuickAdapter", "component", "part", "probe", "twin", "voice"]
 
 
 def twin(engine: Any, options: Mapping[str, Any] | None = None, **calls: Any) -> UniversalOptimizer:
@@ -67,6 +72,45 @@ def part(
         )
     given = {"name": "quick", "stage": "decode", "backends": (*backends, onnx_runtime(components, load)), **fields}
     return Part(**given)
+
+
+class BareStages:
+    """Stages that do nothing in particular; `given` are the segments of any text, `voice` is whoever is asked for."""
+
+    schedule: Any = "batched"
+    windows: Sequence[int] = (4, 8, 16, 32, 64)
+    unit_s: float | None = None
+    given: Sequence[Segment] = ()
+
+    def accepts(self, request: SpeechRequest) -> bool:
+        return True
+
+    def unread(self, text: str) -> Unread:
+        return Unread()
+
+    def segments(self, request: SpeechRequest, *, soon: bool) -> list[Segment]:
+        return list(self.given)
+
+    def shortest(self, text: str) -> float:
+        return 0.0
+
+    def encode(self, reference: Any) -> Any:
+        raise AssertionError("nothing to encode")
+
+    def voice(self, request: SpeechRequest, kept: Any) -> Any:
+        return request.voice
+
+    def generate(self, segment: Segment, voice: Any, job: Job, *, resume: Sequence[Any] = ()) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def decoder(self, voice: Any, job: Job) -> Any:
+        return Joined()
+
+    def waits(self, voice: Any) -> bool:
+        return voice is None
+
+    def continued(self, segment: Segment, units: Sequence[Any], voice: Any) -> Any:
+        return voice
 
 
 class QuickAdapter(ReferenceAdapter):

@@ -479,7 +479,7 @@ def test_a_part_that_the_probe_left_in_pytorch_is_measured_in_onnx_runtime_all_t
     profile = detect()
     selector = Selector(ContentCache(tmp_path), Machine(profile, choose_tier(profile), 2, "fp32"))
     route: Any = SimpleNamespace(choice=Choice(None, "its replacement is slower here", "Slower"), part=made)
-    optimizer: Any = SimpleNamespace(_get_loader=lambda: selector)
+    optimizer: Any = SimpleNamespace(_runtime=SimpleNamespace(selector=selector))
     call, used, notes = the_arms._onnx_call(route, optimizer)
     assert call() == "ours"
     assert used == RunOptions(threads=2)

@@ -264,7 +264,7 @@ def test_a_known_voice_is_known_in_a_child(optimizers: dict[str, UniversalOptimi
 
     def again() -> tuple[np.ndarray, int]:
         speech = optimizer.synthesize(TEXT, **said, **OPTIONS)
-        voices = optimizer._dispatcher._voices
+        voices = optimizer._dispatcher.voices._store
         assert voices is not None
         return speech.audio, voices.stats.misses
 

@@ -25,7 +25,6 @@ from doubles import QuickAdapter, twin, voice
 import accelerator
 from accelerator import AudioChunk, ProgressEvent, Speech, SpeechRequest, UniversalOptimizer
 from accelerator.cache import ContentCache
-from accelerator.engines.base import Part
 from accelerator.errors import (
     AcceleratorError,
     Closed,
@@ -38,6 +37,7 @@ from accelerator.errors import (
 )
 from accelerator.metrics import Meter, current_meter
 from accelerator.optimizer import _whole
+from accelerator.parts.part import Part
 from accelerator.pipeline.selection import Choice
 from accelerator.pipeline.stream import SpeechStream
 from accelerator.pipeline.voices import VoiceStore
@@ -216,7 +216,7 @@ def test_a_transcript_without_a_voice(fast: UniversalOptimizer) -> None:
 def test_references_of_any_rate_and_shape(
     fast: UniversalOptimizer, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fast._dispatcher, "_voices", VoiceStore(ContentCache(tmp_path), "nothing known"))
+    monkeypatch.setattr(fast._dispatcher.voices, "_store", VoiceStore(ContentCache(tmp_path), "nothing known"))
     t = np.arange(8000) / 8000
     stereo = np.stack([np.sin(1000 * t), np.sin(1000 * t)], axis=1).astype(np.float32) * 0.3
     audio, _, metrics = fast.synthesize(TEXT, (stereo, 8000), "a voice", temperature=0, **SHORT)

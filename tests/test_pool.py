@@ -4,22 +4,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from doubles import BareStages
 
 from accelerator.audio.joiner import Joiner
-from accelerator.engines.base import Voice
 from accelerator.errors import GenerationError, InvalidText
 from accelerator.metrics import Meter, current_meter, measuring
-from accelerator.pipeline.pooled import PoolSpeaker, Workers
+from accelerator.pipeline.pooled import Pooled, Workers
 from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
 from accelerator.text.segments import Segment
 
 RATE = 8_000
 
 
-class Utterer:
+class Utterer(BareStages):
     """A tone for each segment, as long as its text, whose pitch is its seed."""
 
-    comfortable, longest = 40, 80
+    schedule, windows = "pooled", ()
 
     def __init__(self, fails=(), mute=()):
         self.fails, self.mute = list(fails), mute
@@ -27,16 +27,14 @@ class Utterer:
         self.busy = self.most = 0
         self.lock = threading.Lock()
 
-    def named_voice(self, name):
-        return Voice(name=name)
-
-    def say(self, text, voice, sampling, *, alone):
+    def generate(self, segment, voice, job, *, resume=()):
+        text = segment.text.strip()
         with self.lock:
             self.busy += 1
             self.most = max(self.most, self.busy)
             self.said.append(text)
             self.threads.append(threading.current_thread().name)
-            self.alone.append(alone)
+            self.alone.append(job.exclusive)
         time.sleep(0.02)
         with self.lock:
             self.busy -= 1
@@ -44,7 +42,8 @@ class Utterer:
                 self.fails.remove(text)
                 raise RuntimeError("broken")
         current_meter().add_frames(1)
-        return np.zeros(0, np.float32) if text in self.mute else tone(text, sampling)
+        if text not in self.mute:
+            yield (tone(text, job.sampling),)
 
 
 def tone(text, sampling):
@@ -56,14 +55,15 @@ def segments(count):
     return [Segment(f"Text {i}.", 0.2 if i + 1 < count else 0.0, 8 * i) for i in range(count)]
 
 
-def speaker(utterer, count=6, **options):
-    request = SpeechRequest("".join(s.text for s in segments(count)), sampling=SamplingParams(seed=5))
-    options = {"workers": Workers(2), "streaming": False, "segments": segments(count), **options}
-    return PoolSpeaker(utterer, request, Voice(), RATE, Meter(), **options)
+def speaker(utterer, count=6, streaming=False, **options):
+    utterer.given = segments(count)
+    text = "".join(s.text for s in utterer.given)
+    request = SpeechRequest(text, sampling=SamplingParams(seed=5), streaming=streaming)
+    return Pooled(utterer, request, None, RATE, Meter(), **{"workers": Workers(2), **options})
 
 
 def whole(speaker):
-    return np.concatenate([chunk.audio for chunk in speaker.speak()])
+    return np.concatenate(list(speaker.speak()))
 
 
 def expected(count=6):
@@ -95,7 +95,7 @@ def test_a_streams_first_segment_has_all_threads():
     chunks = own.speak()
     next(chunks)
     assert utterer.said == ["Text 0."]
-    assert np.concatenate([c.audio for c in chunks]).size
+    assert np.concatenate(list(chunks)).size
     assert utterer.alone == [True] + [False] * 5
 
 

@@ -67,8 +67,8 @@ def ask(engine: Any, path: str, text: str, *reference: Any, **options: Any) -> d
         broken["text2semantic"] = failing
     optimizer = twin(engine, **broken)
     if path.startswith("original"):  # not only the part: the routed copy as a whole
-        pieces = optimizer._bound.pieces
-        pieces.frames = lambda *_, **__: (_ for _ in ()).throw(MemoryError("by the test"))
+        stages: Any = optimizer._bound.stages
+        stages.generate = lambda *_, **__: (_ for _ in ()).throw(MemoryError("by the test"))
     if path == "batch":
         return optimizer.synthesize_batch([text], *reference, **options)[0].metrics
     if path.endswith("stream"):

@@ -14,9 +14,9 @@ from doubles import QuickAdapter, component, probe, twin, voice
 
 from accelerator import UniversalOptimizer
 from accelerator.audio.checks import check_audio
-from accelerator.engines.base import Decoding
 from accelerator.errors import BadOutput, BatchFailed, GenerationError, InvalidOption, InvalidReference, SessionError
 from accelerator.metrics import Meter, measuring
+from accelerator.parts.decoding import Decoding
 from accelerator.parts.part import Part
 from accelerator.pipeline.fallback import MAX_FAILURES, Route
 from accelerator.pipeline.selection import Choice
@@ -198,7 +198,7 @@ def test_codes_of_a_stand_in_are_not_remembered(tiny: Any, tmp_path: Any) -> Non
     by_torch = np.concatenate(list(tiny.stream(TEXT, audio, "a", **GREEDY)))
     optimizer = twin(tiny, {"cache_dir": tmp_path}, encoder=encoder)
     same(speak(optimizer, "blocking", **asked)[0], by_torch)
-    assert optimizer._dispatcher._voices.stats.voices == 0
+    assert optimizer._dispatcher.voices._store.stats.voices == 0
     broken[0] = False
     by_export, metrics = speak(optimizer, "blocking", **asked)
     assert (metrics["backends"]["encoder"], metrics["fallback"]) == ("onnxruntime", [])
@@ -500,7 +500,7 @@ def test_a_copy_that_fails_after_audio_is_an_error(tiny: Any, monkeypatch: pytes
     first = next(stream)
     assert len(first.audio) == 4 * tiny.hop
 
-    def decode(*_: Any) -> Any:
+    def decode(*_: Any, **__: Any) -> Any:
         raise KeyError("too late")
 
     monkeypatch.setattr(Decoding, "push", decode)

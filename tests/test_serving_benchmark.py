@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from doubles import BareStages
 from typer.testing import CliRunner
 
 from accelerator.benchmark import serving_neighbours
@@ -22,9 +23,11 @@ from accelerator.benchmark.serving_plan import PYTORCH, SCENARIOS, ServingPlan
 from accelerator.benchmark.serving_scenarios import Served, resident, take, voice, warm
 from accelerator.benchmark.serving_text import SENTENCES, text_of
 from accelerator.cli import app
+from accelerator.engines.base import Job
 from accelerator.errors import EngineError, InvalidOption
 from accelerator.inference.prefix_cache import Prefixes
-from accelerator.speech import Speech
+from accelerator.speech import Speech, SpeechRequest
+from accelerator.text.segments import Segment, split
 
 SVG = "{http://www.w3.org/2000/svg}"
 QUICK = ServingPlan.of(ServingOptions(quick=True))
@@ -133,15 +136,14 @@ class Clock:
         return self.now
 
 
-class FakePieces:
-    comfortable, longest = 200, 400
+class FakeStages(BareStages):
+    def segments(self, request: SpeechRequest, *, soon: bool) -> list[Segment]:
+        return split(request.text, comfortable=200, longest=400)
 
-    def prompt(self, text: str, voice: Any) -> np.ndarray:
-        return np.zeros((2, len(text)), np.int64)
-
-    def frames(self, prompt: np.ndarray, sampling: Any, *, batching: str) -> Iterator[np.ndarray]:
-        assert batching == "on"
-        yield from [prompt[:, 0]] * sampling.max_new_tokens
+    def generate(self, segment: Segment, voice: Any, job: Job, *, resume: Sequence[Any] = ()) -> Iterator[Any]:
+        assert not job.invariant
+        assert job.sampling.max_new_tokens is not None
+        yield from [(0,)] * job.sampling.max_new_tokens
 
 
 class FakeOptimizer:
@@ -152,8 +154,7 @@ class FakeOptimizer:
     fallback: list[dict[str, str]] = []  # noqa: RUF012 - never changed
 
     def __init__(self) -> None:
-        self._bound = SimpleNamespace(pieces=FakePieces())
-        self._dispatcher = SimpleNamespace()
+        self._bound = SimpleNamespace(stages=FakeStages())
         self.asked: list[dict[str, Any]] = []
 
     def synthesize(self, text: str, *reference: Any, **options: Any) -> Any:
@@ -167,9 +168,9 @@ class FakeOptimizer:
 
 
 @pytest.fixture
-def faked(tmp_path: Path) -> Served:
+def faked() -> Served:
     optimizer: Any = FakeOptimizer()
-    return Served(optimizer, replace(QUICK, frames=8, callers=(1, 2)), tmp_path, Clock())
+    return Served(optimizer, replace(QUICK, frames=8, callers=(1, 2)), Clock())
 
 
 def test_throughput_counts_frames_and_audio_of_all(faked: Served) -> None:
@@ -220,7 +221,7 @@ def test_what_pytorch_spoke_is_noted(faked: Served) -> None:
 
 
 def test_an_engine_without_stages_cannot_be_served(faked: Served) -> None:
-    del faked.optimizer._bound.pieces  # type: ignore[attr-defined]
+    faked.optimizer._bound.stages = None  # type: ignore[misc]
     with pytest.raises(EngineError, match="fake cannot be served"):
         take(faked, "throughput", "1 at once", 0)
 
@@ -230,10 +231,11 @@ def test_an_engine_without_stages_cannot_be_served(faked: Served) -> None:
 
 @pytest.fixture
 def served(fast: Any, tmp_path: Path) -> Iterator[Served]:
-    before = fast._dispatcher._cache, fast._dispatcher._voices
-    fast._dispatcher._voices = None
-    yield Served(fast, QUICK, tmp_path / "voices")
-    fast._dispatcher._cache, fast._dispatcher._voices = before
+    runtime, voices = fast._runtime, fast._dispatcher.voices
+    before = runtime.settings, voices._store
+    runtime.settings, voices._store = replace(runtime.settings, voices_dir=tmp_path / "voices"), None
+    yield Served(fast, QUICK)
+    runtime.settings, voices._store = before
 
 
 @pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name not in ("memory", "neighbours")])
@@ -298,7 +300,7 @@ def test_mixed_requests_are_of_all_kinds_and_counted(served: Served, monkeypatch
 
 def test_new_voices_leave_the_users_cache_alone(served: Served, tmp_path: Path) -> None:
     take(served, "first-audio", "new voice", 5)
-    assert list((tmp_path / "voices").rglob("codes.npy"))
+    assert list((tmp_path / "voices").rglob("voice.npz"))
 
 
 # The run, with processes that only pretend

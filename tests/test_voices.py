@@ -10,15 +10,28 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from accelerator.cache import ContentCache, make_key
 from accelerator.errors import BadOutput, InvalidOption
-from accelerator.pipeline.voices import VoiceStats, VoiceStore
+from accelerator.pipeline import voices
+from accelerator.pipeline.voices import VoiceStats
 
 CODES = np.random.default_rng(0).integers(0, 4096, (10, 215))
+
+
+class VoiceStore(voices.VoiceStore):
+    """Of voices that are one array each."""
+
+    def get_or_encode(self, reference_digest: str, encode: Any, **options: Any) -> Any:  # type: ignore[override]
+        return super().get_or_encode(reference_digest, lambda: {"codes": encode()}, **options)["codes"]
+
+    def get(self, reference_digest: str) -> Any:
+        voice = super().get(reference_digest)
+        return None if voice is None else voice["codes"]
 
 
 def name(number: int) -> str:
@@ -42,7 +55,7 @@ def never() -> np.ndarray:
 
 
 def stored(cache: ContentCache) -> list[Path]:
-    return [info.path / "codes.npy" for info in cache.entries()]
+    return [info.path / "voice.npz" for info in cache.entries()]
 
 
 def test_a_voice_is_encoded_once_and_then_found_in_memory(tmp_path: Path) -> None:
@@ -71,9 +84,9 @@ def test_another_process_does_not_encode(tmp_path: Path) -> None:
         "from accelerator.pipeline.voices import VoiceStore\n"
         "def encode():\n"
         "    print('encoded')\n"
-        "    return np.arange(20).reshape(2, 10)\n"
-        "codes = VoiceStore(ContentCache(sys.argv[1]), 'encoder').get_or_encode(sys.argv[2], encode)\n"
-        "print(codes.sum())\n"
+        "    return {'codes': np.arange(20).reshape(2, 10)}\n"
+        "voice = VoiceStore(ContentCache(sys.argv[1]), 'encoder').get_or_encode(sys.argv[2], encode)\n"
+        "print(voice['codes'].sum())\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path), name(0)]
     answers = [subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout for _ in range(2)]
@@ -112,19 +125,19 @@ def test_a_corrupt_voice_is_encoded_again_and_replaced(tmp_path: Path, harm: str
     assert np.array_equal(VoiceStore(ContentCache(tmp_path), "encoder").get_or_encode(name(0), never), CODES)
 
 
-@pytest.mark.parametrize("content", ["pickle", "floats", "text", "vector"])
-def test_a_valid_entry_that_holds_no_codes_is_not_used(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", ["pickle", "text", "empty", "names"])
+def test_a_valid_entry_that_holds_no_numbers_is_not_used(tmp_path: Path, content: str) -> None:
     """What another program may have put under the key, sealed as it should be; nothing is unpickled."""
     cache = ContentCache(tmp_path)
-    fields = {"format": 1, "encoder": "encoder", "reference": name(0)}
+    fields = {"format": 2, "encoder": "encoder", "reference": name(0)}
 
     def build(directory: Path) -> None:
         if content == "text":
-            (directory / "codes.npy").write_text("no array")
+            (directory / "voice.npz").write_text("no array")
         elif content == "pickle":
-            np.save(directory / "codes.npy", np.array([[{"a": 1}]], dtype=object), allow_pickle=True)
+            np.savez(directory / "voice.npz", codes=np.array([[{"a": 1}]], dtype=object))
         else:
-            np.save(directory / "codes.npy", np.zeros((2, 3)) if content == "floats" else np.zeros(3, int))
+            np.savez(directory / "voice.npz", codes=np.zeros(0) if content == "empty" else np.array(["a"]))
 
     cache.get_or_create(make_key(kind="voice", **fields), build, name="voice", fields=fields)
     encode = Encoder()
@@ -140,8 +153,8 @@ def test_what_is_on_disk_says_what_it_is(tmp_path: Path) -> None:
     (info,) = cache.entries()
     assert info.name == "voice"
     manifest = json.loads((info.path / "manifest.json").read_text())
-    assert manifest["fields"] == {"format": 1, "encoder": "encoder", "reference": name(0)}
-    assert np.array_equal(np.load(info.path / "codes.npy", allow_pickle=False), CODES)
+    assert manifest["fields"] == {"format": 2, "encoder": "encoder", "reference": name(0)}
+    assert np.array_equal(np.load(info.path / "voice.npz", allow_pickle=False)["codes"], CODES)
     assert cache.verify() == []
 
 
@@ -226,11 +239,24 @@ def test_an_encoder_that_fails_leaves_no_trace_and_is_asked_again(tmp_path: Path
     assert len(cache.entries()) == 1
 
 
-@pytest.mark.parametrize("codes", [np.zeros((2, 3)), np.zeros(3, int), np.zeros((2, 0), int), np.array(None)])
-def test_an_answer_that_is_no_codes_is_refused_and_not_stored(tmp_path: Path, codes: np.ndarray) -> None:
+def test_a_voice_may_be_several_arrays(tmp_path: Path) -> None:
+    made = {"globals": np.arange(32), "embedding": np.ones(256, np.float32)}
+    first = voices.VoiceStore(ContentCache(tmp_path), "encoder").get_or_encode(name(0), lambda: made)
+    again = voices.VoiceStore(ContentCache(tmp_path), "encoder").get(name(0))
+    for found in (first, again):
+        assert found is not None
+        assert {key: (array.dtype, array.shape) for key, array in found.items()} == {
+            "globals": (np.int64, (32,)),
+            "embedding": (np.float32, (256,)),
+        }
+        assert all(np.array_equal(found[key], made[key]) for key in made)
+
+
+@pytest.mark.parametrize("codes", [np.zeros((2, 0), int), np.array(None), np.array(["a"]), np.array([True])])
+def test_an_answer_that_is_no_numbers_is_refused_and_not_stored(tmp_path: Path, codes: np.ndarray) -> None:
     cache = ContentCache(tmp_path)
     store = VoiceStore(cache, "encoder")
-    with pytest.raises(BadOutput, match=r"instead of codes \[C, T\]"):
+    with pytest.raises(BadOutput, match="instead of arrays of numbers"):
         store.get_or_encode(name(0), lambda: codes)
     assert cache.entries() == []
     assert store.stats.voices == 0
@@ -306,9 +332,9 @@ def test_processes_encode_a_voice_once_between_them(tmp_path: Path) -> None:
         "def encode():\n"
         "    time.sleep(0.5)\n"
         "    print('encoded')\n"
-        "    return np.arange(20).reshape(2, 10)\n"
-        "codes = VoiceStore(ContentCache(sys.argv[1]), 'encoder').get_or_encode(sys.argv[2], encode)\n"
-        "print(codes.sum())\n"
+        "    return {'codes': np.arange(20).reshape(2, 10)}\n"
+        "voice = VoiceStore(ContentCache(sys.argv[1]), 'encoder').get_or_encode(sys.argv[2], encode)\n"
+        "print(voice['codes'].sum())\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path), name(0)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]

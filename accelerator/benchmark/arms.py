@@ -243,14 +243,13 @@ def _torch_arm(plan: Plan, name: str, weights: Path | None) -> Arm:
         else:
             calls.pop(LANGUAGE_MODEL, None)  # the part's own may have a smaller cache than the engine's
             notes.append("the language model is measured end to end only: the adapter cannot call it as it ships")
-    if name == AS_SHIPPED or hook is None:
-        stream = adapter.original
-    else:
-        stream = adapter.bind(calls).stream
+    bound = None if name == AS_SHIPPED or hook is None else adapter.bind(calls)
 
     def speak(text: str, params: SamplingParams) -> Spoken:
+        request = SpeechRequest(text, None, params)
         start = time.perf_counter()
-        chunks = list(stream(SpeechRequest(text, None, params)))
+        own = bound is None or bound.stream is None
+        chunks = list(adapter.original(request) if own else bound.stream(request, None))  # type: ignore[union-attr, misc]
         elapsed = time.perf_counter() - start
         return Spoken(elapsed, sum(len(c.audio) / c.sample_rate for c in chunks))
 
@@ -291,7 +290,7 @@ def _onnx_call(route: Route, optimizer: UniversalOptimizer) -> tuple[Call, RunOp
         return choice.call, choice.options, []
     if choice.cause != "Slower":
         raise EngineError(f"{part.name} has no export: {choice.reason}")
-    opened = dataclasses.replace(optimizer._get_loader(), probe=False).load(part)
+    opened = dataclasses.replace(optimizer._runtime.selector, probe=False).load(part)
     assert opened.call is not None
     assert opened.options is not None
     note = f"{part.name}: users get PyTorch here, also in the end-to-end figures ({choice.reason})"

@@ -126,11 +126,14 @@ class _Arms:
     """Arm -> measure -> a call that answers (seconds, seconds of audio, seconds to the first of it)."""
 
     def __init__(self, engine: Any, options: FeedForwardOptions, report: Callable[[str], None]) -> None:
-        from ..engines.base import Voice
+        import numpy as np
+
+        from ..engines.base import Bound, Job
         from ..engines.vits import VitsAdapter, traceable
         from ..engines.vits.adapter import DECODER, TEXT
         from ..optimizer import UniversalOptimizer
         from ..speech import SamplingParams
+        from ..text.segments import Segment
 
         report("exporting, unless it is in the cache")
         self._optimizer = UniversalOptimizer(
@@ -143,7 +146,7 @@ class _Arms:
         twin = traceable.exportable(engine.model)
         folded._text, folded._decoder = traceable.Text(twin), traceable.Decoder(twin)
         plain = folded.bind({TEXT: folded._text_in_torch, DECODER: folded._decode_in_torch})
-        routed: Any = self._optimizer._bound
+        routed = self._optimizer._bound
         rate = engine.model.config.sampling_rate
         texts = [f"{SENTENCE}, {SENTENCE}, {SENTENCE}." for _ in range(options.segments)]
         text = " ".join(texts)
@@ -171,11 +174,17 @@ class _Arms:
                 samples += chunk.audio.size
             return time.perf_counter() - begun, samples / rate, first
 
-        seed = SamplingParams(seed=0)
+        def through(bound: Bound) -> Callable[[str], Any]:
+            stages, job = bound.stages, Job(SamplingParams(seed=0))
+            assert stages is not None
+            return lambda one: np.concatenate(
+                [u for us in stages.generate(Segment(one, 0.0, 0), None, job) for u in us]
+            )
+
         one_by_one = {
             AS_SHIPPED: each(shipped),
-            FOLDED: each(lambda one: plain.say(one, Voice(), seed, alone=True)),
-            ONE_BY_ONE: each(lambda one: routed.say(one, Voice(), seed, alone=True)),
+            FOLDED: each(through(plain)),
+            ONE_BY_ONE: each(through(routed)),
         }
         self.calls: dict[str, dict[str, Callable[[], tuple[float, float, float]]]] = {
             "sentence": {arm: functools.partial(call, [SENTENCE]) for arm, call in one_by_one.items()},

@@ -167,8 +167,8 @@ class _AtWork:
 
     @property
     def _positions(self) -> int:
-        """Of the prompt that PyTorch's language model is given: as many as a sentence has."""
-        return max(16, int(self._engine["prompt"]))
+        """Of the prompt that PyTorch's language model is given: about as many as a sentence has, one a letter."""
+        return len(SENTENCES[0])
 
     def _take_pytorch(self) -> dict[str, float]:
         assert self._pytorch is not None

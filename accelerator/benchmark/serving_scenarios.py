@@ -6,7 +6,7 @@ import contextlib
 import gc
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from ..audio.checks import load_reference
-from ..cache import ContentCache
-from ..engines.base import Pieces, Voice
+from ..engines.base import Job, Stages
 from ..errors import EngineError
 from ..metrics import Meter, measuring, peak_rss_bytes
 from ..optimizer import UniversalOptimizer
 from ..speech import SamplingParams, Speech, SpeechRequest
-from ..text.segments import Segment, split
+from ..text.segments import Segment
 from .machine import _kilobytes
 from .serving_plan import PYTORCH, SCENARIOS, ServingPlan
 from .serving_text import SENTENCES, text_of
@@ -36,27 +35,22 @@ _REQUESTS_OF_ALL_KINDS = 11
 
 @dataclass
 class Served:
-    """What is measured. scratch: where voices are remembered, so that new ones are new and the user's cache stays."""
+    """What is measured. optimizer: one whose `voices_dir` is empty, so that new voices are new."""
 
     optimizer: UniversalOptimizer
     plan: ServingPlan
-    scratch: Path
     clock: Callable[[], float] = time.perf_counter
     notes: set[str] = field(default_factory=set)
     done: int = 0  # mixed requests so far
     turns: int = 0  # of their kinds
 
-    def __post_init__(self) -> None:
-        voices = ContentCache(self.scratch)
-        self.optimizer._dispatcher._cache = lambda: voices
-
     @property
-    def pieces(self) -> Pieces:
-        """The stages one by one. Raises EngineError for an engine that is only called as a whole."""
-        pieces: Pieces | None = getattr(self.optimizer._bound, "pieces", None)
-        if pieces is None:
+    def stages(self) -> Stages:
+        """The stages one by one. Raises EngineError for an engine that is not batched."""
+        stages = self.optimizer._bound.stages
+        if stages is None or stages.schedule != "batched":
             raise EngineError(f"{self.optimizer.adapter.name} cannot be served: its stages cannot be called one by one")
-        return pieces
+        return stages
 
     def speak(self, text: str, *reference: Any, frames: int | None, **sampling: Any) -> Speech:
         speech = self.optimizer.synthesize(text, *reference, max_new_tokens=frames, **sampling)
@@ -69,15 +63,15 @@ class Served:
         rate = self.optimizer.sample_rate
         return (voice(rate, seconds or self.plan.reference_s, number), rate), said or _SAID.format("all")
 
-    def generate(self, prompts: Sequence[np.ndarray], frames: int) -> tuple[int, float]:
-        """(frames, seconds) of all prompts generated at once, by the language model alone."""
-        sampling = SamplingParams(max_new_tokens=frames)
+    def generate(self, segments: Sequence[Segment], voice: Any, frames: int) -> tuple[int, float]:
+        """(frames, seconds) of all segments generated at once, by the language model alone."""
+        job = Job(SamplingParams(max_new_tokens=frames))
 
-        def count(prompt: np.ndarray) -> int:
-            return sum(1 for _ in self.pieces.frames(prompt, sampling, batching="on"))
+        def count(segment: Segment) -> int:
+            return sum(len(units) for units in self.stages.generate(segment, voice, job))
 
         start = self.clock()
-        counts = together(count, prompts, len(prompts))
+        counts = together(count, segments, len(segments))
         return sum(counts), self.clock() - start
 
 
@@ -106,7 +100,7 @@ def take(served: Served, scenario: str, item: str, number: int) -> dict[str, flo
 
 def warm(served: Served, scenario: str) -> None:
     """Do a little of all that the scenario does, so that buffers and caches are there."""
-    short = Served(served.optimizer, _shortened(served.plan), served.scratch, served.clock, served.notes)
+    short = Served(served.optimizer, _shortened(served.plan), served.clock, served.notes)
     if scenario == "memory":
         _mixed(short, _REQUESTS_OF_ALL_KINDS)
         return
@@ -134,18 +128,17 @@ def _number(item: str) -> int:
 
 
 def _throughput(served: Served, item: str, number: int) -> dict[str, float]:
-    pieces, frames = served.pieces, served.plan.frames
+    stages, frames = served.stages, served.plan.frames
     if item.startswith("1 text"):
-        text, segments = _text_of_segments(pieces, served.plan.segments)
+        text, segments = _text_of_segments(stages, served.plan.segments)
         reference = served.reference(0)
-        known = _voice_of(served, reference)
-        prompts = [pieces.prompt(segment.text.strip(), known) for segment in segments]
-        drawn, seconds = served.generate(prompts, frames)
+        drawn, seconds = served.generate(segments, _voice_of(served, reference), frames)
         start = served.clock()
         audio_s = served.speak(text, *reference, frames=frames).metrics["audio_s"]
         return {"frames_per_s": drawn / seconds, "audio_per_s": audio_s / (served.clock() - start)}
     texts = _sentences(_number(item), number)
-    drawn, seconds = served.generate([pieces.prompt(text, Voice()) for text in texts], frames)
+    nobody = stages.voice(SpeechRequest(texts[0]), None)
+    drawn, seconds = served.generate([Segment(text, 0.0, 0) for text in texts], nobody, frames)
     start = served.clock()
     spoken = served.optimizer.synthesize_batch(texts, max_new_tokens=frames)
     elapsed = served.clock() - start
@@ -153,10 +146,10 @@ def _throughput(served: Served, item: str, number: int) -> dict[str, float]:
     return {"frames_per_s": drawn / seconds, "audio_per_s": audio_s / elapsed}
 
 
-def _text_of_segments(pieces: Pieces, count: int) -> tuple[str, list[Segment]]:
+def _text_of_segments(stages: Stages, count: int) -> tuple[str, list[Segment]]:
     """The shortest text of whole sentences that is cut into so many segments."""
     for sentences in itertools.count(1):
-        segments = split(text := text_of(20 * sentences), comfortable=pieces.comfortable, longest=pieces.longest)
+        segments = stages.segments(SpeechRequest(text := text_of(20 * sentences)), soon=False)
         if len(segments) >= count:
             return text, segments
     raise AssertionError("texts grow without end")
@@ -183,16 +176,14 @@ def _first_audio(served: Served, item: str, number: int) -> dict[str, float]:
 
 def _known_voice(served: Served, item: str, number: int) -> dict[str, float]:
     """Items of a round share its voice, in their order: the first encodes it, the second prefills it."""
-    dispatcher, pieces = served.optimizer._dispatcher, served.pieces
     said = "" if item == "nothing known" else _SAID.format("half")  # other words: another prompt, not prefilled yet
     if item == "codes on disk":
-        dispatcher._voices = None  # as in a new process
+        served.optimizer._dispatcher.voices.forget()  # as in a new process
     request = _request(served, served.reference(2000 + number, said=said))
     start = served.clock()
-    codes = _voice(served, request)
+    voice = _voice(served, request)
     known = served.clock()
-    prompt = pieces.prompt(request.text, codes)
-    frames = pieces.frames(prompt, SamplingParams(max_new_tokens=2), batching="on")
+    frames = served.stages.generate(Segment(request.text, 0.0, 0), voice, Job(SamplingParams(max_new_tokens=2)))
     next(frames, None)
     done = served.clock()
     for _ in frames:
@@ -301,21 +292,18 @@ def _request(served: Served, reference: tuple[Any, str]) -> SpeechRequest:
     return SpeechRequest(SENTENCES[0], load_reference(audio, said, sample_rate=served.optimizer.sample_rate))
 
 
-def _voice(served: Served, request: SpeechRequest) -> Voice:
+def _voice(served: Served, request: SpeechRequest) -> Any:
     """The request's voice, as the optimizer finds it."""
     with measuring(Meter()) as meter:
-        return served.optimizer._dispatcher._voice(served.pieces, request, meter)
+        return served.stages.voice(request, served.optimizer._dispatcher.kept(request, meter))
 
 
-def _voice_of(served: Served, reference: tuple[Any, str], *, prefill: bool = False) -> Voice:
+def _voice_of(served: Served, reference: tuple[Any, str], *, prefill: bool = False) -> Any:
     """The reference's codes, known from now on; with `prefill`, so are its keys and values."""
-    pieces, request = served.pieces, _request(served, reference)
-    known = _voice(served, request)
+    known = _voice(served, _request(served, reference))
     if prefill:
-        frames: Iterator[np.ndarray] = pieces.frames(
-            pieces.prompt(SENTENCES[3], known), SamplingParams(max_new_tokens=2), batching="on"
-        )
-        for _ in frames:
+        job = Job(SamplingParams(max_new_tokens=2))
+        for _ in served.stages.generate(Segment(SENTENCES[3], 0.0, 0), known, job):
             pass
     return known
 

@@ -41,18 +41,15 @@ class ServingWorker:
 
             weights = Path(scratch) / "reference.safetensors"
             load(of.size).save(weights)
-        with _optimizer(of, weights) as optimizer:
-            from ..engines.base import Voice
+        with _optimizer(of, weights, Path(scratch) / "voices") as optimizer:
             from .serving_scenarios import Served
-            from .serving_text import SENTENCES
 
-            served = Served(optimizer.prepare(), of, Path(scratch) / "voices")
-            pieces = served.pieces
+            served = Served(optimizer.prepare(), of)
+            stages = served.stages
             return {
                 "name": optimizer.adapter.name,
                 "sample_rate": optimizer.sample_rate,
-                "frame_s": pieces.decoding().samples_per_frame / optimizer.sample_rate,
-                "prompt": int(pieces.prompt(SENTENCES[0], Voice()).shape[1]),
+                "frame_s": stages.unit_s,
                 "weights": str(weights),
                 "trained": bundled is not None,
                 "parts": _parts(optimizer.status()),
@@ -62,7 +59,7 @@ class ServingWorker:
         from .serving_scenarios import Served
 
         of = ServingPlan.from_dict(plan)
-        self._served = Served(_optimizer(of, Path(weights)).prepare(), of, Path(scratch))
+        self._served = Served(_optimizer(of, Path(weights), Path(scratch)).prepare(), of)
 
     def warm(self, scenario: str) -> None:
         from .serving_scenarios import warm
@@ -84,7 +81,7 @@ class ServingWorker:
         for item in SCENARIOS["neighbours"].items(of):
             count = item.split()[0]
             fixed = replace(of, options=replace(of.options, threads=int(count))) if count.isdigit() else of
-            served = Served(_optimizer(fixed, Path(weights)), of, Path(scratch) / item.replace(" ", "-"))
+            served = Served(_optimizer(fixed, Path(weights), Path(scratch) / item.replace(" ", "-")), of)
             parts = served.optimizer.status()["parts"]
             served.optimizer.prepare(name for name in parts if name != "encoder")
             self._beside[item] = served
@@ -112,7 +109,8 @@ class ServingWorker:
         return sorted({note for served in all_served for note in served.notes})
 
 
-def _optimizer(plan: ServingPlan, weights: Path | None) -> UniversalOptimizer:
+def _optimizer(plan: ServingPlan, weights: Path | None, voices: Path) -> UniversalOptimizer:
+    """voices: where they are remembered, so that new ones are new and the user's cache stays."""
     from ..optimizer import UniversalOptimizer
 
     options = plan.options
@@ -121,6 +119,7 @@ def _optimizer(plan: ServingPlan, weights: Path | None) -> UniversalOptimizer:
         "proof": options.proof,
         "cache_dir": options.cache_dir,
         "threads": options.threads,
+        "voices_dir": voices,
     }
     if options.engine != "reference":
         assert weights is not None

@@ -16,6 +16,7 @@ from ..speech import AudioChunk, SpeechRequest
 from .answers import chunks_of, rate_of
 from .base import Bound, Cloning
 from .methods import METHODS, Method
+from .options import Option
 
 __all__ = ["PassThroughAdapter", "check_engine"]
 
@@ -86,8 +87,8 @@ class PassThroughAdapter:
     """Hands every request to the engine's own `synthesize`, `tts`, `generate`, ... or call: see `methods.METHODS`."""
 
     name = "pass-through"
-    cloning = Cloning()
-    options = None  # the engine's own method says what it does not take
+    cloning: Cloning | None = Cloning()
+    options: Mapping[str, Option] | None = None  # the engine's own method says what it does not take
 
     def __init__(self, engine: Any) -> None:
         """Raises UnsupportedEngine for what is no engine."""

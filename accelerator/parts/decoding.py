@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import BadOutput
 from .part import Call
 
-__all__ = ["Decoding", "Joined", "check_codes", "windowed"]
+__all__ = ["Decoding", "Joined", "check_codes", "resuming", "windowed"]
 
 
 class Decoding:
@@ -52,6 +52,27 @@ def windowed(decode: Call) -> Call:
             return np.asarray(decode(codes))
         audio = np.asarray(decode(np.concatenate([after.seen, codes], axis=1)))
         return audio[after.seen.shape[1] * after.samples_per_frame :]
+
+    return call
+
+
+def resuming(decode: Any) -> Call:
+    """A decoder with a memory, as a call that takes `after`, a `Decoding`.
+
+    decode: codes -> audio; decode.stream() makes an object whose push(codes) goes on where it ended.
+    """
+
+    def call(codes: np.ndarray, *, after: Decoding | None = None) -> np.ndarray:
+        if after is None:
+            return decode(codes)
+        stream, after.state = after.state, None  # lost, should this fail
+        if stream is None:
+            stream = decode.stream()
+            if after.seen is not None and after.seen.shape[1]:
+                stream.push(after.seen)  # what PyTorch has decoded meanwhile
+        audio = stream.push(codes)
+        after.state = stream
+        return np.asarray(audio)
 
     return call
 

@@ -56,6 +56,14 @@ class Runtime:
         return self.selector.cache
 
     @property
+    def voices(self) -> ContentCache:
+        """Where voices are remembered: beside the exports, unless there is another place for them."""
+        place = self.settings.voices_dir
+        if place is None:
+            return self.cache
+        return place if isinstance(place, ContentCache) else ContentCache(place)
+
+    @property
     def workers(self) -> Workers:
         """What all requests of a pooled engine share: one segment for each core that may be used is spoken at once."""
         with self._lock:

@@ -41,7 +41,7 @@ class Dispatcher:
         """release_torch: drop the engine's own weights once no part needs them."""
         self.adapter, self.bound, self.routes, self.runtime = adapter, bound, routes, runtime
         self.released, self._releases = False, release_torch
-        self._voices = Voices(routes, runtime)
+        self.voices = Voices(routes, runtime)
         self._forked()
         renewed_in_children(self)
 
@@ -81,7 +81,7 @@ class Dispatcher:
         stages = self.bound.stages
         if request.reference is None or stages is None:
             return None
-        return self._voices.of(request, stages, meter)
+        return self.voices.of(request, stages, meter)
 
 
 class Running:
@@ -93,7 +93,7 @@ class Running:
         self.request, self.meter, self.cancelled = request, meter, cancelled
         self._dispatcher, self._adapter = dispatcher, dispatcher.adapter
         self._speaking: Batched | Pooled | None = None
-        self._chunks = self._run()
+        self._chunks: Any = self._run()
 
     def __iter__(self) -> Running:
         return self
@@ -115,7 +115,8 @@ class Running:
         Raises Overloaded, InvalidInput, GenerationError.
         """
         self._dispatcher.begin(self)
-        chunks, failure, seconds = _lazily(self._speech), None, 0.0
+        chunks: Any = _lazily(self._speech)
+        failure, seconds = None, 0.0
         try:
             while True:
                 try:
@@ -194,7 +195,7 @@ class Voices:
         assert reference is not None
         with self._lock:  # it may take an export
             if self._store is None and (key := self._key()) is not None:
-                self._store = VoiceStore(self._runtime.cache, key)
+                self._store = VoiceStore(self._runtime.voices, key)
         if self._store is None:
             return stages.encode(reference)
         if (known := self._store.get(reference.digest)) is not None:
@@ -207,6 +208,11 @@ class Voices:
             lambda: stages.encode(reference),
             keep=lambda: as_it_was or not any(meter.backend(r.part.name) == r.part.runs_on for r in self._routes),
         )
+
+    def forget(self) -> None:
+        """Of what is known, keep only what lies on disk."""
+        with self._lock:
+            self._store = None
 
     def _key(self) -> str | None:
         """Names what encodes: the weights of the parts.

@@ -29,6 +29,7 @@ class Settings:
     queue_size: int
     unspeakable: Unspeakable
     split_text: bool
+    voices_dir: str | Path | ContentCache | None = None
 
     def __post_init__(self) -> None:
         if self.precision != "auto" and self.precision not in PRECISIONS:
@@ -40,8 +41,10 @@ class Settings:
         if not _is_positive(self.queue_size):
             raise InvalidOption(f"queue_size must be a positive integer, not {self.queue_size!r}")
         check_unspeakable(self.unspeakable)
-        if isinstance(self.cache_dir, (str, os.PathLike)):  # it is where it was when it was given
-            object.__setattr__(self, "cache_dir", Path(self.cache_dir).absolute())
+        for name in ("cache_dir", "voices_dir"):
+            place = getattr(self, name)
+            if isinstance(place, (str, os.PathLike)):  # it is where it was when it was given
+                object.__setattr__(self, name, Path(place).absolute())
 
 
 def _is_positive(value: object) -> bool:

@@ -10,10 +10,11 @@ import pytest
 
 from accelerator import UniversalOptimizer, engines
 from accelerator.engines import ADAPTERS, CHECKPOINTS, Adapter, Bound, adapter_for, adapter_from_checkpoint
-from accelerator.engines.base import check_codes, tensors_digest
+from accelerator.engines.base import tensors_digest
 from accelerator.engines.passthrough import PassThroughAdapter
 from accelerator.engines.reference import ReferenceAdapter
 from accelerator.errors import BadOutput, EngineError
+from accelerator.parts.decoding import check_codes
 
 
 def test_every_row_of_the_table_names_a_class_of_ours() -> None:

@@ -4,6 +4,7 @@ import json
 import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,13 +18,12 @@ from accelerator.audio.joiner import Joiner
 from accelerator.cli import app
 from accelerator.codec.convolutions import has_bf16
 from accelerator.engines import adapter_for, vits
-from accelerator.engines.base import Voice
+from accelerator.engines.base import Job
 from accelerator.engines.passthrough import PassThroughAdapter
 from accelerator.engines.vits import twin
 from accelerator.engines.vits.traceable import attend, exportable, spline_back
 from accelerator.errors import EngineError, InvalidOption, InvalidText, SessionError
 from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
-from accelerator.text.segments import split
 
 transformers = pytest.importorskip("transformers", reason="pip install transformers")
 with warnings.catch_warnings():
@@ -132,12 +132,12 @@ def test_a_seed_says_what_transformers_seed_says(engine, fast):
 
 def test_a_long_text_is_spoken_by_a_pool_as_one_by_one(fast):
     speech = fast.synthesize(LONG, seed=2)
-    utterer = fast._bound.utterer
-    segments = split(LONG, comfortable=utterer.comfortable, longest=utterer.longest)
+    stages = fast._bound.stages
+    segments = stages.segments(SpeechRequest(LONG), soon=False)
     assert len(segments) > 2
     assert len(speech.metrics["segments"]) == len(segments)
     parts = [
-        ([utterer.say(s.text.strip(), Voice(), segment_seed(SamplingParams(seed=2), i), alone=True)], s.pause_s)
+        ([*chain.from_iterable(stages.generate(s, None, Job(segment_seed(SamplingParams(seed=2), i))))], s.pause_s)
         for i, s in enumerate(segments)
     ]
     close(speech.audio, np.concatenate(list(Joiner.join(parts, speech.sample_rate))))

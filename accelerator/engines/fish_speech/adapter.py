@@ -30,7 +30,7 @@ from ...inference.sampling import Sampler
 from ...inference.sequence import Batching
 from ...inference.transformer import StepTimes
 from ...parts.backends import onnx_runtime, rewritten
-from ...parts.decoding import Decoding, windowed
+from ...parts.decoding import Decoding, resuming, windowed
 from ...parts.language_model import (
     LANGUAGE_MODEL,
     language_model_backends,
@@ -43,7 +43,7 @@ from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
 from ..base import Bound, Cloning, tensors_digest
-from ..options import SAMPLING
+from ..options import SAMPLING, Option
 from . import codec as codec_graphs
 from . import language_model as lm
 from . import structure, twin, weights
@@ -67,8 +67,8 @@ class FishSpeechAdapter:
     """Parts: `encoder`, `text2semantic` and `decoder` of a `TTSInferenceEngine`, or of a checkpoint folder."""
 
     name = "fish-speech"
-    cloning = Cloning()
-    options = SAMPLING
+    cloning: Cloning | None = Cloning()
+    options: Mapping[str, Option] | None = SAMPLING
 
     def __init__(self, engine: Any) -> None:
         """Find the language model of a running engine. Raises UnsupportedEngine for versions that are not supported."""
@@ -482,22 +482,4 @@ def _load_encoder_twin(paths: Mapping[str, Path], options: RunOptions) -> Call:
 
 
 def _load_decoder_twin(paths: Mapping[str, Path], options: RunOptions) -> Call:
-    return _resuming(twin.DecodeCall(paths["decoder-twin"] / twin.FILE, dtype=options.dtype))
-
-
-def _resuming(decode: twin.DecodeCall) -> Call:
-    """A decoder that goes on where it ended, as a call that takes `after`, a `Decoding`."""
-
-    def call(codes: np.ndarray, *, after: Decoding | None = None) -> np.ndarray:
-        if after is None:
-            return decode(codes)
-        stream, after.state = after.state, None  # lost, should this fail
-        if stream is None:
-            stream = decode.stream()
-            if after.seen is not None and after.seen.shape[1]:
-                stream.push(after.seen)  # what PyTorch has decoded meanwhile
-        audio = stream.push(codes)
-        after.state = stream
-        return np.asarray(audio)
-
-    return call
+    return resuming(twin.DecodeCall(paths["decoder-twin"] / twin.FILE, dtype=options.dtype))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -40,7 +40,8 @@ class FishSpeechStages:
     Units are frames of codes [1 + C], voices are `Turns`.
     """
 
-    schedule, windows = "batched", (4, 8, 16, 32, 64)  # the first audio soon, then less of it decoded twice
+    schedule: Literal["batched", "pooled"] = "batched"
+    windows: Sequence[int] = (4, 8, 16, 32, 64)  # the first audio soon, then less of it decoded twice
 
     def __init__(self, adapter: FishSpeechAdapter, engine: Any, calls: Mapping[str, Call]) -> None:
         self._adapter, self._engine, self._calls = adapter, engine, calls

@@ -34,7 +34,7 @@ from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
 from ..base import Arrays, Bound, Cloning, tensors_digest
-from ..options import SAMPLING
+from ..options import SAMPLING, Option
 from .stages import ReferenceStages, routed, voice_options
 from .weights import spec_of, weight
 
@@ -54,7 +54,7 @@ class ReferenceAdapter:
     """
 
     name = "reference"
-    options = SAMPLING
+    options: Mapping[str, Option] | None = SAMPLING
     as_shipped = None  # for benchmarks: the engine itself sizes its cache to the request, as the parts' originals do
 
     def __init__(self, engine: Any, *, recipes: Mapping[str, Recipe] = RECIPES) -> None:
@@ -63,7 +63,7 @@ class ReferenceAdapter:
         self.sample_rate: int = engine.sample_rate
         # A voice that has learnt to speak imitates a recording that is read along; one with random weights nothing.
         learnt = engine.config.text != "as_given"
-        self.cloning = Cloning("needed", LEARNT_S) if learnt else Cloning()
+        self.cloning: Cloning | None = Cloning("needed", LEARNT_S) if learnt else Cloning()
         self._spec = spec_of(engine.config.language_model)
         self._digests: dict[str, str] = {}
 

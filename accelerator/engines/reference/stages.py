@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -66,7 +66,8 @@ def voice_options(request: SpeechRequest) -> dict[str, Any]:
 class ReferenceStages:
     """See `base.Stages`. Units are frames of codes [1 + C], voices are `Spoken`."""
 
-    schedule, windows = "batched", (4, 8, 16, 32, 64)  # the first audio soon, then less of it decoded twice
+    schedule: Literal["batched", "pooled"] = "batched"
+    windows: Sequence[int] = (4, 8, 16, 32, 64)  # the first audio soon, then less of it decoded twice
 
     def __init__(self, engine: Any, calls: Mapping[str, Call]) -> None:
         """engine: the copy that is `routed` to the calls."""

@@ -38,7 +38,7 @@ from ...parts.traced import traced
 from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
 from ...speech import AudioChunk, SpeechRequest
-from ..base import Bound, tensors_digest
+from ..base import Bound, Cloning, tensors_digest
 from ..options import Option
 from ..passthrough import PassThroughAdapter
 from . import traceable, twin
@@ -69,8 +69,8 @@ class VitsAdapter:
     """Parts: `text` and `decoder` of a `TextToAudioPipeline` around a `VitsModel`."""
 
     name = "vits"
-    cloning = None  # its voices are its own
-    options: Mapping[str, Option] = {}  # it draws no tokens
+    cloning: Cloning | None = None  # its voices are its own
+    options: Mapping[str, Option] | None = {}  # it draws no tokens
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline, self.model = pipeline, pipeline.model

@@ -50,8 +50,9 @@ class VitsStages:
     pipeline's, or its model's, own. A unit is a segment's audio, a voice the number of a speaker, or None.
     """
 
-    schedule: Literal["pooled"] = "pooled"
-    windows, unit_s = (), None
+    schedule: Literal["batched", "pooled"] = "pooled"
+    windows: Sequence[int] = ()
+    unit_s: float | None = None
 
     def __init__(self, own: VitsAdapter, calls: Mapping[str, Call]) -> None:
         self._own, self._calls = own, calls
