@@ -15,6 +15,7 @@ import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from doubles import QuickAdapter, twin, voice
 import accelerator
 from accelerator import AudioChunk, ProgressEvent, Speech, SpeechRequest, UniversalOptimizer
 from accelerator.cache import ContentCache
+from accelerator.engines.base import Bound, Cloning
+from accelerator.engines.options import SAMPLING
 from accelerator.errors import (
     AcceleratorError,
     Closed,
@@ -64,8 +67,20 @@ def python(script: str, **environment: str) -> str:
 # The answer
 
 
+class Chunks:
+    """A request that is being spoken, to the same audio whatever it says."""
+
+    def __init__(self, chunks: Iterator[AudioChunk]) -> None:
+        self.meter, self.cancelled = Meter(), threading.Event()
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[AudioChunk]:
+        return self._chunks
+
+
 def spoken_in(chunks: Iterator[AudioChunk]) -> Speech:
-    return _whole(SpeechStream(chunks, Meter(), lambda meter: meter.result()))
+    running: Any = Chunks(chunks)
+    return _whole(SpeechStream(running, lambda running: running.meter.result()))
 
 
 def test_chunks_are_joined_in_order() -> None:
@@ -291,6 +306,7 @@ class FakeAdapter:
     """encoder 0.2 s, 0.1 s a frame, decoder 0.5 s; 0.3 s in no stage; two chunks of one second."""
 
     name, sample_rate = "fake", 1000
+    cloning, options = Cloning(), SAMPLING
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -316,26 +332,19 @@ class FakeAdapter:
         ]
 
     def bind(self, calls: Mapping[str, Any]) -> Any:
-        adapter = self
+        def stream(request: SpeechRequest, kept: Any) -> Iterator[AudioChunk]:
+            assert kept is None, "an engine without stages encodes by itself"
+            if request.reference is not None:
+                calls["encoder"](request.reference.audio)
+            frames = []
+            for frame in calls["text2semantic"]():
+                current_meter().add_frames(1)
+                frames.append(frame)
+            yield AudioChunk(calls["decoder"](frames), 1000)
+            self.clock.now += 0.3
+            yield AudioChunk(calls["decoder"](frames), 1000)
 
-        class Bound:
-            engine = FakeEngine()
-
-            def stream(self, request: SpeechRequest) -> Iterator[AudioChunk]:
-                if request.reference is not None:
-                    calls["encoder"](request.reference.audio)
-                frames = []
-                for frame in calls["text2semantic"]():
-                    current_meter().add_frames(1)
-                    frames.append(frame)
-                yield AudioChunk(calls["decoder"](frames), 1000)
-                adapter.clock.now += 0.3
-                yield AudioChunk(calls["decoder"](frames), 1000)
-
-            def close(self) -> None:
-                pass
-
-        return Bound()
+        return Bound(FakeEngine(), stream=stream)
 
     def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
         raise AssertionError("not needed")
@@ -369,7 +378,7 @@ def test_every_metric_against_a_clock(monkeypatch: pytest.MonkeyPatch, backend: 
         "segments": [],
     }
     stages = metrics.pop("stages")
-    assert stages == pytest.approx({"text": 0, "reference": 0.2, "text2semantic": 0.4, "decoder": 1.0, "post": 0})
+    assert stages == pytest.approx({"text": 0, "reference": 0.2, "generate": 0.4, "decode": 1.0, "post": 0})
     assert metrics == pytest.approx(
         {"rtf": 0.95, "rtfx": 2 / 1.9, "audio_s": 2.0, "elapsed_s": 1.9, "ttfa_s": 1.1, "frames_per_s": 10.0}
     )
@@ -563,9 +572,7 @@ def test_closing_frees_the_sessions(tiny: Any, fast: UniversalOptimizer) -> None
 def test_no_audio_is_an_error(tiny: Any) -> None:
     class Mute(FakeAdapter):
         def bind(self, calls: Mapping[str, Any]) -> Any:
-            bound = super().bind(calls)
-            bound.stream = lambda request: iter(())
-            return bound
+            return replace(super().bind(calls), stream=lambda request, kept: iter(()))
 
     with pytest.raises(GenerationError, match="no audio"):
         UniversalOptimizer(None, adapter=Mute(Clock())).synthesize("Hello")

@@ -77,7 +77,10 @@ class Decoder(Protocol):
     """One segment's units on their way to audio."""
 
     def push(self, units: Sequence[Unit], *, final: bool) -> np.ndarray:
-        """The audio that can be made now, float32 [n]. It may hold back what needs later units; `final`: none come."""
+        """The audio that can be made now, float32 [n]. It may hold back what needs later units.
+
+        final: none come any more; that may be said with the last units, or later and with none.
+        """
         ...
 
 

@@ -27,7 +27,9 @@ class Decoding:
         self.state: Any = None  # the decoder's own; None where it has not begun, or lost its way
 
     def push(self, units: Sequence[np.ndarray], *, final: bool = False) -> np.ndarray:
-        """The audio of the next frames [1 + C] each, float32 [n]."""
+        """The audio of the next frames [1 + C] each, float32 [n]. Nothing is held back."""
+        if not units:
+            return np.zeros(0, np.float32)
         codes = np.stack(units, axis=1)[1:]
         audio = np.asarray(self._call(codes, after=self))
         joined = codes if self.seen is None else np.concatenate([self.seen, codes], axis=1)
@@ -41,7 +43,7 @@ class Joined:
     """For engines whose units are audio already, float32 [n] each."""
 
     def push(self, units: Sequence[np.ndarray], *, final: bool = False) -> np.ndarray:
-        return np.concatenate(units)
+        return np.concatenate([np.zeros(0, np.float32), *units])
 
 
 def windowed(decode: Call) -> Call:

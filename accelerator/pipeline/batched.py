@@ -76,7 +76,7 @@ class Batched:
             if not spoken.done:
                 self._advance()
             window = self._window(spoken)
-            spoken.heard = spoken.done and spoken.decoded == spoken.drawn
+            spoken.heard = spoken.ended or (spoken.done and not spoken.drawn)
             if window is not None and len(window):
                 yield window
         spoken.units, spoken.decoder = [], None
@@ -87,13 +87,14 @@ class Batched:
         """The next piece of audio, if enough units are there: all of them at the end, or else a stream's window."""
         ready, sizes = spoken.drawn - spoken.decoded, self._stages.windows if self._streaming else ()
         wanted = sizes[min(spoken.windows, len(sizes) - 1)] if sizes else ready
-        if not ready or not (spoken.done or (sizes and ready >= wanted)):
+        if not spoken.drawn or not (spoken.done or (sizes and ready >= wanted)):
             return None
         size = min(ready, wanted)
+        spoken.ended = spoken.done and size == ready  # maybe without a unit: a decoder may have held some back
         units = spoken.units[spoken.decoded : spoken.decoded + size]
         if spoken.decoder is None:
             spoken.decoder = self._stages.decoder(spoken.voice, spoken.job)
-        audio = spoken.decoder.push(units, final=spoken.done and size == ready)
+        audio = spoken.decoder.push(units, final=spoken.ended)
         spoken.decoded += size
         spoken.windows += 1
         spoken.samples += len(audio)

@@ -25,7 +25,7 @@ TRIES = 2  # of a segment that fails, or says nothing
 
 @dataclass
 class Spoken:
-    """A segment on its way. drawn, decoded: units so far, and those of them that are audio already."""
+    """A segment on its way. drawn, decoded: units so far, and those of them that the decoder was given; ended: all."""
 
     segment: Segment
     job: Job
@@ -38,6 +38,7 @@ class Spoken:
     tries: int = 0
     drawn: int = 0
     decoded: int = 0
+    ended: bool = False
     windows: int = 0
     samples: int = 0
     heard: bool = False  # all of its audio has been made

@@ -1,0 +1,418 @@
+"""The protocol fits: a skeleton of each kind of engine, in numpy, through the whole pipeline and without special cases.
+
+Tokens     one causal language model, whose first tokens say what the voice is (as Spark-TTS)
+Loop       an attention loop of mel frames with a stop token, an embedding for a voice (as MockingBird)
+Graph      one graph that ONNX Runtime ran before, a style by the length of the text (as KittenTTS and Kokoro)
+Flow       a text part and a decoder part, speakers by number, noise in between (as Piper)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from doubles import BareStages, component
+
+from accelerator import UniversalOptimizer
+from accelerator.engines.base import Adapter, Bound, Cloning, Job, Stages
+from accelerator.engines.options import SAMPLING, Option
+from accelerator.errors import BadOutput, InvalidOption
+from accelerator.metrics import current_meter
+from accelerator.parts.backends import onnx_runtime
+from accelerator.parts.part import Call, Part
+from accelerator.speech import AudioChunk, SpeechRequest
+from accelerator.text.segments import Segment, split
+
+RATE, HOP = 8_000, 80
+LONG = "The first sentence is here. Then there comes a second one. A third one ends it, at last."
+
+
+def replaced(name: str, call: Call, **fields: Any) -> Part:
+    """A part whose replacement answers as the original does."""
+    fields = {"probe": lambda call: 1.0, **fields}
+    backend = onnx_runtime((component(name),), lambda paths, options: lambda *a, **k: call(*a, **k))
+    return Part(name, original=call, backends=(backend,), **fields)
+
+
+def sound(levels: np.ndarray) -> np.ndarray:
+    """A buzz of HOP samples for each level, float32."""
+    return (np.repeat(levels, HOP) * np.tile([1, -1], len(levels) * HOP // 2)).astype(np.float32)
+
+
+class Skeleton(BareStages):
+    """An adapter that is its engine and its stages, too."""
+
+    name, sample_rate = "skeleton", RATE
+    cloning: Cloning | None = None
+    options: Mapping[str, Option] | None = {}
+
+    def parts(self) -> Sequence[Part]:
+        raise NotImplementedError
+
+    def bind(self, calls: Mapping[str, Call]) -> Bound:
+        made = type(self)()
+        made.calls = calls
+        return Bound(self, made)
+
+    calls: Mapping[str, Call]
+
+    def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
+        raise AssertionError("no skeleton falls back as a whole")
+
+    def release(self) -> bool:
+        return False
+
+    def segments(self, request: SpeechRequest, *, soon: bool) -> list[Segment]:
+        return split(request.text, comfortable=30, longest=60)
+
+
+class Looking:
+    """A decoder that is not causal: a frame's audio is made of the next frame, too, and the last ones of none."""
+
+    def __init__(self, call: Call, *arguments: Any) -> None:
+        self._call, self._arguments, self._waiting = call, arguments, list[Any]()
+
+    def push(self, units: Sequence[Any], *, final: bool) -> np.ndarray:
+        self._waiting += units
+        ready = len(self._waiting) - (0 if final else 1)
+        if ready <= 0:
+            return np.zeros(0, np.float32)
+        following = [*self._waiting[1:], 0][: len(self._waiting)]
+        audio = self._call(np.array(self._waiting[:ready]), np.array(following[:ready]), *self._arguments)
+        del self._waiting[:ready]
+        return np.asarray(audio)
+
+
+class Tokens(Skeleton):
+    """Voices: (global tokens or None, what the voice says). Units: tokens, of which the first two are global."""
+
+    windows, unit_s = (2, 4), HOP / RATE
+    cloning = Cloning("useful", (0.1, 9.0), sample_rate=16_000)
+    options: Mapping[str, Option] | None = {
+        **SAMPLING,
+        "gender": Option(str, "whose voice", choices=("female", "male")),
+    }
+    GLOBAL = 1_000
+
+    def parts(self) -> Sequence[Part]:
+        return (
+            replaced("tokenizer", lambda audio: np.array([len(audio) % 7, 3]), stage="reference"),
+            replaced("language_model", self.draw, stage="generate", streams=True),
+            replaced("detokenizer", self.detokenize, stage="decode"),
+        )
+
+    @staticmethod
+    def draw(text: str, said: Any, seed: int, *, resume: Sequence[int] = ()) -> Iterator[int]:
+        tokens = [] if said is not None else [Tokens.GLOBAL + seed % 5, Tokens.GLOBAL + 1]
+        tokens += [ord(char) for char in text]
+        yield from tokens[len(resume) :]
+
+    @staticmethod
+    def detokenize(tokens: np.ndarray, following: np.ndarray, known: Any) -> np.ndarray:
+        return sound((tokens + following / 2) / 500 * (1 + known[0] / 100))
+
+    def encode(self, reference: Any) -> dict[str, np.ndarray]:
+        assert reference.sample_rate == 16_000
+        return {"globals": np.asarray(self.calls["tokenizer"](reference.audio))}
+
+    def voice(self, request: SpeechRequest, kept: Any) -> Any:
+        if kept is None and "gender" not in request.options:
+            raise InvalidOption("give reference_audio or gender")
+        return None if kept is None else kept["globals"]
+
+    def generate(self, segment: Segment, voice: Any, job: Job, *, resume: Sequence[int] = ()) -> Iterator[Any]:
+        seed = job.sampling.seed or 0
+        for token in self.calls["language_model"](segment.text.strip(), voice, seed, resume=list(resume)):
+            yield (token,)
+
+    def decoder(self, voice: Any, job: Job) -> Any:
+        outer = self
+
+        class BiCodec:
+            known, inner = voice, None
+
+            def push(self, units: Sequence[int], *, final: bool) -> np.ndarray:
+                own = [unit - outer.GLOBAL for unit in units if unit >= outer.GLOBAL]
+                self.known = own if own else self.known
+                self.inner = self.inner or Looking(outer.calls["detokenizer"], self.known)
+                return self.inner.push([unit for unit in units if unit < outer.GLOBAL], final=final)
+
+        return BiCodec()
+
+    def waits(self, voice: Any) -> bool:
+        return voice is None
+
+    def continued(self, segment: Segment, units: Sequence[int], voice: Any) -> Any:
+        return np.array([unit - self.GLOBAL for unit in units if unit >= self.GLOBAL])
+
+
+class Loop(Skeleton):
+    """Voices: an embedding. Units: columns of a mel spectrogram, all at a segment's end, as a postnet sees them all."""
+
+    windows, unit_s = (3,), HOP / RATE
+    cloning = Cloning("unused", (0.1, 9.0))
+    options: Mapping[str, Option] | None = {"style": Option(int, "of ten", 0, 9)}
+
+    def parts(self) -> Sequence[Part]:
+        return (
+            replaced("speaker", lambda audio: np.ones(4, np.float32) * np.abs(audio).mean(), stage="reference"),
+            replaced("loop", self.loop, stage="generate", streams=True),
+            replaced("vocoder", lambda mel, following: sound(mel + following / 4), stage="decode"),
+        )
+
+    @staticmethod
+    def loop(text: str, style: int, *, resume: Sequence[np.ndarray] = ()) -> Iterator[np.ndarray]:
+        blocks = [np.full(2, (ord(char) + style) / 500) for char in text]  # and then the stop token
+        yield from blocks[len(resume) :]
+
+    def encode(self, reference: Any) -> dict[str, np.ndarray]:
+        return {"embedding": np.asarray(self.calls["speaker"](reference.audio))}
+
+    def voice(self, request: SpeechRequest, kept: Any) -> Any:
+        return np.zeros(4, np.float32) if kept is None else kept["embedding"]
+
+    def generate(self, segment: Segment, voice: Any, job: Job, *, resume: Sequence[Any] = ()) -> Iterator[Any]:
+        blocks = []
+        for block in self.calls["loop"](segment.text.strip(), job.options.get("style", 0)):
+            blocks.append(block)
+            yield ()
+        mel = np.concatenate(blocks)
+        yield list(mel - mel.mean() / 9 + voice[0])[len(resume) :]
+
+    def decoder(self, voice: Any, job: Job) -> Any:
+        return Looking(self.calls["vocoder"])
+
+    def waits(self, voice: Any) -> bool:
+        return False
+
+
+class Graph(Skeleton):
+    """Voices: a table of styles, a row for each length. The part's original is ONNX Runtime as the engine set it up."""
+
+    schedule, windows = "pooled", ()
+    options: Mapping[str, Option] | None = {"speed": Option(float, "of speech", 0.5, 2.0, default=1.0)}
+
+    def parts(self) -> Sequence[Part]:
+        return (replaced("graph", self.run, stage="decode", runs_on="onnxruntime-as-shipped"),)
+
+    @staticmethod
+    def run(text: str, style: float, speed: float) -> np.ndarray:
+        return sound(np.array([ord(char) / 500 + style for char in text]))[:: 2 if speed > 1 else 1]
+
+    def voice(self, request: SpeechRequest, kept: Any) -> Any:
+        if request.voice not in (None, "expr-voice-2-f"):
+            raise InvalidOption(f"there is no voice {request.voice!r}; it knows expr-voice-2-f")
+        return np.linspace(0, 0.1, 64)
+
+    def generate(self, segment: Segment, voice: Any, job: Job, *, resume: Sequence[Any] = ()) -> Iterator[Any]:
+        text = segment.text.strip()
+        yield (self.calls["graph"](text, voice[min(len(text), 63)], job.options.get("speed", 1.0)),)
+
+
+class Flow(Skeleton):
+    """Voices: the number of a speaker. Noise is drawn between the parts, by the segment's own seed."""
+
+    schedule, windows = "pooled", ()
+
+    def parts(self) -> Sequence[Part]:
+        return (
+            replaced("text", lambda text, speaker: np.array([ord(c) / 500 + speaker / 50 for c in text]), stage="text"),
+            replaced("decoder", lambda latents: sound(latents), stage="decode"),
+        )
+
+    def voice(self, request: SpeechRequest, kept: Any) -> int:
+        return int(request.voice or 0)
+
+    def generate(self, segment: Segment, voice: int, job: Job, *, resume: Sequence[Any] = ()) -> Iterator[Any]:
+        beside = {} if job.exclusive else {"exclusive": False}
+        mean = self.calls["text"](segment.text.strip(), voice, **beside)
+        noise = np.random.default_rng(job.sampling.seed).standard_normal(len(mean)) / 50
+        current_meter().add_frames(len(mean))
+        yield list(mean + noise)
+
+    def decoder(self, voice: int, job: Job) -> Any:
+        class Whole:
+            def push(_, units: Sequence[float], *, final: bool) -> np.ndarray:
+                return np.asarray(self.calls["decoder"](np.array(units)))
+
+        return Whole()
+
+
+KINDS: dict[type[Skeleton], dict[str, Any]] = {
+    Tokens: {"gender": "male"},
+    Loop: {"style": 3},
+    Graph: {"speed": 1.0},
+    Flow: {},
+}
+each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+
+
+def opened(kind: type[Skeleton], cache: Any, **settings: Any) -> UniversalOptimizer:
+    return UniversalOptimizer(None, adapter=kind(), cache_dir=cache, **{"probe": False, **settings})
+
+
+def streamed(optimizer: UniversalOptimizer, *asked: Any, **options: Any) -> tuple[np.ndarray, int]:
+    chunks = [chunk.audio for chunk in optimizer.stream(*asked, **options)]
+    return np.concatenate(chunks), len(chunks)
+
+
+@each_kind
+def test_a_skeleton_is_an_adapter_with_stages(kind: type[Skeleton]) -> None:
+    adapter = kind()
+    assert isinstance(adapter, Adapter)
+    bound = adapter.bind({part.name: part.original for part in adapter.parts()})
+    assert isinstance(bound.stages, Stages)
+
+
+@each_kind
+@pytest.mark.parametrize("text", ["One sentence.", LONG])
+def test_what_streams_is_what_is_spoken_at_once(kind: type[Skeleton], text: str, tmp_path: Any) -> None:
+    with opened(kind, tmp_path) as optimizer:
+        speech = optimizer.synthesize(text, seed=5, **KINDS[kind])
+        audio, chunks = streamed(optimizer, text, seed=5, **KINDS[kind])
+        np.testing.assert_allclose(audio, speech.audio, rtol=0, atol=1e-6)
+        assert speech.metrics["fallback"] == []
+        assert set(speech.metrics["backends"]) >= {part.name for part in kind().parts() if part.stage != "reference"}
+        assert "".join(each["text"] for each in speech.metrics["segments"]) == text
+        assert [each["state"] for each in speech.metrics["segments"]] == ["done"] * (1 if text != LONG else 3)
+        if kind in (Tokens, Loop):
+            assert chunks > 3, "windows come as soon as there are units, though the decoder holds some back"
+
+
+@each_kind
+def test_what_fails_is_answered_by_the_original_and_nothing_is_lost(kind: type[Skeleton], tmp_path: Any) -> None:
+    with opened(kind, tmp_path) as whole, opened(kind, tmp_path) as broken:
+        expected = whole.synthesize(LONG, seed=5, **KINDS[kind]).audio
+        broken.prepare()
+        for route in broken._routes.values():
+            breaks(route)
+        speech = broken.synthesize(LONG, seed=5, **KINDS[kind])
+        np.testing.assert_array_equal(speech.audio, expected)
+        parts = [part for part in kind().parts() if part.stage != "reference"]
+        assert {each["part"] for each in speech.metrics["fallback"]} == {part.name for part in parts}
+        for part in parts:
+            assert speech.metrics["backends"][part.name] in (part.runs_on, "hybrid")
+
+
+def breaks(route: Any) -> None:
+    """Once, in the middle of what it streams, or before it answers."""
+    call, times = route._choice.call, [0]
+
+    def once(*arguments: Any, **options: Any) -> Any:
+        times[0] += 1
+        if route.part.streams:
+            return items(*arguments, **options) if times[0] == 1 else call(*arguments, **options)
+        if times[0] == 1:
+            raise BadOutput("by the test")
+        return call(*arguments, **options)
+
+    def items(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for count, item in enumerate(call(*arguments, **options)):
+            if count == 4:
+                raise RuntimeError("by the test")
+            yield item
+
+    object.__setattr__(route._choice, "call", once)
+    object.__setattr__(route._choice, "shared", once)
+
+
+@each_kind
+def test_what_an_engine_does_not_know_is_refused_and_what_it_knows_is_named(
+    kind: type[Skeleton], tmp_path: Any
+) -> None:
+    with opened(kind, tmp_path) as optimizer:
+        known = ", ".join(("seed", *sorted(kind.options or {}))) if kind.options else "seed only"
+        with pytest.raises(InvalidOption, match=f"pitch is no option of skeleton: it takes {known}"):
+            optimizer.synthesize("Hello.", pitch=3)
+        if kind in (Graph, Flow):
+            with pytest.raises(InvalidOption, match="temperature is no option"):
+                optimizer.synthesize("Hello.", temperature=0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (Loop, {"style": 12}, "style must be from 0 to 9, not 12"),
+        (Loop, {"style": 1.5}, "style must be a number"),
+        (Graph, {"speed": "fast"}, "speed must be a number, not str"),
+        (Graph, {"speed": float("nan")}, "speed must be from 0.5 to 2"),
+        (Tokens, {"gender": "other"}, "gender must be one of female, male"),
+        (Tokens, {"gender": 1}, "gender must be a str"),
+        (Tokens, {}, "give reference_audio or gender"),
+        (Graph, {"voice": "nobody"}, "there is no voice 'nobody'; it knows expr-voice-2-f"),
+    ],
+)
+def test_bad_options_name_what_is_right(kind: type[Skeleton], options: Any, message: str, tmp_path: Any) -> None:
+    with opened(kind, tmp_path) as optimizer, pytest.raises(InvalidOption, match=message):
+        optimizer.synthesize("Hello.", **options)
+
+
+def test_options_change_what_is_said(tmp_path: Any) -> None:
+    with opened(Loop, tmp_path) as optimizer:
+        assert not np.array_equal(optimizer.synthesize("Hi.").audio, optimizer.synthesize("Hi.", style=4).audio)
+    with opened(Graph, tmp_path) as optimizer:
+        assert len(optimizer.synthesize("Hi.", speed=2).audio) * 2 == len(optimizer.synthesize("Hi.").audio)
+
+
+@pytest.mark.parametrize("kind", [Tokens, Loop], ids=lambda kind: kind.__name__)
+def test_a_voice_is_encoded_once_whatever_it_is(kind: type[Skeleton], tmp_path: Any) -> None:
+    reference = (0.3 * np.sin(np.arange(8_000) / 9)).astype(np.float32), RATE
+    stage = next(part.name for part in kind().parts() if part.stage == "reference")
+    said = [None, reference] if kind is Loop else [reference]
+    with opened(kind, tmp_path) as optimizer:
+        heard = [optimizer.synthesize(LONG, seed=1, reference_audio=each) for each in (*said, reference)]
+        assert stage in heard[-2].metrics["backends"]
+        assert stage not in heard[-1].metrics["backends"], "known"
+        np.testing.assert_array_equal(heard[-2].audio, heard[-1].audio)
+    with opened(kind, tmp_path) as later:
+        again = later.synthesize(LONG, seed=1, reference_audio=reference)
+        assert stage not in again.metrics["backends"], "on disk, too"
+        np.testing.assert_array_equal(again.audio, heard[-1].audio)
+    with opened(Graph, tmp_path) as nobody, pytest.raises(InvalidOption, match="imitates nobody"):
+        nobody.synthesize("Hi.", reference_audio=reference)
+
+
+def test_without_a_voice_the_first_segments_tokens_speak_for_all(tmp_path: Any) -> None:
+    asked: list[Any] = []
+
+    class Noting(Tokens):
+        @staticmethod
+        def draw(text: str, said: Any, seed: int, *, resume: Sequence[int] = ()) -> Iterator[int]:
+            asked.append(None if said is None else tuple(said))
+            return Tokens.draw(text, said, seed, resume=resume)
+
+    with opened(Noting, tmp_path) as optimizer:
+        optimizer.synthesize(LONG, seed=7, gender="female")
+    assert asked == [None, (2, 1), (2, 1)]
+
+
+def test_engines_that_are_onnx_say_where_their_original_runs(tmp_path: Any) -> None:
+    with opened(Graph, tmp_path) as optimizer:
+        optimizer.prepare()
+        optimizer._routes["graph"].close()
+        metrics = optimizer.synthesize("Hello.").metrics
+        assert metrics["backends"] == {"graph": "onnxruntime-as-shipped"}
+        assert optimizer.status()["parts"]["graph"]["backend"] == "onnxruntime-as-shipped"
+
+
+def test_segments_beside_others_have_one_thread_each(tmp_path: Any) -> None:
+    loads: list[int] = []
+
+    class Noting(Flow):
+        def parts(self) -> Sequence[Part]:
+            def load(paths: Any, options: Any) -> Call:
+                loads.append(options.threads)
+                return lambda text, speaker: Flow().parts()[0].original(text, speaker)
+
+            text, decoder = super().parts()
+            backend = onnx_runtime((component("text"),), load)
+            return Part("text", "text", text.original, text.probe, (backend,)), decoder
+
+    with opened(Noting, tmp_path, threads=3) as optimizer:
+        one: Callable[[str], Any] = lambda text: optimizer.synthesize(text, seed=1)  # noqa: E731
+        one("One sentence.")
+        assert loads == [3]
+        one(LONG)
+        assert loads == [3, 1]
