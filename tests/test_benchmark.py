@@ -20,6 +20,7 @@ from doubles import part, probe
 
 from accelerator.benchmark import BenchOptions, run, to_markdown, to_svg
 from accelerator.benchmark import arms as the_arms
+from accelerator.benchmark.engines import Hooks, hooks_of
 from accelerator.benchmark.machine import BusyClock, busy_warning, memory, others_warning
 from accelerator.benchmark.plan import Measure, Plan, arms_of, metrics_of, schedule
 from accelerator.benchmark.process import ArmFailed, ArmGone, Process
@@ -381,29 +382,24 @@ class FakeAdapter:
         return [AudioChunk(np.zeros(250, np.float32), 1000), AudioChunk(np.zeros(250, np.float32), 500)]
 
 
-class SlowerAsShipped(FakeAdapter):
-    def as_shipped(self) -> dict[str, Any]:
-        return {"text2semantic": lambda: "as it ships"}
-
-
-class SameAsShipped(FakeAdapter):
-    as_shipped = None
+SLOWER_AS_SHIPPED = Hooks(as_shipped=lambda adapter: {"text2semantic": lambda: "as it ships"})
 
 
 @pytest.mark.parametrize(
-    ("adapter", "name", "language_model", "audio_s"),
+    ("hooks", "name", "language_model", "audio_s"),
     [
-        (SlowerAsShipped(), "as-shipped", "as it ships", 0.75),
-        (SlowerAsShipped(), "pytorch-right-sized", "part text2semantic", 0.5),
-        (SameAsShipped(), "pytorch-right-sized", "part text2semantic", 0.75),
-        (FakeAdapter(), "as-shipped", None, 0.75),
-        (FakeAdapter(), "pytorch-right-sized", "part text2semantic", 0.5),
+        (SLOWER_AS_SHIPPED, "as-shipped", "as it ships", 0.75),
+        (SLOWER_AS_SHIPPED, "pytorch-right-sized", "part text2semantic", 0.5),
+        (Hooks(), "pytorch-right-sized", "part text2semantic", 0.75),
+        (None, "as-shipped", None, 0.75),
+        (None, "pytorch-right-sized", "part text2semantic", 0.5),
     ],
 )
-def test_pytorch_arms_run_what_the_adapter_says(
-    adapter: FakeAdapter, name: str, language_model: str | None, audio_s: float, monkeypatch: pytest.MonkeyPatch
+def test_pytorch_arms_run_what_is_known_of_the_engine(
+    hooks: Hooks | None, name: str, language_model: str | None, audio_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(the_arms, "open_adapter", lambda plan, weights, **_: adapter)
+    monkeypatch.setattr(the_arms, "open_adapter", lambda plan, weights, **_: FakeAdapter())
+    monkeypatch.setattr(the_arms, "hooks_of", lambda adapter: hooks)
     arm = the_arms.open_arm(Plan.of(QUICK), name, None)
     assert arm.call("decoder")() == "part decoder"
     assert arm.speak("Hello.", SamplingParams()).audio_s == audio_s
@@ -416,12 +412,13 @@ def test_pytorch_arms_run_what_the_adapter_says(
 
 
 def test_a_compiled_arm_compiles_or_says_that_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, adapter = Plan.of(QUICK), SameAsShipped()
-    monkeypatch.setattr(the_arms, "open_adapter", lambda plan, weights, **_: adapter)
+    plan, hooks = Plan.of(QUICK), Hooks()
+    monkeypatch.setattr(the_arms, "open_adapter", lambda plan, weights, **_: FakeAdapter())
+    monkeypatch.setattr(the_arms, "hooks_of", lambda adapter: hooks)
     with pytest.raises(EngineError, match=r"torch\.compile"):
         the_arms.open_arm(plan, "pytorch-compiled", None)
     compiled: list[bool] = []
-    adapter.compile_torch = lambda: compiled.append(True)  # type: ignore[attr-defined]
+    hooks = Hooks(compile_torch=lambda adapter: compiled.append(True))
     arm = the_arms.open_arm(plan, "pytorch-compiled", None)
     assert compiled == [True]
     assert arm.call("decoder")() == "part decoder"
@@ -435,7 +432,10 @@ def test_compiled_blocks_draw_the_same_frames() -> None:
     params = SamplingParams(seed=1, max_new_tokens=6)
     call = next(part.original for part in adapter.parts() if part.name == "text2semantic")
     before = np.stack(list(call(prompt, params)))
-    adapter.compile_torch()
+    hooks = hooks_of(adapter)
+    assert hooks is not None
+    assert hooks.compile_torch is not None
+    hooks.compile_torch(adapter)
     np.testing.assert_array_equal(np.stack(list(call(prompt, params))), before)
     model = adapter.engine.language_model
     assert all(block._compiled_call_impl is not None for block in (*model.layers, *model.fast_layers))

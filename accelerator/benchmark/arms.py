@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from ..engines import adapter_for, adapter_from_checkpoint
 from ..engines.base import Adapter, Call
 from ..errors import EngineError, ProofFailed
 from ..export.component import ProgressEvent
-from ..export.graph.dual_ar import DualARSpec, Weights
+from ..export.graph.dual_ar import DualARSpec
 from ..inference.transformer import StepTimes
 from ..optimizer import UniversalOptimizer
 from ..parts.language_model import LANGUAGE_MODEL
@@ -31,40 +31,14 @@ from ..pipeline.fallback import Route
 from ..runtime.options import RunOptions
 from ..runtime.threads import torch_threads
 from ..speech import SamplingParams, SpeechRequest
+from .engines import hooks_of
 from .plan import AS_SHIPPED, COMPILED, ONNX, Plan, precision_of
 
-__all__ = ["Arm", "Benchmarked", "Spoken", "open_adapter", "open_arm", "prepare", "tone"]
+__all__ = ["Arm", "Spoken", "open_adapter", "open_arm", "prepare", "tone"]
 
 KINDS = ("language_model", "codec", "speak")  # what an arm may have its own thread settings for
 SHIPPED: Mapping[str, Mapping[str, Any]] = {"fish-speech": {"dtype": "bf16"}}  # options its own tools use on CPUs
 PROMPT_TEXT = b"The morning train was late again, so we walked along the river and talked about the weather. "
-
-
-class Benchmarked(Protocol):
-    """Optional hooks of an adapter, looked up by name.
-
-    as_shipped: None if the parts' `torch` is all that the engine does; otherwise the calls, by part name, that run
-    exactly as the engine ships (its own cache, its own dtype), with the signature of the parts' `torch`. An adapter
-    without it is measured end to end only, by `original`. open_as_shipped: for engines with checkpoints, a class
-    method: the adapter of an engine that the engine's own loaders opened, so that `original` is that engine itself;
-    without it there is no as-shipped arm. torch_times: within the block, PyTorch's language model adds the seconds of
-    its slow and its fast model to `times`; nothing stays changed afterwards. compile_torch: puts PyTorch's language
-    model under `torch.compile`, for this process. backbone: the language model's dimensions and its weights by the
-    graphs' names, so that other software can be given the same.
-
-    A part loaded in ONNX Runtime whose call takes `times` (a `StepTimes`) has its frames split into stages.
-    """
-
-    as_shipped: Callable[[], Mapping[str, Call]] | None
-
-    @classmethod
-    def open_as_shipped(cls, path: Path, **engine_options: Any) -> Adapter: ...
-
-    def torch_times(self, times: StepTimes) -> AbstractContextManager[None]: ...
-
-    def compile_torch(self) -> None: ...
-
-    def backbone(self) -> tuple[DualARSpec, Weights]: ...
 
 
 class Spoken(NamedTuple):
@@ -103,9 +77,11 @@ class Arm:
             torch_threads(self.threads[kind])
 
     def torch_times(self, times: StepTimes) -> AbstractContextManager[Any]:
-        """Time PyTorch's modules where the adapter knows how; `times` stays zero otherwise."""
-        hook = getattr(self.adapter, "torch_times", None)
-        return hook(times) if hook is not None and self.in_torch else contextlib.nullcontext()
+        """Time PyTorch's modules where it is known how; `times` stays zero otherwise."""
+        hooks = hooks_of(self.adapter)
+        if hooks is None or hooks.torch_times is None or not self.in_torch:
+            return contextlib.nullcontext()
+        return hooks.torch_times(self.adapter, times)
 
     def prompt(self, positions: int) -> np.ndarray:
         """A synthetic prompt int64 [1+C, positions]: text, a voice of seeded frames, text. Raises EngineError."""
@@ -169,8 +145,8 @@ def prepare(plan: Plan, scratch: Path, say: Callable[[str], None]) -> dict[str, 
                 _check(optimizer.prepare(), precision)
         except Exception as error:  # whatever an export raises: this precision cannot be compared, the others can
             rejected[ONNX + precision] = f"{type(error).__name__}: {error}"
-    hook = getattr(adapter, "as_shipped", ...)
-    shipped = "end to end only" if hook is ... else "same" if hook is None else "separate"
+    hooks = hooks_of(adapter)
+    shipped = "end to end only" if hooks is None else "same" if hooks.as_shipped is None else "separate"
     return {
         "engine": adapter.name,
         "sample_rate": adapter.sample_rate,
@@ -222,28 +198,29 @@ def _shipped_adapter(plan: Plan, weights: Path | None, **usual: Any) -> Adapter:
     adapter = open_adapter(plan, weights)
     if plan.options.engine == "reference":
         return adapter
-    if not hasattr(adapter, "open_as_shipped"):
-        raise EngineError(f"the adapter of {adapter.name} cannot open a checkpoint as the engine itself does")
-    opened: Adapter = adapter.open_as_shipped(weights, **{**usual, **plan.options.engine_options})
-    return opened
+    hooks = hooks_of(adapter)
+    if hooks is None or hooks.open_as_shipped is None:
+        raise EngineError(f"it is not known how {adapter.name} itself opens a checkpoint")
+    return hooks.open_as_shipped(weights, **{**usual, **plan.options.engine_options})
 
 
 def _torch_arm(plan: Plan, name: str, weights: Path | None) -> Arm:
     usual, notes = _usual(plan.options.engine)
     adapter = _shipped_adapter(plan, weights, **usual) if name == AS_SHIPPED else open_adapter(plan, weights, **usual)
+    hooks = hooks_of(adapter)
     if name == COMPILED:
-        if not hasattr(adapter, "compile_torch"):
-            raise EngineError(f"the adapter of {adapter.name} does not know what torch.compile could be given")
-        adapter.compile_torch()
+        if hooks is None or hooks.compile_torch is None:
+            raise EngineError(f"it is not known what of {adapter.name} torch.compile could be given")
+        hooks.compile_torch(adapter)
     calls = {part.name: part.original for part in adapter.parts()}
-    hook = getattr(adapter, "as_shipped", ...)
+    same = hooks is not None and hooks.as_shipped is None
     if name == AS_SHIPPED:
-        if callable(hook):
-            calls |= hook()
+        if hooks is not None and hooks.as_shipped is not None:
+            calls |= hooks.as_shipped(adapter)
         else:
             calls.pop(LANGUAGE_MODEL, None)  # the part's own may have a smaller cache than the engine's
-            notes.append("the language model is measured end to end only: the adapter cannot call it as it ships")
-    bound = None if name == AS_SHIPPED or hook is None else adapter.bind(calls)
+            notes.append("the language model is measured end to end only: it is not known how it is called as it ships")
+    bound = None if name == AS_SHIPPED or same else adapter.bind(calls)
 
     def speak(text: str, params: SamplingParams) -> Spoken:
         request = SpeechRequest(text, None, params)

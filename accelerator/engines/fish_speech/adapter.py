@@ -140,34 +140,6 @@ class FishSpeechAdapter:
         self._live = False
         return self
 
-    @classmethod
-    def open_as_shipped(
-        cls,
-        path: str | Path,
-        *,
-        decoder_config_name: str = "modded_dac_vq",
-        dtype: Literal["fp32", "bf16", "fp16"] = "bf16",
-        **_: Any,
-    ) -> FishSpeechAdapter:
-        """For benchmarks: an engine opened by fish-speech's own loaders; on CPUs its own tools open it in bfloat16."""
-        module = installed()[1]
-        from fish_speech.inference_engine import TTSInferenceEngine
-        from fish_speech.models.dac.inference import load_model
-
-        folder, precision = Path(path), DTYPES[dtype]
-        requests = module.launch_thread_safe_queue(
-            checkpoint_path=str(folder), device="cpu", precision=precision, compile=False
-        )
-        codec = load_model(decoder_config_name, str(folder / "codec.pth"), device="cpu")
-        return cls(TTSInferenceEngine(llama_queue=requests, decoder_model=codec, precision=precision, compile=False))
-
-    def as_shipped(self) -> Mapping[str, Call]:
-        """For benchmarks: the language model with the engine's own cache, where there is a live engine."""
-        if not self._live:
-            return {}
-        run = functools.partial(lm.generate, self.module, self.layout, self.model.get(), self.spec, own_cache=True)
-        return {LANGUAGE_MODEL: run}
-
     def _setup(
         self,
         engine: Any,
@@ -190,6 +162,11 @@ class FishSpeechAdapter:
         self._digests: dict[str, str] = {}
         self._prompt: np.ndarray | None = None
         self._bound: weakref.WeakSet[Routed] = weakref.WeakSet()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it was made of a running engine, and not of a checkpoint."""
+        return self._live
 
     def voices(self) -> Sequence[str]:
         """The names that a request's `voice` may have."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,6 @@ class ReferenceAdapter:
 
     name = "reference"
     options: Mapping[str, Option] | None = SAMPLING
-    as_shipped = None  # for benchmarks: the engine itself sizes its cache to the request, as the parts' originals do
 
     def __init__(self, engine: Any, *, recipes: Mapping[str, Recipe] = RECIPES) -> None:
         self.engine = engine
@@ -248,38 +246,6 @@ class ReferenceAdapter:
         for _ in frames:
             count += 1
         return (time.perf_counter() - start) / max(count, 1)
-
-    @contextlib.contextmanager
-    def torch_times(self, times: StepTimes) -> Iterator[None]:
-        """For benchmarks, whose engine is their own: count PyTorch's seconds in the slow and the fast model."""
-        model = self.engine.language_model
-
-        def timed(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any) -> Any:
-                start = time.perf_counter()
-                answer = forward(*args)
-                setattr(times, name, getattr(times, name) + time.perf_counter() - start)
-                return answer
-
-            return call
-
-        model.slow, model.fast = timed("slow", model.slow), timed("fast", model.fast)
-        try:
-            yield
-        finally:
-            del model.slow, model.fast
-
-    def compile_torch(self) -> None:
-        """For benchmarks, whose engine is their own: PyTorch's language model under `torch.compile`, block by block.
-
-        Positions and lengths are symbols, or every frame would be compiled anew.
-        """
-        import torch
-
-        model = self.engine.language_model
-        torch._dynamo.config.recompile_limit = 64  # one row and several, with a mask and without, both stacks
-        for block in (*model.layers, *model.fast_layers):
-            block.compile(dynamic=True)
 
     # Codec
 
