@@ -17,7 +17,7 @@ from .installation import install_command
 from .speech import Reference
 from .text import check_characters
 
-__all__ = ["AudioWriter", "check_audio", "load_reference", "read_audio", "write_audio", "write_wav"]
+__all__ = ["AudioWriter", "check_audio", "load_reference", "mono", "read_audio", "write_audio", "write_wav"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +49,8 @@ def load_reference(
 
     audio: a path; the bytes of an audio file, or a binary file object with them (WAV, FLAC, OGG, MP3, AIFF ..., and
     with the extra `formats` m4a, webm ...); or
-    (samples, rate) in either order, samples being an array or tensor [n], [n, channels] or [channels, n], of floats in
-    [-1, 1] or of 8-, 16- or 32-bit integers. Channels are averaged, or where they cancel each other the loudest one is
-    taken. Samples are neither scaled nor clipped. cut: of what is too long, the beginning up to a pause is taken, and a
-    warning says so.
+    (samples, rate) in either order, samples as `mono` takes them. They are not clipped. cut: of what is too long, the
+    beginning up to a pause is taken, and a warning says so.
     Raises InvalidReference for what cannot be read, is not `min_s` .. `max_s` seconds long, not finite, silent or far
     outside [-1, 1].
     """
@@ -84,6 +82,16 @@ def load_reference(
 def read_audio(audio: Any, max_s: float = 4 * 3600.0) -> tuple[np.ndarray, int]:
     """What `load_reference` takes, as float32 mono [n] and Hz, unchecked and as it is. Raises InvalidReference."""
     return _samples(audio, max_s)
+
+
+def mono(samples: Any) -> np.ndarray:
+    """An array, tensor or list [n], [n, channels] or [channels, n] of floats in [-1, 1] or of integers -> float32 [n].
+
+    Integers of 8, 16 and 32 bits are scaled by their type. Those of 64 bits, which Python's become, are samples of 16
+    bits, or of 24 or 32 where they reach beyond. Channels are averaged, or where they cancel each other the loudest
+    one is taken. Raises InvalidReference for what is none of these.
+    """
+    return _mono(_array(samples))
 
 
 def check_audio(audio: np.ndarray, sample_rate: int, *, silent_s: float = 1.0, max_clipped: float = 0.01) -> np.ndarray:
@@ -137,7 +145,7 @@ def _samples(audio: Any, max_s: float) -> tuple[np.ndarray, int]:
     if isinstance(audio, (tuple, list)) and len(audio) == 2:
         samples, rate = reversed(audio) if isinstance(audio[0], _NUMBER) else audio
         rate = _rate(rate)
-        return _mono(_array(samples)), rate
+        return mono(samples), rate
     raise InvalidReference(
         f"the reference audio cannot be a {type(audio).__name__}: give a path, the bytes of an audio file, "
         "a binary file object, or (samples, sample_rate)"
@@ -277,7 +285,7 @@ def _array(samples: Any) -> np.ndarray:
     try:
         return np.asarray(samples.numpy() if hasattr(samples, "numpy") else samples)
     except ValueError as exc:  # a ragged list
-        raise InvalidReference(f"the reference samples are not an array: {exc}") from exc
+        raise InvalidReference(f"the samples are not an array: {exc}") from exc
 
 
 def _mono(samples: np.ndarray) -> np.ndarray:
@@ -286,24 +294,31 @@ def _mono(samples: np.ndarray) -> np.ndarray:
         scaled = _float32(samples)
     elif samples.dtype in (np.int8, np.int16, np.int32):
         scaled = _float32(samples / -float(np.iinfo(samples.dtype).min))
+    elif samples.dtype == np.int64 and (full := _full_scale(samples)):
+        scaled = _float32(samples / full)
     elif samples.dtype == np.uint8:
         scaled = (_float32(samples) - 128) / 128
     else:
         raise InvalidReference(
-            f"reference samples of type {samples.dtype} have no known scale: "
-            "convert them to float32 in [-1, 1] or to int16"
+            f"samples of type {samples.dtype} have no known scale: convert them to float32 in [-1, 1] or to int16"
         )
-    if scaled.ndim > 2:
-        scaled = scaled.squeeze()
+    if scaled.ndim > 1:
+        scaled = np.atleast_1d(scaled.squeeze())
     if scaled.ndim == 2 and 0 < min(scaled.shape) <= MAX_CHANNELS:
         channels_last = scaled.shape[0] >= scaled.shape[1]  # the shorter axis is the channels
         scaled = _mixed([scaled if channels_last else scaled.T])
     if scaled.ndim != 1:
         raise InvalidReference(
-            f"reference samples of shape {samples.shape} are not [n], [n, channels] or [channels, n] "
+            f"samples of shape {samples.shape} are not [n], [n, channels] or [channels, n] "
             f"of at most {MAX_CHANNELS} channels"
         )
     return scaled
+
+
+def _full_scale(samples: np.ndarray) -> float | None:
+    """The least that holds integers whose type says nothing of it: that of 16, 24 or 32 bits."""
+    low, high = (int(samples.min()), int(samples.max())) if samples.size else (0, 0)
+    return next((full for full in (2.0**15, 2.0**23, 2.0**31) if -full <= low and high < full), None)
 
 
 def _float32(samples: Any) -> np.ndarray:

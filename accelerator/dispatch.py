@@ -98,6 +98,8 @@ class Dispatcher:
         try:
             while True:
                 try:
+                    if cancelled.is_set():  # by another thread: an engine's own method cannot know
+                        raise GenerationError("nobody listens any more")
                     with measuring(meter):
                         chunk = next(chunks)
                 except StopIteration:

@@ -335,7 +335,7 @@ class UniversalOptimizer:
 
     @property
     def sample_rate(self) -> int:
-        """Hz of everything it speaks."""
+        """Hz of everything it speaks; 0 for an engine, passed through, that has not told it yet."""
         return self._adapter.sample_rate
 
     @property

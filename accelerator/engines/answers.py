@@ -2,94 +2,98 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
+import array
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
-from ..audio import read_audio
-from ..errors import EngineError, InvalidReference
+from ..audio import MAX_RATE, MIN_RATE, mono, read_audio
+from ..errors import EngineError
 from ..speech import AudioChunk
+from .asynchronous import as_it_comes, is_asynchronous
 
 __all__ = ["chunks_of", "rate_of"]
 
 _AUDIO = ("audio_float_array", "audio", "wav", "waveform", "samples")
-_RATES = ("sample_rate", "sampling_rate", "sr", "output_sample_rate")
-_NUMBER = (int, float, np.integer, np.floating)
-_MAX_CHANNELS = 8
+_RATES = ("output_sample_rate", "sample_rate", "sampling_rate", "sr")  # the first of them that is there
+_HOLDERS = ("config", "synthesizer", "model", "audio", "vocoder", "hps", "data")  # of what tells the rate
+_FILES = (str, bytes, bytearray, memoryview, os.PathLike)
 
 
-def chunks_of(answer: Any, rate: int, who: str) -> Iterator[AudioChunk]:
-    """The audio of an answer, piece by piece where it is an iterator. rate: Hz, where the answer does not tell.
+def chunks_of(answer: Any, engine: Any, who: str, rate: int = 0) -> Generator[AudioChunk, None, None]:
+    """The audio of an answer, piece by piece where it is an iterator, which is closed when this is.
 
-    who: answered, for messages. Raises EngineError for what is not audio.
+    rate: Hz, where something around the answer told it; otherwise the engine is asked, now that it has spoken. who:
+    answered, for messages. Raises EngineError for what is not audio.
     """
-    if inspect.iscoroutine(answer) or inspect.isasyncgen(answer):
-        answer = _awaited(answer, who)
-    if isinstance(answer, (list, tuple)) and answer and not _is_pair(answer) and not isinstance(answer[0], _NUMBER):
-        answer = iter(answer)  # one for each text, or each sentence
-    if _is_stream(answer):
-        for each in answer:
-            yield from chunks_of(each, rate, who)
-        return
-    yield _chunk(answer, rate, who)
+    if is_asynchronous(answer):
+        answer = as_it_comes(answer, who)
+    if _is_pair(answer):
+        audio, hertz = reversed(answer[:2]) if _is_number(answer[0]) else answer[:2]
+        yield from chunks_of(audio, engine, who, int(hertz))
+    elif not hasattr(answer, "__array__") and (found := _first(answer, _AUDIO)) is not None:
+        yield from chunks_of(found, engine, who, rate_of(answer) or rate)
+    elif _is_stream(answer):
+        pieces = iter(answer)
+        try:
+            for each in pieces:
+                yield from chunks_of(each, engine, who, rate)
+        finally:
+            if callable(close := getattr(pieces, "close", None)):
+                close()
+    else:
+        yield _chunk(answer, engine, who, rate)
 
 
 def rate_of(owner: Any) -> int:
-    """The sample rate that an object, or its `config`, tells under a usual name; 0 if it tells none."""
-    for each in (owner, _value(owner, "config")):
-        for name in _RATES:
-            rate = _value(each, name)
-            if isinstance(rate, _NUMBER) and not isinstance(rate, bool) and rate > 0:
-                return int(rate)
+    """The sample rate that an object, or what it holds, tells under a usual name; 0 if none does. The nearest wins."""
+    level = [owner]
+    for _ in range(3):
+        for each in level:
+            for name in _RATES:
+                if _is_number(rate := _value(each, name)) and rate > 0:
+                    return int(rate)
+        level = [held for each in level for name in _HOLDERS if (held := _value(each, name)) is not None]
     return 0
-
-
-def _awaited(answer: Any, who: str) -> Any:
-    """What a coroutine or an asynchronous generator comes to. Raises EngineError within a running event loop."""
-
-    async def collected() -> list[Any]:
-        return [each async for each in answer]
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(answer if inspect.iscoroutine(answer) else collected())
-    if inspect.iscoroutine(answer):
-        answer.close()
-    raise EngineError(f"{who} is asynchronous, and an event loop is running here: use `await asynthesize(...)`")
 
 
 def _is_pair(answer: Any) -> bool:
     """(audio, rate), in either order, maybe with more behind it."""
-    return isinstance(answer, tuple) and len(answer) >= 2 and any(isinstance(each, _NUMBER) for each in answer[:2])
+    return isinstance(answer, (tuple, list)) and len(answer) >= 2 and _is_number(answer[0]) != _is_number(answer[1])
+
+
+def _is_number(value: Any) -> bool:
+    """Also one of numpy's, or a tensor without axes."""
+    return not isinstance(value, bool) and (isinstance(value, (int, float)) or getattr(value, "ndim", None) == 0)
 
 
 def _is_stream(answer: Any) -> bool:
-    whole = isinstance(answer, (str, bytes, bytearray, Mapping, list, tuple, os.PathLike))
-    array = hasattr(answer, "__array__") or hasattr(answer, "detach") or hasattr(answer, "read")
-    return isinstance(answer, Iterable) and not whole and not array and _first(answer, _AUDIO) is None
+    """Whether it has a piece for each text or sentence: an iterator, or a list of other things than numbers."""
+    if isinstance(answer, (list, tuple)):
+        return len(answer) > 0 and not _is_number(answer[0])
+    whole = isinstance(answer, (*_FILES, Mapping, array.array))
+    samples = hasattr(answer, "__array__") or hasattr(answer, "detach") or hasattr(answer, "read")
+    return isinstance(answer, Iterable) and not whole and not samples
 
 
-def _chunk(answer: Any, rate: int, who: str) -> AudioChunk:
-    audio: Any = answer
-    hertz: Any = rate
-    if _is_pair(answer):
-        audio, hertz = (answer[1], answer[0]) if isinstance(answer[0], _NUMBER) else (answer[0], answer[1])
-    elif not hasattr(answer, "__array__") and (found := _first(answer, _AUDIO)) is not None:
-        audio, hertz = found, rate_of(answer) or rate
+def _chunk(audio: Any, engine: Any, who: str, rate: int) -> AudioChunk:
     try:
-        if isinstance(audio, (str, os.PathLike, bytes, bytearray)):
-            samples, hertz = read_audio(audio)
-        else:
-            samples, hertz = _mono(_array(audio)), int(hertz)
-    except (TypeError, ValueError, InvalidReference) as error:
-        raise EngineError(f"{who} answered {type(answer).__name__}, not audio") from error
-    if hertz <= 0:
-        raise EngineError(f"the sample rate of {who} is unknown: give it a `sample_rate`")
+        if isinstance(audio, _FILES) or hasattr(audio, "read"):
+            if hasattr(audio, "seek"):
+                audio.seek(0)  # where writing it has ended is no audio
+            return AudioChunk(*read_audio(audio))
+        samples = mono(audio).copy()  # the engine may write the next piece where it wrote this one
+    except (TypeError, ValueError) as error:
+        raise EngineError(
+            f"{who} answered {type(audio).__name__}, not audio: wrap a function that answers samples, "
+            "(samples, Hz), or a file"
+        ) from error
+    hertz = rate or rate_of(engine)
+    if not MIN_RATE <= hertz <= MAX_RATE:
+        raise EngineError(
+            f"the sample rate of {who} is {f'{hertz} Hz' if hertz else 'unknown'}: give it a `sample_rate` in Hz "
+            "(engine.sample_rate = 24000, say, of the object that is wrapped), or let it answer (samples, Hz)"
+        )
     return AudioChunk(samples, hertz)
 
 
@@ -100,27 +104,3 @@ def _first(answer: Any, names: tuple[str, ...]) -> Any:
 
 def _value(owner: Any, name: str) -> Any:
     return owner.get(name) if isinstance(owner, Mapping) else getattr(owner, name, None)
-
-
-def _array(audio: Any) -> np.ndarray:
-    if hasattr(audio, "detach"):
-        audio = audio.detach().cpu()
-        audio = audio.float() if audio.is_floating_point() else audio  # numpy has no bfloat16
-    return np.asarray(audio)
-
-
-def _mono(samples: np.ndarray) -> np.ndarray:
-    """Audio of one or a few channels, floats or signed integers -> float32 [n]. Raises ValueError for anything else."""
-    if not samples.ndim:
-        raise ValueError("a number is no audio")
-    if samples.dtype.kind == "i":
-        samples = samples / -float(np.iinfo(samples.dtype).min)
-    elif samples.dtype.kind != "f":
-        raise ValueError(f"samples of type {samples.dtype} have no known scale")
-    if samples.ndim > 1:
-        samples = samples.squeeze()
-    if samples.ndim == 2 and min(samples.shape) <= _MAX_CHANNELS:
-        samples = samples.mean(axis=int(samples.shape[0] >= samples.shape[1]))  # the shorter axis is the channels
-    if samples.ndim > 1:
-        raise ValueError(f"samples of shape {samples.shape} are not mono")
-    return samples.astype(np.float32).reshape(-1)

@@ -223,7 +223,11 @@ class Adapter(Protocol):
     """
 
     name: str
-    sample_rate: int
+
+    @property
+    def sample_rate(self) -> int:
+        """An attribute will do. 0 for an engine, passed through, that has not told it yet."""
+        ...
 
     def parts(self) -> Sequence[Part]:
         """The replaceable stages; an empty sequence means that the engine is only passed through."""

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import array
 import asyncio
 import copy
+import importlib
 import io
 import json
 import pickle
+import threading
 import warnings
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Optional, Union
 
 import numpy as np
 import pytest
@@ -16,6 +21,7 @@ import torch
 
 from accelerator import UniversalOptimizer
 from accelerator.audio import write_wav
+from accelerator.engines.passthrough import _PARTS, _SPEAKING
 from accelerator.errors import EngineError, GenerationError, InvalidOption, InvalidText, UnsupportedEngine
 
 TONE = (0.3 * np.sin(np.arange(800) / 7)).astype(np.float32)
@@ -91,6 +97,13 @@ ANSWERS: dict[str, tuple[Any, int]] = {
     "rate and samples": ((16_000, TONE), 16_000),
     "numpy's rate first": ((np.int64(16_000), TONE), 16_000),
     "and more": ((TONE, 16_000, {"more": 1}), 16_000),
+    "a list of samples and rate": ([TONE, 16_000], 16_000),
+    "a list of rate and samples": ([16_000, TONE.tolist()], 16_000),
+    "a rate without axes": ((TONE, torch.tensor(16_000)), 16_000),
+    "samples that are numbers in a tuple": (tuple(TONE.tolist()), 8000),
+    "an array of Python's": (array.array("f", TONE), 8000),
+    "a pair in a mapping": ({"audio": (TONE, 16_000)}, 16_000),
+    "pieces in a mapping": ({"audio": iter([TONE[:300], TONE[300:]]), "sr": 16_000}, 16_000),
     "a tensor": (torch.from_numpy(TONE), 8000),
     "a tensor with gradient": (torch.from_numpy(TONE).requires_grad_(), 8000),
     "float64": (TONE.astype(np.float64), 8000),
@@ -109,12 +122,21 @@ def test_audio_in_many_forms(kind: str) -> None:
 
 def test_integers_stereo_and_bfloat16() -> None:
     integers = np.array([0, 16_384, -32_768, 32_767], np.int16)
-    audio = UniversalOptimizer(Plain((integers, 8000))).synthesize("Hello.").audio
-    np.testing.assert_array_equal(audio, integers / 32_768)
+    for same in (integers, integers.tolist(), integers.astype(np.int64), torch.from_numpy(integers).long()):
+        audio = UniversalOptimizer(Plain((same, 8000))).synthesize("Hello.").audio
+        np.testing.assert_array_equal(audio, integers / 32_768)
+    wide = integers.astype(np.int32) * 65_536
+    for same in (wide, wide.tolist(), list(wide)):
+        audio = UniversalOptimizer(Plain((same, 8000))).synthesize("Hello.").audio
+        np.testing.assert_array_equal(audio, integers / 32_768)
     stereo = np.stack([TONE, TONE * 0.5])
     for answer in (stereo, stereo.T):
         audio = UniversalOptimizer(Plain((answer, 8000))).synthesize("Hello.").audio
         np.testing.assert_allclose(audio, TONE * 0.75, atol=1e-7)
+    against = np.stack([TONE, -TONE])
+    for answer in (against, against.T):
+        audio = UniversalOptimizer(Plain((answer, 8000))).synthesize("Hello.").audio
+        np.testing.assert_array_equal(audio, TONE, err_msg="channels that cancel each other are not silence")
     audio = UniversalOptimizer(Plain(torch.from_numpy(TONE).bfloat16())).synthesize("Hello.").audio
     np.testing.assert_allclose(audio, TONE, atol=2e-3)
 
@@ -128,7 +150,8 @@ def test_an_object_with_audio() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", ["text", {"audio": 1}, io.BytesIO(), [["a"]], np.zeros((20, 30, 40)), (object(), 8000)]
+    "answer",
+    ["text", {"audio": 1}, io.BytesIO(), [["a"]], np.zeros((20, 30, 40)), (object(), 8000), ([2**40] * 9, 8000), {}, 3],
 )
 def test_what_is_no_audio_is_refused(answer: Any) -> None:
     with pytest.raises(EngineError, match="not audio"):
@@ -139,8 +162,15 @@ def test_a_rate_nobody_knows() -> None:
     class Unrated(Plain):
         sample_rate = None  # type: ignore[assignment]
 
-    with pytest.raises(EngineError, match="give it a `sample_rate`"):
-        UniversalOptimizer(Unrated(TONE)).synthesize("Hello.")
+    engine = Unrated(TONE)
+    optimizer = UniversalOptimizer(engine)
+    assert optimizer.sample_rate == 0
+    with pytest.raises(EngineError, match=r"rate of Unrated.synthesize\(\) is unknown: give it a `sample_rate` in Hz"):
+        optimizer.synthesize("Hello.")
+    engine.sample_rate = 24_000  # type: ignore[assignment]
+    assert optimizer.sample_rate == optimizer.synthesize("Hello.").sample_rate == 24_000
+    with pytest.raises(EngineError, match="is 2 Hz"):  # its length in seconds
+        UniversalOptimizer(Plain((TONE, 2.0))).synthesize("Hello.")
 
     class Odd(Plain):
         def sample_rate(self) -> int:  # type: ignore[override]
@@ -176,6 +206,11 @@ NO_ENGINES: dict[str, tuple[Any, str]] = {
     "a class": (Voice, "is a class: make an instance"),
     "a layer": (torch.nn.Linear(2, 2), "Linear is no engine"),
     "a module": (io, "none of"),
+    "a method": (Voice().tts, r"Voice.tts is a method of an object: wrap the object itself"),
+    "another method": (Plain().__init__, r"a function, lambda text: engine.__init__\(text\)"),
+    "a function of more": (lambda text, pack: TONE, r"<lambda>\(\) needs pack, too: wrap a function of the text"),
+    "a function of nothing": (lambda: TONE, "takes no text"),
+    "a function of a voice": (lambda voice: TONE, "takes no text"),
 }
 
 
@@ -195,6 +230,27 @@ def test_a_model_without_its_tokenizer_is_refused() -> None:
         )
     with pytest.raises(UnsupportedEngine, match=r"VitsModel is a model without its tokenizer: wrap .*pipeline\("):
         UniversalOptimizer(model)
+
+
+def of_transformers(name: str) -> Any:
+    """An object that can be called, of a subclass of what has that name there."""
+    module, _, kind = name.rpartition(".")
+    base = type(kind, (), {"__module__": module, "__call__": lambda self, text: TONE})
+    return type("Theirs", (base,), {})()
+
+
+@pytest.mark.parametrize("name", _PARTS)
+def test_parts_of_an_engine_are_refused(name: str) -> None:
+    with pytest.raises(UnsupportedEngine, match=r"Theirs is an? .*: wrap transformers.pipeline\('text-to-speech'"):
+        UniversalOptimizer(of_transformers(name))
+
+
+def test_the_names_of_parts_are_those_of_transformers() -> None:
+    pytest.importorskip("transformers", reason="pip install transformers")
+    for name in (*_PARTS, _SPEAKING):
+        module, _, kind = name.rpartition(".")
+        found = getattr(importlib.import_module(module), kind)
+        assert f"{found.__module__}.{found.__qualname__}" == name
 
 
 def test_a_module_with_a_method_that_speaks_is_an_engine() -> None:
@@ -232,7 +288,9 @@ def test_streams_come_piece_by_piece() -> None:
 def test_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "answer.wav"
     write_wav(path, TONE, 22_050)
-    for answer in (str(path), path, path.read_bytes(), {"audio": str(path)}):
+    data, written = path.read_bytes(), io.BytesIO()
+    written.write(data)  # and not wound back
+    for answer in (str(path), path, data, memoryview(data), io.BytesIO(data), written, {"audio": str(path)}):
         audio, rate, _ = UniversalOptimizer(Plain(answer)).synthesize("Hello.")
         np.testing.assert_allclose(audio, TONE, atol=1e-4)
         assert rate == 22_050
@@ -258,6 +316,332 @@ def test_coroutines_are_run() -> None:
         return await optimizer.asynthesize("Hello.")
 
     assert len(asyncio.run(within()).audio) == 800
+
+
+async def pieces(said: list[Any], count: int = 3) -> AsyncIterator[Any]:
+    """Notes what it does, and that it does it all in one task, as time limits and task groups need it."""
+    task = asyncio.current_task()
+    try:
+        for number in range(count):
+            said.append(number)
+            yield TONE, 8000
+    finally:
+        await asyncio.sleep(0)
+        said.append("closed" if asyncio.current_task() is task else "closed elsewhere")
+
+
+class Asynchronous:
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+
+    def tts(self, text: str) -> Any:
+        return pieces(self.said)
+
+
+class AsynchronousLater(Asynchronous):
+    async def tts(self, text: str) -> Any:
+        return pieces(self.said)
+
+
+class Iterating(Asynchronous):
+    """Not a generator, but an object with the methods of one."""
+
+    def tts(self, text: str) -> Any:
+        return Pieces(pieces(self.said))
+
+
+class Pieces:
+    def __init__(self, own: Any) -> None:
+        self.own = own
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> Any:
+        return await self.own.__anext__()
+
+    async def aclose(self) -> None:
+        await self.own.aclose()
+
+
+class Synchronous(Asynchronous):
+    def tts(self, text: str) -> Any:
+        try:
+            for number in range(3):
+                self.said.append(number)
+                yield TONE, 8000
+        finally:
+            self.said.append("closed")
+
+
+@pytest.mark.parametrize("kind", [Synchronous, Asynchronous, AsynchronousLater, Iterating])
+def test_pieces_are_heard_as_they_come_and_what_makes_them_is_closed(kind: Any) -> None:
+    engine = kind()
+    stream = UniversalOptimizer(engine).stream("Hello.")
+    next(stream)
+    assert engine.said == [0]
+    next(stream)
+    assert engine.said == [0, 1]
+    stream.close()
+    assert engine.said == [0, 1, "closed"]
+    engine.said.clear()
+    assert len(UniversalOptimizer(engine).synthesize("Hello.").audio) == 2400
+    assert engine.said == [0, 1, 2, "closed"]
+
+
+@pytest.mark.parametrize("kind", [Synchronous, Asynchronous])
+def test_a_stream_may_be_closed_in_an_event_loop(kind: Any) -> None:
+    engine = kind()
+    stream = UniversalOptimizer(engine).stream("Hello.")
+    next(stream)
+
+    async def close() -> None:
+        stream.close()
+
+    asyncio.run(close())
+    assert engine.said == [0, "closed"]
+
+
+def test_a_stream_that_another_thread_closes_ends_with_the_piece_that_is_being_made() -> None:
+    going, closed = threading.Event(), threading.Event()
+
+    class Busy(Synchronous):
+        def tts(self, text: str) -> Any:
+            for number, piece in enumerate(super().tts(text)):
+                if number == 1:
+                    going.set()
+                    assert closed.wait(30)
+                yield piece
+
+    engine = Busy()
+    stream = UniversalOptimizer(engine).stream("Hello.")
+    heard: list[Any] = []
+    listener = threading.Thread(target=lambda: heard.extend(until_an_error(stream)))
+    listener.start()
+    assert going.wait(30)
+    stream.close()
+    closed.set()
+    listener.join(30)
+    assert len(heard) == 3
+    assert "nobody listens" in str(heard[-1])
+    assert engine.said == [0, 1, "closed"]
+
+
+def until_an_error(stream: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from stream
+    except GenerationError as error:
+        yield error
+
+
+def test_what_makes_pieces_is_closed_when_one_is_no_audio() -> None:
+    answer = Closing()
+    with pytest.raises(EngineError, match="not audio"):
+        UniversalOptimizer(Plain(answer)).synthesize("Hello.")
+    assert answer.closed
+
+
+class Closing:
+    closed = False
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        return object()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_errors_of_asynchronous_engines_are_told() -> None:
+    class Broken:
+        async def tts(self, text: str) -> Any:
+            yield TONE, 8000
+            raise RuntimeError("out of order")
+
+    stream = UniversalOptimizer(Broken()).stream("Hello.")
+    next(stream)
+    with pytest.raises(GenerationError, match="RuntimeError: out of order"):
+        next(stream)
+
+
+def test_what_an_asynchronous_engine_began_ends_with_it() -> None:
+    ended: list[str] = []
+
+    class Producing:
+        async def tts(self, text: str) -> Any:
+            async def produce() -> None:
+                try:
+                    await asyncio.sleep(60)
+                finally:
+                    ended.append("ended")
+
+            self.task = asyncio.get_running_loop().create_task(produce())
+            await asyncio.sleep(0)
+            yield TONE, 8000
+
+    assert len(UniversalOptimizer(Producing()).synthesize("Hello.").audio) == 800
+    assert ended == ["ended"]
+
+
+def test_coqui_speaks() -> None:
+    class Synthesizer:
+        output_sample_rate = 24_000
+
+    class TTS(torch.nn.Module):
+        synthesizer: Any = None
+
+        def tts(
+            self, text: str, speaker: Any = None, language: Any = None, speaker_wav: Any = None, **kwargs: Any
+        ) -> Any:
+            self.said = (text, speaker, speaker_wav, kwargs)
+            return [*TONE, *[0] * 10]  # numpy's floats, and Python's integers for a pause
+
+    engine = TTS()
+    optimizer = UniversalOptimizer(engine)
+    assert optimizer.sample_rate == 0
+    engine.synthesizer = Synthesizer()  # it loads late
+    assert optimizer.sample_rate == 24_000
+    audio, rate, _ = optimizer.synthesize("Hello.", voice="Ana")
+    np.testing.assert_array_equal(audio, np.append(TONE, np.zeros(10, np.float32)))
+    assert (rate, engine.said) == (24_000, ("Hello.", "Ana", None, {}))
+    voice = (np.tile(TONE, 4), 8000)
+    optimizer.synthesize("Hello.", voice, "What it says.")
+    assert engine.said[2] is voice
+    assert engine.said[3] == {"reference_text": "What it says."}
+
+
+def test_kokoros_pipeline_speaks_by_the_method_that_takes_a_text() -> None:
+    @dataclass
+    class Result:
+        graphemes: str
+        audio: Any
+
+        def __iter__(self) -> Any:  # as it once was a tuple
+            yield from (self.graphemes, "", self.audio)
+
+    class KPipeline:
+        model = torch.nn.Linear(1, 1)
+
+        @staticmethod
+        def infer(model: Any, ps: str, pack: Any, speed: float = 1) -> Any:
+            raise AssertionError("this takes no text")
+
+        def __call__(self, text: str, voice: str | None = None, speed: float = 1, model: Any = None) -> Any:
+            assert voice == "af_heart"
+            for line in text.split(","):
+                yield Result(line, torch.from_numpy(TONE))
+
+    engine: Any = KPipeline()
+    optimizer = UniversalOptimizer(engine)
+    with pytest.raises(EngineError, match=r"rate of KPipeline\(\) is unknown: .*engine.sample_rate = 24000"):
+        optimizer.synthesize("Hello, you.", voice="af_heart")
+    engine.sample_rate = 24_000
+    audio, rate, _ = optimizer.synthesize("Hello, you.", voice="af_heart")
+    np.testing.assert_array_equal(audio, np.tile(TONE, 2))
+    assert rate == 24_000
+
+
+def first(text: Any, voice: Any = None) -> Any:
+    return text, voice
+
+
+def by_position(text: Any, voice: Any = None, /) -> Any:
+    return text, voice
+
+
+def behind(speaker: Any, words: Any) -> Any:
+    return words, speaker
+
+
+def behind_by_position(speaker: Any, words: Any, /) -> Any:
+    return words, speaker
+
+
+def named(voice_id: Any, style: Any = None, *, text: Any) -> Any:
+    return text, voice_id
+
+
+def another_first(style: Any = None, sentence: Any = "", speaker: Any = None) -> Any:
+    return sentence, speaker
+
+
+def any_of_them(*arguments: Any, voice: Any = None) -> Any:
+    return arguments[0], voice
+
+
+def anything(**options: Any) -> Any:
+    return options["text"], options["voice"]
+
+
+def whatever(*arguments: Any, **options: Any) -> Any:
+    return arguments[0], options["voice"]
+
+
+SIGNATURES = [first, by_position, behind, behind_by_position, named, another_first, any_of_them, anything, whatever]
+
+
+@pytest.mark.parametrize("function", SIGNATURES)
+def test_a_text_and_a_voice_stand_in_many_places(function: Any) -> None:
+    said: list[Any] = []
+
+    class Engine:
+        tts = staticmethod(function)
+
+    def speaks(*arguments: Any, **options: Any) -> Any:
+        said.append(function(*arguments, **options))
+        return TONE, 8000
+
+    speaks.__wrapped__ = function  # type: ignore[attr-defined]  # so that it has its signature
+    Engine.tts = staticmethod(speaks)  # type: ignore[assignment]
+    for engine in (Engine(), speaks):
+        UniversalOptimizer(engine).synthesize("Hello.", voice="Ana")
+    assert said == [("Hello.", "Ana")] * 2
+
+
+def counted(text: str, speaker_id: int) -> Any: ...
+def counted_or_not(text: str, speaker_id: int | None = None) -> Any: ...
+def counted_in_typing(text: str, speaker_id: Any = None) -> Any: ...
+def counted_by_default(text, speaker_id=0) -> Any: ...  # type: ignore[no-untyped-def]
+def named_in_words(text: str, speaker_id: str = "0") -> Any: ...
+def either(text: str, speaker_id: Any = None) -> Any: ...
+def unsaid(text, speaker_id=None) -> Any: ...  # type: ignore[no-untyped-def]
+
+
+counted_in_typing.__annotations__["speaker_id"] = Optional[int]  # noqa: UP045  # not a string
+either.__annotations__["speaker_id"] = Union[int, str]  # noqa: UP007
+NUMBERS = [(each, 3) for each in (counted, counted_or_not, counted_in_typing, counted_by_default)]
+NUMBERS += [(each, "3") for each in (named_in_words, either, unsaid)]
+
+
+@pytest.mark.parametrize(("function", "expected"), NUMBERS)
+def test_a_voices_number_is_a_number_where_voices_are_counted(function: Any, expected: Any) -> None:
+    said: list[Any] = []
+
+    def tts(text: str, speaker_id: Any = None) -> Any:
+        said.append(speaker_id)
+        return TONE, 8000
+
+    tts.__wrapped__ = function  # type: ignore[attr-defined]
+    UniversalOptimizer(SimpleNamespace(tts=tts)).synthesize("Hello.", voice="3")
+    assert said == [expected]
+    assert type(said[0]) is type(expected)
+    UniversalOptimizer(SimpleNamespace(tts=tts)).synthesize("Hello.", voice="anna")
+    assert said[1] == "anna"
+
+
+def test_pieces_do_not_change_when_the_engine_writes_the_next_one_over_them() -> None:
+    class Reusing:
+        def tts(self, text: str) -> Any:
+            buffer = np.empty(800, np.float32)
+            for level in (1.0, 0.5):
+                buffer[:] = level * TONE
+                yield buffer, 8000
+
+    one, other = list(UniversalOptimizer(Reusing()).stream("Hello."))
+    np.testing.assert_array_equal(one.audio, TONE)
+    np.testing.assert_array_equal(other.audio, TONE * np.float32(0.5))
 
 
 def test_a_voice_is_passed_on_in_the_engines_own_word() -> None:
@@ -299,7 +683,15 @@ def test_the_rate_stands_in_many_places(name: str) -> None:
         engine = Engine()
         engine.config = owner  # type: ignore[attr-defined]
         assert UniversalOptimizer(engine).synthesize("Hello.").sample_rate == 8000
+        engine = Engine()
+        engine.model = SimpleNamespace(hps={"data": owner})  # type: ignore[attr-defined]
+        assert UniversalOptimizer(engine).sample_rate == 0, "that is too far away"
+        engine.model = SimpleNamespace(config=owner, sample_rate=None)  # type: ignore[attr-defined]
+        assert UniversalOptimizer(engine).sample_rate == 8000
+        engine.config = SimpleNamespace(audio={"sample_rate": 22_050, "output_sample_rate": 24_000})  # type: ignore[attr-defined]
+        assert UniversalOptimizer(engine).sample_rate == 24_000, "what it answers, not what it was trained with"
     engine = Engine()
+    engine.config = {"sample_rate": 22_050}  # type: ignore[attr-defined]
     setattr(engine, name, 8000)
     assert UniversalOptimizer(engine).synthesize("Hello.").sample_rate == 8000
     assert UniversalOptimizer(Plain({"audio": TONE, name: 8000})).synthesize("Hello.").sample_rate == 8000
