@@ -147,6 +147,14 @@ class TestRoot:
         monkeypatch.setenv("ACCELERATOR_CACHE", "relative")
         assert default_root() == Path.cwd() / "relative"
 
+    def test_a_relative_path_stays_where_it_was_first_read(self, monkeypatch, tmp_path):
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("ACCELERATOR_CACHE", "read-once")
+        before = default_root()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert default_root() == ContentCache().root == before == tmp_path / "read-once"
+
     def test_checkout_second(self, monkeypatch):
         monkeypatch.setenv("ACCELERATOR_CACHE", "")
         assert default_root() == PROJECT / "onnx_cache"

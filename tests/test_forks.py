@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ from doubles import twin, voice
 from test_pool import Utterer, segments, speaker, whole
 
 from accelerator import UniversalOptimizer, native
-from accelerator.cache import ContentCache, make_key
+from accelerator.cache import ContentCache, digest, make_key
 from accelerator.engines.fish_speech import adapter as fish_speech
 from accelerator.engines.fish_speech.adapter import FishSpeechAdapter
 from accelerator.engines.fish_speech.routed import _Requests
@@ -39,6 +40,7 @@ from accelerator.voices import VoiceStore
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
+PACKAGE = Path(native.__file__).parents[1]
 WAIT = 60.0  # seconds: a child takes one or two
 TEXT = "One two three."
 OPTIONS: dict[str, Any] = {"seed": 3, "max_new_tokens": 6}
@@ -350,6 +352,35 @@ def test_an_entry_that_the_parent_builds_is_the_childs_once_it_is_there(tmp_path
         assert in_child(get, 20) == str(os.getpid())
 
 
+def test_an_entry_that_the_parent_checks_is_checked_by_the_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, key, parent = ContentCache(tmp_path), make_key(kind="test"), os.getpid()
+
+    def build(directory: Path) -> None:
+        (directory / "file").write_text("what was built")
+
+    cache.get_or_create(key, build, name="test")
+    monkeypatch.setattr(digest, "_memo", {})
+    begun, goes_on, read, readers = threading.Event(), threading.Event(), digest.sha256_file, list[int]()
+
+    def slowly(path: str | Path) -> Any:
+        readers.append(os.getpid())
+        begun.set()
+        assert os.getpid() != parent or goes_on.wait(WAIT)
+        return read(path)
+
+    monkeypatch.setattr(digest, "sha256_file", slowly)
+    entry = cache.get(key, verify="background")
+    assert entry is not None
+    assert begun.wait(WAIT)
+    child, seen = in_child(lambda: (os.getpid(), (entry.verified() is entry, readers)[1]), 20)
+    assert seen == [parent, child]
+    goes_on.set()
+    assert entry.verified() is entry
+    assert readers == [parent]
+
+
 def test_a_part_that_the_parent_prepares_is_prepared_by_the_child() -> None:
     parent, wait = os.getpid(), list[Callable[[], Any]]()
 
@@ -470,6 +501,78 @@ def test_a_live_fish_speech_is_not_asked_in_a_child(monkeypatch: pytest.MonkeyPa
     request: Any = SimpleNamespace(reference=None)
     assert [chunk.sample_rate for chunk in live.original(request)] == [8000]
     assert in_child(lambda: list(live.original(request)), 10) == ["its parts"]
+
+
+# What nobody has thought of yet
+
+KINDS = {"Lock", "RLock", "Condition", "Event", "Semaphore", "BoundedSemaphore", "Barrier"}
+KEPT_THOUGH = {  # where threads are waited for by what `_forked` does not make -> why a child does not wait for ever
+    "hardware.forks Lock.__init__": "it is what makes itself anew",
+    "hardware.turns Turns._begin": "in a table that `_forked` empties",
+    "cache.store ContentCache.single_flight": "in a table that `_forked` empties",
+    "voices VoiceStore._alone": "in a table that `_forked` empties",
+    "cache.store ContentCache._check_later": "a child does not wait for it, and checks itself",
+    "optimizer UniversalOptimizer._executor": "forgotten by `_forked`",
+    "native.parts _pool": "one for each process, by its number",
+    "optimizer UniversalOptimizer._stream": "a flag of one stream, which raises in a child; nobody waits for it",
+    "stream SpeechStream.__init__": "a flag of one stream, which raises in a child; nobody waits for it",
+    "engines.fish_speech.routed _Request": "a flag of one request, which its parent speaks; nobody waits for it",
+    "cli.progress Bars.__init__": "of the command, which does not fork",
+    "reference.training.loop _termination": "of a program that does not fork",
+}
+
+
+def waits(path: Path) -> Iterator[str]:
+    """Where a module makes what threads wait for, beside what is made anew in a child and pools that end in a block."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    annotations = [getattr(node, name, None) for node in ast.walk(tree) for name in ("annotation", "returns")]
+    passed = {id(node) for each in annotations if each is not None for node in ast.walk(each)}
+    module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+    def visit(node: ast.AST, place: str) -> Iterator[str]:
+        if isinstance(node, ast.ClassDef):
+            passed.update(id(each) for method in renewing(node) for each in ast.walk(method))
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            place = f"{place}.{node.name}" if place else node.name
+        if isinstance(node, ast.withitem):
+            passed.add(id(node.context_expr))
+        if id(node) in passed:
+            return
+        name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        pool = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("ThreadPoolExecutor")
+        if pool or name in {f"threading.{kind}" for kind in KINDS}:
+            yield f"{module} {place}"
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, place)
+
+    return visit(tree, "")
+
+
+def renewing(kind: ast.ClassDef) -> list[ast.FunctionDef]:
+    """`_forked`, and the methods that it calls, of a class that has itself renewed in children."""
+    if "renewed_in_children(self)" not in ast.unparse(kind):
+        return []
+    methods = {each.name: each for each in kind.body if isinstance(each, ast.FunctionDef)}
+    return [
+        each
+        for name, each in methods.items()
+        if name == "_forked" or f"self.{name}(" in ast.unparse(methods["_forked"])
+    ]
+
+
+def test_whatever_threads_wait_for_is_made_anew_in_a_child() -> None:
+    found = {place for path in sorted(PACKAGE.rglob("*.py")) for place in waits(path)}
+    assert found == set(KEPT_THOUGH)
+
+
+def test_nobody_hides_from_that() -> None:
+    """By another name for what makes locks."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in ("threading", "_thread", "multiprocessing"), path
+            elif isinstance(node, ast.Import):
+                assert all(each.asname is None for each in node.names if each.name == "threading"), path
 
 
 # A child that ends as programs do: what is left of ONNX Runtime's sessions must not keep it

@@ -7,6 +7,7 @@ import copy
 import functools
 import gc
 import json
+import logging
 import math
 import os
 import subprocess
@@ -846,6 +847,21 @@ def test_a_cache_that_cannot_be_written_never_fails_synthesis(tiny: Any, tmp_pat
     assert metrics["backend"] == "onnxruntime"
     exports = [e for p in optimizer.status()["parts"].values() for e in p.get("exports", {}).values()]
     assert {e["layer"] for e in exports} == {"ephemeral"}
+
+
+# What is said to whoever listens
+
+
+@pytest.mark.usefixtures("fast")  # whose exports are used
+def test_a_short_request_says_nothing_at_info(tiny: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """By this package or by another: not the first one, which loads what was exported before, and not the next ones."""
+    caplog.set_level(logging.INFO)
+    with UniversalOptimizer(tiny, precision="fp32", threads=1, probe=False) as optimizer:
+        for seed in (1, 2):
+            speech = optimizer.synthesize(TEXT, seed=seed, **SHORT)
+            assert speech.metrics["backend"] == "onnxruntime"
+            assert len(list(optimizer.stream(TEXT, seed=seed, **SHORT))) > 0
+    assert [f"{record.name}: {record.getMessage()}" for record in caplog.records] == []
 
 
 # Memory of the weights

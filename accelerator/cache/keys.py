@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -34,12 +35,17 @@ def default_root() -> Path:
     """The cache directory used when none is given; it need not exist yet.
 
     `ACCELERATOR_CACHE` first, then `onnx_cache/` of the source checkout this package runs from, then the user's cache
-    directory.
+    directory. A relative one is of the working directory in which it is first read, wherever the process goes later.
     """
     chosen = os.environ.get("ACCELERATOR_CACHE", "").strip()
     if chosen:
-        return Path(os.path.abspath(os.path.expanduser(chosen)))
+        return _absolute(os.path.expanduser(chosen))
     return _checkout_cache(Path(__file__).resolve().parents[2]) or _user_cache()
+
+
+@functools.cache
+def _absolute(path: str) -> Path:
+    return Path(os.path.abspath(path))
 
 
 def _checkout_cache(directory: Path) -> Path | None:

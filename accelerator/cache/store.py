@@ -168,7 +168,8 @@ class ContentCache:
         pool = ThreadPoolExecutor(1, thread_name_prefix="accelerator-verify")
         future: Future[None] = pool.submit(check)
         pool.shutdown(wait=False)
-        return future.result
+        process = os.getpid()  # a fork does not take the thread along
+        return lambda: future.result() if os.getpid() == process else check()
 
     def _reject(self, path: Path, seen: Generation, layer: Layer, error: Exception) -> None:
         _in_use.discard(path)

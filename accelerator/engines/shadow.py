@@ -1,4 +1,4 @@
-"""A stand-in for an engine some of whose methods are replaced, while everything else is the engine's own."""
+"""A stand-in for an engine some of whose attributes are replaced, while everything else is the engine's own."""
 
 from __future__ import annotations
 
@@ -11,26 +11,37 @@ def shadow(original: Any, **replaced: Any) -> Any:
     """An object of the original's class that has the attributes `replaced`, and for all others is the original.
 
     Whatever its owner sets, on the one or on the other, is read from both: there is one place for it, the original.
-    What is replaced can be set again on the shadow alone.
+    So each replacement stands for what the original had when the shadow was made: once its owner sets something else
+    there, that is read, until what was there before is set again. Methods run on the shadow; copies of it, and what is
+    pickled, are the original's.
     """
     kind: Any = type(original)
+    stood_for = {name: getattr(original, name) for name in replaced}
 
-    def read(self: Any, name: str) -> Any:  # of what is found neither in the shadow nor in its class
+    def read(self: Any, name: str) -> Any:
+        if name in replaced and getattr(original, name) == stood_for[name]:
+            return replaced[name]
+        own = vars(original)
+        return own[name] if name in own else kind.__getattribute__(self, name)
+
+    def read_otherwise(self: Any, name: str) -> Any:  # what neither has, but the class may compute for the original
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(original, name)
 
     def write(self: Any, name: str, value: Any) -> None:
-        if name in self.__dict__:
-            object.__setattr__(self, name, value)
-        else:
-            setattr(original, name, value)
+        back = name in replaced and value is replaced[name]
+        setattr(original, name, stood_for[name] if back else value)
 
-    def remove(self: Any, name: str) -> None:
-        delattr(original, name)
-
-    own = {"__getattr__": read, "__setattr__": write, "__delattr__": remove}
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    made: Any = object.__new__(type(kind.__name__, (kind,), {**names, **own}))
-    made.__dict__.update(replaced)
-    return made
+    names = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__doc__": kind.__doc__,
+        "__class__": property(lambda self: kind),
+        "__getattribute__": read,
+        "__getattr__": read_otherwise,
+        "__setattr__": write,
+        "__delattr__": lambda self, name: delattr(original, name),
+        "__reduce_ex__": lambda self, protocol: original.__reduce_ex__(protocol),
+    }
+    return object.__new__(type(kind.__name__, (kind,), names))

@@ -1,5 +1,7 @@
+import copy
 import dataclasses
 import json
+import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -383,15 +385,195 @@ def test_a_tokenizer_that_is_replaced_is_used(tmp_path, cache):
         close(fast.synthesize("hello there", seed=3).audio, expected)
 
 
-def test_another_model_is_never_spoken_with_the_old_weights(tmp_path, cache):
+@pytest.mark.parametrize("through", ["the wrapper", "the pipeline"])
+def test_another_model_is_never_spoken_with_the_old_weights(tmp_path, cache, through):
     own = pipeline(tmp_path)
     other = pipeline(tmp_path).model
     with torch.no_grad():
         other.decoder.conv_post.weight.mul_(0.5)
     with UniversalOptimizer(own, cache_dir=cache, probe=False, threads=2) as fast:
-        own.model = other
+        before, routed = own.model, fast.model
+        (fast if through == "the wrapper" else own).model = other
+        assert fast.model is own.model is other
         transformers.set_seed(3)
         expected = own("hello there")["audio"]
         speech = fast.synthesize("hello there", seed=3)
         close(speech.audio, expected)
-        assert "wrap it again" in speech.metrics["fallback"][0]["message"]
+        assert "another model than when it was wrapped: wrap the engine again" in reason(speech)
+        transformers.set_seed(3)
+        close(fast("hello there")["audio"], expected)
+        fast.model = routed
+        assert own.model is before
+        assert fast.synthesize("hello there", seed=3).metrics["fallback"] == []
+
+
+def reason(speech):
+    (fallback,) = speech.metrics["fallback"]
+    assert (fallback["part"], fallback["reason"]) == ("engine", "EngineError")
+    return fallback["message"]
+
+
+def test_a_voice_is_the_new_models_once_another_is_set(tmp_path, cache):
+    own = pipeline(tmp_path)
+    many = {"num_speakers": 3, "speaker_embedding_size": 8}
+    with UniversalOptimizer(own, cache_dir=cache, probe=False, threads=2) as fast:
+        fast.model = pipeline(tmp_path, **many).model
+        assert fast.adapter.voices() == ("0", "1", "2")
+        transformers.set_seed(3)
+        expected = own("hello there", forward_params={"speaker_id": 2})["audio"]
+        close(fast.synthesize("hello there", voice="2", seed=3).audio, expected)
+
+
+def test_a_forward_of_the_owners_is_called(tmp_path, cache):
+    own = pipeline(tmp_path)
+    with UniversalOptimizer(own, cache_dir=cache, probe=False, threads=2) as fast:
+        forward = own.model.forward
+        own.model.forward = lambda **inputs: (0.5 * forward(**inputs)[0],)
+        transformers.set_seed(3)
+        expected = own("hello there")["audio"]
+        speech = fast.synthesize("hello there", seed=3)
+        close(speech.audio, expected)
+        assert "forward() was replaced" in reason(speech)
+        transformers.set_seed(3)
+        close(fast("hello there")["audio"], expected)
+
+
+@pytest.mark.parametrize("rate", [0.7, 0.9, 1.3, 1.7])
+@pytest.mark.parametrize("how", ["set", "passed"])
+@torch.inference_mode()
+def test_durations_are_rounded_as_the_engine_rounds_them(many, monkeypatch, rate, how):
+    """Sounds that last a whole number of frames, but for the last bit: one more or one less is heard."""
+    own = vits.VitsAdapter(many)
+    bound = own.bind({"text": own._text_in_torch, "decoder": own._decode_in_torch})
+    inputs = many.tokenizer("abcdefgh" * 12, return_tensors="pt")
+    lasting = (torch.arange(inputs["input_ids"].shape[1]) % 40 + 1) * rate
+    monkeypatch.setattr(many.model.duration_predictor, "forward", lambda *_: lasting.log()[None, None])
+    options = {"speaking_rate": rate} if how == "passed" else {}
+    monkeypatch.setattr(many.model, "speaking_rate", 1.0 if options else rate)
+    expected = many.model(**inputs, **options).sequence_lengths
+    assert bound.engine.model(**inputs, **options).sequence_lengths.equal(expected)
+    assert expected.item() > 16 * lasting.numel()
+
+
+def test_the_pipelines_own_settings_are_obeyed(tmp_path, cache):
+    own = pipeline(tmp_path)
+    with UniversalOptimizer(own, cache_dir=cache, probe=False, threads=2) as fast:
+        whole = fast.synthesize("hello there, everybody", seed=3)
+        own.sampling_rate = 8_000
+        assert (fast.sample_rate, fast.synthesize("hello", seed=3).sample_rate) == (8_000, 8_000)
+        fast.sampling_rate = 22_050
+        assert own.sampling_rate == fast.synthesize("hello", seed=3).sample_rate == 22_050
+
+        def check():
+            transformers.set_seed(3)
+            expected = own("hello there, everybody")["audio"]
+            speech = fast.synthesize("hello there, everybody", seed=3)
+            close(speech.audio, expected)
+            return speech
+
+        own._preprocess_params = {"truncation": True, "max_length": 9}
+        speech = check()
+        assert speech.metrics["fallback"] == []
+        assert len(speech.audio) < len(whole.audio) / 2
+        own._preprocess_params = {"padding": "max_length", "max_length": 60}
+        assert "what the exports do not answer" in reason(check())
+        own._preprocess_params = {}
+        own.preprocess = lambda text, **options: type(own).preprocess(own, text[:5], **options)
+        assert len(check().audio) < len(whole.audio) / 2
+        own.postprocess = lambda audio: {"audio": 0.5 * audio.numpy().squeeze(), "sampling_rate": 22_050}
+        assert check().metrics["fallback"] == []
+
+
+def scaled(model):
+    with torch.no_grad():
+        model.decoder.conv_post.weight.mul_(0.5)
+
+
+def loaded(model):
+    model.load_state_dict({name: 0.9 * tensor for name, tensor in model.state_dict().items()})
+
+
+def pointed_elsewhere(model):
+    model.decoder.conv_post.weight.data = 0.5 * model.decoder.conv_post.weight.data
+
+
+def another_part(model):
+    model.decoder = copy.deepcopy(model.decoder)
+    scaled(model)
+
+
+@pytest.mark.parametrize("change", [scaled, loaded, pointed_elsewhere, another_part])
+def test_weights_that_are_changed_are_spoken_with(tmp_path, cache, caplog, change):
+    own = pipeline(tmp_path)
+    with UniversalOptimizer(own, cache_dir=cache, probe=False, threads=2) as fast:
+        before = fast.synthesize("hello there", seed=3)
+        assert before.metrics["fallback"] == []
+        change(own.model)
+        transformers.set_seed(3)
+        expected = own("hello there")["audio"]
+        speech = fast.synthesize("hello there", seed=3)
+        close(speech.audio, expected)
+        assert len(speech.audio) != len(before.audio) or np.abs(speech.audio - before.audio).max() > 1e-3
+        assert reason(speech) == "the model's weights were changed after it was wrapped: wrap the engine again"
+        caplog.clear()
+        transformers.set_seed(3)
+        close(fast("hello there")["audio"], expected)
+        assert [r.getMessage() for r in caplog.records if "wrap the engine again" in r.getMessage()] != []
+    if change is scaled:
+        with UniversalOptimizer(own, cache_dir=cache, probe=False, threads=2) as again:
+            speech = again.synthesize("hello there", seed=3)
+            close(speech.audio, expected)
+            assert speech.metrics["fallback"] == []
+
+
+def test_nothing_is_exported_from_weights_that_were_changed(tmp_path, cache):
+    """It would be kept under the name of others."""
+    own = pipeline(tmp_path, hidden_act="gelu")
+    with UniversalOptimizer(own, cache_dir=cache, probe=False, threads=2) as fast:
+        scaled(own.model)
+        fast.prepare()
+        reasons = [part["reason"] for part in fast.status()["parts"].values()]
+        assert ["wrap the engine again" in each for each in reasons] == [True, True]
+
+
+def test_what_only_learns_may_change(tmp_path, cache):
+    own = pipeline(tmp_path)
+    with UniversalOptimizer(own, cache_dir=cache, probe=False, threads=2) as fast:
+        del own.model.posterior_encoder
+        assert fast.synthesize("hello there", seed=3).metrics["fallback"] == []
+
+
+@pytest.mark.parametrize("through", ["the wrapper", "the pipeline"])
+def test_a_model_in_training_drops_out_as_in_transformers(tmp_path, cache, through):
+    own = pipeline(tmp_path)
+    own.model.text_encoder.encoder.layerdrop = 0.0  # NumPy draws for it, which no seed of a request reaches
+    with UniversalOptimizer(own, cache_dir=cache, probe=False, threads=2) as fast:
+        before = fast.synthesize("hello there", seed=3)
+        (fast if through == "the wrapper" else own).model.train()
+        assert own.model.training
+        transformers.set_seed(3)
+        expected = own("hello there")["audio"]
+        speech = fast.synthesize("hello there", seed=3)
+        close(speech.audio, expected)
+        assert len(speech.audio) != len(before.audio) or np.abs(speech.audio - before.audio).max() > 1e-3
+        assert "training mode" in reason(speech)
+        fast.model.eval()
+        after = fast.synthesize("hello there", seed=3)
+        assert after.metrics["fallback"] == []
+        close(after.audio, before.audio)
+
+
+def test_copies_of_the_model_are_models_of_the_engines(engine, fast):
+    inputs = engine.tokenizer("hello there", return_tensors="pt")
+    torch.manual_seed(0)
+    expected = engine.model(**inputs).waveform
+    made = copy.deepcopy(fast.model)
+    assert type(made) is transformers.VitsModel
+    assert made.decoder.conv_post.weight.data_ptr() != engine.model.decoder.conv_post.weight.data_ptr()
+    torch.manual_seed(0)
+    assert made(**inputs).waveform.equal(expected)
+    for model in (engine.model, fast.model):  # PyTorch pickles no weights under a norm
+        with pytest.raises(RuntimeError, match="only supported through state_dict"):
+            pickle.dumps(model)
+    with pytest.raises(EngineError, match="neither copied nor pickled"):
+        copy.deepcopy(fast)

@@ -23,6 +23,7 @@ import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from ..dual_ar import codec_component
 from ..passthrough import PassThroughAdapter
 from ..shadow import shadow
 from . import traceable, twin
+from .changes import Watched
 from .traceable import Decoder, Text, exportable
 
 __all__ = ["VitsAdapter", "adapter"]
@@ -75,8 +77,8 @@ class VitsAdapter:
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline, self.model = pipeline, pipeline.model
-        self.sample_rate: int = self.model.config.sampling_rate
         self._text, self._decoder = Text(self.model), Decoder(self.model)
+        self._watched = Watched(self.model)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> VitsAdapter:
@@ -98,9 +100,13 @@ class VitsAdapter:
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise EngineError(f"{folder} cannot be opened as a VITS: {error}") from error
 
+    @property
+    def sample_rate(self) -> int:
+        return int(self.pipeline.sampling_rate)
+
     def voices(self) -> Sequence[str]:
         """The names that a request's `voice` may have."""
-        count = self.model.config.num_speakers
+        count = self._speakers()
         return tuple(map(str, range(count))) if count > 1 else ()
 
     def parts(self) -> Sequence[Part]:
@@ -135,7 +141,7 @@ class VitsAdapter:
                 torch.manual_seed(request.sampling.seed)
             answer = self.pipeline(request.text, **({"forward_params": options} if options else {}))
         current_meter().used("engine", "pytorch")
-        yield AudioChunk(np.asarray(answer["audio"], np.float32).reshape(-1), self.sample_rate)
+        yield AudioChunk(np.asarray(answer["audio"], np.float32).reshape(-1), int(answer["sampling_rate"]))
 
     def release(self) -> bool:
         """They stay: transformers' model is what falls back."""
@@ -143,7 +149,7 @@ class VitsAdapter:
 
     def speaker(self, name: str) -> int:
         """The speaker of a name, which is a number. Raises InvalidOption."""
-        count = self.model.config.num_speakers
+        count = self._speakers()
         if not name.isascii() or not name.isdigit() or int(name) >= count or count < 2:
             known = f"its speakers are 0 to {count - 1}" if count > 1 else "this model has one speaker"
             raise InvalidOption(f"there is no voice {name!r}: {known}")
@@ -158,6 +164,22 @@ class VitsAdapter:
         if speaker is not None:
             told[0, :-1, 0], told[0, -1, 0] = self.model.embed_speaker.weight[speaker].detach().numpy(), 1.0
         return told
+
+    def outdated(self) -> str | None:
+        """Why the parts, made when the pipeline was wrapped, are not what its model would say now; None if they are."""
+        if self._watched.changed():
+            return "the model's weights were changed after it was wrapped: wrap the engine again"
+        if self._watched.training():
+            return "the model is in training mode, which its exports do not know: call its eval()"
+        return None
+
+    def _speakers(self) -> int:
+        return int(getattr(self.pipeline.model.config, "num_speakers", 1))
+
+    def _exportable(self) -> Any:
+        if (reason := self.outdated()) is not None:  # what is exported would be kept under other weights' name
+            raise EngineError(reason)
+        return exportable(self.model)
 
     @functools.cached_property
     def _digest(self) -> str:
@@ -179,9 +201,7 @@ class VitsAdapter:
                 yield arguments, self._decode_in_torch(*arguments)
 
         sources = (traceable.__file__, str(modeling_vits.__file__))
-        return twin.component(
-            lambda: exportable(self.model), lambda: self._digest, self._shape, examples, sources=sources
-        )
+        return twin.component(self._exportable, lambda: self._digest, self._shape, examples, sources=sources)
 
     def _component(self, name: str) -> Component:
         from transformers.models.vits import modeling_vits
@@ -205,7 +225,7 @@ class VitsAdapter:
 
         return codec_component(
             name,
-            lambda: (Text if name == TEXT else Decoder)(exportable(self.model)),
+            lambda: (Text if name == TEXT else Decoder)(self._exportable()),
             lambda: self._digest,
             {"part": name, **self._shape},
             inputs=inputs,
@@ -235,6 +255,14 @@ class VitsAdapter:
     def _decode_in_torch(self, latents: np.ndarray, speaker: np.ndarray | None, *, alone: bool = True) -> np.ndarray:
         with torch.inference_mode():
             return np.asarray(self._decoder(torch.from_numpy(latents), _told(speaker)).numpy())
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """What `_BoundVits.say` asks of the model beside what the pipeline does."""
+
+    generator: torch.Generator  # of the noise
+    alone: bool
 
 
 class _BoundVits:
@@ -274,45 +302,61 @@ class _BoundVits:
         if asked := [k for k, v in vars(sampling).items() if v is not None and k != "seed"]:
             raise InvalidOption(f"{asked[0]} is no option of VITS, which draws no tokens: leave it out")
         self._check_model()
-        with current_meter().stage("text"), _ONE_AT_A_TIME:
-            tokens = self.engine.tokenizer(text, return_tensors="pt")["input_ids"]
-        if tokens.shape[1] < 2:  # nothing but what stands between letters
-            return np.zeros(0, np.float32)
         generator = torch.Generator()
         if sampling.seed is None:
             generator.seed()
         else:
             generator.manual_seed(sampling.seed)
-        speaker = None if voice.name is None else self._own.speaker(voice.name)
-        audio, _ = self._speak(tokens.numpy(), speaker, generator, alone)
-        return np.asarray(audio.reshape(-1))
+        asked_for: dict[str, Any] = {"drawing": _Drawing(generator, alone)}
+        if voice.name is not None:
+            asked_for["speaker_id"] = self._own.speaker(voice.name)
+        engine = self.engine  # whose `__call__` does the same; but phonemizing must not happen twice at once
+        own = engine._preprocess_params, engine._forward_params, engine._postprocess_params
+        given = engine._sanitize_parameters(forward_params=asked_for)
+        reading, speaking, ending = ({**kept, **each} for kept, each in zip(own, given, strict=True))
+        with current_meter().stage("text"), _ONE_AT_A_TIME:
+            inputs = engine.preprocess(text, **reading)
+        answer = engine.postprocess(engine.forward(inputs, **speaking), **ending)
+        return np.asarray(answer["audio"], np.float32).reshape(-1)
 
     def close(self) -> None:
         pass
 
     def _check_model(self) -> None:
-        """Raises EngineError where the parts are no longer the pipeline's: then it speaks by itself."""
-        if self._own.pipeline.model is not self._own.model:
-            raise EngineError("the pipeline has another model than when it was wrapped: wrap it again")
+        """Raises EngineError where the pipeline would not ask the parts: then it speaks by itself."""
         if self.engine.model is not self._model:
-            raise EngineError("the model was replaced: set it on the pipeline itself, and wrap that again")
+            raise EngineError("the pipeline has another model than when it was wrapped: wrap the engine again")
+        if self._model.forward != self._forward:
+            raise EngineError("the model's forward() was replaced after it was wrapped: wrap the engine again")
 
     def _forward(
-        self, input_ids: Any = None, attention_mask: Any = None, speaker_id: Any = None, **options: Any
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        speaker_id: Any = None,
+        speaking_rate: Any = None,
+        drawing: _Drawing | None = None,
+        **options: Any,
     ) -> Any:
         """`VitsModel.forward` on the routed parts, for one row, which is all that the pipeline asks for."""
         model = self._own.model
-        unwanted = ("output_attentions", "output_hidden_states", "labels")
-        plain = all(options.get(name) is None or options[name] is False for name in unwanted)
-        plain = plain and not (model.config.output_attentions or model.config.output_hidden_states)
-        plain = plain and options.get("return_dict") is not False
+        outdated = self._own.outdated()
         whole = attention_mask is None or bool(attention_mask.all())
         told = speaker_id is None or (isinstance(speaker_id, int) and 0 <= speaker_id < model.config.num_speakers)
-        if not (plain and whole and told and input_ids is not None and input_ids.shape[0] == 1):
+        one = input_ids is not None and input_ids.shape[0] == 1
+        if outdated is not None or not (one and whole and told and _is_plain(model.config, options)):
+            if drawing is not None:
+                raise EngineError(outdated or "the pipeline asks its model for what the exports do not answer")
+            if outdated is not None:
+                logger.warning("the pipeline's own model speaks: %s", outdated)
+            if speaking_rate is not None:
+                options["speaking_rate"] = speaking_rate
             return model(input_ids=input_ids, attention_mask=attention_mask, speaker_id=speaker_id, **options)
+        if drawing is not None and input_ids.shape[1] < 2:  # nothing but what stands between letters
+            return (torch.zeros(1, 0),)
         from transformers.models.vits.modeling_vits import VitsModelOutput
 
-        audio, spectrogram = self._speak(input_ids.numpy(), speaker_id, None, alone=True)
+        audio, spectrogram = self._speak(input_ids.numpy(), speaker_id, speaking_rate, drawing)
         answer: Any = VitsModelOutput
         return answer(
             waveform=torch.from_numpy(audio),
@@ -321,9 +365,10 @@ class _BoundVits:
         )
 
     def _speak(
-        self, tokens: np.ndarray, speaker: int | None, generator: torch.Generator | None, alone: bool
+        self, tokens: np.ndarray, speaker: int | None, rate: Any, drawing: _Drawing | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(audio [1, n], latents [1, C, L]). generator: of the noise; None is PyTorch's own."""
+        """(audio [1, n], latents [1, C, L]). rate: None for the model's own. drawing: None for PyTorch's own noise."""
+        generator, alone = (None, True) if drawing is None else (drawing.generator, drawing.alone)
         config, told = self._own.model.config, self._own.embedding(speaker)
         model = self._own.model  # its attributes are the user's to change
         noise = np.zeros((1, 2, tokens.shape[1]), np.float32)
@@ -331,7 +376,8 @@ class _BoundVits:
             drawn = torch.randn(1, 2, tokens.shape[1], generator=generator)
             noise = drawn.numpy() * np.float32(model.noise_scale_duration)
         prior = self._calls[TEXT](tokens, noise, told, alone=alone)[0]  # [T, 2C + 1]
-        lasting = np.ceil(np.exp(prior[:, -1]) / np.float32(model.speaking_rate)).astype(np.int64)
+        length_scale = 1.0 / (model.speaking_rate if rate is None else rate)  # as transformers rounds it
+        lasting = torch.ceil(torch.exp(torch.from_numpy(prior[:, -1].copy())) * length_scale).long().numpy()
         frames = prior.repeat(lasting, axis=0) if lasting.sum() else np.zeros_like(prior[:1])
         means, variances = frames[:, : config.flow_size], frames[:, config.flow_size : -1]
         # As `randn_like` draws for a transposed tensor: another order than for one in order.
@@ -378,6 +424,13 @@ def _load_decoder(paths: Mapping[str, Path], options: SessionOptions) -> Call:
             return decode(latents, speaker)
 
     return call
+
+
+def _is_plain(config: Any, options: Mapping[str, Any]) -> bool:
+    """Whether the model is asked for speech and nothing else. options: of its `forward`; None leaves it to `config`."""
+    plain = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+    asked = {name: getattr(config, name) for name in plain} | {k: v for k, v in options.items() if v is not None}
+    return asked.keys() == plain.keys() and all(bool(asked[name]) is plain[name] for name in plain)
 
 
 def _told(speaker: np.ndarray | None) -> Tensor | None:
