@@ -351,7 +351,10 @@ class UniversalOptimizer:
             setattr(bound.engine, name, value)
 
     def __delattr__(self, name: str) -> None:
-        delattr(self._bound.engine, name)
+        if name in self.__dict__:
+            object.__delattr__(self, name)
+        else:
+            delattr(self._bound.engine, name)
 
     def __dir__(self) -> list[str]:
         return sorted({*dir(UniversalOptimizer), *dir(self._bound.engine)})

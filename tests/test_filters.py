@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from accelerator.codec.convolutions import Kernel, Packed, product
 from accelerator.codec.layers import Unit, Weights
 from accelerator.codec.winograd import Minimal, Winograd
 from accelerator.errors import SessionError
-from accelerator.kernels import Filter, Mix, job, parallel, tiles
+from accelerator.kernels import Filter, Mix, job, opcodes, parallel, tiles
 from accelerator.kernels import compiler as compiled_
 from accelerator.kernels.conv import layers as conv_layers
 
@@ -254,7 +253,7 @@ def test_every_part_is_done_once(count: int, threads: int) -> None:
     memory = room.ctypes.data + -room.ctypes.data % 64
     groups = -(-len(y) // 12)
     ends = [min(len(y), 12 * (groups * i // count)) for i in range(count + 1)] if count else []
-    parallel.in_parts(compiled_.MIX, plan.tolist(), ends, threads, memory, 4 * 12 * 32)
+    parallel.in_parts(opcodes.MIX, plan.tolist(), ends, threads, memory, 4 * 12 * 32)
     torch.testing.assert_close(y, before + 1 if count else before)
 
 
@@ -268,7 +267,7 @@ def test_a_part_that_fails_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(made, "address", ctypes.cast(broken, ctypes.c_void_p).value)
     for _ in range(2):
         with pytest.raises(SessionError, match="a compiled kernel failed"):
-            parallel.in_parts(compiled_.SNAKE, [0] * 8, [0, 1, 2, 3], 2)
+            parallel.in_parts(opcodes.SNAKE, [0] * 8, [0, 1, 2, 3], 2)
 
 
 @compiled
@@ -280,7 +279,7 @@ def test_other_threads_need_no_interpreter() -> None:
     plan = np.zeros(tiles.SNAKE_SIZE, np.int64)
     plan[[tiles.SNAKE_X, tiles.SNAKE_Y, tiles.SNAKE_CHANNELS]] = x.data_ptr(), y.data_ptr(), 1024
     made = compiled_.function()
-    work = np.array(job.job(made.address, compiled_.SNAKE, plan.ctypes.data, 0, 0, range(65)), np.int64)
+    work = np.array(job.job(made.address, opcodes.SNAKE, plan.ctypes.data, 0, 0, range(65)), np.int64)
     address = ctypes.cast(parallel._parallel(), ctypes.c_void_p).value
     holding = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     holding(address)(made.region, work.ctypes.data, 3, 0)
@@ -288,9 +287,9 @@ def test_other_threads_need_no_interpreter() -> None:
     torch.testing.assert_close(y, x + torch.sin(x).square())
 
 
-def test_without_openmp_there_is_a_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_openmp_there_is_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     parallel._parallel.cache_clear()
-    monkeypatch.setattr(parallel, "_MAPS", tmp_path / "none")
+    monkeypatch.setattr(parallel, "library", lambda: None)
     try:
         assert parallel._parallel() is None
     finally:

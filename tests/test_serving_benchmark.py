@@ -318,7 +318,7 @@ class FakeProcess:
     def ask(self, do: str, **arguments: Any) -> Any:
         if do == "prepare":
             part = {"backend": "onnxruntime", "precision": "int8", "threads": 2, "reason": "fastest"}
-            facts = {"name": "fake", "sample_rate": 1000, "frame_s": 0.05, "prompt": 60}
+            facts = {"name": "fake", "sample_rate": 1000, "frame_s": 0.05}
             return {**facts, "weights": "w", "trained": False, "parts": {"text2semantic": part}}
         if do == "take":
             what = f"{arguments['scenario']}: {arguments['item']}"
