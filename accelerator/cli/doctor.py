@@ -140,10 +140,10 @@ def _choices(cache: ContentCache, fingerprint: str) -> list[dict[str, Any]]:
 
 def _choice_row(choice: dict[str, Any]) -> tuple[str, str]:
     seconds = dict(choice["seconds"])
-    pytorch = seconds.pop("pytorch", None)
+    original = seconds.pop("original", None)
     best = min(seconds.values(), default=None)
-    against = f"{formats.seconds(best)} a unit of work, PyTorch {formats.seconds(pytorch)}"
-    if choice["backend"] == "pytorch":
+    against = f"{formats.seconds(best)} a unit of work, the engine itself {formats.seconds(original)}"
+    if choice["backend"] == "original":
         what = f"PyTorch, as it is faster here ({against})"
     else:
         threads = choice["threads"]

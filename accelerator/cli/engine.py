@@ -96,8 +96,8 @@ PART_COLUMNS: Sequence[str] = ("part", "backend", "precision", "proof", "cache",
 def _probe(seconds: Mapping[str, float]) -> list[str]:
     lines = []
     for name, value in sorted(seconds.items(), key=lambda item: item[1]):
-        backend, *setting = name.split("-")  # "pytorch", "onnxruntime-2", "onnxruntime-2-spin50"
-        backend = {"pytorch": "PyTorch", "onnxruntime": "ONNX", "onednn": "oneDNN"}.get(backend, backend)
+        backend, *setting = name.split("-")  # "original", "onnxruntime-2", "onnxruntime-2-spin50"
+        backend = {"original": "as it was", "onnxruntime": "ONNX", "onednn": "oneDNN"}.get(backend, backend)
         if setting and setting[0].isdigit():
             setting[0] += " thread" if setting[0] == "1" else " threads"
         lines.append(f"{' '.join([backend, *setting])}: {formats.seconds(value)}")
