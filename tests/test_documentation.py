@@ -70,38 +70,43 @@ def test_every_python_block_is_found() -> None:
         assert known, f"{block.name} is marked {block.note!r}"
 
 
-def prose(page: Path) -> list[tuple[int, str]]:
-    """The lines of a page that are neither a table's row nor in a block of code, numbered."""
+def outside_code(page: Path) -> list[tuple[int, str]]:
+    """The lines of a page that are in no block of code, numbered."""
     found, within = [], False
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         if line.lstrip().startswith("```"):
             within = not within
-        elif not within and not line.startswith("|"):
+        elif not within:
             found.append((number, line))
     return found
 
 
+def links(page: Path) -> list[tuple[str, str]]:
+    """(page or "", anchor or "") of each link that stays within the project."""
+    text = "\n".join(line for _, line in outside_code(page))
+    targets = [match["target"].partition("#") for match in LINK.finditer(text)]
+    return [(target, anchor) for target, _, anchor in targets if not re.match(r"[a-z]+:", target)]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_no_line_of_prose_is_too_long(page: Path) -> None:
-    assert [f"line {number}: {len(line)}" for number, line in prose(page) if len(line) > LONGEST] == []
+    lines = [each for each in outside_code(page) if not each[1].startswith("|")]  # a row of a table cannot be broken
+    assert [f"line {number}: {len(line)}" for number, line in lines if len(line) > LONGEST] == []
 
 
 def anchors(page: Path) -> set[str]:
     """What `page.md#...` may name: its headings as GitHub spells them."""
-    headings = (line.lstrip("#") for _, line in prose(page) if re.match(r"#{1,6} ", line))
+    headings = (line.lstrip("#") for _, line in outside_code(page) if re.match(r"#{1,6} ", line))
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_between_documents_lead_somewhere(page: Path) -> None:
     dead = []
-    for match in LINK.finditer(page.read_text(encoding="utf-8")):
-        target, _, anchor = match["target"].partition("#")
-        if re.match(r"[a-z]+:", target):
-            continue  # another site
+    for target, anchor in links(page):
         other = page.parent / target if target else page
         if not other.exists() or (anchor and anchor not in anchors(other)):
-            dead.append(match["target"])
+            dead.append(f"{target}#{anchor}")
     assert dead == []
 
 
@@ -112,10 +117,7 @@ def test_every_document_is_reached_from_the_index() -> None:
         if page in seen:
             continue
         seen.add(page)
-        targets = (match["target"].partition("#")[0] for match in LINK.finditer(page.read_text(encoding="utf-8")))
-        waiting += [
-            (page.parent / target).resolve() for target in targets if target.endswith(".md") and ":" not in target
-        ]
+        waiting += [(page.parent / target).resolve() for target, _ in links(page) if target.endswith(".md")]
     assert {page for page in PAGES if ROOT / "docs" in page.parents} - seen == set()
 
 
