@@ -106,12 +106,10 @@ class BatchFailed(SessionError):
 
 
 class BadOutput(AcceleratorError):
-    """A part answered with empty, non-finite, silent or clipped data.
-
-    check: "silent" or "clipped" where finite audio of the right shape only sounds wrong, which an engine may mean.
-    """
+    """A part answered with empty, non-finite, silent or clipped data."""
 
     def __init__(self, message: str, *, check: Literal["silent", "clipped"] | None = None) -> None:
+        """check: which one, where audio of the right shape only sounds wrong, which an engine may mean."""
         super().__init__(message)
         self.check = check
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from accelerator import UniversalOptimizer
+from accelerator.audio.joiner import Joiner
 from accelerator.engines.base import Job
 from accelerator.engines.reference import ReferenceAdapter
 from accelerator.export.component import Component
@@ -21,7 +22,7 @@ from accelerator.speech import SpeechRequest
 from accelerator.text.check import Unread
 from accelerator.text.segments import Segment
 
-__all__ = ["BareStages", "QuickAdapter", "component", "part", "probe", "twin", "voice"]
+__all__ = ["BareStages", "QuickAdapter", "component", "joined", "part", "probe", "twin", "voice"]
 
 
 def twin(engine: Any, options: Mapping[str, Any] | None = None, **calls: Any) -> UniversalOptimizer:
@@ -72,6 +73,18 @@ def part(
         )
     given = {"name": "quick", "stage": "decode", "backends": (*backends, onnx_runtime(components, load)), **fields}
     return Part(**given)
+
+
+def joined(segments: Iterable[tuple[Iterable[np.ndarray], float]], sample_rate: int) -> np.ndarray:
+    """The audio of (chunks, pause_s) pairs; the last pair's pause is not used."""
+    joiner, audio, pause_s = Joiner(sample_rate), [np.zeros(0, np.float32)], None
+    for chunks, next_pause_s in segments:
+        if pause_s is not None:
+            audio += joiner.end_of_segment(pause_s)
+        for chunk in chunks:
+            audio += joiner.push(chunk)
+        pause_s = next_pause_s
+    return np.concatenate([*audio, *joiner.finish()])
 
 
 class BareStages:

@@ -375,7 +375,7 @@ class FakeAdapter:
         ]
 
     def bind(self, calls: dict[str, Any]) -> Any:
-        return SimpleNamespace(stream=lambda request: [AudioChunk(np.zeros(500, np.float32), 1000)])
+        return SimpleNamespace(stream=lambda request, kept: [AudioChunk(np.zeros(500, np.float32), 1000)])
 
     def original(self, request: SpeechRequest) -> list[AudioChunk]:
         return [AudioChunk(np.zeros(250, np.float32), 1000), AudioChunk(np.zeros(250, np.float32), 500)]

@@ -63,7 +63,7 @@ class Expected:
     memory_limit: int | None
     caches_kib: tuple[int | None, int | None, int | None]
     virtualised: bool
-    tier: tuple[str, str, int, int]  # name, precision, threads, batch
+    tier: tuple[str, str, int]  # name, precision, threads
 
 
 MICROVM_ISA = "avx2 fma f16c avx512f avx512_vnni avx_vnni avx512_bf16 avx512_fp16 amx_int8 amx_bf16"
@@ -72,39 +72,39 @@ RYZEN = "AMD Ryzen 7 5800X 8-Core Processor"
 # fmt: off
 EXPECTED = {
     "laptop_avx2": Expected("Intel(R) Core(TM) i5-8250U CPU @ 1.60GHz", "x86_64", AVX2,
-        8, 4, 4, 0, 8.0, 4, None, None, (32, 256, 6144), False, ("x86-avx2", "int4", 4, 4)),
+        8, 4, 4, 0, 8.0, 4, None, None, (32, 256, 6144), False, ("x86-avx2", "int4", 4)),
     "laptop_hybrid": Expected("12th Gen Intel(R) Core(TM) i7-1260P", "x86_64", AVX2 + " avx_vnni",
-        16, 12, 4, 8, 16.0, 12, None, None, (48, 1280, 18432), False, ("x86-vnni", "int4", 4, 8)),
+        16, 12, 4, 8, 16.0, 12, None, None, (48, 1280, 18432), False, ("x86-vnni", "int4", 4)),
     "server_avx512": Expected("Intel(R) Xeon(R) Silver 4309Y CPU @ 2.80GHz", "x86_64", AVX2 + " avx512f avx512_vnni",
-        32, 16, 16, 0, 32.0, 16, None, None, (48, 1280, 12288), False, ("x86-vnni", "int4", 8, 16)),
+        32, 16, 16, 0, 32.0, 16, None, None, (48, 1280, 12288), False, ("x86-vnni", "int4", 8)),
     "vm_epyc": Expected("AMD EPYC 7B13", "x86_64", AVX2,
-        2, 1, 1, 0, 2.0, 1, None, None, (32, 512, 32768), True, ("x86-avx2", "int4", 1, 1)),
+        2, 1, 1, 0, 2.0, 1, None, None, (32, 512, 32768), True, ("x86-avx2", "int4", 1)),
     "microvm": Expected("Intel(R) Xeon(R) Processor", "x86_64", MICROVM_ISA,
-        2, 2, 2, 0, 2.0, 2, None, None, (48, 2048, 491520), True, ("x86-vnni", "int4", 2, 4)),
+        2, 2, 2, 0, 2.0, 2, None, None, (48, 2048, 491520), True, ("x86-vnni", "int4", 2)),
     "apple_m2": Expected("Apple M2", "aarch64", "neon asimddp i8mm bf16",
-        8, 8, 4, 4, 8.0, 8, None, None, (128, 16384, None), False, ("arm-i8mm", "int4", 4, 8)),
+        8, 8, 4, 4, 8.0, 8, None, None, (128, 16384, None), False, ("arm-i8mm", "int4", 4)),
     "graviton3": Expected("Neoverse-V1", "aarch64", "neon asimddp i8mm bf16 sve",
-        4, 4, 4, 0, 4.0, 4, None, None, (64, 1024, 32768), True, ("arm-i8mm", "int4", 4, 7)),
+        4, 4, 4, 0, 4.0, 4, None, None, (64, 1024, 32768), True, ("arm-i8mm", "int4", 4)),
     "pi4": Expected("Raspberry Pi 4 Model B Rev 1.4 (Cortex-A72)", "aarch64", "neon",
-        4, 4, 4, 0, 4.0, 4, None, None, (None, None, None), False, ("arm-neon", "int4", 4, 3)),
+        4, 4, 4, 0, 4.0, 4, None, None, (None, None, None), False, ("arm-neon", "int4", 4)),
     "pi5": Expected("Raspberry Pi 5 Model B Rev 1.0 (Cortex-A76)", "aarch64", "neon asimddp",
-        4, 4, 4, 0, 4.0, 4, None, None, (64, 512, 2048), False, ("arm-dotprod", "int4", 4, 4)),
+        4, 4, 4, 0, 4.0, 4, None, None, (64, 512, 2048), False, ("arm-dotprod", "int4", 4)),
     "rk3588": Expected("Cortex-A76 + Cortex-A55", "aarch64", "neon asimddp",
-        8, 8, 4, 4, 8.0, 8, None, None, (64, 512, 3072), False, ("arm-dotprod", "int4", 4, 4)),
+        8, 8, 4, 4, 8.0, 8, None, None, (64, 512, 3072), False, ("arm-dotprod", "int4", 4)),
     "container_v2": Expected(RYZEN, "x86_64", AVX2,
-        16, 8, 8, 0, 1.5, 1, 1.5, 2 * GIB, (32, 512, 32768), False, ("x86-avx2", "int4", 1, 1)),
+        16, 8, 8, 0, 1.5, 1, 1.5, 2 * GIB, (32, 512, 32768), False, ("x86-avx2", "int4", 1)),
     "container_v1": Expected(RYZEN, "x86_64", AVX2,
-        16, 8, 8, 0, 1.5, 1, 1.5, GIB, (32, 512, 32768), False, ("x86-avx2", "int4", 1, 1)),
+        16, 8, 8, 0, 1.5, 1, 1.5, GIB, (32, 512, 32768), False, ("x86-avx2", "int4", 1)),
     "nested_v2": Expected(RYZEN, "x86_64", AVX2,
-        16, 8, 8, 0, 2.5, 2, 2.5, 6 * GIB, (32, 512, 32768), False, ("x86-avx2", "int4", 2, 2)),
+        16, 8, 8, 0, 2.5, 2, 2.5, 6 * GIB, (32, 512, 32768), False, ("x86-avx2", "int4", 2)),
     "container_cpuset": Expected("Neoverse-N1", "aarch64", "neon asimddp",
-        64, 64, 64, 0, 2.0, 2, None, None, (64, 1024, None), False, ("arm-dotprod", "int4", 2, 2)),
+        64, 64, 64, 0, 2.0, 2, None, None, (64, 1024, None), False, ("arm-dotprod", "int4", 2)),
     "windows": Expected("AMD Ryzen 5 5500U with Radeon Graphics", "x86_64", AVX2,
-        12, 6, 6, 0, 12.0, 6, None, None, (None, 3072, 8192), False, ("x86-avx2", "int4", 6, 6)),
+        12, 6, 6, 0, 12.0, 6, None, None, (None, 3072, 8192), False, ("x86-avx2", "int4", 6)),
     "windows_hybrid": Expected("12th Gen Intel(R) Core(TM) i7-1260P", "x86_64", AVX2,
-        16, 12, 4, 8, 16.0, 12, None, None, (None, None, 18432), True, ("x86-avx2", "int4", 4, 4)),
+        16, 12, 4, 8, 16.0, 12, None, None, (None, None, 18432), True, ("x86-avx2", "int4", 4)),
     "old_x86": Expected("Intel(R) Core(TM) i5-3320M CPU @ 2.60GHz", "x86_64", "f16c",
-        4, 2, 2, 0, 4.0, 2, None, None, (None, None, None), False, ("generic", "fp32", 2, 2)),
+        4, 2, 2, 0, 4.0, 2, None, None, (None, None, None), False, ("generic", "fp32", 2)),
 }
 # fmt: on
 
@@ -138,7 +138,7 @@ def test_machine(name: str) -> None:
         memory_limit=profile.memory_limit,
         caches_kib=tuple(None if cache is None else cache // KIB for cache in caches),  # type: ignore[arg-type]
         virtualised=profile.virtualised,
-        tier=(tier.name, tier.precision, tier.threads, tier.batch),
+        tier=(tier.name, tier.precision, tier.threads),
     )
     assert seen == expected
     assert tier.reason == next(row.reason for row in TIERS if row.name == tier.name)
@@ -461,7 +461,7 @@ def test_low_memory_forces_int4() -> None:
     tier = choose_tier(profile, model_bytes_fp32=4 * GIB)
     assert (tier.name, tier.precision) == ("low-memory", "int4")
     limited = dataclasses.replace(profile, memory_limit=2 * GIB)
-    assert (choose_tier(limited).name, choose_tier(limited).batch) == ("low-memory", 1)
+    assert choose_tier(limited).name == "low-memory"
     unknown = dataclasses.replace(profile, memory_total=None)
     assert choose_tier(unknown).name == "generic"
 
@@ -485,7 +485,6 @@ def test_tiers_stay_within_bounds(cores: int, memory: int | None, model: int | N
     )
     tier = choose_tier(profile, model_bytes_fp32=model)
     assert 1 <= tier.threads <= min(cores, 8)
-    assert 1 <= tier.batch <= 16
     assert tier.precision in ("fp32", "int8", "int4")
 
 
@@ -505,7 +504,7 @@ def test_describe_says_what_limits() -> None:
     rows = dict(describe(PROFILES["container_v2"], choose_tier(PROFILES["container_v2"])))
     assert rows["Usable"] == "1 core (1.5 CPUs), control group quota 1.5"
     assert rows["Memory"] == "31.3 GiB, 2 GiB available, control group limit 2 GiB"
-    assert rows["Tier"] == "x86-avx2: int4, 1 thread, batch 1"
+    assert rows["Tier"] == "x86-avx2: int4, 1 thread"
     rows = dict(describe(PROFILES["container_cpuset"], choose_tier(PROFILES["container_cpuset"])))
     assert rows["Usable"] == "2 cores (2 CPUs), affinity 2 of 64"
     rows = dict(describe(PROFILES["laptop_hybrid"], choose_tier(PROFILES["laptop_hybrid"])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Iterator, Sequence
 
+import doubles
 import numpy as np
 import pytest
 
@@ -32,7 +33,7 @@ def hush(seconds: float, seed: int = 0, offset: float = 0.0) -> np.ndarray:
 
 
 def joined(items: Sequence[Item]) -> np.ndarray:
-    return np.concatenate([np.zeros(0, np.float32), *Joiner.join(items, RATE)])
+    return doubles.joined(items, RATE)
 
 
 def segment(before: float, sound: np.ndarray, behind: float, seed: int = 0) -> np.ndarray:
@@ -260,7 +261,7 @@ def test_what_is_not_finite_passes_for_others_to_report() -> None:
 @pytest.mark.parametrize("rate", [8_000, 22_050, 24_000, 44_100, 48_000])
 def test_any_sample_rate(rate: int) -> None:
     sound = np.where(np.arange(rate // 10 * 10) % 20 < 10, 0.3, -0.3).astype(np.float32)
-    found = np.concatenate(list(Joiner.join([([sound], 0.4), ([sound], 0.4)], rate)))
+    found = doubles.joined([([sound], 0.4), ([sound], 0.4)], rate)
     assert len(found) == 2 * len(sound) + round(0.4 * rate)
 
 

@@ -4,9 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from doubles import BareStages
+from doubles import BareStages, joined
 
-from accelerator.audio.joiner import Joiner
 from accelerator.errors import GenerationError, InvalidText
 from accelerator.metrics import Meter, current_meter, measuring
 from accelerator.pipeline.pooled import Pooled, Workers
@@ -69,7 +68,7 @@ def whole(speaker):
 def expected(count=6):
     base = SamplingParams(seed=5)
     parts = [([tone(s.text, segment_seed(base, i))], s.pause_s) for i, s in enumerate(segments(count))]
-    return np.concatenate(list(Joiner.join(parts, RATE)))
+    return joined(parts, RATE)
 
 
 def test_segments_are_spoken_at_once_and_heard_in_order():

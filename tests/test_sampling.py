@@ -20,6 +20,11 @@ LAYOUT = TokenLayout(semantic_begin=100, semantic_end=163, end_id=90, n_codebook
 WARM = SamplingParams(temperature=0.8, top_p=0.9, top_k=30, repetition_penalty=1.3, seed=7)
 
 
+def first_code(token: int) -> int:
+    """The code of the first codebook that a main token stands for, clamped into it (the end token has none)."""
+    return min(max(token - LAYOUT.semantic_begin, 0), LAYOUT.n_semantic - 1)
+
+
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
@@ -190,7 +195,6 @@ def test_layout() -> None:
     assert LAYOUT.rows.tolist() == [*range(100, 164), 90]
     assert [LAYOUT.token(row) for row in range(65)] == LAYOUT.rows.tolist()
     assert LAYOUT.rows_of([100, 163, 90, 99, 164, 0, 130]) == [0, 63, 64, 30]
-    assert [LAYOUT.first_code(token) for token in (90, 100, 163, 164)] == [0, 0, 63, 63]
 
 
 # Sequences
@@ -203,7 +207,7 @@ def one_hot(n: int, at: int, height: float = 50.0) -> np.ndarray:
 
 
 def frame(token: int, *codes: int) -> list[int]:
-    return [token, LAYOUT.first_code(token), *(codes or (1, 2, 3))]
+    return [token, first_code(token), *(codes or (1, 2, 3))]
 
 
 def test_main_answers_vocabulary_ids() -> None:
@@ -354,7 +358,7 @@ def generate(sampler: Sampler, start: int, stop: int) -> list[list[int]]:
     for i in range(start, stop):
         token = sampler.main(random_logits(65, seed=i, scale=1.0))
         codes = [sampler.code(k, random_logits(1024, seed=100 * i + k)) for k in range(1, 4)]
-        frames.append([token, LAYOUT.first_code(token), *codes])
+        frames.append([token, first_code(token), *codes])
         sampler.push(frames[-1])
     return frames
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -55,18 +54,6 @@ class Joiner:
 
     def _begin_frame(self) -> None:
         self._filled, self._low, self._high, self._sounds = 0, np.inf, -np.inf, False
-
-    @classmethod
-    def join(cls, segments: Iterable[tuple[Iterable[np.ndarray], float]], sample_rate: int) -> Iterator[np.ndarray]:
-        """The audio of (chunks, pause_s) pairs, as it becomes known; the last pair's pause is not used."""
-        joiner, pause_s = cls(sample_rate), None
-        for chunks, next_pause_s in segments:
-            if pause_s is not None:
-                yield from joiner.end_of_segment(pause_s)
-            for chunk in chunks:
-                yield from joiner.push(chunk)
-            pause_s = next_pause_s
-        yield from joiner.finish()
 
     def push(self, chunk: np.ndarray) -> list[np.ndarray]:
         """More of the segment, float32 [n]; what of it, and of what was held back, is known not to be its end."""

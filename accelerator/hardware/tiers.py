@@ -14,9 +14,7 @@ Precision = Literal["fp32", "int8", "int4"]
 
 _GIB = 1 << 30
 _TYPICAL_MODEL = 2 * _GIB  # half a billion fp32 weights: a dual autoregressive model of today
-_SEQUENCE = 512 << 20  # bytes of KV cache and activations that one sequence of a batch may need
 _THREADS = 8  # decoding reads every weight once per step: about this many cores use all of the memory's bandwidth
-_BATCH = 16
 _CACHE_PER_CORE = 4 << 20  # a virtual machine reports its host's whole L3; count no more than a core's fair share
 # Bytes per fp32 byte: 4 (8) bits and one fp32 scale for each block of 32 weights.
 _WEIGHT = {"fp32": 1.0, "int8": 9 / 32, "int4": 5 / 32}
@@ -24,23 +22,21 @@ _WEIGHT = {"fp32": 1.0, "int8": 9 / 32, "int4": 5 / 32}
 
 @dataclass(frozen=True)
 class Tier:
-    """How to run: weight precision of the matrix products, threads per session, sequences per batch, and why."""
+    """How to run: weight precision of the matrix products, threads per session, and why."""
 
     name: str
     precision: Precision
     threads: int
-    batch: int
     reason: str
 
 
 @dataclass(frozen=True)
 class TierRule:
-    """One row: `fits(profile, model_bytes_fp32)` -> `precision`, and sequences per thread that are worth batching."""
+    """One row: `fits(profile, model_bytes_fp32)` -> `precision`."""
 
     name: str
     fits: Callable[[HardwareProfile, int | None], bool]
     precision: Precision
-    batch_per_thread: int
     reason: str
 
 
@@ -68,38 +64,32 @@ def _too_big(profile: HardwareProfile, model: int | None) -> bool:
 # The first row that fits is used. The kernels behind each row are those that ONNX Runtime's MLAS installs in
 # QNBitGemmDispatch (onnxruntime/core/mlas/lib/platform.cpp) for MatMulNBits; "accuracy level 4" multiplies in int8.
 TIERS: tuple[TierRule, ...] = (
-    TierRule("in-cache", _in_cache, "fp32", 1, "the weights fit the cache, so reading fewer bytes gains little"),
+    TierRule("in-cache", _in_cache, "fp32", "the weights fit the cache, so reading fewer bytes gains little"),
     TierRule(
-        "int8-in-cache", _in_cache_as_int8, "int8", 2, "in eight bits the weights fit the cache; four would gain little"
+        "int8-in-cache", _in_cache_as_int8, "int8", "in eight bits the weights fit the cache; four would gain little"
     ),
-    TierRule("x86-vnni", _has("x86_64", "avx512_vnni", "avx_vnni"), "int4", 2, "int4 at accuracy level 4 runs on VNNI"),
-    TierRule("x86-avx512", _has("x86_64", "avx512f"), "int4", 1, "int4 at accuracy level 4 has AVX512 kernels"),
-    TierRule("x86-avx2", _has("x86_64", "avx2"), "int4", 1, "int4 has AVX2 kernels; an eighth of the bytes to read"),
-    TierRule("arm-i8mm", _has("aarch64", "i8mm"), "int4", 2, "int4 at accuracy level 4 runs on dot products"),
-    TierRule("arm-dotprod", _has("aarch64", "asimddp"), "int4", 1, "int4 at accuracy level 4 runs on dot products"),
+    TierRule("x86-vnni", _has("x86_64", "avx512_vnni", "avx_vnni"), "int4", "int4 at accuracy level 4 runs on VNNI"),
+    TierRule("x86-avx512", _has("x86_64", "avx512f"), "int4", "int4 at accuracy level 4 has AVX512 kernels"),
+    TierRule("x86-avx2", _has("x86_64", "avx2"), "int4", "int4 has AVX2 kernels; an eighth of the bytes to read"),
+    TierRule("arm-i8mm", _has("aarch64", "i8mm"), "int4", "int4 at accuracy level 4 runs on dot products"),
+    TierRule("arm-dotprod", _has("aarch64", "asimddp"), "int4", "int4 at accuracy level 4 runs on dot products"),
     # Without dot products MLAS has neither accuracy level 4 nor any 8-bit block kernel; but an int4 one that computes
     # in fp32, and memory on such boards is so slow that an eighth of the bytes should outweigh the unpacking.
-    TierRule(
-        "arm-neon", _has("aarch64"), "int4", 1, "no dot products: int4 weights, computed in fp32 (no 8-bit kernel)"
-    ),
+    TierRule("arm-neon", _has("aarch64"), "int4", "no dot products: int4 weights, computed in fp32 (no 8-bit kernel)"),
     # Elsewhere MatMulNBits unpacks the whole matrix at every step: only worth it if nothing else fits.
-    TierRule("low-memory", _too_big, "int4", 1, "no fast quantized kernels, but fp32 weights do not fit in memory"),
-    TierRule("generic", lambda profile, model: True, "fp32", 1, "no fast quantized kernels for this processor"),
+    TierRule("low-memory", _too_big, "int4", "no fast quantized kernels, but fp32 weights do not fit in memory"),
+    TierRule("generic", lambda profile, model: True, "fp32", "no fast quantized kernels for this processor"),
 )
 
 
 def choose_tier(profile: HardwareProfile, *, model_bytes_fp32: int | None = None) -> Tier:
-    """The first row of `TIERS` that fits, with threads and batch sized for the profile.
+    """The first row of `TIERS` that fits, with threads for the profile.
 
     `model_bytes_fp32`: what the model's weights take in fp32, in bytes; without it a typical size is assumed.
     """
     rule = next(rule for rule in TIERS if rule.fits(profile, model_bytes_fp32))
     threads = max(1, min(profile.usable_performance_cores, _THREADS))
-    weights = int((model_bytes_fp32 or _TYPICAL_MODEL) * _WEIGHT[rule.precision])
-    memory = profile.memory_usable
-    room = _BATCH if memory is None else max(0, memory - weights) // 2 // _SEQUENCE
-    batch = max(1, min(rule.batch_per_thread * threads, room, _BATCH))
-    return Tier(rule.name, rule.precision, threads, batch, rule.reason)
+    return Tier(rule.name, rule.precision, threads, rule.reason)
 
 
 def describe(profile: HardwareProfile, tier: Tier) -> list[tuple[str, str]]:
@@ -127,7 +117,7 @@ def describe(profile: HardwareProfile, tier: Tier) -> list[tuple[str, str]]:
         ("Memory", memory),
         ("NUMA nodes", str(profile.numa_nodes)),
         ("Virtual machine", virtual if profile.virtualised else "no"),
-        ("Tier", f"{tier.name}: {tier.precision}, {_count(tier.threads, 'thread')}, batch {tier.batch}"),
+        ("Tier", f"{tier.name}: {tier.precision}, {_count(tier.threads, 'thread')}"),
         ("Reason", tier.reason),
         ("Fingerprint", profile.fingerprint),
     ]

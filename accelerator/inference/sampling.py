@@ -88,10 +88,6 @@ class TokenLayout:
         begin, end, last = self.semantic_begin, self.semantic_end, self.end_id
         return [self.n_semantic if i == last else i - begin for i in ids if i == last or begin <= i <= end]
 
-    def first_code(self, token: int) -> int:
-        """The code of the first codebook that a main token stands for, clamped into it (the end token has none)."""
-        return min(max(token - self.semantic_begin, 0), self.n_semantic - 1)
-
 
 def nucleus(logits: np.ndarray, *, top_p: float, top_k: int | None = None) -> np.ndarray:
     """The logits which may be drawn, descending: float32 [n] -> float32 [k], 1 <= k <= n.

@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 from ..cache import ContentCache, make_key
 from ..runtime.options import RunOptions
 
-__all__ = ["BUSY", "MARGIN", "ORIGINAL", "WORTH", "Record", "Tuning", "Way", "known", "waiting"]
+__all__ = ["BUSY", "ORIGINAL", "WORTH", "Record", "Tuning", "Way", "known", "waiting"]
 
 BUSY = 0.25  # CPUs that others kept busy during a probe, above which it is not believed for good
-MARGIN = 1.0  # what replaces the original must need less than this share of its time
 WORTH = 1.1  # times faster: for less, no seed is to sound different
 SOON_S, LATE_S = 60.0, 86_400.0  # until a busy machine is measured again: four times longer each time, up to a day
 
@@ -176,10 +175,10 @@ class Tuning:
 
 
 def _fastest(seconds: Mapping[Way, float]) -> Way:
-    """The way that takes least; PyTorch unless another is faster by `MARGIN`."""
+    """The way that takes least; the original where none is faster."""
     others = {way: taken for way, taken in seconds.items() if way != ORIGINAL}
     best = min(others, key=others.__getitem__)
-    return best if others[best] < MARGIN * seconds[ORIGINAL] else ORIGINAL
+    return best if others[best] < seconds[ORIGINAL] else ORIGINAL
 
 
 @dataclass(frozen=True)

@@ -197,5 +197,5 @@ def test_what_is_less_than_float32(
 ) -> None:
     monkeypatch.setattr(convolutions, "detect", lambda: types.SimpleNamespace(isa=isa))
     monkeypatch.setattr(convolutions, "has_bf16", lambda: emulated)
-    monkeypatch.setattr(convolutions.native, "available", lambda: kernels)
+    monkeypatch.setattr(convolutions.kernels, "available", lambda: kernels)
     assert convolutions.reduced() == found

@@ -29,8 +29,8 @@ def test_parts(adapter: ReferenceAdapter) -> None:
     parts = {part.name: part for part in adapter.parts()}
     assert {name: part.stage for name, part in parts.items()} == {
         "encoder": "reference",
-        "text2semantic": "text2semantic",
-        "decoder": "decoder",
+        "text2semantic": "generate",
+        "decoder": "decode",
     }
     assert [name for name, part in parts.items() if part.streams] == ["text2semantic"]
     assert [c.name for c in parts["text2semantic"].components] == ["embeddings", "text2semantic"]
@@ -137,7 +137,8 @@ def test_original_speaks_with_the_engine_itself(adapter: ReferenceAdapter, tiny:
 def test_weights_come_as_float32_whatever_the_engine_computes_in() -> None:
     engine = load("tiny")
     engine.language_model.bfloat16()
-    weight = ReferenceAdapter(engine)._weights("slow.0.qkv")
+    _, weights = ReferenceAdapter(engine).backbone()
+    weight = weights("slow.0.qkv")
     assert weight.dtype == np.float32
     assert torch.from_numpy(weight).bfloat16().float().equal(torch.from_numpy(weight))
 

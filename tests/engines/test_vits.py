@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from doubles import joined
 from typer.testing import CliRunner
 
 from accelerator import UniversalOptimizer
-from accelerator.audio.joiner import Joiner
 from accelerator.cli import app
 from accelerator.codec.convolutions import has_bf16
 from accelerator.engines import adapter_for, vits
@@ -140,7 +140,7 @@ def test_a_long_text_is_spoken_by_a_pool_as_one_by_one(fast):
         ([*chain.from_iterable(stages.generate(s, None, Job(segment_seed(SamplingParams(seed=2), i))))], s.pause_s)
         for i, s in enumerate(segments)
     ]
-    close(speech.audio, np.concatenate(list(Joiner.join(parts, speech.sample_rate))))
+    close(speech.audio, joined(parts, speech.sample_rate))
     chunks = [chunk.audio for chunk in fast.stream(LONG, seed=2)]
     assert len(chunks) > 2
 
@@ -174,7 +174,7 @@ def test_speakers_by_name(many, cache):
 
 
 def test_what_cannot_be_served_says_why(fast):
-    with pytest.raises(InvalidOption, match="temperature is no option of VITS"):
+    with pytest.raises(InvalidOption, match="temperature is no option of vits: it takes seed only"):
         fast.synthesize("hello", temperature=0.5)
     with pytest.raises(InvalidOption, match="one speaker"):
         fast.synthesize("hello", voice="0")
@@ -194,7 +194,7 @@ def test_a_part_that_fails_is_pytorchs(fast, part):
         raise RuntimeError("no")
 
     route = fast._routes[part]
-    route._choice = dataclasses.replace(route.choice, call=broken)
+    route._choice = dataclasses.replace(route.choice, call=broken, shared=broken)
     for text in ("hello there, everybody", LONG):
         speech = fast.synthesize(text, seed=7)
         assert speech.metrics["backends"][part] == "pytorch"
