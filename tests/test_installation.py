@@ -74,7 +74,7 @@ def test_a_record_that_says_nothing(record: dict, monkeypatch: pytest.MonkeyPatc
 
 def test_no_hint_names_another_project() -> None:
     """`tts-accelerator` and `accelerator` on the index are other people's."""
-    for file in [*(PROJECT / "accelerator").rglob("*.py"), *(PROJECT / "docs").glob("*.md"), PROJECT / "README.md"]:
+    for file in [*(PROJECT / "accelerator").rglob("*.py"), *(PROJECT / "docs").rglob("*.md"), PROJECT / "README.md"]:
         text = file.read_text(encoding="utf-8")
         assert "tts-accelerator" not in text, file
         assert not re.search(r"pip install accelerator(?!-tts)", text), file

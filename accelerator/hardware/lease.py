@@ -3,7 +3,7 @@
 Threads that wait for each other lose far more than their share when others take a core from one of them, and four that
 look for work on two cores are in each other's way. So each step of a model, and each piece of what a codec does, asks
 for the cores that it uses, and waits until they are free: eight sentences at once were spoken in nine tenths of the
-time, and on average each was there after three quarters of it (docs/benchmarks.md).
+time, and on average each was there after three quarters of it (docs/decisions/007-core-lease.md).
 """
 
 from __future__ import annotations
