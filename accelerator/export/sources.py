@@ -18,10 +18,10 @@ import hashlib
 import re
 import sys
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ["ROOMS", "code", "digest", "modules"]
 
@@ -59,12 +59,16 @@ def modules(*roots: Any) -> set[str]:
 
 def code(text: str) -> str:
     """A file's text without comments, strings that stand alone, and blank lines."""
+    return _code(text, list(_statements(ast.parse(text).body)))
+
+
+def _code(text: str, statements: Sequence[ast.AST]) -> str:
     lines = [line.encode() for line in text.split("\n")]  # in a syntax tree, columns are bytes
-    alone = [s for s in _statements(ast.parse(text).body) if isinstance(s, ast.Expr) and _is_string(s.value)]
-    for node in reversed(alone):
-        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
-        rest = lines[last][node.end_col_offset :]
-        lines[first : last + 1] = [lines[first][: node.col_offset] + rest]
+    for node in reversed(statements):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
+            rest = lines[last][node.end_col_offset :]
+            lines[first : last + 1] = [lines[first][: node.col_offset] + rest]
     return _PIECE.sub(_kept, "\n" + b"\n".join(lines).decode()).strip("\n")
 
 
@@ -72,16 +76,12 @@ def _kept(piece: re.Match[str]) -> str:
     return piece["string"] or ("\n" if piece["blank"] else "")
 
 
-def _is_string(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
 @functools.cache
 def _digest(roots: tuple[str, ...]) -> str:
     total = hashlib.sha256()
     for name in sorted(modules(*roots)):
         file = _file(name)
-        total.update(f"{name}\n{'' if file is None else _code_of(file)}\n".encode())
+        total.update(f"{name}\n{'' if file is None else _said(name, file).code}\n".encode())
     return total.hexdigest()
 
 
@@ -114,32 +114,35 @@ def _read(file: Path) -> str:
         return opened.read()
 
 
-@functools.cache
-def _code_of(file: Path) -> str:
-    return code(_read(file))
+class _Said(NamedTuple):
+    """What a file says: its code, and what it imports of this package, as (module, names of it)."""
+
+    code: str
+    imports: tuple[tuple[str, tuple[ast.alias, ...]], ...]
 
 
 @functools.cache
-def _imports(name: str) -> frozenset[str]:
-    """The modules of this package that a module of it imports, wherever in it; not for type checkers only."""
-    file = _file(name)
-    if file is None or name.partition(".")[0] != _PACKAGE:
-        return frozenset()
-    return frozenset(_defining(module, alias.name) for module, aliases in _from(name, file) for alias in aliases)
-
-
-@functools.cache
-def _from(name: str, file: Path) -> tuple[tuple[str, tuple[ast.alias, ...]], ...]:
-    """What a module imports of this package: (module, names of it)."""
+def _said(name: str, file: Path) -> _Said:
+    text = _read(file)
+    statements = list(_statements(ast.parse(text).body))
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     found: list[tuple[str, tuple[ast.alias, ...]]] = []
-    for node in _statements(ast.parse(_read(file)).body):
+    for node in statements:
         if isinstance(node, ast.Import):
             found += [(alias.name, (ast.alias("*"),)) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             found.append((".".join([*above, *filter(None, [node.module])]), tuple(node.names)))
-    return tuple((module, names) for module, names in found if module.partition(".")[0] == _PACKAGE)
+    own = tuple((module, names) for module, names in found if module.partition(".")[0] == _PACKAGE)
+    return _Said(_code(text, statements), own)
+
+
+def _imports(name: str) -> Iterator[str]:
+    """The modules of this package that a module of it imports, wherever in it; not for type checkers only."""
+    file = _file(name)
+    if file is not None and name.partition(".")[0] == _PACKAGE:
+        for module, aliases in _said(name, file).imports:
+            yield from (_defining(module, alias.name) for alias in aliases)
 
 
 def _defining(module: str, name: str) -> str:
@@ -148,7 +151,7 @@ def _defining(module: str, name: str) -> str:
     if _file(inner) is not None:
         return inner
     if file is not None and file.name == "__init__.py":
-        for other, aliases in _from(module, file):
+        for other, aliases in _said(module, file).imports:
             for alias in aliases:
                 if name == (alias.asname or alias.name):
                     return _defining(other, alias.name)
@@ -162,5 +165,6 @@ def _statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             yield from _statements(node.orelse)
             continue
-        inner = (ast.stmt, ast.ExceptHandler, ast.match_case)
-        yield from _statements(child for child in ast.iter_child_nodes(node) if isinstance(child, inner))
+        for field in ("body", "handlers", "cases", "orelse", "finalbody"):
+            if inner := getattr(node, field, None):
+                yield from _statements(inner)
