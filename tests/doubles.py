@@ -49,7 +49,7 @@ def component(name: str, *, build: Any = None, prove: Any = None) -> Component:
         config={"for": "a test"},
         precisions=("fp32",),
         build=build or write,
-        prove=prove or (lambda directory, precision: {"passed": True, "bar": {}}),
+        prove=prove or (lambda built: {"passed": True, "bar": {}}),
     )
 
 

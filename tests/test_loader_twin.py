@@ -70,7 +70,7 @@ class Machine:
                 return self.seconds["onnxruntime"]
             return self.seconds[f"onednn_{'fp32' if options.dtype == 'fp32' else 'bf16'}"]
 
-        twin = component("quick-twin", prove=lambda directory, precision: self.proof)
+        twin = component("quick-twin", prove=lambda built: self.proof)
         return quick_part(**{"original": lambda: None, "load": load, "probe": probe, "twin": twin, **changed})
 
 
@@ -182,7 +182,7 @@ def test_a_twin_that_cannot_be_built_is_left_out(loader: Selector, how: str, cap
         raise ValueError("a codec of another kind")
 
     broken = component("quick-twin", build=build)
-    wrong = component("quick-twin", prove=lambda directory, precision: {"passed": False, "bar": {}})
+    wrong = component("quick-twin", prove=lambda built: {"passed": False, "bar": {}})
     machine = Machine()
     choice = loader.load(machine.part(twin=wrong if how == "rejected" else broken))
     assert choice.backend == "onnxruntime"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import multiprocessing
 import os
 import re
@@ -27,7 +26,7 @@ from accelerator.cache import ContentCache, default_root
 from accelerator.codec import layers
 from accelerator.engines.reference import ReferenceAdapter
 from accelerator.errors import BadOutput, InvalidOption, SessionError
-from accelerator.export.component import export_component
+from accelerator.export.component import Export, export_component
 from accelerator.export.graph.dual_ar import (
     DualARSpec,
     KVRanges,
@@ -470,31 +469,30 @@ def adapter(tiny: Any) -> ReferenceAdapter:
     return ReferenceAdapter(tiny)
 
 
-def exported(adapter: ReferenceAdapter, root: Path, precision: str = "int8", **options: Any) -> dict[str, Path]:
-    components = language_model_components(
-        adapter._spec, adapter._weights, lambda: "0" * 64, adapter._trace, wide=False, **options
-    )
-    found = {}
-    for component, wanted in zip(components, ("fp32", precision), strict=True):
-        found[component.name] = export_component(component, wanted, ContentCache(root), proof="warn").path
-    return found
+def exported(adapter: ReferenceAdapter, root: Path, precision: str = "int8") -> dict[str, Export]:
+    components = language_model_components(*adapter.backbone(), lambda: "0" * 64, adapter._trace, prefill=False)
+    return {
+        component.name: export_component(component, wanted, ContentCache(root), proof="warn")
+        for component, wanted in zip(components, ("fp32", precision), strict=True)
+    }
 
 
 @pytest.fixture(scope="module")
-def paths(adapter: ReferenceAdapter, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def found(adapter: ReferenceAdapter, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
     return exported(adapter, tmp_path_factory.mktemp("cache"))
 
 
-def proof_of(paths: dict[str, Path]) -> dict[str, Any]:
-    return dict(json.loads((paths[LANGUAGE_MODEL] / "manifest.json").read_text())["meta"]["proof"])
+@pytest.fixture(scope="module")
+def paths(found: dict[str, Export]) -> dict[str, Path]:
+    return {name: export.path for name, export in found.items()}
 
 
-def test_an_export_is_proven_with_them_too(paths: dict[str, Path]) -> None:
-    report = proof_of(paths)
+def test_an_export_is_proven_with_them_too(found: dict[str, Export]) -> None:
+    report = found[LANGUAGE_MODEL].proof
     assert report["compiled"]["passed"] is True
     assert report["compiled"]["frames"] == report["frames"] > 0
     assert report["compiled"]["kl"] != report["kl"], "other rounding"
-    assert language_model.is_compiled(paths[LANGUAGE_MODEL])
+    assert language_model.is_compiled(report)
 
 
 def test_kernels_that_answer_otherwise_are_not_used(
@@ -507,21 +505,26 @@ def test_kernels_that_answer_otherwise_are_not_used(
         self._arrays["logits"] *= -1
 
     monkeypatch.setattr(NativeBinding, "run", wrong)
-    found = exported(adapter, tmp_path)
-    report = proof_of(found)
+    report = exported(adapter, tmp_path)[LANGUAGE_MODEL].proof
     assert (report["passed"], report["compiled"]["passed"]) == (True, False)
-    assert not language_model.is_compiled(found[LANGUAGE_MODEL])
+    assert not language_model.is_compiled(report)
 
 
-def test_an_export_without_them_runs_as_before(adapter: ReferenceAdapter, tmp_path: Path) -> None:
-    found = exported(adapter, tmp_path, compiled=False)
-    assert "compiled" not in proof_of(found)
-    assert not language_model.is_compiled(found[LANGUAGE_MODEL])
-    assert len(spoken(load_language_model(found, RunOptions()), adapter, [1])[0]) == 6
+def test_where_there_are_none_the_same_export_runs_as_before(
+    found: dict[str, Export], adapter: ReferenceAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "available", lambda: False)
+        without = exported(adapter, tmp_path)
+    assert "compiled" not in without[LANGUAGE_MODEL].proof
+    assert not language_model.is_compiled(without[LANGUAGE_MODEL].proof)
+    assert without[LANGUAGE_MODEL].entry.key == found[LANGUAGE_MODEL].entry.key
+    paths = {name: export.path for name, export in without.items()}
+    assert len(spoken(load_language_model(paths, RunOptions()), adapter, [1])[0]) == 6
 
 
 def test_float32_has_none(adapter: ReferenceAdapter, tmp_path: Path) -> None:
-    assert not language_model.is_compiled(exported(adapter, tmp_path, "fp32")[LANGUAGE_MODEL])
+    assert not language_model.is_compiled(exported(adapter, tmp_path, "fp32")[LANGUAGE_MODEL].proof)
 
 
 def spoken(decoder: DualARDecoder, adapter: Any, seeds: list[int], batching: Any = "invariant") -> list[np.ndarray]:

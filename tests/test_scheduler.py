@@ -41,10 +41,10 @@ def adapter(tiny: Any) -> ReferenceAdapter:
 @pytest.fixture(scope="module")
 def built(adapter: ReferenceAdapter, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("graphs")
-    build_slow(directory, adapter._spec, adapter._weights, RECIPES["fp32"])
-    build_fast(directory, adapter._spec, adapter._weights, RECIPES["fp32"])
+    build_slow(directory, adapter._spec, adapter.backbone()[1], RECIPES["fp32"])
+    build_fast(directory, adapter._spec, adapter.backbone()[1], RECIPES["fp32"])
     for name in ("embeddings", "codebook_embeddings", "fast_embeddings"):
-        write_table(directory / f"{name}.npy", adapter._weights(name))
+        write_table(directory / f"{name}.npy", adapter.backbone()[1](name))
     return directory
 
 
@@ -285,10 +285,10 @@ def test_rows_join_and_leave_a_batch_and_none_notices(
 def test_quantized_rows_are_the_same_in_any_company(adapter: Any, tiny: Any, tmp_path: Path, precision: str) -> None:
     """Quantized kernels round by the number of rows; a seed must not hear that."""
     trace, spec, recipe = adapter._trace(), adapter._spec, RECIPES[precision]
-    build_slow(tmp_path, spec, adapter._weights, recipe, KVRanges(trace.key_range, trace.value_range))
-    build_fast(tmp_path, spec, adapter._weights, recipe)
+    build_slow(tmp_path, spec, adapter.backbone()[1], recipe, KVRanges(trace.key_range, trace.value_range))
+    build_fast(tmp_path, spec, adapter.backbone()[1], recipe)
     for name in ("embeddings", "codebook_embeddings", "fast_embeddings"):
-        write_table(tmp_path / f"{name}.npy", adapter._weights(name))
+        write_table(tmp_path / f"{name}.npy", adapter.backbone()[1](name))
     decoder = decoder_of(tmp_path, spec)
     how: dict[str, Any] = {"temperature": 0.9, "batching": "invariant"}
     jobs = [(tiny.encode_text("word " * n + "end"), 20 + 3 * n, {**how, "seed": n}) for n in range(5)]
@@ -496,7 +496,7 @@ def test_embeddings_are_pytorchs(built: Path, adapter: Any, tiny: Any) -> None:
     prompt = tiny.encode_text("abc", codes, "de")
     with torch.inference_mode():
         expected = tiny.language_model.embed(torch.from_numpy(prompt)[None])[0].numpy()
-    for embeddings in (Embeddings(built, adapter._spec), _WeightEmbeddings(adapter._spec, adapter._weights)):
+    for embeddings in (Embeddings(built, adapter._spec), _WeightEmbeddings(adapter._spec, adapter.backbone()[1])):
         np.testing.assert_allclose(embeddings.frames(prompt), expected, atol=1e-6)
         out = np.zeros(64, np.float32)
         column = int(np.flatnonzero(prompt[0] >= 260)[3])

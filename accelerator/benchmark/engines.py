@@ -44,12 +44,12 @@ def hooks_of(adapter: Adapter) -> Hooks | None:
 
 def _fish_speech_as_shipped(adapter: Any) -> Mapping[str, Call]:
     """The language model with the engine's own cache, where there is a live engine."""
-    from ..engines.fish_speech import language_model as lm
+    from ..engines.fish_speech import pytorch
 
     if not adapter.is_live:
         return {}
     run = functools.partial(
-        lm.generate, adapter.module, adapter.layout, adapter.model.get(), adapter.spec, own_cache=True
+        pytorch.generate, adapter.module, adapter.layout, adapter.model.get(), adapter.spec, own_cache=True
     )
     return {LANGUAGE_MODEL: run}
 

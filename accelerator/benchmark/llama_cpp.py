@@ -18,22 +18,20 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from .. import kernels
 from ..errors import EngineError
 from ..export.graph.dual_ar import DualARSpec, TransformerSpec, Weights
 from ..hardware.pages import huge_pages
 from ..inference.compiled import open_graphs
 from ..inference.transformer import Runner, Transformer
-from ..parts.language_model import WIDE, is_compiled
 from ..runtime.onnx import Session
 from ..runtime.options import RunOptions
 from .statistics import summarize
 
-__all__ = ["Kind", "LlamaCpp", "compare", "missing", "write_gguf"]
+__all__ = ["Graphs", "Kind", "LlamaCpp", "compare", "missing", "write_gguf"]
 
 Kind = Literal["f32", "f16", "q8_0", "q4_0"]
 _TYPES = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
@@ -219,18 +217,25 @@ class LlamaCpp:
         self.close()
 
 
-class Ours:
-    """The slow graph behind the calls of `LlamaCpp`, by compiled kernels where its export was proven with them."""
+class Graphs(NamedTuple):
+    """A slow graph, the one that runs its prompts if there is one, and whether compiled kernels run its steps."""
 
-    def __init__(self, path: Path, spec: DualARSpec, options: RunOptions, positions: int) -> None:
+    slow: Path
+    prefill: Path | None = None
+    compiled: bool = False
+
+
+class Ours:
+    """The slow graph behind the calls of `LlamaCpp`."""
+
+    def __init__(self, graphs: Graphs, spec: DualARSpec, options: RunOptions, positions: int) -> None:
         widths = {"logits": len(spec.rows), "hidden": spec.fast.dim}
-        wide = path.with_name(WIDE + path.name)  # runs prompts, if the export has it
-        matrices = Session(wide, options) if wide.exists() else None
+        matrices = None if graphs.prefill is None else Session(graphs.prefill, options)
         session: Runner
-        if kernels.available() and is_compiled(path.parent):
-            (session,) = open_graphs(path.parent, spec, ("slow",), options.threads)
+        if graphs.compiled:
+            (session,) = open_graphs(graphs.slow.parent, spec, ("slow",), options.threads)
         else:
-            session = Session(path, options)
+            session = Session(graphs.slow, options)
         self._model = Transformer(session, spec.slow, widths, 1, positions, matrices)
 
     def step(self, x: np.ndarray) -> np.ndarray:
@@ -245,7 +250,7 @@ class Ours:
 def compare(
     spec: DualARSpec,
     weights: Weights,
-    graphs: Mapping[str, Path],
+    graphs: Mapping[str, Graphs],
     options: RunOptions,
     *,
     kinds: Sequence[Kind] = ("q4_0", "q8_0"),
@@ -255,7 +260,7 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Seconds of the slow model, measure -> arm -> figures of `summarize`: arms take turns within each round.
 
-    graphs: arm -> path of a slow graph, float32 or quantized, of the same weights. Measures are "step_<context>", the
+    graphs: arm -> a slow graph, float32 or quantized, of the same weights. Measures are "step_<context>", the
     mean of `steps` steps behind that many positions, and "prompt_<context>", of the shortest context. Both sides have
     `options.threads` threads and memory in huge pages where the system has them. llama.cpp is there twice: what it
     chooses by default is slower at long contexts on some processors. Raises EngineError without llama.cpp.
@@ -271,7 +276,7 @@ def compare(
                 for kind in kinds
                 for flash, note in ((None, ""), (False, ", no flash attention"))
             }
-            arms |= {name: Ours(path, spec, options, positions) for name, path in graphs.items()}
+            arms |= {name: Ours(own, spec, options, positions) for name, own in graphs.items()}
         prompt = np.random.default_rng(0).standard_normal((max(contexts), spec.slow.dim)).astype(np.float32) * 0.1
         for context in sorted(contexts):
             for arm in arms.values():

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
+from .. import kernels
 from ..cache import ContentCache
 from ..errors import EngineError, ExportError
-from ..export.component import export_component
+from ..export.component import export_beside, export_component
 from ..hardware import choose_tier, detect
-from ..parts.language_model import LANGUAGE_MODEL
+from ..parts.graphs import LANGUAGE_MODEL, PREFILL, prefill_names
+from ..parts.language_model import is_compiled
 from ..runtime.options import SHORT_SPIN_US, RunOptions
 from . import llama_cpp
 from .arms import open_adapter
+from .llama_cpp import Graphs
 from .plan import BenchOptions, Plan
 from .record import Record
 from .report import _cell, _engine, _introduction, _list, _machine, _table
@@ -74,23 +76,26 @@ def run(options: BenchOptions, report: Callable[[str], None]) -> dict[str, Any]:
     )
 
 
-def _exports(plan: Plan, adapter: Any, report: Callable[[str], None]) -> tuple[dict[str, Path], dict[str, str]]:
-    """Precision -> slow graph, and what became of the others."""
+def _exports(plan: Plan, adapter: Any, report: Callable[[str], None]) -> tuple[dict[str, Graphs], dict[str, str]]:
+    """Precision -> its graphs, and what became of the others."""
     options, cache = plan.options, ContentCache(plan.options.cache_dir)
-    component = next(c for part in adapter.parts() for c in part.components if c.name == LANGUAGE_MODEL)
-    graphs: dict[str, Path] = {}
+    components = {c.name: c for part in adapter.parts() for c in part.components}
+    graphs: dict[str, Graphs] = {}
     errors: dict[str, str] = {}
     failure = ExportError("no precision was asked for: name one")
     for precision in options.precisions:
         report(f"exporting {precision}, unless it is in the cache")
         try:
-            export = export_component(component, precision, cache, proof=options.proof)
+            export = export_component(components[LANGUAGE_MODEL], precision, cache, proof=options.proof)
             export.entry.verified()
         except ExportError as error:
             failure, errors[precision] = error, str(error)
             report(f"{precision} failed: {error}")
         else:
-            graphs[precision] = export.path / "slow.onnx"
+            beside = export_beside(components[PREFILL], export, cache) if PREFILL in components else None
+            prefill = None if beside is None else beside.path / f"{prefill_names()[0]}.onnx"
+            compiled = kernels.available() and is_compiled(export.proof)
+            graphs[precision] = Graphs(export.path / "slow.onnx", prefill, compiled)
     if not graphs:
         raise failure
     return graphs, errors

@@ -236,7 +236,7 @@ class ContentCache:
         if entry := self.get(key, verify=verify):
             return entry
         self._sweep()
-        scratch, layer = self._scratch()
+        scratch, layer = self.scratch()
         with Unfinished(scratch) as unfinished, self.single_flight(key, shared=layer == "primary"):
             if entry := self.get(key, verify=verify):
                 return entry
@@ -255,7 +255,8 @@ class ContentCache:
             self.prune(self._max_bytes)
         return entry
 
-    def _scratch(self) -> tuple[Path, Layer]:
+    def scratch(self) -> tuple[Path, Layer]:
+        """A new directory on the cache's disk, or else a temporary one, for `Unfinished`. Raises CacheError."""
         try:
             return disk.make_scratch(self._tmp), "primary"
         except OSError as error:

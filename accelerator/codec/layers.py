@@ -41,7 +41,6 @@ __all__ = [
     "in_pieces",
     "in_turn",
     "plainly",
-    "polyphase",
     "snake",
     "snaked",
     "upsampled",
@@ -166,19 +165,6 @@ class Convolution:
         buffer, new = self.room(x.shape[0], x.shape[1], state)
         new.copy_(x)
         return self.run(buffer, state).float()
-
-
-def polyphase(weight: Tensor, bias: Tensor | None, stride: int) -> tuple[Tensor, Tensor | None]:
-    """A transposed convolution's [in, out, taps] as a convolution's [stride * out, in, ceil(taps / stride)].
-
-    y[s n + r] = sum_j x[n - j] W[:, :, s j + r]. Its output [B, rows, stride * out] holds the `stride` rows that follow
-    from one row in order: seen as [B, stride * rows, out] it is the transposed convolution, cut off at the right.
-    """
-    channels_in, channels_out, kernel = weight.shape
-    taps = -(-kernel // stride)
-    padded = functional.pad(weight, (0, taps * stride - kernel))
-    phases = padded.view(channels_in, channels_out, taps, stride).flip(2).permute(3, 1, 0, 2)
-    return phases.reshape(stride * channels_out, channels_in, taps), None if bias is None else bias.repeat(stride)
 
 
 def upsampled(conv: Convolution, x: Tensor, stride: int, state: State) -> Tensor:
@@ -365,7 +351,7 @@ def plainly(name: str) -> Iterator[None]:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             yield
     except (RuntimeError, ValueError, KeyError, IndexError, OSError, SafetensorError) as error:
-        raise SessionError(f"the {name}'s twin failed: {error}") from error
+        raise SessionError(f"the {name}'s PyTorch rewrite failed: {error}") from error
 
 
 def in_turn(work: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -1,7 +1,12 @@
 """Component: key -> cache -> build -> prove -> publish.
 
-A component is one exportable part of an engine. Its export is published in the cache only when the proof says that ONNX
-Runtime answers as PyTorch does; a rejected precision is remembered with its figures, so that it is not built again.
+A component is one exportable part of an engine. Its export is published in the cache only when the proof says that it
+answers as PyTorch does.
+
+What is published depends on no processor, so that one cache serves many. What a proof says does, and on the code that
+judges: so it is a note beside the export, one for each code, instruction set and kind of kernels. Where a note is
+missing, the export that is there is proven once more. A note also remembers what was rejected, with its figures, so
+that it is not built again.
 """
 
 from __future__ import annotations
@@ -9,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import hashlib
 import importlib.metadata
 import logging
 import math
@@ -20,18 +24,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..cache import ContentCache, Entry, make_key
-from ..errors import BadOutput, ExportError, ProofFailed
+from ..cache.build import Unfinished
+from ..errors import BadOutput, CacheError, ExportError, ProofFailed
+from ..hardware import detect
+from . import sources
 from .graph.graph import OPSET
 from .tracing import on_one_thread
 
 __all__ = [
     "PRECISIONS",
+    "Built",
     "Component",
     "Export",
     "Progress",
     "ProgressEvent",
+    "export_beside",
     "export_best",
     "export_component",
+    "key_fields",
     "tell",
     "telling",
 ]
@@ -40,8 +50,11 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS = ("int4", "int8", "fp32")  # each one's successor is the next better
 Proof = Literal["strict", "warn"]
-_FORMAT = 1  # bump when the files of an entry change their meaning
+_FORMAT = 2  # bump when the files of an entry change their meaning
 _VERSIONED = ("onnxruntime", "torch", "onnx", "onnxscript")
+_NAMED = 16  # hexadecimal digits of a digest in a note's name
+
+_unwritten: dict[tuple[Path, str, str], dict[str, Any]] = {}  # notes of caches that cannot be written, for this process
 
 
 @dataclass(frozen=True)
@@ -81,31 +94,52 @@ def tell(event: ProgressEvent) -> None:
 
 
 @dataclass(frozen=True)
+class Built:
+    """What a proof is about.
+
+    path: the export's files, which are not to be changed. scratch: a directory for what a proof makes. beside: the
+    export of the component that this one is for, if it is for one.
+    """
+
+    path: Path
+    precision: str
+    scratch: Path
+    beside: Export | None = None
+
+
+@dataclass(frozen=True)
 class Component:
     """One exportable part of an engine, and PyTorch's answer to compare with.
 
-    identity: sha256 of the weights. config: JSON-able; everything beside the weights that shapes the graph.
-    precisions: those
-    the component can be built in. build(directory, precision, progress) writes the files. prove(directory, precision)
-    returns
-    figures, with "passed" (bool) and "bar" among them. sources: Python files whose text takes part in the key.
+    identity: sha256 of the weights. config: JSON-able; everything beside the weights that shapes the graph. precisions:
+    those the component can be built in. build(directory, precision, progress) writes the files. prove(built) returns
+    figures, with "passed" (bool) and "bar" among them.
+
+    beside: the name of the component that this one makes faster, which can do without: it is exported in the same
+    precision, and its `build` is given the other's export, too.
+
+    builders, judges: what was handed to `build` and to `prove`, and says what they do: see `sources.digest`, which both
+    are of. kernels: which compiled kernels the proof covers here; each kind has a proof of its own.
     """
 
     name: str
     identity: Callable[[], str]
     config: Mapping[str, Any]
     precisions: tuple[str, ...]
-    build: Callable[[Path, str, Progress], None]
-    prove: Callable[[Path, str], dict[str, Any]]
-    sources: tuple[str, ...] = ()
+    build: Callable[..., None]
+    prove: Callable[[Built], dict[str, Any]]
+    builders: tuple[Any, ...] = ()
+    judges: tuple[Any, ...] = ()
+    kernels: Callable[[], str] = str
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # precision -> what defines it
     weight_bytes: int | None = None  # in float32; helps to guess a precision
     engine: str = ""  # whose part it is, for people who look into the cache
+    beside: str = ""
 
 
 @dataclass(frozen=True)
 class Export:
-    """A usable export: where it lies, how precise it is, and what was rejected on the way."""
+    """A usable export: where it lies, how precise it is, what its proof says here, and what was rejected on the way."""
 
     entry: Entry
     precision: str
@@ -116,8 +150,13 @@ class Export:
     def path(self) -> Path:
         return self.entry.path
 
+    @property
+    def content(self) -> str:
+        """A digest of its files, which are not the same everywhere: cache scales come from a processor's own sums."""
+        return make_key(files=self.entry.manifest["files"])
 
-def key_fields(component: Component, precision: str) -> dict[str, Any]:
+
+def key_fields(component: Component, precision: str, beside: Export | None = None) -> dict[str, Any]:
     """Everything an export depends on. Weights, graph, configuration, recipe, operator set and the tools' versions."""
     return {
         "format": _FORMAT,
@@ -127,9 +166,17 @@ def key_fields(component: Component, precision: str) -> dict[str, Any]:
         "precision": precision,
         "recipe": dict(component.recipes.get(precision, {})),
         "opset": OPSET,
-        "sources": _source_digest(component.sources),
+        "sources": sources.digest(component.build, *component.builders),
         "versions": _versions(),
+        **({} if beside is None else {"beside": beside.content}),
     }
+
+
+def proof_note(component: Component) -> str:
+    """The name of the note that keeps what a proof says: of who judges, and of what answers."""
+    judge = sources.digest(component.prove, *component.judges)
+    here = make_key(isa=sorted(detect().isa), kernels=component.kernels())
+    return f"proof-{judge[:_NAMED]}-{here[:_NAMED]}"
 
 
 def export_component(
@@ -139,6 +186,7 @@ def export_component(
     *,
     proof: Proof = "strict",
     progress: Progress = ignore_progress,
+    beside: Export | None = None,
 ) -> Export:
     """The component's export in exactly this precision, from the cache or built, proven and published now.
 
@@ -146,39 +194,62 @@ def export_component(
     failure of the exporter, CacheError when there is no place at all to put it.
     """
     progress(ProgressEvent(component.name, "hash", precision=precision))
-    fields = key_fields(component, precision)
-    key = make_key(**fields)
-    if (entry := cache.get(key, verify="background")) is not None:
-        if entry.meta["proof"]["passed"] or proof == "warn":
-            return Export(entry, precision, entry.meta["proof"])
-    elif proof == "strict" and (report := cache.read_note(key, "rejected")) and report.get("passed") is False:
+    fields = key_fields(component, precision, beside)
+    key, note = make_key(**fields), proof_note(component)
+    entry, report = cache.get(key, verify="background"), _known(cache, key, note)
+    if report is not None and not report["passed"] and proof == "strict":
         raise ProofFailed(_rejection(component, precision, report), report)
 
-    def build(directory: Path) -> dict[str, Any]:
-        try:
-            with on_one_thread():  # one key, one content: whatever the engine's own number of threads is
-                component.build(directory, precision, progress)
-                progress(ProgressEvent(component.name, "prove", precision=precision))
-                report = _finite(_proven(component, directory, precision))
-        except (ExportError, MemoryError):
-            raise
-        except Exception as error:  # whatever the exporter's many layers raise
-            raise ExportError(f"{component.name} could not be exported as {precision}: {error}") from error
-        if not report["passed"]:
-            message = _rejection(component, precision, report)
+    def prove(directory: Path) -> dict[str, Any]:
+        progress(ProgressEvent(component.name, "prove", precision=precision))
+        scratch, _ = cache.scratch()
+        with Unfinished(scratch):
+            found = _proven(component, Built(directory, precision, scratch, beside))
+        if not cache.write_note(key, note, found):
+            _unwritten[cache.root, key, note] = found
+        if not found["passed"]:
+            message = _rejection(component, precision, found)
             if proof == "strict":
-                cache.write_note(key, "rejected", report)
-                raise ProofFailed(message, report)
-            warnings.warn(f"{message}; published all the same because of proof='warn'", RuntimeWarning, stacklevel=2)
-        owner = {"engine": component.engine} if component.engine else {}
-        return {"proof": report, "precision": precision, **owner}
+                raise ProofFailed(message, found)
+            warnings.warn(f"{message}; published all the same because of proof='warn'", RuntimeWarning, stacklevel=4)
+        return found
 
-    if entry is not None:  # published under proof="warn", not good enough for "strict"
-        raise ProofFailed(_rejection(component, precision, entry.meta["proof"]), entry.meta["proof"])
-    entry = cache.get_or_create(key, build, name=component.name, fields=fields)
-    if proof == "strict" and not entry.meta["proof"]["passed"]:  # published meanwhile by a process that only warns
-        raise ProofFailed(_rejection(component, precision, entry.meta["proof"]), entry.meta["proof"])
-    return Export(entry, precision, entry.meta["proof"])
+    def build(directory: Path) -> dict[str, Any]:
+        nonlocal report
+        with _as_export_error(component, precision), on_one_thread():
+            # One key, one content: whatever the engine's own number of threads is.
+            component.build(directory, precision, progress, *([] if beside is None else [beside]))
+            report = prove(directory)
+        return {"precision": precision, **({"engine": component.engine} if component.engine else {})}
+
+    if entry is None:
+        report = None
+        entry = cache.get_or_create(key, build, name=component.name, fields=fields)
+    if report is None:  # of another machine, or of an earlier version that judged otherwise; or made by others just now
+        with cache.single_flight(make_key(key=key, note=note)):
+            report = _known(cache, key, note)
+            if report is None:
+                entry.verified()  # what is damaged fails, too, and would be remembered for that
+                with _as_export_error(component, precision), on_one_thread():
+                    report = prove(entry.path)
+    if not report["passed"] and proof == "strict":  # published meanwhile by a process that only warns
+        raise ProofFailed(_rejection(component, precision, report), report)
+    return Export(entry, precision, report)
+
+
+def _known(cache: ContentCache, key: str, note: str) -> dict[str, Any] | None:
+    report = cache.read_note(key, note) or _unwritten.get((cache.root, key, note))
+    return report if report is not None and isinstance(report.get("passed"), bool) else None
+
+
+@contextlib.contextmanager
+def _as_export_error(component: Component, precision: str) -> Iterator[None]:
+    try:
+        yield
+    except (ExportError, CacheError, MemoryError):
+        raise
+    except Exception as error:  # whatever the exporter's many layers raise
+        raise ExportError(f"{component.name} could not be exported as {precision}: {error}") from error
 
 
 def export_best(
@@ -207,15 +278,28 @@ def export_best(
     raise failure
 
 
+def export_beside(
+    component: Component, export: Export, cache: ContentCache, *, progress: Progress = ignore_progress
+) -> Export | None:
+    """The export of a component that is for another one's, or None: where it fails, the other does without."""
+    if export.precision not in component.precisions:
+        return None
+    try:
+        return export_component(component, export.precision, cache, progress=progress, beside=export)
+    except ExportError as error:
+        logger.warning("%s; %s does without it", error, component.beside)
+        return None
+
+
 def _from(precision: str, offered: Sequence[str]) -> list[str]:
     """The offered precisions from `precision` upwards; the best one offered if none is as good."""
     wanted = [p for p in PRECISIONS[PRECISIONS.index(precision) :] if p in offered]
     return wanted or [p for p in PRECISIONS if p in offered][-1:]
 
 
-def _proven(component: Component, directory: Path, precision: str) -> dict[str, Any]:
+def _proven(component: Component, built: Built) -> dict[str, Any]:
     try:
-        return component.prove(directory, precision)
+        return _finite(component.prove(built))
     except BadOutput as error:  # an answer that cannot be right is an answer, not a failure of the exporter
         return {"passed": False, "error": str(error)}
 
@@ -235,14 +319,6 @@ def _rejection(component: Component, precision: str, report: Mapping[str, Any]) 
     figures = [f"{k} {v:.3g}" for k, v in report.items() if isinstance(v, float)]
     figures += [f"{k}: {v}" for k, v in report.items() if isinstance(v, str)]
     return f"{component.name} as {precision} is not faithful to PyTorch ({', '.join(figures)}; bar {report.get('bar')})"
-
-
-@functools.cache
-def _source_digest(sources: tuple[str, ...]) -> str:
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(Path(source).read_bytes())
-    return digest.hexdigest()
 
 
 @functools.cache

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from .trace import Trace
+
 __all__ = ["BARS", "SNR_DB", "Bar", "Trace", "compare_arrays", "compare_codes", "compare_logits", "compare_signals"]
 
 
@@ -52,22 +54,6 @@ BARS = {
 SNR_DB = 40.0  # of audio from a part that multiplies in bfloat16, over its rounding noise
 TIE = 5e-4  # logits closer than this, in standard deviations of their step's, may swap order through rounding alone
 QUIET = 0.1  # of full scale: quieter audio is held to the error that this loud is, of which nothing is heard
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What PyTorch did: prompt int64 [1+C, T], frames int64 [n, 1+C], logits [n, rows] and [n, C-1, codes].
-
-    key_range, value_range: the largest magnitudes in the slow model's key-value cache afterwards, keys after rotation,
-    float32 [layers, kv_heads, head_dim] each; without them that cache cannot be quantized.
-    """
-
-    prompt: np.ndarray
-    frames: np.ndarray
-    main_logits: np.ndarray
-    code_logits: np.ndarray
-    key_range: np.ndarray | None = None
-    value_range: np.ndarray | None = None
 
 
 class Recorder:

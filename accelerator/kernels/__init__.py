@@ -11,12 +11,10 @@ compiles them once for a processor with AVX2 or AVX512-VNNI; without, ONNX Runti
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from .conv.elementwise import snake
 from .conv.layers import Dense, Filter, Mix, Single
 from .conv.minimal import Filters, filters
-from .features import available
+from .features import available, kind
 
 __all__ = [
     "Dense",
@@ -26,11 +24,6 @@ __all__ = [
     "Single",
     "available",
     "filters",
+    "kind",
     "snake",
-    "sources",
 ]
-
-
-def sources() -> tuple[str, ...]:
-    """The files that say what is computed."""
-    return tuple(sorted(str(file) for file in Path(__file__).parent.rglob("*.py")))

@@ -11,7 +11,7 @@ from ..errors import InvalidOption
 from ..hardware import detect
 from ..installation import install_command
 
-__all__ = ["available", "is_wide", "missing", "multiplies_bf16", "wanted"]
+__all__ = ["available", "is_wide", "kind", "missing", "multiplies_bf16", "wanted"]
 
 _NEEDED = ("avx2", "fma", "f16c")
 _WANTED = ("auto", "avx2", "none")
@@ -36,6 +36,13 @@ def missing() -> str:
         return f"the processor lacks {', '.join(lacks)}"
     absent = [name for name in ("numba", "llvmlite") if not _installed(name)]
     return f"{' and '.join(absent)} not installed: {install_command()}" if absent else ""
+
+
+def kind() -> str:
+    """Which kernels there are here, "" for none, and who compiles them: what they answer may depend on that."""
+    if not available():
+        return ""
+    return f"{'avx512_vnni' if is_wide() else 'avx2'} numba {version('numba')} llvmlite {version('llvmlite')}"
 
 
 def _installed(name: str) -> bool:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
-from ..export import proof, tracing
-from ..export.component import Component, Progress, ProgressEvent
-from ..export.graph import rewrite
+from ..export.component import Built, Component
 from ..export.proof import compare_arrays, compare_codes
-from ..export.sources import source_of
 from ..runtime.onnx import Session
 from ..runtime.options import RunOptions
+from .modules import Examples, traced_module
 
 __all__ = ["traced"]
 
@@ -29,36 +24,22 @@ def traced(
     *,
     inputs: Mapping[str, Mapping[int, str]],
     outputs: tuple[str, ...],
-    examples: Callable[[], Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]],
+    examples: Examples,
     codes_equal: float | None = None,
     tolerance: float = 1e-4,
-    sources: tuple[str, ...] = (),
+    builders: tuple[Any, ...] = (),
 ) -> Component:
     """A traced float32 part.
 
     module: makes the torch.nn.Module to trace. inputs: name -> dynamic axes. examples: yields (inputs, PyTorch's
-    answer); the
-    first is traced, the others have lengths that the tracer never saw. codes_equal: for parts that answer with codes,
-    the share that must be equal; otherwise answers must agree within `tolerance`.
+    answer); the first is traced, the others have lengths that the tracer never saw. codes_equal: for parts that answer
+    with codes, the share that must be equal; otherwise answers must agree within `tolerance`. builders: what else says
+    how the module is made, beside what the files of `module` and `examples` import.
     """
-    filename = f"{name}.onnx"
+    build = traced_module(name, module, examples, inputs, outputs)
 
-    def build(directory: Path, precision: str, progress: Progress) -> None:
-        import torch
-
-        progress(ProgressEvent(name, "build", 0, 1, precision))
-        arguments, _ = next(iter(examples()))
-        tracing.trace(
-            module(),
-            [torch.from_numpy(np.ascontiguousarray(a)) for a in arguments],
-            directory / filename,
-            inputs=list(inputs),
-            outputs=outputs,
-            dynamic=inputs,
-        )
-
-    def prove(directory: Path, precision: str) -> dict[str, Any]:
-        session = Session(directory / filename, RunOptions(threads=_PROOF_THREADS))
+    def prove(built: Built) -> dict[str, Any]:
+        session = Session(built.path / f"{name}.onnx", RunOptions(threads=_PROOF_THREADS))
         pairs = []
         for arguments, expected in examples():
             answer = session.run(dict(zip(session.inputs, arguments, strict=True)))[0]
@@ -67,5 +48,4 @@ def traced(
             return compare_codes(pairs, codes_equal)
         return compare_arrays(pairs, tolerance)
 
-    used = (str(Path(__file__)), *(source_of(each) for each in (proof, module, tracing, rewrite)))
-    return Component(name, identity, config, ("fp32",), build, prove, (*used, *sources))
+    return Component(name, identity, config, ("fp32",), build, prove, (module, examples, *builders), (examples,))

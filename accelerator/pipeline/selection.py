@@ -15,7 +15,16 @@ from typing import Any
 
 from ..cache import ContentCache
 from ..errors import CorruptEntry, ExportError, SessionError
-from ..export.component import Component, Export, Progress, ProgressEvent, export_best, ignore_progress, telling
+from ..export.component import (
+    Component,
+    Export,
+    Progress,
+    ProgressEvent,
+    export_beside,
+    export_best,
+    ignore_progress,
+    telling,
+)
 from ..hardware import choose_tier
 from ..hardware.busy import BusyClock
 from ..hardware.forks import Lock
@@ -131,7 +140,7 @@ class Selector:
 
     def _candidates(self, part: Part, backends: Sequence[Backend]) -> Iterator[_Candidate]:
         """All settings that are proven. Raises the last ExportError if no backend's exports can be had."""
-        known: dict[str, Export] = {}
+        known: dict[str, Export | None] = {}
         failure, found = None, False
         for backend in backends:
             try:
@@ -147,19 +156,25 @@ class Selector:
         if failure is not None and not found:
             raise failure
 
-    def _exported(self, backend: Backend, known: dict[str, Export]) -> dict[str, Export]:
-        """A backend's exports in the precision asked for, or in what suits their size."""
+    def _exported(self, backend: Backend, known: dict[str, Export | None]) -> dict[str, Export]:
+        """A backend's exports in the precision asked for, or in what suits their size; without what it can do without.
+
+        known: what was exported so far; None for what cannot be.
+        """
         precision = self.machine.precision
         if precision == "auto":
             sizes = [component.weight_bytes for component in backend.components if component.weight_bytes]
             precision = choose_tier(self.machine.profile, model_bytes_fp32=sum(sizes) or None).precision
         for component in backend.components:
             if component.name not in known:
-                known[component.name] = self._export(component, precision)
-        return {component.name: known[component.name] for component in backend.components}
+                known[component.name] = self._export(component, precision, known)
+        names = (component.name for component in backend.components)
+        return {name: export for name in names if (export := known[name]) is not None}
 
-    def _export(self, component: Component, precision: str) -> Export:
+    def _export(self, component: Component, precision: str, known: Mapping[str, Export | None]) -> Export | None:
         owned = replace(component, engine=self.engine)
+        if (other := known.get(component.beside)) is not None:
+            return export_beside(owned, other, self.cache, progress=self.progress)
         return export_best(owned, precision, self.cache, proof=self.proof, progress=self.progress)
 
     # What is chosen
@@ -274,8 +289,8 @@ def _timed(part: Part, choice: Choice, best: float | None) -> float:
 
 
 def _precision(candidate: _Candidate) -> str:
-    """Of the component that computes, a backend's last; what is stored in float32 may be multiplied in less."""
-    stored = candidate.exports[candidate.backend.components[-1].name].precision
+    """Of the export that computes, a backend's last; what is stored in float32 may be multiplied in less."""
+    stored = list(candidate.exports.values())[-1].precision
     return candidate.options.dtype if stored == "fp32" else stored
 
 

@@ -20,9 +20,9 @@ from accelerator.codec.layers import (
     Unit,
     Weights,
     in_pieces,
-    polyphase,
     upsampled,
 )
+from accelerator.codec.polyphase import polyphase
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:

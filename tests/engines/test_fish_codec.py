@@ -1,4 +1,4 @@
-"""fish-speech's codec beside its twin in PyTorch, whole and window by window. See test_fish_speech for the setup."""
+"""fish-speech's codec beside its PyTorch rewrite, whole and window by window. See test_fish_speech for the setup."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ import torch
 from accelerator import kernels
 from accelerator.codec import convolutions
 from accelerator.codec.convolutions import has_bf16, reduced
-from accelerator.engines.fish_speech import twin, weights
+from accelerator.engines.fish_speech import adapter as adapters
+from accelerator.engines.fish_speech import examples, rewrite, stored
 from accelerator.engines.fish_speech.adapter import FishSpeechAdapter
 from accelerator.engines.fish_speech.codec import decode_context
+from accelerator.engines.fish_speech.structure import computing
 from accelerator.errors import SessionError, UnsupportedEngine
-from accelerator.export.component import Component
+from accelerator.export.component import Built, Component
 from accelerator.export.proof import compare_signals
 from accelerator.runtime.options import Dtype, RunOptions
 
@@ -46,8 +48,8 @@ def adapter() -> Iterator[FishSpeechAdapter]:
 
 @pytest.fixture(scope="module")
 def folder(adapter: FishSpeechAdapter, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both twins, as their components build them."""
-    folder = tmp_path_factory.mktemp("twins")
+    """Both rewrites, as their components build them."""
+    folder = tmp_path_factory.mktemp("rewrites")
     for name in ("encoder", "decoder"):
         component = component_of(adapter, name)
         (folder / component.name).mkdir()
@@ -55,54 +57,62 @@ def folder(adapter: FishSpeechAdapter, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
+def codes_of(adapter: FishSpeechAdapter, frames: int, seed: int = 0) -> np.ndarray:
+    return examples.codes(adapter.codec.shell, adapter.spec.codebooks, frames, seed)
+
+
 def component_of(adapter: FishSpeechAdapter, name: str) -> Component:
     """The component of a part rewritten in PyTorch."""
     (part,) = (part for part in adapter.parts() if part.name == name)
-    return next(component for backend in part.backends for component in backend.components if "twin" in component.name)
+    return next(
+        component for backend in part.backends for component in backend.components if "rewrite" in component.name
+    )
 
 
 @pytest.fixture
-def decode(folder: Path) -> twin.DecodeCall:
-    return twin.DecodeCall(folder / "decoder-twin" / twin.FILE)
+def decode(folder: Path) -> rewrite.DecodeCall:
+    return rewrite.DecodeCall(folder / "decoder-rewrite" / stored.FILE)
 
 
 def own(adapter: FishSpeechAdapter, codes: np.ndarray) -> np.ndarray:
     """What the engine's codec makes of codes, in float32."""
     codec, frames = adapter.codec.get(), torch.from_numpy(codes.copy())[None]
-    with weights.computing():
+    with computing():
         if adapter.layout.codec_call == "decode":
             return codec.decode(frames, torch.tensor([codes.shape[1]]))[0][0, 0].numpy()
         return codec.from_indices(frames)[0, 0].numpy()
 
 
-def test_the_adapter_loads_the_twin(adapter: Any, decode: Any, folder: Path) -> None:
-    loaded = adapter._load_decoder({"decoder-twin": folder / "decoder-twin"}, RunOptions(backend="onednn"))
-    codes = adapter._codes(5)
+def test_the_adapter_loads_the_rewrite(adapter: Any, decode: Any, folder: Path) -> None:
+    loaded = adapters._load_rewritten_decoder(
+        {"decoder-rewrite": folder / "decoder-rewrite"}, RunOptions(backend="onednn")
+    )
+    codes = codes_of(adapter, 5)
     np.testing.assert_array_equal(loaded(codes), decode(codes))
 
 
 @pytest.mark.parametrize("frames", [1, 2, 17, 70, 131])
-def test_the_twin_decodes_what_the_codec_decodes(adapter: Any, decode: Any, frames: int) -> None:
-    codes = adapter._codes(frames, seed=3)
+def test_the_rewrite_decodes_what_the_codec_decodes(adapter: Any, decode: Any, frames: int) -> None:
+    codes = codes_of(adapter, frames, seed=3)
     np.testing.assert_allclose(decode(codes), own(adapter, codes), atol=1e-4, rtol=0)
 
 
 def test_codes_beyond_a_codebook_count_as_its_last(adapter: Any, decode: Any) -> None:
-    codes = adapter._codes(9)
+    codes = codes_of(adapter, 9)
     codes[1:, 4] = 4095
     np.testing.assert_allclose(decode(codes), own(adapter, codes), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("window", [1, 5, 20, 64, 90])
 def test_a_stream_joins_to_the_whole(adapter: Any, decode: Any, window: int) -> None:
-    codes = adapter._codes(150, seed=window)
+    codes = codes_of(adapter, 150, seed=window)
     stream = decode.stream()
     joined = np.concatenate([stream.push(codes[:, i : i + window]) for i in range(0, 150, window)])
     np.testing.assert_allclose(joined, own(adapter, codes), atol=1e-4, rtol=0)
 
 
 def test_decodes_from_many_threads(adapter: Any, decode: Any) -> None:
-    codes = [adapter._codes(24, seed=seed) for seed in range(4)]
+    codes = [codes_of(adapter, 24, seed=seed) for seed in range(4)]
     expected = [own(adapter, each) for each in codes]
 
     def windows(i: int) -> np.ndarray:
@@ -115,7 +125,7 @@ def test_decodes_from_many_threads(adapter: Any, decode: Any) -> None:
 
 
 def test_streams_do_not_mix(adapter: Any, decode: Any) -> None:
-    a, b = adapter._codes(24, seed=1), adapter._codes(24, seed=2)
+    a, b = codes_of(adapter, 24, seed=1), codes_of(adapter, 24, seed=2)
     first, second = decode.stream(), decode.stream()
     parts = [(first.push(a[:, i : i + 8]), second.push(b[:, i : i + 8])) for i in (0, 8, 16)]
     for codes, joined in zip((a, b), zip(*parts, strict=True), strict=True):
@@ -129,17 +139,19 @@ def test_less_than_float32_is_close(adapter: Any, folder: Path, dtype: Dtype, le
     if dtype == "int16" and not kernels.available():
         pytest.skip("compiled kernels need AVX2 and numba")
     options = RunOptions(backend="onednn", dtype=dtype)
-    low = adapter._load_decoder({"decoder-twin": folder / "decoder-twin"}, options)
-    codes = adapter._codes(30)
+    low = adapters._load_rewritten_decoder({"decoder-rewrite": folder / "decoder-rewrite"}, options)
+    codes = codes_of(adapter, 30)
     figures = compare_signals([(own(adapter, codes), low(codes))], least)
     assert figures["passed"], figures
     assert figures["snr_db"] < most, f"{dtype} was not used"
 
 
-def test_the_twin_encodes_what_the_codec_encodes(adapter: Any, folder: Path) -> None:
-    encode = adapter._load_encoder({"encoder-twin": folder / "encoder-twin"}, RunOptions(backend="onednn"))
+def test_the_rewrite_encodes_what_the_codec_encodes(adapter: Any, folder: Path) -> None:
+    encode = adapters._load_rewritten_encoder(
+        {"encoder-rewrite": folder / "encoder-rewrite"}, RunOptions(backend="onednn")
+    )
     for samples in (1, 2048, 5 * 2048 + 7, 140 * 2048):
-        audio = adapter._noise(140)[:samples]
+        audio = examples.noise(adapter.codec.shell, 140)[:samples]
         codes = encode(audio)
         expected = adapter._encode_in_torch(audio)
         assert codes.shape == expected.shape
@@ -148,24 +160,24 @@ def test_the_twin_encodes_what_the_codec_encodes(adapter: Any, folder: Path) -> 
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_the_proof_passes_the_twin_and_catches_a_wrong_weight(adapter: Any, folder: Path, part: str) -> None:
+def test_the_proof_passes_the_rewrite_and_catches_a_wrong_weight(adapter: Any, folder: Path, part: str) -> None:
     component = component_of(adapter, part)
     where = folder / component.name
-    report = component.prove(where, "fp32")
+    report = component.prove(Built(where, "fp32", where))
     assert report["passed"], report
     json.dumps(report)
     if part == "decoder" and (low := reduced()):
         assert report[low]["bar"] == {"snr_db": 40.0}
-    file = where / twin.FILE
-    kept, (weights, config) = file.read_bytes(), twin.load(file)
+    file = where / stored.FILE
+    kept, (weights, config) = file.read_bytes(), rewrite.load(file)
     try:
         wrong = {name: tensor.clone() for name, tensor in weights.tensors.items()}
         name = "stages.2.units.1.first.kernel" if part == "decoder" else "stages.3.kernel"
         wrong[name] = wrong[name].flip(1)
-        made = twin._File()
+        made = stored._File()
         made.tensors = wrong
         made.save(file, config)
-        assert not component.prove(where, "fp32")["passed"]
+        assert not component.prove(Built(where, "fp32", where))["passed"]
     finally:
         file.write_bytes(kept)
 
@@ -173,15 +185,15 @@ def test_the_proof_passes_the_twin_and_catches_a_wrong_weight(adapter: Any, fold
 def test_without_anything_less_nothing_is_said_of_it(adapter: Any, folder: Path, monkeypatch: Any) -> None:
     component = component_of(adapter, "decoder")
     monkeypatch.setattr(convolutions, "reduced", lambda: None)
-    report = component.prove(folder / component.name, "fp32")
+    report = component.prove(Built(folder / component.name, "fp32", folder))
     assert report["passed"]
     assert not {"bf16", "int16"} & set(report)
 
 
-def test_a_damaged_twin_is_said_to_be_one(adapter: Any, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / twin.FILE).write_bytes((folder / "decoder-twin" / twin.FILE).read_bytes()[:5000])
-    with pytest.raises(SessionError, match="decoder's twin failed"):
-        adapter._load_decoder({"decoder-twin": tmp_path}, RunOptions(backend="onednn"))
+def test_a_damaged_rewrite_is_said_to_be_one(adapter: Any, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / stored.FILE).write_bytes((folder / "decoder-rewrite" / stored.FILE).read_bytes()[:5000])
+    with pytest.raises(SessionError, match="decoder's PyTorch rewrite failed"):
+        adapters._load_rewritten_decoder({"decoder-rewrite": tmp_path}, RunOptions(backend="onednn"))
 
 
 def test_the_context_is_derived_and_suffices(adapter: Any, decode: Any) -> None:
@@ -189,7 +201,7 @@ def test_the_context_is_derived_and_suffices(adapter: Any, decode: Any) -> None:
     quantizer = adapter.codec.shell.quantizer
     seen = len(quantizer.post_module.layers) * (quantizer.post_module.window_size - 1)
     assert seen < context < seen + 40, "the transformer's window, layer by layer, and a few frames of convolutions"
-    codes = adapter._codes(context + 60)
+    codes = codes_of(adapter, context + 60)
     whole = decode(codes)
     for start, end in ((context, context + 7), (context + 20, context + 60)):
         part = decode(codes[:, start - context : end])[context * hop :]

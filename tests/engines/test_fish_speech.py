@@ -35,12 +35,13 @@ from torch import nn
 
 from accelerator import ContentCache, UniversalOptimizer
 from accelerator.audio.checks import write_wav
-from accelerator.engines.fish_speech import layouts, routed, weights
+from accelerator.engines.fish_speech import examples, layouts, routed, weights
 from accelerator.engines.fish_speech.adapter import FishSpeechAdapter
-from accelerator.engines.fish_speech.language_model import generate, with_cache
-from accelerator.engines.fish_speech.layouts import HEAD, S1, check_engine, layout_of, with_globals
+from accelerator.engines.fish_speech.language_model import with_cache
+from accelerator.engines.fish_speech.layouts import HEAD, S1, check_engine, layout_of
+from accelerator.engines.fish_speech.pytorch import generate
 from accelerator.engines.fish_speech.reach import reach
-from accelerator.engines.fish_speech.structure import on_meta, replica, shared
+from accelerator.engines.fish_speech.structure import on_meta, replica, shared, with_globals
 from accelerator.errors import Closed, EngineError, InvalidOption, InvalidText, UnsupportedEngine
 from accelerator.inference import sampling
 from accelerator.metrics import Meter, measuring
@@ -458,7 +459,7 @@ def test_reference_codes_are_identical(engine: Any, fast: Any, seconds: float) -
 @real
 @pytest.mark.parametrize("frames", [1, 2, 31, 75])
 def test_audio_equals_at_lengths_never_exported(engine: Any, fast: Any, frames: int) -> None:
-    codes = torch.from_numpy(fast.adapter._codes(frames, seed=5))
+    codes = torch.from_numpy(examples.codes(fast.adapter.codec.shell, fast.adapter.spec.codebooks, frames, seed=5))
     with torch.inference_mode():
         own, ours = engine.decode_vq_tokens(codes.clone()), fast.decode_vq_tokens(codes.clone())
     assert (ours.dtype, ours.shape) == (own.dtype, own.shape)

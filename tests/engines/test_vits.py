@@ -20,7 +20,7 @@ from accelerator.codec.convolutions import has_bf16
 from accelerator.engines import adapter_for, vits
 from accelerator.engines.base import Job
 from accelerator.engines.passthrough import PassThroughAdapter
-from accelerator.engines.vits import twin
+from accelerator.engines.vits import examples, rewrite, stored
 from accelerator.engines.vits.traceable import attend, exportable, spline_back
 from accelerator.errors import EngineError, InvalidOption, InvalidText, SessionError
 from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
@@ -265,27 +265,28 @@ def test_other_pipelines_pass_through(engine):
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 512, 513, 1300])
 @pytest.mark.parametrize("speakers", [1, 3])
-def test_the_decoders_twin_says_what_pytorch_says(engine, many, tmp_path, length, speakers):
+def test_the_rewritten_decoder_says_what_pytorch_says(engine, many, tmp_path, length, speakers):
     own = vits.VitsAdapter(engine if speakers == 1 else many)
-    twin.save(exportable(own.model), tmp_path / "twin.safetensors")
-    latents, speaker = own._decoder_inputs(length)
+    file = tmp_path / stored.FILE
+    stored.save(exportable(own.model), file)
+    latents, speaker = examples.decoder_inputs(own.model, length)
     expected = own._decode_in_torch(latents, speaker)
-    close(twin.DecodeCall(tmp_path / "twin.safetensors")(latents, speaker), expected)
+    close(rewrite.DecodeCall(file)(latents, speaker), expected)
     if has_bf16():
-        rounded = twin.DecodeCall(tmp_path / "twin.safetensors", bf16=True)(latents, speaker)
+        rounded = rewrite.DecodeCall(file, bf16=True)(latents, speaker)
         assert 1e-6 < np.abs(rounded - expected).max() < 0.03
     if speaker is not None:
         nobody = np.zeros_like(speaker)
-        close(twin.DecodeCall(tmp_path / "twin.safetensors")(latents, nobody), own._decode_in_torch(latents, nobody))
+        close(rewrite.DecodeCall(file)(latents, nobody), own._decode_in_torch(latents, nobody))
 
 
-def test_a_broken_twin_is_told_of(tmp_path):
-    (tmp_path / "twin.safetensors").write_bytes(b"nothing")
-    with pytest.raises(SessionError, match="twin"):
-        twin.DecodeCall(tmp_path / "twin.safetensors")
+def test_a_broken_rewrite_is_told_of(tmp_path):
+    (tmp_path / stored.FILE).write_bytes(b"nothing")
+    with pytest.raises(SessionError, match="PyTorch rewrite failed"):
+        rewrite.DecodeCall(tmp_path / stored.FILE)
 
 
-def test_the_twin_speaks_where_it_is_fastest(engine, cache, monkeypatch):
+def test_the_rewrite_speaks_where_it_is_fastest(engine, cache, monkeypatch):
     with UniversalOptimizer(engine, cache_dir=cache, probe=False) as plain:
         expected = plain.synthesize(LONG, seed=3).audio
     part = vits.VitsAdapter.parts
@@ -295,7 +296,7 @@ def test_the_twin_speaks_where_it_is_fastest(engine, cache, monkeypatch):
         seconds = iter(range(1, 100))
 
         def probe(call):
-            call(*self._decoder_inputs(40))
+            call(*examples.decoder_inputs(self.model, 40))
             return 0.001 if "_load_decoder" in call.__qualname__ else float(next(seconds))
 
         return text, dataclasses.replace(decoder, probe=probe)

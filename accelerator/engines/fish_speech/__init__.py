@@ -2,8 +2,11 @@
 
     layouts         what differs between the two, and which one is installed
     reach           from an engine to its language model
-    language_model  the model's dimensions, weights and trace; its twin in PyTorch
+    language_model  the model's dimensions, weights and trace
+    pytorch         what generates by fish-speech's own code
     codec           the codec's two directions as modules that can be traced
+    examples        what these are traced and proven with
+    stored, rewrite what is stored of the codec for its PyTorch rewrite, and that
     weights         weights that can be let go and read again; checkpoint folders
     routed          the copy of the engine that calls the routes
     adapter         the parts, their proofs and probes

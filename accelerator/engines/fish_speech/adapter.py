@@ -25,7 +25,6 @@ from ...cache import ContentCache
 from ...errors import EngineError, InvalidOption, UnsupportedEngine
 from ...export.component import Component
 from ...export.graph.dual_ar import DualARSpec, Weights
-from ...export.proof import Trace
 from ...inference.sampling import Sampler
 from ...inference.sequence import Batching
 from ...inference.transformer import StepTimes
@@ -37,6 +36,7 @@ from ...parts.language_model import (
     language_model_components,
     load_language_model,
 )
+from ...parts.modules import Examples
 from ...parts.part import Call, Part, seconds
 from ...parts.traced import traced
 from ...runtime.onnx import Session
@@ -45,22 +45,21 @@ from ...speech import AudioChunk, SamplingParams, SpeechRequest
 from ..base import Bound, Cloning, tensors_digest
 from ..options import SAMPLING, Option
 from . import codec as codec_graphs
+from . import examples, pytorch, rewrite, structure, weights
 from . import language_model as lm
-from . import structure, twin, weights
 from .layouts import check_engine, installed
 from .reach import reach
 from .routed import EngineParams, Routed, chunks_of, tts_request
-from .weights import Held, computing
+from .stored import FILE
+from .weights import Held
 
 __all__ = ["FishSpeechAdapter"]
 
 logger = logging.getLogger(__name__)
-PROOF_TEXT = "The quick brown fox jumps over the lazy dog."
-PROOF_FRAMES = 64
-PROBE_FRAMES, CODEC_LENGTHS = 8, (5, 13, 29)  # frames; the tracer sees the first length only
+PROBE_FRAMES = 8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _WEIGHT_FILES = ("model.pth", "model*.safetensors", "model.safetensors.index.json", "config.json")
-_PROBED = 48  # frames for the codec, two seconds: fewer would judge the twin by what it does once a call
+_PROBED = 48  # frames for the codec, two seconds: fewer would judge the rewrite by what it does once a call
 
 
 class FishSpeechAdapter:
@@ -157,7 +156,7 @@ class FishSpeechAdapter:
         self.spec = lm.spec_of(model.shell, self.layout)
         room_s = self.spec.slow.positions / 2 * self.samples_per_frame / self.sample_rate  # the rest is for new speech
         self.cloning = Cloning("useful", (0.2, min(300.0, room_s)))
-        self._layout_of_tokens = lm.token_layout(self.spec)
+        self._layout_of_tokens = pytorch.token_layout(self.spec)
         self._identities = {"model": model_identity, "codec": codec_identity}
         self._digests: dict[str, str] = {}
         self._prompt: np.ndarray | None = None
@@ -174,17 +173,16 @@ class FishSpeechAdapter:
 
     def parts(self) -> Sequence[Part]:
         dtype = next((name for name, dtype in DTYPES.items() if dtype == self._dtype), "fp32")
-        components = language_model_components(
-            *self.backbone(), lambda: self._identity("model"), self._trace, dtype=dtype
-        )
+        trace = functools.partial(lm.trace, self.model.get, self.spec, self._proof_prompt)
+        components = language_model_components(*self.backbone(), lambda: self._identity("model"), trace, dtype=dtype)
         return (
             Part(
                 "encoder",
                 "reference",
                 original=self._encode_in_torch,
-                probe=lambda call: seconds(call, self._noise(_PROBED)),
+                probe=lambda call: seconds(call, examples.noise(self.codec.shell, _PROBED)),
                 backends=(
-                    rewritten(self._codec_twin("encoder"), _load_encoder_twin),
+                    rewritten(self._rewritten_codec("encoder"), _load_rewritten_encoder),
                     onnx_runtime((self._codec_part("encoder"),), self._load_encoder),
                 ),
             ),
@@ -200,9 +198,9 @@ class FishSpeechAdapter:
                 "decoder",
                 "decode",
                 original=self._decode_in_torch,
-                probe=lambda call: seconds(call, self._codes(_PROBED)),
+                probe=lambda call: seconds(call, examples.codes(self.codec.shell, self.spec.codebooks, _PROBED)),
                 backends=(
-                    rewritten(self._codec_twin("decoder"), _load_decoder_twin),
+                    rewritten(self._rewritten_codec("decoder"), _load_rewritten_decoder),
                     onnx_runtime((self._codec_part("decoder"),), self._load_decoder),
                 ),
                 check=lambda audio: check_audio(audio, self.sample_rate),
@@ -301,7 +299,7 @@ class FishSpeechAdapter:
         resume: Sequence[np.ndarray] = (),
         batching: Batching = "off",
     ) -> Iterator[np.ndarray]:
-        return lm.generate(self.module, self.layout, self.model.get(), self.spec, prompt, params, resume)
+        return pytorch.generate(self.module, self.layout, self.model.get(), self.spec, prompt, params, resume)
 
     def _load_language_model(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         decoder, rule, layout = load_language_model(paths, options), self.layout.rule, self._layout_of_tokens
@@ -329,11 +327,8 @@ class FishSpeechAdapter:
 
     def _proof_prompt(self) -> np.ndarray:
         if self._prompt is None:
-            self._prompt = lm.prompt_of(self.module, self.model.shell, PROOF_TEXT)
+            self._prompt = lm.prompt_of(self.module, self.model.shell, lm.PROOF_TEXT)
         return self._prompt
-
-    def _trace(self) -> Trace:
-        return lm.record(self.model.get(), self.spec, self._proof_prompt(), PROOF_FRAMES)
 
     def _probe_language_model(self, call: Call) -> float:
         params = SamplingParams(
@@ -383,66 +378,29 @@ class FishSpeechAdapter:
 
     def _codec_part(self, part: Literal["encoder", "decoder"]) -> Component:
         decoder = part == "decoder"
-        make: Any = codec_graphs.Decode if decoder else codec_graphs.Encode
-
-        def module() -> torch.nn.Module:
-            with computing():
-                return make(self.codec.get())
-
         return traced(
             part,
-            module,
+            functools.partial(codec_graphs.direction, part, self.codec.get),
             lambda: self._identity("codec"),
             {"part": part, "structure": structure.digest(self.codec.shell)},
             inputs={"codes": {0: "batch", 2: "frames"}} if decoder else {"audio": {0: "batch", 1: "frames"}},
             outputs=("audio",) if decoder else ("codes",),
-            examples=lambda: self._examples(part),
+            examples=self._examples(part),
             codes_equal=None if decoder else 0.99,
-            sources=(str(codec_graphs.__file__), str(structure.__file__)),
         )
 
-    def _codec_twin(self, part: Literal["encoder", "decoder"]) -> Component:
-        def codec() -> Any:
-            return self.codec.get()
-
-        return twin.component(
+    def _rewritten_codec(self, part: Literal["encoder", "decoder"]) -> Component:
+        return rewrite.component(
             part,
-            codec,
+            self.codec.get,
             lambda: self._identity("codec"),
             {"part": part, "structure": structure.digest(self.codec.shell)},
-            lambda: self._examples(part),
-            sources=(str(codec_graphs.__file__), str(structure.__file__)),
+            self._examples(part),
         )
 
-    def _examples(self, part: str) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
-        """Inputs, and the engine's own answers in float32. Two rows are traced, so that no axis has length 1."""
-        codec, method = self.codec.get(), self.layout.codec_call
-        for rows, frames in zip((2, 1, 1), CODEC_LENGTHS, strict=True):
-            with computing():
-                if part == "encoder":
-                    audio = np.stack([self._noise(frames, seed) for seed in range(rows)])
-                    answer = codec.encode(torch.from_numpy(audio)[:, None])[0].numpy()
-                    yield (audio.reshape(rows, frames, -1),), answer
-                    continue
-                codes = np.stack([self._codes(frames, seed) for seed in range(rows)])
-                lengths = {"feature_lengths": torch.tensor([frames] * rows)} if method == "decode" else {}
-                answer = getattr(codec, method)(indices=torch.from_numpy(codes.copy()), **lengths)
-                audio = (answer[0] if method == "decode" else answer)[:, 0].numpy()
-            yield (codes,), audio
-
-    def _codes(self, frames: int, seed: int = 0) -> np.ndarray:
-        """Seeded codes [C, frames] within each codebook."""
-        quantizer = self.codec.shell.quantizer
-        sizes = [quantizer.semantic_quantizer.codebook_size] + [quantizer.quantizer.codebook_size] * (
-            self.spec.codebooks - 1
-        )
-        return np.random.default_rng([frames, seed]).integers(0, np.array(sizes)[:, None], (len(sizes), frames))
-
-    def _noise(self, frames: int, seed: int = 0) -> np.ndarray:
-        """Seeded noise under a tone, float32 [n], whole frames."""
-        n = frames * self.samples_per_frame
-        noise = np.random.default_rng([n, seed]).standard_normal(n) * 0.05
-        return (0.3 * np.sin(2 * np.pi * 220 * np.arange(n) / self.sample_rate) + noise).astype(np.float32)
+    def _examples(self, part: Literal["encoder", "decoder"]) -> Examples:
+        call, codebooks = self.layout.codec_call, self.spec.codebooks
+        return functools.partial(examples.examples, part, self.codec.get, call, codebooks)
 
 
 def _files_digest(cache: ContentCache, files: Sequence[Path]) -> str:
@@ -454,9 +412,9 @@ def _files_digest(cache: ContentCache, files: Sequence[Path]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _load_encoder_twin(paths: Mapping[str, Path], options: RunOptions) -> Call:
-    return twin.EncodeCall(paths["encoder-twin"] / twin.FILE)
+def _load_rewritten_encoder(paths: Mapping[str, Path], options: RunOptions) -> Call:
+    return rewrite.EncodeCall(paths["encoder-rewrite"] / FILE)
 
 
-def _load_decoder_twin(paths: Mapping[str, Path], options: RunOptions) -> Call:
-    return resuming(twin.DecodeCall(paths["decoder-twin"] / twin.FILE, dtype=options.dtype))
+def _load_rewritten_decoder(paths: Mapping[str, Path], options: RunOptions) -> Call:
+    return resuming(rewrite.DecodeCall(paths["decoder-rewrite"] / FILE, dtype=options.dtype))

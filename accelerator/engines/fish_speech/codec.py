@@ -6,17 +6,17 @@ They are made of the engine's own submodules on a replica of the codec. What dec
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from ...errors import UnsupportedEngine
-from .structure import replica
+from .structure import computing, replica
 
-__all__ = ["Decode", "Encode", "decode_context"]
+__all__ = ["Decode", "Encode", "decode_context", "direction"]
 
 _ROPE_POSITIONS = 16384  # rows kept of a codec transformer's table: 12 minutes of frames, 190 s of the encoder's
 
@@ -97,7 +97,7 @@ def decode_context(codec: Any) -> int:
     `decode(codes[:, start - context : end])[context * hop :]` is then what the whole would be there, but for the table
     of rotations, which the codec rounds to bfloat16 by absolute position: a difference of up to 1e-4 was seen. Nearly
     all of the context is the quantizer's transformer, which sees `window - 1` frames back in each layer; how much of
-    that matters depends on the weights (random ones: 300 frames for 1e-4). A `twin.Stream` needs none of it.
+    that matters depends on the weights (random ones: 300 frames for 1e-4). A `rewrite.Stream` needs none of it.
     """
     rows = 0  # of the current rate, before the window; from the audio back to the frames
     for layer in reversed(list(_decoding_layers(codec))):
@@ -162,3 +162,9 @@ class Decode(nn.Module):
         residual = codes[:, 1:].clamp(max=self.residual.codebook_size - 1)
         z = self.semantic.from_codes(semantic)[0] + self.residual.from_codes(residual)[0]
         return self.decoder(self.upsample(self.post_module(z)))[:, 0]
+
+
+def direction(part: Literal["encoder", "decoder"], codec: Callable[[], Any]) -> Encode | Decode:
+    """One direction of a codec, to be traced or stored."""
+    with computing():
+        return Decode(codec()) if part == "decoder" else Encode(codec())

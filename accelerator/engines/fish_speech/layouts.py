@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from ...errors import UnsupportedEngine
 from ...inference.sampling import RULES, SamplingRule
 from ...speech import SamplingParams
 
-__all__ = ["HEAD", "LAYOUTS", "S1", "Layout", "check_engine", "installed", "with_globals"]
+__all__ = ["HEAD", "LAYOUTS", "S1", "Layout", "check_engine", "installed"]
 
 INFERENCE = "fish_speech.models.text2semantic.inference"
 SUPPORTED = (
@@ -125,18 +124,6 @@ def layout_of(module: Any) -> Layout:
         if layout.options == options:
             return layout
     raise UnsupportedEngine(f"this version of fish_speech samples with {', '.join(sorted(options))}: {SUPPORTED}")
-
-
-def with_globals(function: Any, changes: Mapping[str, Any]) -> Any:
-    """The same code, seeing other values for some of its module's names; the module itself is not touched."""
-    if not isinstance(function, types.FunctionType):
-        raise UnsupportedEngine(
-            f"{function!r} is not a plain function: undo what replaced it, or use the engine as it is"
-        )
-    names = {**function.__globals__, **changes}
-    twin = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
-    twin.__kwdefaults__ = function.__kwdefaults__
-    return twin
 
 
 def check_engine(engine: Any, codec_call: str) -> None:

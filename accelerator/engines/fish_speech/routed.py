@@ -30,8 +30,8 @@ from ...parts.part import Call
 from ...speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
 from ..base import Arrays
 from .language_model import with_cache
-from .layouts import with_globals
 from .stages import FishSpeechStages
+from .structure import with_globals
 from .weights import Held
 
 if TYPE_CHECKING:

@@ -1,16 +1,37 @@
-"""Copies of a module's structure: its objects are new, its tensors are whatever is asked for."""
+"""Copies of a module's structure, and of a function's: made anew, but for what is asked to be the same or another."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["describe", "digest", "on_meta", "replica", "shared", "tensors_of", "unloaded"]
+from ...errors import UnsupportedEngine
+
+__all__ = [
+    "computing",
+    "describe",
+    "digest",
+    "on_meta",
+    "replica",
+    "shared",
+    "tensors_of",
+    "unloaded",
+    "with_globals",
+]
+
+
+@contextlib.contextmanager
+def computing() -> Iterator[None]:
+    """PyTorch as outside any request: plain tensors, float32. A request may be the one that triggers an export."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        yield
 
 
 def tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
@@ -64,3 +85,15 @@ def describe(module: nn.Module) -> str:
 def digest(module: nn.Module) -> str:
     """sha256 of `describe`."""
     return hashlib.sha256(describe(module).encode()).hexdigest()
+
+
+def with_globals(function: Any, changes: Mapping[str, Any]) -> Any:
+    """The same code, seeing other values for some of its module's names; the module itself is not touched."""
+    if not isinstance(function, types.FunctionType):
+        raise UnsupportedEngine(
+            f"{function!r} is not a plain function: undo what replaced it, or use the engine as it is"
+        )
+    names = {**function.__globals__, **changes}
+    twin = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    twin.__kwdefaults__ = function.__kwdefaults__
+    return twin

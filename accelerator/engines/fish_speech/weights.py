@@ -7,7 +7,7 @@ import ctypes
 import gc
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,9 @@ import torch
 from ...errors import EngineError, UnsupportedEngine
 from ...hardware.forks import Lock
 from .language_model import state
-from .structure import on_meta, replica, shared, unloaded
+from .structure import computing, on_meta, replica, shared, unloaded
 
-__all__ = ["Held", "codec_shell", "computing", "language_model_shell", "load_codec", "load_language_model", "same"]
-
-
-@contextlib.contextmanager
-def computing() -> Iterator[None]:
-    """PyTorch as outside any request: plain tensors, float32. A request may be the one that triggers an export."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        yield
+__all__ = ["Held", "codec_shell", "language_model_shell", "load_codec", "load_language_model", "same"]
 
 
 class Held:

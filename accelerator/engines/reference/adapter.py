@@ -7,15 +7,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ...audio.checks import check_audio
+from ...export.component import Component
 from ...export.graph.dual_ar import DualARSpec, Weights
 from ...export.graph.quantize import RECIPES, Recipe
-from ...export.proof import Trace
-from ...export.sources import source_of
 from ...inference.sampling import Sampler, SamplingRule, TokenLayout
 from ...inference.sequence import Batching, Guidance
 from ...inference.transformer import StepTimes
@@ -34,13 +33,12 @@ from ...runtime.options import RunOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
 from ..base import Arrays, Bound, Cloning, tensors_digest
 from ..options import SAMPLING, Option
+from . import examples
 from .stages import ReferenceStages, routed, voice_options
 from .weights import spec_of, weight
 
 __all__ = ["ReferenceAdapter"]
 
-PROOF_TEXT = "The quick brown fox jumps over the lazy dog."
-PROOF_FRAMES = 96
 PROBE_FRAMES = 12
 SILENT_S = 0.03
 LEARNT_S = (1.0, 12.0)  # seconds of a reference: it has learnt from turns of up to ten, and babbles from 16 on
@@ -63,6 +61,7 @@ class ReferenceAdapter:
         learnt = engine.config.text != "as_given"
         self.cloning: Cloning | None = Cloning("needed", LEARNT_S) if learnt else Cloning()
         self._spec = spec_of(engine.config.language_model)
+        self._trace = functools.partial(examples.trace, engine)
         self._digests: dict[str, str] = {}
 
     def voices(self) -> Sequence[str]:
@@ -79,7 +78,7 @@ class ReferenceAdapter:
                 "encoder",
                 "reference",
                 original=engine.encode_reference,
-                probe=lambda call: seconds(call, self._noise(1.0)),
+                probe=lambda call: seconds(call, examples.noise(engine, 1.0)),
                 backends=(onnx_runtime((self._codec_part("encoder"),), self._load_encoder),),
                 check=lambda codes: check_codes(codes, engine.config.language_model.codebook_size),
             ),
@@ -95,7 +94,7 @@ class ReferenceAdapter:
                 "decoder",
                 "decode",
                 original=self._decode_in_torch,
-                probe=lambda call: seconds(call, self._codes(32)),
+                probe=lambda call: seconds(call, examples.codes(engine, 32)),
                 backends=(onnx_runtime((self._codec_part("decoder"),), self._load_decoder),),
                 # Pieces are short; one that is digitally silent is a pause only if PyTorch says so.
                 check=lambda audio: check_audio(audio, self.sample_rate, silent_s=SILENT_S),
@@ -158,36 +157,6 @@ class ReferenceAdapter:
 
     # Language model
 
-    def _trace(self) -> Trace:
-        """Greedy frames and the engine's own logits at each, from its own modules."""
-        import torch
-
-        model, lm = self.engine.language_model, self.engine.config.language_model
-        prompt = self.engine.encode_text(PROOF_TEXT)
-        count = min(PROOF_FRAMES, lm.max_seq_len - prompt.shape[1])
-        frames, main, codes = [], [], []
-        with torch.inference_mode():
-            cache, fast_cache = model.slow_cache(prompt.shape[1] + count), model.fast_cache()
-            step, position = torch.from_numpy(prompt)[None], 0
-            for _ in range(count):
-                logits, hidden = model.slow(step, cache, position)
-                position += step.shape[2]
-                main.append(logits[0].numpy().copy())
-                first = int(logits[0, :-1].argmax())  # the end would end the trace: the best code goes on
-                x = torch.cat((hidden[:, None], model.fast_embeddings(torch.tensor([[first]]))), dim=1)
-                frame, at = [lm.semantic_begin + first, first], 0
-                for _ in range(lm.codebooks - 1):
-                    fast_logits = model.fast(x, fast_cache, at)
-                    at += x.shape[1]
-                    codes.append(fast_logits[0].numpy().copy())
-                    frame.append(int(fast_logits[0].argmax()))
-                    x = model.fast_embeddings(torch.tensor([[frame[-1]]]))
-                frames.append(np.array(frame, np.int64))
-                step = torch.from_numpy(frames[-1])[None, :, None]
-            keys, values = ([t[0, :, :position].abs().amax(1).numpy() for t in ts] for ts in (cache.keys, cache.values))
-        logits = np.stack(main), np.stack(codes).reshape(count, lm.codebooks - 1, -1)
-        return Trace(prompt, np.stack(frames), *logits, np.stack(keys), np.stack(values))
-
     def _generate_in_torch(
         self,
         prompt: np.ndarray,
@@ -239,7 +208,7 @@ class ReferenceAdapter:
         return Guidance(untold(np.asarray(prompt), config.language_model), config.guidance, config.plausible)
 
     def _probe_language_model(self, call: Call) -> float:
-        prompt = self.engine.encode_text(PROOF_TEXT)
+        prompt = self.engine.encode_text(examples.PROOF_TEXT)
         frames = call(prompt, SamplingParams(seed=0, max_new_tokens=PROBE_FRAMES))
         next(frames, None)
         start, count = time.perf_counter(), 0
@@ -249,37 +218,20 @@ class ReferenceAdapter:
 
     # Codec
 
-    def _codec_part(self, part: str) -> Any:
+    def _codec_part(self, part: Literal["encoder", "decoder"]) -> Component:
         from ...reference import codec as modules
 
-        codec = self.engine.codec
-        hop, rate = self.engine.hop, self.sample_rate
-        config = {"part": part, "codec": asdict(self.engine.config.codec)}  # windows and the like are in no weight
-        if part == "decoder":
-            lengths, answer = (7, 19, 40), self.engine.decode
-            return traced(
-                "decoder",
-                lambda: modules.CodecDecode(codec),
-                lambda: self._digest("codec"),
-                config,
-                inputs={"codes": {0: "batch", 2: "frames"}},
-                outputs=("audio",),
-                examples=lambda: ((((c := self._codes(n))[None],), answer(c)[None]) for n in lengths),
-                sources=(source_of(modules),),
-            )
-        seconds = (int(0.7 * rate), int(0.4 * rate) + 1, int(1.3 * rate) + hop // 3)
+        decoder = part == "decoder"
+        make: Any = modules.CodecDecode if decoder else modules.CodecEncode
         return traced(
-            "encoder",
-            lambda: modules.CodecEncode(codec),
+            part,
+            functools.partial(make, self.engine.codec),
             lambda: self._digest("codec"),
-            config,
-            inputs={"audio": {0: "batch", 1: "samples"}},
-            outputs=("codes",),
-            examples=lambda: (
-                (((a := self._noise(n / rate))[None],), self.engine.encode_reference(a)[None]) for n in seconds
-            ),
-            codes_equal=0.99,
-            sources=(source_of(modules),),
+            {"part": part, "codec": asdict(self.engine.config.codec)},  # windows and the like are in no weight
+            inputs={"codes": {0: "batch", 2: "frames"}} if decoder else {"audio": {0: "batch", 1: "samples"}},
+            outputs=("audio",) if decoder else ("codes",),
+            examples=functools.partial(examples.decoded if decoder else examples.encoded, self.engine),
+            codes_equal=None if decoder else 0.99,
         )
 
     def _decode_in_torch(self, codes: np.ndarray, *, after: Decoding | None = None) -> np.ndarray:
@@ -292,15 +244,3 @@ class ReferenceAdapter:
     def _load_decoder(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         session = Session(paths["decoder"] / "decoder.onnx", options)
         return windowed(lambda codes: session.run({"codes": np.ascontiguousarray(codes, np.int64)[None]})[0][0])
-
-    def _codes(self, frames: int) -> np.ndarray:
-        """Seeded codes [C, frames] within each codebook."""
-        sizes = np.array(self.engine.config.codec.quantizer.codebook_sizes)
-        return np.random.default_rng(frames).integers(0, sizes[:, None], (len(sizes), frames))
-
-    def _noise(self, seconds: float) -> np.ndarray:
-        """Seeded noise under a tone, float32 [n]."""
-        n = round(seconds * self.sample_rate)
-        t = np.arange(n) / self.sample_rate
-        noise = np.random.default_rng(n).standard_normal(n) * 0.05
-        return (0.3 * np.sin(2 * np.pi * 220 * t) + noise).astype(np.float32)

@@ -20,13 +20,12 @@ import functools
 import importlib.metadata
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ...audio.checks import check_audio
 from ...errors import EngineError, InvalidOption
@@ -41,10 +40,11 @@ from ...speech import AudioChunk, SpeechRequest
 from ..base import Bound, Cloning, tensors_digest
 from ..options import Option
 from ..passthrough import PassThroughAdapter
-from . import traceable, twin
+from . import examples, rewrite
 from .changes import Watched
 from .stages import DECODER, TEXT, VitsStages
-from .traceable import Decoder, Text, exportable
+from .stored import FILE
+from .traceable import MODELING, Decoder, Text, answer, exportable, made, speaker_input
 
 __all__ = ["VitsAdapter", "adapter"]
 
@@ -112,7 +112,7 @@ class VitsAdapter:
                 TEXT,
                 "generate",
                 original=self._text_in_torch,
-                probe=lambda call: seconds(call, *self._text_inputs(_PROBED_TOKENS)),
+                probe=lambda call: seconds(call, *examples.text_inputs(self.model, _PROBED_TOKENS)),
                 backends=(
                     # A sum in another order could make a sound last a frame longer: one thread always.
                     onnx_runtime((self._component(TEXT),), functools.partial(_load, TEXT), most_threads=1),
@@ -122,9 +122,9 @@ class VitsAdapter:
                 DECODER,
                 "decode",
                 original=self._decode_in_torch,
-                probe=lambda call: seconds(call, *self._decoder_inputs(_PROBED_FRAMES)),
+                probe=lambda call: seconds(call, *examples.decoder_inputs(self.model, _PROBED_FRAMES)),
                 backends=(
-                    rewritten(self._twin(), _load_twin),
+                    rewritten(self._rewritten(), _load_rewritten),
                     onnx_runtime((self._component(DECODER),), functools.partial(_load, DECODER)),
                 ),
                 check=lambda audio: check_audio(audio[0], self.sample_rate),
@@ -158,13 +158,7 @@ class VitsAdapter:
 
     def embedding(self, speaker: int | None) -> np.ndarray | None:
         """The graphs' input for a speaker, float32 [1, E + 1, 1]; None if the model has only one."""
-        config = self.model.config
-        if config.num_speakers < 2:
-            return None
-        told = np.zeros((1, config.speaker_embedding_size + 1, 1), np.float32)
-        if speaker is not None:
-            told[0, :-1, 0], told[0, -1, 0] = self.model.embed_speaker.weight[speaker].detach().numpy(), 1.0
-        return told
+        return speaker_input(self.model, speaker)
 
     def outdated(self) -> str | None:
         """Why the parts, made when the pipeline was wrapped, are not what its model would say now; None if they are."""
@@ -193,67 +187,36 @@ class VitsAdapter:
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in _UNSHAPING}
         return {"model": config, "transformers": importlib.metadata.version("transformers")}
 
-    def _twin(self) -> Component:
-        from transformers.models.vits import modeling_vits
-
-        def examples() -> Iterator[tuple[tuple[np.ndarray | None, ...], np.ndarray]]:
-            for length in (37, 9, 120, twin.WINDOW + 40):
-                arguments = self._decoder_inputs(length)
-                yield arguments, self._decode_in_torch(*arguments)
-
-        sources = (traceable.__file__, str(modeling_vits.__file__))
-        return twin.component(self._exportable, lambda: self._digest, self._shape, examples, sources=sources)
+    def _rewritten(self) -> Component:
+        answered = functools.partial(examples.of_decoder, self.model, rewrite.WINDOW + 40)
+        return rewrite.component(self._exportable, lambda: self._digest, self._shape, answered)
 
     def _component(self, name: str) -> Component:
-        from transformers.models.vits import modeling_vits
-
         inputs: dict[str, dict[int, str]]
-        own: Callable[..., np.ndarray]
-        make: Callable[[int], tuple[np.ndarray | None, ...]]
         if name == TEXT:
             inputs, outputs = {"tokens": {1: "tokens"}, "noise": {2: "tokens"}}, ("prior",)
-            lengths, own, make = (29, 11, 96), self._text_in_torch, self._text_inputs
+            answered = functools.partial(examples.of_text, self.model)
         else:
             inputs, outputs = {"latents": {2: "frames"}}, ("audio",)
-            lengths, own, make = (37, 9, 120), self._decode_in_torch, self._decoder_inputs
+            answered = functools.partial(examples.of_decoder, self.model)
         if self.embedding(None) is not None:
             inputs["speaker"] = {}
-
-        def examples() -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
-            for length in lengths:
-                arguments = make(length)
-                yield tuple(a for a in arguments if a is not None), own(*arguments)
-
         return traced(
             name,
-            lambda: (Text if name == TEXT else Decoder)(self._exportable()),
+            functools.partial(made, Text if name == TEXT else Decoder, self._exportable),
             lambda: self._digest,
             {"part": name, **self._shape},
             inputs=inputs,
             outputs=outputs,
-            examples=examples,
-            sources=(__file__, traceable.__file__, str(modeling_vits.__file__)),
+            examples=answered,
+            builders=(MODELING,),
         )
 
-    def _text_inputs(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        random, config = np.random.default_rng(length), self.model.config
-        tokens = random.integers(0, config.vocab_size, (1, length))
-        noise = config.noise_scale_duration * random.standard_normal((1, 2, length)).astype(np.float32)
-        return tokens, noise, self.embedding(length % config.num_speakers)
-
-    def _decoder_inputs(self, length: int) -> tuple[np.ndarray, np.ndarray | None]:
-        random, config = np.random.default_rng(length), self.model.config
-        latents = random.standard_normal((1, config.flow_size, length)).astype(np.float32)
-        return latents, self.embedding(length % config.num_speakers)
-
     def _text_in_torch(self, tokens: np.ndarray, noise: np.ndarray, speaker: np.ndarray | None) -> np.ndarray:
-        with torch.inference_mode():
-            answer = self._text(torch.from_numpy(tokens), torch.from_numpy(noise), _told(speaker))
-        return np.asarray(answer.numpy())
+        return answer(self._text, tokens, noise, speaker)
 
     def _decode_in_torch(self, latents: np.ndarray, speaker: np.ndarray | None) -> np.ndarray:
-        with torch.inference_mode():
-            return np.asarray(self._decoder(torch.from_numpy(latents), _told(speaker)).numpy())
+        return answer(self._decoder, latents, speaker)
 
 
 def _load(name: str, paths: Mapping[str, Path], options: RunOptions) -> Call:
@@ -266,9 +229,5 @@ def _load(name: str, paths: Mapping[str, Path], options: RunOptions) -> Call:
     return call
 
 
-def _load_twin(paths: Mapping[str, Path], options: RunOptions) -> Call:
-    return twin.DecodeCall(paths["decoder-twin"] / twin.FILE, bf16=options.dtype == "bf16")
-
-
-def _told(speaker: np.ndarray | None) -> Tensor | None:
-    return None if speaker is None else torch.from_numpy(speaker)
+def _load_rewritten(paths: Mapping[str, Path], options: RunOptions) -> Call:
+    return rewrite.DecodeCall(paths["decoder-rewrite"] / FILE, bf16=options.dtype == "bf16")

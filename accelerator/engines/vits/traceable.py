@@ -12,11 +12,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Decoder", "Text", "attend", "exportable", "spline_back"]
+__all__ = ["MODELING", "Decoder", "Text", "answer", "attend", "exportable", "made", "speaker_input", "spline_back"]
+
+MODELING = "transformers.models.vits.modeling_vits"  # what it says takes part in every key
 
 
 class Text(nn.Module):
@@ -68,6 +71,29 @@ class Decoder(nn.Module):
         return self.decoder(x, speaker).squeeze(1)
 
 
+def made(kind: type[Text | Decoder], model: Callable[[], Any]) -> nn.Module:
+    """A module to be traced. model: makes what `exportable` answers."""
+    return kind(model())
+
+
+def answer(module: nn.Module, *inputs: np.ndarray | None) -> np.ndarray:
+    """What a module says, in numpy's arrays."""
+    with torch.inference_mode():
+        given = (None if each is None else torch.from_numpy(each) for each in inputs)
+        return np.asarray(module(*given).numpy())
+
+
+def speaker_input(model: Any, speaker: int | None) -> np.ndarray | None:
+    """The graphs' input for a speaker, float32 [1, E + 1, 1]; None if the model has only one."""
+    config = model.config
+    if config.num_speakers < 2:
+        return None
+    told = np.zeros((1, config.speaker_embedding_size + 1, 1), np.float32)
+    if speaker is not None:
+        told[0, :-1, 0], told[0, -1, 0] = model.embed_speaker.weight[speaker].detach().numpy(), 1.0
+    return told
+
+
 def _named(speaker: Tensor | None, told: bool) -> Tensor | None:
     """What the engine's own modules take: an embedding, or None. Exported ones take the whole input."""
     if speaker is None or told:
@@ -82,14 +108,14 @@ def exportable(model: Any) -> Any:
     """
     from transformers.models.vits import modeling_vits as vits
 
-    twin = copy.copy(model)
-    twin._modules = {
+    made = copy.copy(model)
+    made._modules = {
         name: copy.deepcopy(child)
         for name, child in model.named_children()
         if name in ("text_encoder", "duration_predictor", "flow", "decoder")
     }
-    twin.told = model.config.num_speakers > 1
-    for owner in list(twin.modules()):
+    made.told = model.config.num_speakers > 1
+    for owner in list(made.modules()):
         for name, child in owner.named_children():
             if "parametrizations" in child._modules:
                 setattr(owner, name, _folded(child))
@@ -100,13 +126,13 @@ def exportable(model: Any) -> Any:
         vits.VitsConvFlow: _flow_back,
         vits.VitsWaveNet: _gated,
     }
-    for module in list(twin.modules()):
+    for module in list(made.modules()):
         if type(module) in forwards:
             vars(module)["forward"] = functools.partial(forwards[type(module)], module)
         for name in ("cond", "cond_layer"):
             if isinstance(condition := getattr(module, name, None), nn.Conv1d):
                 setattr(module, name, _with_bias_inside(condition))
-    return twin
+    return made
 
 
 def _folded(module: Any) -> nn.Module:

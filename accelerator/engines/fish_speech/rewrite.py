@@ -1,12 +1,11 @@
-"""The codec's twin in PyTorch: its two directions over channels-last arrays, window by window, from a file of weights.
+"""The codec's PyTorch rewrite: its two directions over channels-last arrays, window by window, from a file of weights.
 
-It computes what the engine's codec computes, only sooner: see `causal` and `products` for why. The file holds float32
-weights, weight norm folded and transposed convolutions as convolutions. In bfloat16 mode the decoder's residual units
-multiply in bfloat16: with AMX all that they do behind the first stage, four fifths of the decoder's arithmetic; where
-compiled filters are faster, only what mixes the channels, in every stage. What comes before is amplified by all the
-stages behind, so it is not rounded like that: its products are those of pairs of int8 with AMX (`products.Split`, about
-80 dB each), with compiled kernels those of int16 (`products.Levels`, 70 dB) or float32. The rest, and every sum, is
-float32.
+It computes what the engine's codec computes, only sooner: see `codec.layers` and `codec.convolutions` for why. `stored`
+says what is in the file. In bfloat16 mode the decoder's residual units multiply in bfloat16: with AMX all that they do
+behind the first stage, four fifths of the decoder's arithmetic; where compiled filters are faster, only what mixes the
+channels, in every stage. What comes before is amplified by all the stages behind, so it is not rounded like that: its
+products are those of pairs of int8 with AMX (`convolutions.Split`, about 80 dB each), with compiled kernels those of
+int16 (`convolutions.Levels`, 70 dB) or float32. The rest, and every sum, is float32.
 """
 
 from __future__ import annotations
@@ -25,12 +24,11 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from ... import kernels
-from ...codec import buffers, convolutions, layers, winograd
+from ...codec import convolutions
 from ...codec.convolutions import Kernel
 from ...codec.layers import (
     PIECE,
@@ -43,41 +41,21 @@ from ...codec.layers import (
     in_pieces,
     in_turn,
     plainly,
-    polyphase,
     snaked,
     upsampled,
 )
 from ...errors import SessionError
-from ...export import proof
-from ...export.component import Component, Progress, ProgressEvent
+from ...export.component import Built, Component
 from ...export.proof import SNR_DB, compare_arrays, compare_codes, compare_signals
 from ...runtime.options import Dtype
-from .codec import Decode, Encode
-from .weights import computing
+from . import stored as files
+from .stored import FILE
 
-__all__ = [
-    "FILE",
-    "DecodeCall",
-    "Decoder",
-    "EncodeCall",
-    "Encoder",
-    "Stream",
-    "component",
-    "load",
-    "save_decoder",
-    "save_encoder",
-]
+__all__ = ["DecodeCall", "Decoder", "EncodeCall", "Encoder", "Stream", "component", "load"]
 
 FRAMES = 16  # of a window that the later convolutions work on
-FILE = "twin.safetensors"
-REMEMBERED, REMEMBERED_FRAMES = (
-    4,
-    1024,
-)  # decodes that can be gone on with, and how long they may be: 10 MB a minute each
 FIRST = 4  # of a stream's first window, which asks for another order of some weights
 LONG = 64  # of a window for the layers whose weights are large: they are read once for each
-_EPS = 1e-6  # of the layer norms
-_TINY = 1e-9  # what Snake adds to its factor before it divides
 _LARGE = 65_536  # weights of a product that are worth reading again for each order, rather than keeping
 _PRODUCT = re.compile(r"\.(kernel|qkv|out|gate_up|down|(wide|narrow|input|output)\.weight)$")
 
@@ -86,7 +64,7 @@ class Decoder:
     """Codes int64 [B, C, frames] -> audio float32 [B, frames * hop]. Safe to call from several threads."""
 
     def __init__(self, weights: Weights, config: Mapping[str, Any], *, dtype: Dtype = "fp32") -> None:
-        """dtype: of most products, in `products`' forms for the rest; see `RunOptions`."""
+        """dtype: of most products, in `convolutions`' forms for the rest; see `RunOptions`."""
         low, less = torch.bfloat16 if dtype == "bf16" else torch.float32, dtype != "fp32"
         self._frames = LONG if less else LONG // 2  # of a window; the longer one would ask for a second order
         quick, split = replace(weights, form="winograd"), replace(weights, form="split" if less else "winograd")
@@ -238,19 +216,12 @@ def component(
     identity: Callable[[], str],
     config: Mapping[str, Any],
     examples: Callable[[], Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]],
-    *,
-    sources: tuple[str, ...] = (),
 ) -> Component:
-    """The twin of one direction, proven in float32 as the ONNX export is, and what less costs where it can be told.
+    """The rewrite of one direction, proven in float32 as the ONNX export is, and what less costs where it can be told.
 
     examples: yields (inputs, PyTorch's answer), as for `traced`.
     """
     decoder = part == "decoder"
-
-    def build(directory: Path, precision: str, progress: Progress) -> None:
-        progress(ProgressEvent(f"{part}-twin", "build", 0, 1, precision))
-        with computing():
-            (save_decoder if decoder else save_encoder)(codec(), directory / FILE)
 
     def answers(call: Callable[[Tensor], Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
         pairs = []
@@ -260,10 +231,10 @@ def component(
                 pairs.append((expected, call(given if decoder else given.flatten(1)).numpy()))
         return pairs
 
-    def prove(directory: Path, precision: str) -> dict[str, Any]:
+    def prove(built: Built) -> dict[str, Any]:
         if not decoder:
-            return compare_codes(answers(Encoder(*load(directory / FILE))), 0.99)
-        stored = load(directory / FILE, stored=True)
+            return compare_codes(answers(Encoder(*load(built.path / FILE))), 0.99)
+        stored = load(built.path / FILE, stored=True)
         exact = Decoder(*stored)
         report = compare_arrays(answers(lambda codes: exact.push(codes, {})), 1e-4)
         if low := convolutions.reduced():
@@ -271,9 +242,9 @@ def component(
             report[low] = compare_signals(answers(lambda codes: less.push(codes, {})), SNR_DB)
         return report
 
-    used = (str(m.__file__) for m in (layers, convolutions, buffers, winograd, proof))
-    sources = (*used, *kernels.sources(), str(Path(__file__)), *sources)
-    return Component(f"{part}-twin", identity, config, ("fp32",), build, prove, sources)
+    build = files.build(part, codec)
+    judges, kind = (examples,), kernels.kind
+    return Component(f"{part}-rewrite", identity, config, ("fp32",), build, prove, judges=judges, kernels=kind)
 
 
 class Stream:
@@ -338,61 +309,6 @@ class EncodeCall:
             return np.asarray(encoder(torch.from_numpy(padded))[0].numpy())
 
 
-# The file
-
-
-def save_decoder(codec: Any, path: Path) -> None:
-    """Write the twin of a codec's decoder. Raises AttributeError or ValueError for a codec that is built otherwise."""
-    parts, file = Decode(codec), _File()
-    books = (*parts.semantic.quantizers, *parts.residual.quantizers)
-    file.tensors["books"] = torch.cat([book.codebook.weight for book in books])
-    file.tensors["projection.weight"] = torch.cat([book.out_proj.weight[:, :, 0] for book in books], dim=1)
-    file.tensors["projection.bias"] = torch.stack([book.out_proj.bias for book in books]).sum(0)
-    config: dict[str, Any] = {"sizes": [len(book.codebook.weight) for book in books], "eps": _EPS, "rates": []}
-    config["post"] = file.transformer("post", parts.post_module)
-    for i, (conv, block) in enumerate(parts.upsample):
-        file.upsampling(f"up.{i}.conv", conv)
-        file.convnext(f"up.{i}", block)
-    config["up"] = [int(conv.stride[0]) for conv, _ in parts.upsample]
-    first, *stages, last_snake, last, tanh = parts.decoder.model
-    if type(tanh).__name__ != "Tanh":
-        raise ValueError(f"the decoder ends in {type(tanh).__name__}")
-    file.convolution("first", first)
-    for i, stage in enumerate(stages):
-        before, up, *units = stage.block
-        file.upsampling(f"stages.{i}", up, before)
-        config["rates"].append(int(up.stride[0]))
-        config["dilations"] = file.units(f"stages.{i}.units", units)
-    file.convolution("last", last, last_snake)
-    file.save(path, config)
-
-
-def save_encoder(codec: Any, path: Path) -> None:
-    """Write the twin of a codec's encoder. Raises AttributeError or ValueError for a codec that is built otherwise."""
-    parts, file = Encode(codec), _File()
-    config: dict[str, Any] = {"hop": int(codec.frame_length), "eps": _EPS, "rates": [], "transformers": []}
-    first, *stages, last_snake, last = parts.encoder.block
-    file.convolution("first", first)
-    for i, stage in enumerate(stages):
-        *units, before, down, transformer = stage.block
-        config["dilations"] = file.units(f"stages.{i}.units", units)
-        file.convolution(f"stages.{i}", down, before)
-        config["rates"].append(int(down.stride[0]))
-        config["transformers"].append(file.transformer(f"stages.{i}.transformer", transformer))
-    file.convolution("last", last, last_snake)
-    for i, (conv, block) in enumerate(parts.downsample):
-        file.convolution(f"down.{i}.conv", conv)
-        file.convnext(f"down.{i}", block)
-    config["down"] = [int(conv.stride[0]) for conv, _ in parts.downsample]
-    config["pre"] = file.transformer("pre", parts.pre_module)
-    for i, book in enumerate(cast(Any, parts.quantizers)):
-        for name, conv in (("inward", book.in_proj), ("outward", book.out_proj)):
-            file.linear(f"books.{i}.{name}", conv.weight[:, :, 0], conv.bias)
-        file.tensors[f"books.{i}.codebook"] = book.codebook.weight
-    config["books"] = len(parts.quantizers)
-    file.save(path, config)
-
-
 def load(path: Path, *, stored: bool = False) -> tuple[Weights, dict[str, Any]]:
     """Tensors and the configuration.
 
@@ -416,82 +332,3 @@ def load(path: Path, *, stored: bool = False) -> tuple[Weights, dict[str, Any]]:
 def _read(path: Path, name: str) -> Tensor:
     with safe_open(str(path), framework="pt") as file:
         return cast(Tensor, file.get_tensor(name))
-
-
-class _File:
-    """Tensors by name, in the forms that `causal` takes."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-
-    def save(self, path: Path, config: Mapping[str, Any]) -> None:
-        plain = {name: tensor.detach().contiguous().clone() for name, tensor in self.tensors.items()}
-        save_file(plain, str(path), metadata={"config": json.dumps(config)})
-
-    def linear(self, name: str, weight: Tensor, bias: Tensor) -> None:
-        self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"] = weight, bias
-
-    def convolution(self, name: str, conv: Any, before: Any = None, scale: Tensor | None = None) -> None:
-        """A convolution; `before`: the snake whose second half it takes over; scale: of its outputs."""
-        self._kernel(name, conv.weight, conv.bias, before, scale)
-
-    def upsampling(self, name: str, conv: Any, before: Any = None) -> None:
-        self._kernel(name, *polyphase(conv.weight, conv.bias, int(conv.stride[0])), before, None)
-
-    def _kernel(self, name: str, weight: Tensor, bias: Tensor | None, before: Any, scale: Tensor | None) -> None:
-        if bias is None:
-            raise ValueError(f"{name} has no bias")
-        if before is not None:
-            alpha = before.alpha.flatten()
-            self.tensors[f"{name}.alpha"] = alpha
-            weight = weight / (alpha[:, None] + _TINY)
-        if scale is not None:
-            weight, bias = weight * scale[:, None, None], bias * scale
-        self.tensors[f"{name}.kernel"], self.tensors[f"{name}.bias"] = weight.transpose(1, 2), bias
-
-    def units(self, name: str, units: Any) -> list[int]:
-        """The residual units of a stage; returns their dilations."""
-        for j, unit in enumerate(units):
-            before, first, between, second = unit.block
-            self.convolution(f"{name}.{j}.first", first, before, between.alpha.flatten())
-            self.convolution(f"{name}.{j}.second", second, between)
-            self.tensors[f"{name}.{j}.alpha"] = self.tensors.pop(f"{name}.{j}.first.alpha")
-            del self.tensors[f"{name}.{j}.second.alpha"]  # it is in the first convolution's outputs
-        return [int(unit.block[1].dilation[0]) for unit in units]
-
-    def convnext(self, name: str, block: Any) -> None:
-        if block.norm.eps != _EPS or block.gamma is None:
-            raise ValueError("a ConvNeXt block of another kind")
-        self.convolution(f"{name}.depth", block.dwconv)
-        self.linear(f"{name}.norm", block.norm.weight, block.norm.bias)
-        self.linear(f"{name}.wide", block.pwconv1.weight, block.pwconv1.bias)
-        gamma = block.gamma
-        self.linear(f"{name}.narrow", block.pwconv2.weight * gamma[:, None], block.pwconv2.bias * gamma)
-
-    def transformer(self, name: str, module: Any) -> dict[str, Any] | None:
-        """A transformer limited to a window, its layer scales folded; None for no transformer at all."""
-        kind = type(module).__name__
-        if kind == "Identity":
-            return None
-        look_ahead, config = type(module.look_ahead_conv).__name__, module.config
-        if kind != "WindowLimitedTransformer" or not module.causal or look_ahead != "Identity":
-            raise ValueError(f"a transformer of another kind: {kind}, look-ahead {look_ahead}")
-        if config.pos_embed_type != "rope" or not module.channels_first:
-            raise ValueError(f"a transformer with {config.pos_embed_type} positions")
-        ends = {"input": module.input_proj, "output": module.output_proj}
-        for end, layer in ends.items():
-            if hasattr(layer, "weight"):
-                self.linear(f"{name}.{end}", layer.weight, layer.bias)
-        for i, layer in enumerate(module.layers):
-            scales = layer.attention_layer_scale.gamma, layer.ffn_layer_scale.gamma
-            ffn = layer.feed_forward
-            self.tensors[f"{name}.{i}.attention_norm"] = layer.attention_norm.weight
-            self.tensors[f"{name}.{i}.qkv"] = layer.attention.wqkv.weight
-            self.tensors[f"{name}.{i}.out"] = layer.attention.wo.weight * scales[0][:, None]
-            self.tensors[f"{name}.{i}.ffn_norm"] = layer.ffn_norm.weight
-            self.tensors[f"{name}.{i}.gate_up"] = torch.cat((ffn.w1.weight, ffn.w3.weight))
-            self.tensors[f"{name}.{i}.down"] = ffn.w2.weight * scales[1][:, None]
-        self.tensors[f"{name}.norm"], self.tensors[f"{name}.rotations"] = module.norm.weight, module.freqs_cis
-        shape = {"layers": len(module.layers), "heads": config.n_head, "kv_heads": config.n_local_heads}
-        more = {"head_dim": config.head_dim, "eps": config.norm_eps, "window": module.window_size}
-        return {**shape, **more, **{end: hasattr(layer, "weight") for end, layer in ends.items()}}

@@ -1,8 +1,7 @@
-"""Graphs in integers by rows beside the others: which runs they take, and when an export has them."""
+"""Graphs for prefill beside the others: which runs they take, and who has them."""
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from accelerator import kernels
 from accelerator.cache import ContentCache
 from accelerator.engines.reference import ReferenceAdapter
-from accelerator.export.component import export_component
+from accelerator.export.component import Export, export_beside, export_component
 from accelerator.export.proof import Bar
 from accelerator.hardware import detect
 from accelerator.inference import transformer
 from accelerator.inference.batcher import DualARDecoder
-from accelerator.parts import language_model
-from accelerator.parts.language_model import EMBEDDINGS, LANGUAGE_MODEL, language_model_components, load_language_model
+from accelerator.parts import graphs, language_model
+from accelerator.parts.graphs import EMBEDDINGS, LANGUAGE_MODEL, PREFILL
+from accelerator.parts.language_model import language_model_components, load_language_model
 from accelerator.runtime.options import RunOptions
 from accelerator.speech import SamplingParams
 
@@ -34,22 +35,34 @@ def adapter(tiny: Any) -> ReferenceAdapter:
     return ReferenceAdapter(tiny)
 
 
-def paths(adapter: ReferenceAdapter, cache: ContentCache, *, wide: bool, precision: str = "int8") -> dict[str, Path]:
-    components = language_model_components(adapter._spec, adapter._weights, lambda: "0" * 64, adapter._trace, wide=wide)
-    exports = [
-        export_component(c, p, cache, proof="warn") for c, p in zip(components, ("fp32", precision), strict=True)
-    ]
-    return {c.name: e.path for c, e in zip(components, exports, strict=True)}
+def exported(
+    adapter: ReferenceAdapter, cache: ContentCache, *, prefill: bool = True, precision: str = "int8"
+) -> dict[str, Export]:
+    tables, graphs, *beside = language_model_components(
+        *adapter.backbone(), lambda: "0" * 64, adapter._trace, prefill=prefill
+    )
+    found = {
+        EMBEDDINGS: export_component(tables, "fp32", cache),
+        LANGUAGE_MODEL: export_component(graphs, precision, cache, proof="warn"),
+    }
+    for component in beside:
+        if (export := export_beside(component, found[LANGUAGE_MODEL], cache)) is not None:
+            found[component.name] = export
+    return found
+
+
+def loaded(exports: dict[str, Export]) -> DualARDecoder:
+    return load_language_model({name: export.path for name, export in exports.items()}, RunOptions())
 
 
 @pytest.fixture(scope="module")
-def both(adapter: ReferenceAdapter, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return paths(adapter, ContentCache(tmp_path_factory.mktemp("cache")), wide=True)
+def both(adapter: ReferenceAdapter, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
+    return exported(adapter, ContentCache(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
-def decoder(both: dict[str, Path]) -> DualARDecoder:
-    return load_language_model(both, RunOptions())
+def decoder(both: dict[str, Export]) -> DualARDecoder:
+    return loaded(both)
 
 
 @pytest.fixture
@@ -82,17 +95,17 @@ def speak(decoder: DualARDecoder, adapter: Any, count: int, batching: Any, frame
 
 
 @pytest.mark.parametrize("amx", [True, False])
-def test_prompts_and_with_amx_large_batches_are_for_the_wide_graphs(
-    both: dict[str, Path], adapter: Any, runs: Any, amx: bool, monkeypatch: pytest.MonkeyPatch
+def test_prompts_and_with_amx_large_batches_are_for_the_prefill_graphs(
+    both: dict[str, Export], adapter: Any, runs: Any, amx: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = replace(detect(), isa=("avx512_vnni", "amx_int8") if amx else ("avx512_vnni",))
     monkeypatch.setattr(language_model, "detect", lambda: here)
-    speak(load_language_model(both, RunOptions()), adapter, 8, "on", frames=12)
+    speak(loaded(both), adapter, 8, "on", frames=12)
     for name, rows, length in runs:
         if length > 2:
-            assert (name, rows) == ("wide_slow", 1), "a prompt"
+            assert (name, rows) == ("prefill_slow", 1), "a prompt"
         else:
-            assert name.startswith("wide_") == (amx and rows >= 4), "a step"
+            assert name.startswith("prefill_") == (amx and rows >= 4), "a step"
     assert max(rows for _, rows, length in runs if length == 1) == 8
 
 
@@ -110,12 +123,12 @@ def speak_one(decoder: DualARDecoder, adapter: Any, n: int) -> np.ndarray:
     return np.stack(list(decoder.generate(prompt, adapter.sampler(params), 6, batching="invariant")))
 
 
-def test_the_proof_covers_both_ways_of_using_them(both: dict[str, Path]) -> None:
-    directory = both[LANGUAGE_MODEL]
-    assert {p.name for p in directory.glob("*.onnx")} == {"slow.onnx", "fast.onnx", "wide_slow.onnx", "wide_fast.onnx"}
-    report = json.loads((directory / "manifest.json").read_text())["meta"]["proof"]
-    assert report["wide"]["passed"] is True
-    assert report["wide"]["prompts"]["kl"] != report["wide"]["all"]["kl"] != report["kl"]
+def test_the_proof_covers_both_ways_of_using_them(both: dict[str, Export]) -> None:
+    assert {p.name for p in both[LANGUAGE_MODEL].path.glob("*.onnx")} == {"slow.onnx", "fast.onnx"}
+    assert {p.name for p in both[PREFILL].path.glob("*.onnx")} == {"prefill_slow.onnx", "prefill_fast.onnx"}
+    report = both[PREFILL].proof
+    assert report["passed"] is True
+    assert report["prompts"]["kl"] != report["all"]["kl"] != both[LANGUAGE_MODEL].proof["kl"]
 
 
 def reject(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
@@ -133,39 +146,71 @@ def test_where_the_others_fail_their_proof_nearer_ones_are_kept(
     """Under proof="warn" four bits may be published that miss the bar; so must prompts in eight, which is nearer."""
     reject(monkeypatch, "int4")
     with warns(True):
-        found = paths(adapter, ContentCache(tmp_path), wide=True, precision="int4")
-    proof = json.loads((found[LANGUAGE_MODEL] / "manifest.json").read_text())["meta"]["proof"]
-    assert (proof["passed"], proof["wide"]["prompts"]["passed"], proof["wide"]["passed"]) == (False, False, True)
-    assert load_language_model(found, RunOptions())._wide is not None
+        found = exported(adapter, ContentCache(tmp_path), precision="int4")
+    prefill = found[PREFILL].proof
+    assert (found[LANGUAGE_MODEL].proof["passed"], prefill["prompts"]["passed"], prefill["passed"]) == (
+        False,
+        False,
+        True,
+    )
+    assert loaded(found)._wide is not None
 
 
 @pytest.mark.parametrize("rejected", [False, True])
 def test_unfaithful_ones_are_left_out(
-    adapter: ReferenceAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rejected: bool
+    adapter: ReferenceAdapter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rejected: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    build = language_model.build_slow
+    build = graphs.build_slow
 
     def wrong(directory: Path, spec: Any, weights: Any, *args: Any, **options: Any) -> None:
-        if options.get("name"):  # the wide one
+        if options.get("name"):  # the one for prefill
             good = weights
             weights = lambda name: -good(name) if name.endswith(".out") else good(name)  # noqa: E731
         build(directory, spec, weights, *args, **options)
 
-    monkeypatch.setattr(language_model, "build_slow", wrong)
+    monkeypatch.setattr(graphs, "build_slow", wrong)
     if rejected:
         reject(monkeypatch, "int8")
     with warns(rejected):
-        found = paths(adapter, ContentCache(tmp_path), wide=True)
-    assert not list(found[LANGUAGE_MODEL].glob("wide_*"))
-    proof = json.loads((found[LANGUAGE_MODEL] / "manifest.json").read_text())["meta"]["proof"]
-    assert (proof["passed"], proof["wide"]["passed"]) == (not rejected, False)
-    decoder = load_language_model(found, RunOptions())
+        found = exported(adapter, ContentCache(tmp_path))
+    assert found[LANGUAGE_MODEL].proof["passed"] is not rejected
+    assert list(found) == [EMBEDDINGS, LANGUAGE_MODEL]
+    assert "does without it" in caplog.text
+    decoder = loaded(found)
     assert decoder._wide is None
     assert len(speak(decoder, adapter, 5, "on")) == 5
 
 
-def test_machines_without_integer_matrices_have_none(adapter: ReferenceAdapter, tmp_path: Path) -> None:
-    found = paths(adapter, ContentCache(tmp_path), wide=False)
-    assert not list(found[LANGUAGE_MODEL].glob("wide_*"))
-    assert load_language_model(found, RunOptions())._wide is None
-    assert EMBEDDINGS in found
+def test_float32_has_none(adapter: ReferenceAdapter, tmp_path: Path) -> None:
+    assert list(exported(adapter, ContentCache(tmp_path), precision="fp32")) == [EMBEDDINGS, LANGUAGE_MODEL]
+
+
+@pytest.mark.parametrize(
+    ("isa", "compiled", "wanted"),
+    [
+        (("avx2",), False, False),
+        (("avx512_vnni",), False, True),
+        (("avx512_vnni",), True, False),
+        (("avx512_vnni", "amx_int8"), True, True),
+    ],
+)
+def test_only_machines_that_want_them_build_them(
+    adapter: ReferenceAdapter, monkeypatch: pytest.MonkeyPatch, isa: tuple[str, ...], compiled: bool, wanted: bool
+) -> None:
+    here = replace(detect(), isa=isa)
+    monkeypatch.setattr(language_model, "detect", lambda: here)
+    monkeypatch.setattr(kernels, "available", lambda: compiled)
+    made = language_model_components(*adapter.backbone(), lambda: "0" * 64, adapter._trace)
+    assert [c.name for c in made] == [EMBEDDINGS, LANGUAGE_MODEL, *([PREFILL] if wanted else [])]
+
+
+def test_who_does_without_leaves_them_alone(both: dict[str, Export], adapter: Any, tmp_path: Path) -> None:
+    """The graphs' key is the same with them and without: one cache serves both."""
+    alone = exported(adapter, ContentCache(tmp_path), prefill=False)
+    assert list(alone) == [EMBEDDINGS, LANGUAGE_MODEL]
+    assert alone[LANGUAGE_MODEL].entry.key == both[LANGUAGE_MODEL].entry.key
+    assert loaded(alone)._wide is None

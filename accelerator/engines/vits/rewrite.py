@@ -1,9 +1,9 @@
-"""VITS's decoder in PyTorch, rewritten: the flow and HiFi-GAN over arrays that are channels last.
+"""VITS's decoder as a PyTorch rewrite: the flow and HiFi-GAN over arrays that are channels last.
 
-Arrays are [1, rows, channels], rows being time (see `causal` and `products` for why). Lengths are rounded up, so that a
-few forms of each layer serve all texts; what lies beyond the end is nought before every convolution, as the engine's
-own padding is. In bfloat16 the convolutions of HiFi-GAN's residual blocks, nearly all of its arithmetic, multiply in
-bfloat16; every sum is float32.
+Arrays are [1, rows, channels], rows being time (see `codec.layers` and `codec.convolutions` for why). Lengths are
+rounded up, so that a few forms of each layer serve all texts; what lies beyond the end is nought before every
+convolution, as the engine's own padding is. In bfloat16 the convolutions of HiFi-GAN's residual blocks, nearly all of
+its arithmetic, multiply in bfloat16; every sum is float32.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from ...codec import buffers, convolutions
-from ...codec import layers as causal
+from ... import kernels
 from ...codec.convolutions import has_bf16, product
-from ...codec.layers import plainly, polyphase
-from ...export import proof
-from ...export.component import Component, Progress, ProgressEvent
+from ...codec.layers import plainly
+from ...export.component import Built, Component
 from ...export.proof import SNR_DB, compare_arrays, compare_signals
+from . import stored
+from .stored import FILE
+from .traceable import MODELING, exportable
 
-__all__ = ["FILE", "WINDOW", "DecodeCall", "Decoder", "component", "load", "save"]
+__all__ = ["WINDOW", "DecodeCall", "Decoder", "component", "load"]
 
-FILE = "twin.safetensors"
+Examples = Callable[[], Iterator[tuple[tuple[Any, ...], np.ndarray]]]
+
 ROUNDED = 32  # frames: lengths are multiples
 WINDOW = 512  # frames at once: what is longer is spoken by windows that overlap
 _DEFAULT_SLOPE = 0.01  # of the last leaky rectifier
@@ -161,55 +162,6 @@ def _until(x: Tensor, end: int) -> Tensor:
     return x
 
 
-def save(model: Any, path: Path) -> None:
-    """Write the twin of a VitsModel's decoder, from the copy that `traceable.exportable` makes."""
-    tensors: dict[str, Tensor] = {}
-    config: dict[str, Any] = {"slope": model.config.leaky_relu_slope, "flows": [], "ups": []}
-
-    def put(name: str, conv: Any) -> None:
-        tensors[f"{name}.kernel"] = conv.weight.transpose(1, 2)
-        if conv.bias is not None:
-            tensors[f"{name}.bias"] = conv.bias
-
-    for i, flow in enumerate(reversed(model.flow.flows)):
-        name, net = f"flows.{i}", flow.wavenet
-        put(f"{name}.pre", flow.conv_pre)
-        put(f"{name}.post", flow.conv_post)
-        for j, (inner, onward) in enumerate(zip(net.in_layers, net.res_skip_layers, strict=True)):
-            put(f"{name}.in.{j}", inner)
-            put(f"{name}.out.{j}", onward)
-        if hasattr(net, "cond_layer"):
-            tensors[f"{name}.told"] = net.cond_layer.weight[:, :, 0]
-        config["flows"].append([int(inner.dilation[0]) for inner in net.in_layers])
-    voice = model.decoder
-    put("first", voice.conv_pre)
-    put("last", voice.conv_post)
-    if hasattr(voice, "cond"):
-        tensors["told"] = voice.cond.weight[:, :, 0]
-    frames, rate = 3.0, 1  # on either side: of the first convolution, and so on
-    for i, up in enumerate(voice.upsampler):
-        tensors[f"ups.{i}.kernel"], bias = polyphase(up.weight, up.bias, int(up.stride[0]))
-        tensors[f"ups.{i}.kernel"] = tensors[f"ups.{i}.kernel"].transpose(1, 2)
-        if bias is not None:
-            tensors[f"ups.{i}.bias"] = bias
-        config["ups"].append([int(up.stride[0]), int(up.padding[0])])
-        frames += -(-int(up.kernel_size[0]) // int(up.stride[0])) / rate
-        rate *= int(up.stride[0])
-        blocks = voice.resblocks[i * voice.num_kernels : (i + 1) * voice.num_kernels]
-        config["blocks"] = [[int(conv.dilation[0]) for conv in block.convs1] for block in blocks]
-        widest = 0
-        for j, block in enumerate(blocks):
-            for k, (first, second) in enumerate(zip(block.convs1, block.convs2, strict=True)):
-                put(f"blocks.{i}.{j}.{k}.first", first)
-                put(f"blocks.{i}.{j}.{k}.second", second)
-            both = (*block.convs1, *block.convs2)
-            widest = max(widest, sum((int(c.kernel_size[0]) - 1) * int(c.dilation[0]) // 2 for c in both))
-        frames += widest / rate
-    config["context"] = int(frames + 3 / rate) + 2
-    plain = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(plain, str(path), metadata={"config": json.dumps(config)})
-
-
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and the configuration."""
     with safe_open(str(path), framework="pt") as file:
@@ -232,29 +184,29 @@ class DecodeCall:
 
 
 def component(
-    model: Callable[[], Any],
-    identity: Callable[[], str],
-    config: Mapping[str, Any],
-    examples: Callable[[], Iterator[tuple[tuple[Any, ...], np.ndarray]]],
-    *,
-    sources: tuple[str, ...] = (),
+    model: Callable[[], Any], identity: Callable[[], str], config: Mapping[str, Any], examples: Examples
 ) -> Component:
-    """The twin, proven in float32 as the ONNX export is, and what bfloat16 costs where it can be told.
+    """The rewrite, proven in float32 as the ONNX export is, and what bfloat16 costs where it can be told.
 
-    model: makes `traceable.exportable`'s copy. examples: yields (inputs, PyTorch's answer), as for `traced`.
+    model: makes `traceable.exportable`'s copy. examples: as for `traced`.
     """
 
-    def build(directory: Path, precision: str, progress: Progress) -> None:
-        progress(ProgressEvent("decoder-twin", "build", 0, 1, precision))
-        save(model(), directory / FILE)
-
-    def prove(directory: Path, precision: str) -> dict[str, Any]:
-        exact = DecodeCall(directory / FILE)
+    def prove(built: Built) -> dict[str, Any]:
+        exact = DecodeCall(built.path / FILE)
         report = compare_arrays([(expected, exact(*given)) for given, expected in examples()], 1e-4)
         if has_bf16():
-            low = DecodeCall(directory / FILE, bf16=True)
+            low = DecodeCall(built.path / FILE, bf16=True)
             report["bf16"] = compare_signals([(expected, low(*given)) for given, expected in examples()], SNR_DB)
         return report
 
-    sources = (*(str(m.__file__) for m in (causal, convolutions, buffers, proof)), __file__, *sources)
-    return Component("decoder-twin", identity, config, ("fp32",), build, prove, sources)
+    return Component(
+        "decoder-rewrite",
+        identity,
+        config,
+        ("fp32",),
+        stored.build(model),
+        prove,
+        builders=(exportable, MODELING),
+        judges=(examples, MODELING),
+        kernels=kernels.kind,
+    )
