@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from accelerator.benchmark import BenchOptions, llama_cpp, yardstick
-from accelerator.benchmark.llama_cpp import LlamaCpp, compare, write_gguf
+from accelerator.benchmark.llama_cpp import Graphs, LlamaCpp, compare, write_gguf
 from accelerator.cli import app
 from accelerator.errors import EngineError, ExportError, ProofFailed
 from accelerator.export.graph.dual_ar import DualARSpec, TransformerSpec, build_slow
@@ -112,7 +112,7 @@ def test_biases_that_it_has_no_architecture_for_are_refused(tmp_path: Path) -> N
 @needs_llama_cpp
 def test_all_arms_are_timed_in_all_measures(tmp_path: Path) -> None:
     build_slow(tmp_path, SPEC, weights, RECIPES["fp32"])
-    arms = {"ours": tmp_path / "slow.onnx"}
+    arms = {"ours": Graphs(tmp_path / "slow.onnx")}
     figures = compare(SPEC, weights, arms, RunOptions(), kinds=("q4_0",), contexts=(40, 8), rounds=3, steps=2)
     assert set(figures) == {"step_8", "step_40", "prompt_8"}
     for by_arm in figures.values():

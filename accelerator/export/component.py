@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from ..cache import ContentCache, Entry, make_key
 from ..cache.build import Unfinished
-from ..errors import BadOutput, CacheError, ExportError, ProofFailed
+from ..errors import BadOutput, ExportError, ProofFailed
 from ..hardware import detect
 from . import sources
 from .graph.graph import OPSET
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS = ("int4", "int8", "fp32")  # each one's successor is the next better
 Proof = Literal["strict", "warn"]
-_FORMAT = 2  # bump when the files of an entry change their meaning
+_FORMAT = 1  # bump when the files of an entry change their meaning
 _VERSIONED = ("onnxruntime", "torch", "onnx", "onnxscript")
 _NAMED = 16  # hexadecimal digits of a digest in a note's name
 
@@ -194,62 +194,89 @@ def export_component(
     failure of the exporter, CacheError when there is no place at all to put it.
     """
     progress(ProgressEvent(component.name, "hash", precision=precision))
-    fields = key_fields(component, precision, beside)
-    key, note = make_key(**fields), proof_note(component)
-    entry, report = cache.get(key, verify="background"), _known(cache, key, note)
-    if report is not None and not report["passed"] and proof == "strict":
-        raise ProofFailed(_rejection(component, precision, report), report)
+    return _Making(component, precision, cache, proof, progress, beside).export()
 
-    def prove(directory: Path) -> dict[str, Any]:
-        progress(ProgressEvent(component.name, "prove", precision=precision))
-        scratch, _ = cache.scratch()
-        with Unfinished(scratch):
-            found = _proven(component, Built(directory, precision, scratch, beside))
-        if not cache.write_note(key, note, found):
-            _unwritten[cache.root, key, note] = found
-        if not found["passed"]:
-            message = _rejection(component, precision, found)
-            if proof == "strict":
-                raise ProofFailed(message, found)
-            warnings.warn(f"{message}; published all the same because of proof='warn'", RuntimeWarning, stacklevel=4)
-        return found
 
-    def build(directory: Path) -> dict[str, Any]:
-        nonlocal report
-        with _as_export_error(component, precision), on_one_thread():
-            # One key, one content: whatever the engine's own number of threads is.
-            component.build(directory, precision, progress, *([] if beside is None else [beside]))
-            report = prove(directory)
-        return {"precision": precision, **({"engine": component.engine} if component.engine else {})}
+class _Making:
+    """One component in one precision, on its way into a cache or out of it."""
 
-    if entry is None:
-        report = None
-        entry = cache.get_or_create(key, build, name=component.name, fields=fields)
-    if report is None:  # of another machine, or of an earlier version that judged otherwise; or made by others just now
-        with cache.single_flight(make_key(key=key, note=note)):
-            report = _known(cache, key, note)
-            if report is None:
+    def __init__(
+        self,
+        component: Component,
+        precision: str,
+        cache: ContentCache,
+        proof: Proof,
+        progress: Progress,
+        beside: Export | None,
+    ) -> None:
+        self._component, self._precision, self._cache = component, precision, cache
+        self._strict, self._progress, self._beside = proof == "strict", progress, beside
+        self._fields = key_fields(component, precision, beside)
+        self._key, self._note = make_key(**self._fields), proof_note(component)
+        self._report: dict[str, Any] | None = None
+
+    def export(self) -> Export:
+        entry, self._report = self._cache.get(self._key, verify="background"), self._known()
+        self._check()
+        if entry is None:  # without it a good report is of no use
+            self._report = None
+            entry = self._cache.get_or_create(self._key, self._build, name=self._component.name, fields=self._fields)
+        if self._report is None:  # other machines made it, or earlier versions, or another process just now
+            self._prove_again(entry)
+        self._check()
+        assert self._report is not None
+        return Export(entry, self._precision, self._report)
+
+    def _build(self, directory: Path) -> dict[str, Any]:
+        with on_one_thread():  # one key, one content: whatever the engine's own number of threads is
+            with self._as_export_error():
+                beside = [] if self._beside is None else [self._beside]
+                self._component.build(directory, self._precision, self._progress, *beside)
+            self._prove(directory)
+        owner = {"engine": self._component.engine} if self._component.engine else {}
+        return {"precision": self._precision, **owner}
+
+    def _prove_again(self, entry: Entry) -> None:
+        with self._cache.single_flight(make_key(key=self._key, note=self._note)):
+            self._report = self._known()
+            if self._report is None:
                 entry.verified()  # what is damaged fails, too, and would be remembered for that
-                with _as_export_error(component, precision), on_one_thread():
-                    report = prove(entry.path)
-    if not report["passed"] and proof == "strict":  # published meanwhile by a process that only warns
-        raise ProofFailed(_rejection(component, precision, report), report)
-    return Export(entry, precision, report)
+                with on_one_thread():
+                    self._prove(entry.path)
 
+    def _prove(self, directory: Path) -> None:
+        self._progress(ProgressEvent(self._component.name, "prove", precision=self._precision))
+        scratch, _ = self._cache.scratch()
+        with Unfinished(scratch), self._as_export_error():
+            report = _proven(self._component, Built(directory, self._precision, scratch, self._beside))
+        if not self._cache.write_note(self._key, self._note, report):
+            _unwritten[self._cache.root, self._key, self._note] = report
+        self._report = report
+        self._check()
+        if not report["passed"]:
+            message = f"{_rejection(self._component, self._precision, report)}; published all the same"
+            warnings.warn(f"{message} because of proof='warn'", RuntimeWarning, stacklevel=2)
 
-def _known(cache: ContentCache, key: str, note: str) -> dict[str, Any] | None:
-    report = cache.read_note(key, note) or _unwritten.get((cache.root, key, note))
-    return report if report is not None and isinstance(report.get("passed"), bool) else None
+    def _known(self) -> dict[str, Any] | None:
+        """What a proof has said here before."""
+        kept = _unwritten.get((self._cache.root, self._key, self._note))
+        report = self._cache.read_note(self._key, self._note) or kept
+        return report if report is not None and isinstance(report.get("passed"), bool) else None
 
+    def _check(self) -> None:
+        """Raises ProofFailed for a report that is not good enough."""
+        if self._report is not None and not self._report["passed"] and self._strict:
+            raise ProofFailed(_rejection(self._component, self._precision, self._report), self._report)
 
-@contextlib.contextmanager
-def _as_export_error(component: Component, precision: str) -> Iterator[None]:
-    try:
-        yield
-    except (ExportError, CacheError, MemoryError):
-        raise
-    except Exception as error:  # whatever the exporter's many layers raise
-        raise ExportError(f"{component.name} could not be exported as {precision}: {error}") from error
+    @contextlib.contextmanager
+    def _as_export_error(self) -> Iterator[None]:
+        try:
+            yield
+        except (ExportError, MemoryError):
+            raise
+        except Exception as error:  # whatever the exporter's many layers raise
+            name, precision = self._component.name, self._precision
+            raise ExportError(f"{name} could not be exported as {precision}: {error}") from error
 
 
 def export_best(

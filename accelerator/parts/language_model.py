@@ -66,33 +66,40 @@ def language_model_components(
     config = spec.to_dict()
     quantized = tuple(precision for precision, recipe in recipes.items() if recipe.kv_bits == 8)
     proof = _Proof(spec, weights, trace, BARS["fp32" if dtype == "fp32" else "fp32/bf16"])
-    build = graphs.graphs(spec, weights, recipes, proof.trace)
+    shape = {**config, "engine_dtype": dtype}
     made = (
         Component(
-            EMBEDDINGS, identity, config, ("fp32",), graphs.tables(weights), proof.of_tables, (weights,), (weights,)
+            EMBEDDINGS,
+            identity,
+            config,
+            ("fp32",),
+            graphs.tables(weights),
+            proof.of_tables,
+            builders=(weights,),
+            judges=(weights,),
         ),
         Component(
             LANGUAGE_MODEL,
             identity,
-            {**config, "engine_dtype": dtype},
+            shape,
             tuple(recipes),
-            build,
+            graphs.graphs(spec, weights, recipes, proof.trace),
             proof.of_graphs,
-            (weights, trace),
-            (weights, trace),
-            kernels.kind,
-            {precision: vars(recipe) for precision, recipe in recipes.items()},
-            spec.weight_bytes,
+            builders=(weights, trace),
+            judges=(weights, trace),
+            kernels=kernels.kind,
+            recipes={precision: vars(recipe) for precision, recipe in recipes.items()},
+            weight_bytes=spec.weight_bytes,
         ),
         Component(
             PREFILL,
             identity,
-            {**config, "engine_dtype": dtype},
+            shape,
             quantized,
             graphs.prefill_graphs(spec, weights),
             proof.of_prefill,
-            (weights,),
-            (weights, trace),
+            builders=(weights,),
+            judges=(weights, trace),
             recipes=dict.fromkeys(quantized, vars(BY_ROW)),
             beside=LANGUAGE_MODEL,
         ),

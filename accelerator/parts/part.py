@@ -43,8 +43,8 @@ class Backend:
     components: what is exported for it; two backends may share one. offers(machine): the settings worth trying; () if
     it cannot run here. proven(options, exports by component name): whether these exports may run so.
     load(directories by component name, options): the part's call, with the signature of `Part.original`; raises
-    SessionError. probed: only where a probe has found it to be faster. concurrent: whether several threads may call it
-    at once; if not, one waits for the other.
+    SessionError; the directory of what is only beside another component may be missing. probed: only where a probe has
+    found it to be faster. concurrent: whether several threads may call it at once; if not, one waits for the other.
     """
 
     name: str
