@@ -472,7 +472,7 @@ def adapter(tiny: Any) -> ReferenceAdapter:
 
 def exported(adapter: ReferenceAdapter, root: Path, precision: str = "int8", **options: Any) -> dict[str, Path]:
     components = language_model_components(
-        adapter._spec, adapter._weights, lambda: "0" * 64, adapter._trace, wide=False, **options
+        adapter._spec, adapter.backbone()[1], lambda: "0" * 64, adapter._trace, wide=False, **options
     )
     found = {}
     for component, wanted in zip(components, ("fp32", precision), strict=True):
@@ -607,7 +607,7 @@ def test_codes_that_cannot_be_drawn_fail_for_their_own_row(
 
     def broken(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
         out = step(self, length, begin, end, **how)
-        if self._session is decoder._codes._session and end == 2:
+        if self._session is decoder.stepper.codes._session and end == 2:
             out["logits"][0, 3] = np.nan
         return out
 

@@ -205,7 +205,7 @@ def proof_of(
 ) -> dict[str, Any]:
     """The proof of what is built from `weights` and `spec`, against PyTorch's `trace`."""
     _, component = language_model_components(
-        spec or adapter._spec, weights or adapter._weights, lambda: "", lambda: trace, dtype=dtype
+        spec or adapter._spec, weights or adapter.backbone()[1], lambda: "", lambda: trace, dtype=dtype
     )
     assert component.name == LANGUAGE_MODEL
     component.build(directory, precision, lambda _: None)
@@ -251,7 +251,10 @@ def test_wrong_weights_are_rejected(adapter: Any, trace: Trace, tmp_path: Path, 
     change = WRONG_WEIGHTS[fault]
     try:
         report = proof_of(
-            adapter, trace, tmp_path, weights=lambda name: np.ascontiguousarray(change(name, adapter._weights(name)))
+            adapter,
+            trace,
+            tmp_path,
+            weights=lambda name: np.ascontiguousarray(change(name, adapter.backbone()[1](name))),
         )
     except BadOutput:
         return  # logits that are no numbers stop the loop itself
@@ -273,7 +276,7 @@ def test_the_size_of_the_logits_decides_nothing(
 
     def weights(wrong: float) -> Callable[[str], np.ndarray]:
         def read(name: str) -> np.ndarray:
-            weight = adapter._weights(name)
+            weight = adapter.backbone()[1](name)
             noise = np.random.default_rng(0).standard_normal(weight.shape)
             factor = np.float32(scale) if name in ("slow.head", "fast.head") else np.float32(1)
             return (weight * factor * (1 + wrong * noise)).astype(np.float32)
@@ -317,7 +320,11 @@ def test_quantization_excuses_no_wrong_graph(
     change = WRONG_WEIGHTS[fault]
     try:
         report = proof_of(
-            adapter, trace, tmp_path, precision=precision, weights=lambda name: change(name, adapter._weights(name))
+            adapter,
+            trace,
+            tmp_path,
+            precision=precision,
+            weights=lambda name: change(name, adapter.backbone()[1](name)),
         )
     except BadOutput:
         return

@@ -17,7 +17,7 @@ from accelerator.engines.reference import ReferenceAdapter
 from accelerator.errors import BadOutput, BatchFailed, GenerationError, SessionError
 from accelerator.export.graph.dual_ar import DualARSpec, KVRanges, build_fast, build_slow
 from accelerator.export.graph.quantize import RECIPES
-from accelerator.inference import batcher, transformer
+from accelerator.inference import stepper, transformer
 from accelerator.inference.batcher import DualARDecoder
 from accelerator.inference.codebooks import Codes
 from accelerator.inference.embeddings import write_table
@@ -41,10 +41,10 @@ def adapter(tiny: Any) -> ReferenceAdapter:
 @pytest.fixture(scope="module")
 def built(adapter: ReferenceAdapter, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("graphs")
-    build_slow(directory, adapter._spec, adapter._weights, RECIPES["fp32"])
-    build_fast(directory, adapter._spec, adapter._weights, RECIPES["fp32"])
+    build_slow(directory, adapter._spec, adapter.backbone()[1], RECIPES["fp32"])
+    build_fast(directory, adapter._spec, adapter.backbone()[1], RECIPES["fp32"])
     for name in ("embeddings", "codebook_embeddings", "fast_embeddings"):
-        write_table(directory / f"{name}.npy", adapter._weights(name))
+        write_table(directory / f"{name}.npy", adapter.backbone()[1](name))
     return directory
 
 
@@ -97,7 +97,7 @@ def test_a_growing_cache_changes_nothing(
         if self._spec is adapter._spec.slow:
             grown.append(self.cache.capacity)
 
-    for module in (transformer, batcher):
+    for module in (transformer, stepper):
         monkeypatch.setattr(module, "BLOCK", block)
     monkeypatch.setattr(transformer.Transformer, "grow", spy)
     np.testing.assert_array_equal(generate(decoder, adapter, prompt, 70), expected)
@@ -267,7 +267,7 @@ def test_rows_join_and_leave_a_batch_and_none_notices(
     widths, step = [], transformer.Transformer.step
 
     def spy(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
-        if self._session is decoder._slow_session and length == 1:
+        if self._session is decoder.stepper.graph and length == 1:
             widths.append(end - begin)  # type: ignore[operator]
         return step(self, length, begin, end, **how)
 
@@ -285,10 +285,10 @@ def test_rows_join_and_leave_a_batch_and_none_notices(
 def test_quantized_rows_are_the_same_in_any_company(adapter: Any, tiny: Any, tmp_path: Path, precision: str) -> None:
     """Quantized kernels round by the number of rows; a seed must not hear that."""
     trace, spec, recipe = adapter._trace(), adapter._spec, RECIPES[precision]
-    build_slow(tmp_path, spec, adapter._weights, recipe, KVRanges(trace.key_range, trace.value_range))
-    build_fast(tmp_path, spec, adapter._weights, recipe)
+    build_slow(tmp_path, spec, adapter.backbone()[1], recipe, KVRanges(trace.key_range, trace.value_range))
+    build_fast(tmp_path, spec, adapter.backbone()[1], recipe)
     for name in ("embeddings", "codebook_embeddings", "fast_embeddings"):
-        write_table(tmp_path / f"{name}.npy", adapter._weights(name))
+        write_table(tmp_path / f"{name}.npy", adapter.backbone()[1](name))
     decoder = decoder_of(tmp_path, spec)
     how: dict[str, Any] = {"temperature": 0.9, "batching": "invariant"}
     jobs = [(tiny.encode_text("word " * n + "end"), 20 + 3 * n, {**how, "seed": n}) for n in range(5)]
@@ -366,7 +366,7 @@ def test_a_failing_run_fails_its_batch_and_not_the_next(
         step = transformer.Transformer.step
 
         def broken(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
-            if length == 1 and self._session is decoder._slow_session:
+            if length == 1 and self._session is decoder.stepper.graph:
                 raise SessionError("out of memory")
             return step(self, length, begin, end, **how)
 
@@ -413,7 +413,7 @@ def test_memory_bounds_who_joins(built: Path, adapter: Any, tiny: Any) -> None:
     np.testing.assert_array_equal(np.stack(list(second)), expected)
     np.testing.assert_array_equal(np.stack([head, *first]), expected)
     assert narrow._shared is not None
-    assert narrow._shared.slow.rows == 2
+    assert narrow._shared.state.rows == 2
 
 
 def test_a_known_voice_is_not_prefilled_again(
@@ -426,7 +426,7 @@ def test_a_known_voice_is_not_prefilled_again(
     step = transformer.Transformer.step
 
     def spy(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
-        if self._session is decoder._slow_session and length > 1:
+        if self._session is decoder.stepper.graph and length > 1:
             prefilled.append(length)
         return step(self, length, begin, end, **how)
 
@@ -461,7 +461,7 @@ def test_logits_that_are_no_numbers_are_refused(
     built: Path, adapter: Any, tiny: Any, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = decoder_of(built, adapter._spec)
-    session = decoder._slow_session if where == "slow" else decoder._codes._session
+    session = decoder.stepper.graph if where == "slow" else decoder.stepper.codes._session
     step = transformer.Transformer.step
 
     def broken(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
@@ -496,7 +496,7 @@ def test_embeddings_are_pytorchs(built: Path, adapter: Any, tiny: Any) -> None:
     prompt = tiny.encode_text("abc", codes, "de")
     with torch.inference_mode():
         expected = tiny.language_model.embed(torch.from_numpy(prompt)[None])[0].numpy()
-    for embeddings in (Embeddings(built, adapter._spec), _WeightEmbeddings(adapter._spec, adapter._weights)):
+    for embeddings in (Embeddings(built, adapter._spec), _WeightEmbeddings(adapter._spec, adapter.backbone()[1])):
         np.testing.assert_allclose(embeddings.frames(prompt), expected, atol=1e-6)
         out = np.zeros(64, np.float32)
         column = int(np.flatnonzero(prompt[0] >= 260)[3])

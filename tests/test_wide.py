@@ -35,7 +35,9 @@ def adapter(tiny: Any) -> ReferenceAdapter:
 
 
 def paths(adapter: ReferenceAdapter, cache: ContentCache, *, wide: bool, precision: str = "int8") -> dict[str, Path]:
-    components = language_model_components(adapter._spec, adapter._weights, lambda: "0" * 64, adapter._trace, wide=wide)
+    components = language_model_components(
+        adapter._spec, adapter.backbone()[1], lambda: "0" * 64, adapter._trace, wide=wide
+    )
     exports = [
         export_component(c, p, cache, proof="warn") for c, p in zip(components, ("fp32", precision), strict=True)
     ]
@@ -136,7 +138,7 @@ def test_where_the_others_fail_their_proof_nearer_ones_are_kept(
         found = paths(adapter, ContentCache(tmp_path), wide=True, precision="int4")
     proof = json.loads((found[LANGUAGE_MODEL] / "manifest.json").read_text())["meta"]["proof"]
     assert (proof["passed"], proof["wide"]["prompts"]["passed"], proof["wide"]["passed"]) == (False, False, True)
-    assert load_language_model(found, RunOptions())._wide is not None
+    assert load_language_model(found, RunOptions()).stepper.wide is not None
 
 
 @pytest.mark.parametrize("rejected", [False, True])
@@ -160,12 +162,12 @@ def test_unfaithful_ones_are_left_out(
     proof = json.loads((found[LANGUAGE_MODEL] / "manifest.json").read_text())["meta"]["proof"]
     assert (proof["passed"], proof["wide"]["passed"]) == (not rejected, False)
     decoder = load_language_model(found, RunOptions())
-    assert decoder._wide is None
+    assert decoder.stepper.wide is None
     assert len(speak(decoder, adapter, 5, "on")) == 5
 
 
 def test_machines_without_integer_matrices_have_none(adapter: ReferenceAdapter, tmp_path: Path) -> None:
     found = paths(adapter, ContentCache(tmp_path), wide=False)
     assert not list(found[LANGUAGE_MODEL].glob("wide_*"))
-    assert load_language_model(found, RunOptions())._wide is None
+    assert load_language_model(found, RunOptions()).stepper.wide is None
     assert EMBEDDINGS in found

@@ -51,7 +51,7 @@ class Model:
             self.extra["fast_in.bias"] = self.projection.bias.detach().numpy()
         self.spec: DualARSpec = spec
         self.weights: Callable[[str], np.ndarray] = lambda name: (
-            self.extra[name] if name in self.extra else adapter._weights(name)
+            self.extra[name] if name in self.extra else adapter.backbone()[1](name)
         )
         recipe = {**RECIPES, "by row": BY_ROW}[precision]
         build_slow(directory, spec, self.weights, recipe)

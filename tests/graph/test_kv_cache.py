@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from accelerator.engines.reference import ReferenceAdapter
-from accelerator.export.graph.dual_ar import KV_MARGIN, KVRanges, build_slow
+from accelerator.export.graph.dual_ar import KVRanges, build_slow
 from accelerator.export.graph.quantize import BY_ROW, Recipe
+from accelerator.export.graph.specs import KV_MARGIN
 from accelerator.inference.transformer import Transformer
 from accelerator.runtime.onnx import Session
 
@@ -34,7 +35,7 @@ def graphs(adapter: ReferenceAdapter, ranges: KVRanges, tmp_path_factory: pytest
     directories = {}
     for bits in (32, 8):
         directories[bits] = tmp_path_factory.mktemp(f"kv{bits}")
-        build_slow(directories[bits], adapter._spec, adapter._weights, Recipe(kv_bits=bits), ranges)
+        build_slow(directories[bits], adapter._spec, adapter.backbone()[1], Recipe(kv_bits=bits), ranges)
     return directories
 
 
@@ -142,7 +143,7 @@ def test_growing_an_int8_cache_changes_nothing(graphs: dict[int, Path], adapter:
 
 
 def test_a_graph_without_ranges_keeps_a_float_cache(adapter: ReferenceAdapter, tmp_path: Path) -> None:
-    build_slow(tmp_path, adapter._spec, adapter._weights, Recipe(kv_bits=8), None)
+    build_slow(tmp_path, adapter._spec, adapter.backbone()[1], Recipe(kv_bits=8), None)
     assert Session(tmp_path / "slow.onnx").inputs["past_key.0"][0] is np.float32
 
 
@@ -155,7 +156,7 @@ def test_prompts_and_steps_by_different_graphs_on_one_cache(
     spec, outputs = adapter._spec, {"logits": len(adapter._spec.rows), "hidden": adapter._spec.fast.dim}
     for name in ("slow", "wide"):
         recipe = Recipe(kv_bits=8) if name == "slow" else BY_ROW
-        build_slow(tmp_path, spec, adapter._weights, recipe, ranges, name=name)
+        build_slow(tmp_path, spec, adapter.backbone()[1], recipe, ranges, name=name)
     sessions = {name: Session(tmp_path / f"{name}.onnx") for name in ("slow", "wide")}
     steps, prompts = (Transformer(sessions[name], spec.slow, outputs, 1, 64) for name in ("slow", "wide"))
     prompts.cache = steps.cache
