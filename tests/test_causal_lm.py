@@ -49,6 +49,7 @@ needs_kernels = pytest.mark.skipif(not kernels.available(), reason="compiled ker
 
 def made(kind: str) -> Any:
     """A random model with weights so large that what it says varies; a tied head asks for the largest."""
+    torch.set_num_threads(1)  # small matrices: more threads only wait for each other
     torch.manual_seed(7)
     if kind == "qwen2":  # biases, a tied head
         model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SIZES, tie_word_embeddings=True))
