@@ -610,7 +610,7 @@ def test_codes_that_cannot_be_drawn_fail_for_their_own_row(
 
     def broken(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
         out = step(self, length, begin, end, **how)
-        if self._session is decoder._codes._session and end == 2:
+        if self._session is decoder.stepper.codes._session and end == 2:
             out["logits"][0, 3] = np.nan
         return out
 

@@ -153,7 +153,7 @@ def test_where_the_others_fail_their_proof_nearer_ones_are_kept(
         False,
         True,
     )
-    assert loaded(found)._wide is not None
+    assert loaded(found).stepper.wide is not None
 
 
 @pytest.mark.parametrize("rejected", [False, True])
@@ -181,7 +181,7 @@ def test_unfaithful_ones_are_left_out(
     assert list(found) == [EMBEDDINGS, LANGUAGE_MODEL]
     assert "does without it" in caplog.text
     decoder = loaded(found)
-    assert decoder._wide is None
+    assert decoder.stepper.wide is None
     assert len(speak(decoder, adapter, 5, "on")) == 5
 
 
@@ -213,4 +213,4 @@ def test_who_does_without_leaves_them_alone(both: dict[str, Export], adapter: An
     alone = exported(adapter, ContentCache(tmp_path), prefill=False)
     assert list(alone) == [EMBEDDINGS, LANGUAGE_MODEL]
     assert alone[LANGUAGE_MODEL].entry.key == both[LANGUAGE_MODEL].entry.key
-    assert loaded(alone)._wide is None
+    assert loaded(alone).stepper.wide is None

@@ -17,7 +17,7 @@ from accelerator.engines.reference import ReferenceAdapter
 from accelerator.errors import BadOutput, BatchFailed, GenerationError, SessionError
 from accelerator.export.graph.dual_ar import DualARSpec, KVRanges, build_fast, build_slow
 from accelerator.export.graph.quantize import RECIPES
-from accelerator.inference import batcher, transformer
+from accelerator.inference import stepper, transformer
 from accelerator.inference.batcher import DualARDecoder
 from accelerator.inference.codebooks import Codes
 from accelerator.inference.embeddings import write_table
@@ -97,7 +97,7 @@ def test_a_growing_cache_changes_nothing(
         if self._spec is adapter._spec.slow:
             grown.append(self.cache.capacity)
 
-    for module in (transformer, batcher):
+    for module in (transformer, stepper):
         monkeypatch.setattr(module, "BLOCK", block)
     monkeypatch.setattr(transformer.Transformer, "grow", spy)
     np.testing.assert_array_equal(generate(decoder, adapter, prompt, 70), expected)
@@ -267,7 +267,7 @@ def test_rows_join_and_leave_a_batch_and_none_notices(
     widths, step = [], transformer.Transformer.step
 
     def spy(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
-        if self._session is decoder._slow_session and length == 1:
+        if self._session is decoder.stepper.graph and length == 1:
             widths.append(end - begin)  # type: ignore[operator]
         return step(self, length, begin, end, **how)
 
@@ -366,7 +366,7 @@ def test_a_failing_run_fails_its_batch_and_not_the_next(
         step = transformer.Transformer.step
 
         def broken(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
-            if length == 1 and self._session is decoder._slow_session:
+            if length == 1 and self._session is decoder.stepper.graph:
                 raise SessionError("out of memory")
             return step(self, length, begin, end, **how)
 
@@ -413,7 +413,7 @@ def test_memory_bounds_who_joins(built: Path, adapter: Any, tiny: Any) -> None:
     np.testing.assert_array_equal(np.stack(list(second)), expected)
     np.testing.assert_array_equal(np.stack([head, *first]), expected)
     assert narrow._shared is not None
-    assert narrow._shared.slow.rows == 2
+    assert narrow._shared.state.rows == 2
 
 
 def test_a_known_voice_is_not_prefilled_again(
@@ -426,7 +426,7 @@ def test_a_known_voice_is_not_prefilled_again(
     step = transformer.Transformer.step
 
     def spy(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:
-        if self._session is decoder._slow_session and length > 1:
+        if self._session is decoder.stepper.graph and length > 1:
             prefilled.append(length)
         return step(self, length, begin, end, **how)
 
@@ -461,7 +461,7 @@ def test_logits_that_are_no_numbers_are_refused(
     built: Path, adapter: Any, tiny: Any, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = decoder_of(built, adapter._spec)
-    session = decoder._slow_session if where == "slow" else decoder._codes._session
+    session = decoder.stepper.graph if where == "slow" else decoder.stepper.codes._session
     step = transformer.Transformer.step
 
     def broken(self: Any, length: int, begin: int = 0, end: int | None = None, **how: Any) -> Any:

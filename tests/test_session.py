@@ -9,7 +9,8 @@ import pytest
 
 from accelerator.errors import SessionError
 from accelerator.export.graph.graph import Graph
-from accelerator.runtime.onnx import KVCache, Session, available_providers, can_bound_spinning, runtime_version
+from accelerator.inference.kv_cache import KVCache
+from accelerator.runtime.onnx import Session, available_providers, can_bound_spinning, runtime_version
 from accelerator.runtime.options import RunOptions
 
 

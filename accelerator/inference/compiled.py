@@ -1,4 +1,4 @@
-"""A graph of `graph.dual_ar` run by the compiled kernels instead of ONNX Runtime, from the weights of its export."""
+"""A graph of `export.graph` run by the compiled kernels instead of ONNX Runtime, from the weights of its export."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import SessionError
-from ..export.graph.dual_ar import DualARSpec, TransformerSpec
+from ..export.graph.dual_ar import DualARSpec
 from ..export.graph.quantize import unpack_nibbles
+from ..export.graph.specs import CausalSpec
 from ..export.graph.stored import stored
 from ..kernels import descriptors as at
 from ..kernels.compiler import function
@@ -24,16 +25,15 @@ _LARGEST_BLOCK = 256
 
 
 class NativeSession:
-    """The graph `slow` or `fast`, with the inputs and outputs of the ONNX graph; see `session.Session`."""
+    """The graph `causal`, `slow` or `fast`, with the inputs and outputs of the ONNX graph; see `onnx.Session`."""
 
     invariant = True
 
-    def __init__(self, path: Path, spec: DualARSpec, team: Team) -> None:
+    def __init__(self, path: Path, spec: DualARSpec | CausalSpec, team: Team) -> None:
         """Load <path>, an export in 4 or 8 bits by blocks. Raises SessionError if it is of another kind."""
         self.path, self.team = Path(path), team
         self.name = self.path.stem
-        self.stack: TransformerSpec = getattr(spec, self.name)
-        self._spec = spec
+        self.stack, self._hidden = spec.graph(self.name)
         self._kept: list[np.ndarray] = []
         try:
             weights = stored(self.path)
@@ -48,14 +48,14 @@ class NativeSession:
             "seqlens_k": (np.int32, ["batch"]),
             **{f"past_{name}": (dtype, shape) for name in names},
         }
-        self.outputs = ["logits", *(["hidden"] if self.name == "slow" else []), *(f"present_{n}" for n in names)]
+        self.outputs = ["logits", *(["hidden"] if self._hidden else []), *(f"present_{n}" for n in names)]
 
     def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> NativeBinding:
         return NativeBinding(self, inputs, outputs)
 
     def _prepare(self, weights: Mapping[str, np.ndarray]) -> np.ndarray:
         """The plan but for what belongs to a run."""
-        stack, spec, slow = self.stack, self._spec, self.name == "slow"
+        stack, hidden = self.stack, self._hidden
         if any(n % at.LANES for n in (stack.dim, stack.head_dim, stack.ffn)) or stack.head_dim > 256:
             raise ValueError("sizes that do not divide by 16")
         p = np.zeros(at.SIZE + at.LAYER * stack.layers, np.int64)
@@ -66,9 +66,9 @@ class NativeSession:
         p[at.COS], p[at.SIN] = (self._keep(weights[name]) for name in ("cos", "sin"))
         p[at.NORM] = self._keep(weights[f"{self.name}.norm"])
         self._matrix(p, at.HEAD, f"{self.name}.head", weights)
-        if slow:
-            p[at.POST_NORM], p[at.HIDDEN_WIDTH] = spec.fast_input == "post_norm", spec.fast.dim
-            if spec.fast_projection:
+        if hidden is not None:
+            p[at.POST_NORM], p[at.HIDDEN_WIDTH] = hidden.normed, hidden.width
+            if hidden.projected:
                 p[at.PROJECTION_GIVEN] = 1
                 self._matrix(p, at.PROJECTION, "fast_in", weights)
         p[at.INT8_CACHE] = f"{self.name}.0.key_scale" in weights
@@ -157,14 +157,16 @@ class NativeSession:
         return int(kept.ctypes.data)
 
 
-def open_graphs(directory: Path, spec: DualARSpec, names: Sequence[str], threads: int) -> list[NativeSession]:
+def open_graphs(
+    directory: Path, spec: DualARSpec | CausalSpec, names: Sequence[str], threads: int
+) -> list[NativeSession]:
     """Sessions over graphs of an export, which share their threads. Raises SessionError."""
     team = Team(threads)
     return [NativeSession(directory / f"{name}.onnx", spec, team) for name in names]
 
 
 class NativeBinding:
-    """A run over fixed arrays; see `session.Binding`."""
+    """A run over fixed arrays; see `onnx.Binding`."""
 
     def __init__(
         self, session: NativeSession, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]

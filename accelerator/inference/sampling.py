@@ -19,7 +19,19 @@ import numpy as np
 from ..errors import BadOutput
 from ..speech import SamplingParams
 
-__all__ = ["RULES", "Draws", "Sampler", "SamplingRule", "TokenLayout", "draw", "nucleus", "penalise"]
+__all__ = [
+    "MIN_TEMPERATURE",
+    "RULES",
+    "Draws",
+    "Noise",
+    "Sampler",
+    "SamplingRule",
+    "TokenLayout",
+    "draw",
+    "nucleus",
+    "penalise",
+    "unusable",
+]
 
 MIN_TEMPERATURE = 1e-5  # the engines clip here
 FIRST_LOOK = 64  # candidates sorted before looking whether the nucleus is larger; trained models rarely need more
@@ -99,7 +111,7 @@ def nucleus(logits: np.ndarray, *, top_p: float, top_k: int | None = None) -> np
     whole = limit == logits.size and (limit <= SMALL or top_p >= 1.0)
     ranked = _largest(logits, logits.size if whole else limit if top_p >= 1.0 else min(limit, FIRST_LOOK))
     if not ranked.size or not math.isfinite(ranked[0]):  # NaN ranks highest
-        raise _unusable(logits)
+        raise unusable(logits)
     if top_p >= 1.0:  # rounding must not cut it
         return ranked
     if not whole:
@@ -138,7 +150,7 @@ def _largest(logits: np.ndarray, size: int) -> np.ndarray:
 
 
 def draw(
-    logits: np.ndarray, rng: np.random.Generator | _Noise, *, temperature: float, top_p: float, top_k: int | None = None
+    logits: np.ndarray, rng: np.random.Generator | Noise, *, temperature: float, top_p: float, top_k: int | None = None
 ) -> int:
     """One index of `logits` (float32 [n]) from the softmax over its nucleus at `temperature`; 0 is greedy.
 
@@ -147,7 +159,7 @@ def draw(
     if temperature == 0.0:
         best = int(logits.argmax()) if logits.size else 0
         if not logits.size or not math.isfinite(logits[best]):
-            raise _unusable(logits)
+            raise unusable(logits)
         return best
     ranked = nucleus(logits, top_p=top_p, top_k=top_k)
     if ranked.size == 1:
@@ -211,7 +223,7 @@ class Sampler:
         self._history = np.zeros((1 + layout.n_codebooks, rule.window), np.int64)  # without the prefill's frame
         self._temperature, self._top_p, self._top_k = float(params.temperature), float(params.top_p), params.top_k
         self._penalty = float(params.repetition_penalty or 1.0) if rule.repetition != "ras" else 1.0
-        self._noise = _Noise(self.seed)
+        self._noise = Noise(self.seed)
 
     def main(self, logits: np.ndarray) -> int:
         """The main token as a vocabulary id, from the exported rows' logits, float32 [n_semantic + 1].
@@ -278,7 +290,7 @@ class Sampler:
         other.seed = self.seed
         for frame in frames:
             other._remember(frame)
-        other._noise = _Noise(self.seed, other.frames)
+        other._noise = Noise(self.seed, other.frames)
         return other
 
     def _draw(self, logits: np.ndarray) -> int:
@@ -295,7 +307,7 @@ class Sampler:
         self.frames += 1
 
 
-class _Noise:
+class Noise:
     """Uniform numbers that depend on the seed, the frame's number and how many of that frame came before.
 
     They are made in blocks, and by one generator for all frames, since both calls cost more than the numbers.
@@ -327,6 +339,7 @@ def _flat(logits: np.ndarray) -> np.ndarray:
     return np.asarray(logits, np.float32).reshape(-1)
 
 
-def _unusable(logits: np.ndarray) -> BadOutput:
+def unusable(logits: np.ndarray) -> BadOutput:
+    """The error for logits of which nothing can be drawn."""
     nan, inf = int(np.isnan(logits).sum()), int(np.isposinf(logits).sum())
     return BadOutput(f"no token can be drawn from {logits.size} logits: {nan} are NaN, {inf} are +inf, or all are -inf")

@@ -9,14 +9,25 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import GenerationError
-from ..export.graph.dual_ar import DualARSpec, TransformerSpec
-from ..runtime.onnx import Binding, KVCache, Session
+from ..export.graph.dual_ar import DualARSpec
+from ..export.graph.specs import TransformerSpec
+from ..runtime.onnx import Binding, Session
 from .compiled import NativeBinding, NativeSession
 from .embeddings import Table
 from .frame_loop import CodeLoop
+from .kv_cache import KVCache
 from .sampling import Draws
 
-__all__ = ["BLOCK", "Embeddings", "FrameSampler", "Runner", "StepTimes", "Transformer", "check_room"]
+__all__ = [
+    "BLOCK",
+    "Embeddings",
+    "FrameSampler",
+    "Runner",
+    "StepTimes",
+    "TokenEmbeddings",
+    "Transformer",
+    "check_room",
+]
 
 Rows = Table | np.ndarray
 Runner = Session | NativeSession
@@ -80,6 +91,11 @@ class Transformer:
         """Rows there is room for."""
         return self.cache.rows
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the key-value caches."""
+        return self.cache.nbytes
+
     def input(self, length: int, begin: int = 0, end: int | None = None) -> np.ndarray:
         """The buffer [end - begin, length, D] that the next `step` of the same arguments reads."""
         end = self.rows if end is None else end
@@ -137,6 +153,11 @@ class Transformer:
         self.cache.grow(min(-(-wanted // BLOCK) * BLOCK, self._spec.positions))
         self._unbind()
 
+    def reserve(self, positions: int) -> None:
+        """Make room for so many positions, or all that the model has, if there is less."""
+        if min(positions, self._spec.positions) > self.cache.capacity:
+            self.grow(positions)
+
     def make_rows(self, rows: int) -> None:
         """Make room for so many rows; what the caches hold stays, and so do the outputs of the last step."""
         lengths, outputs = self.lengths, self.outputs
@@ -185,25 +206,42 @@ def check_room(total: int, spec: TransformerSpec) -> None:
         )
 
 
-class Embeddings:
-    """The model's embedding tables, memory-mapped from a directory written at export."""
+class TokenEmbeddings:
+    """A causal model's embedding table; a frame is a token."""
+
+    def __init__(self, tokens: Rows) -> None:
+        """tokens: float32 [vocabulary, D], or a table of it on disk."""
+        self._tokens = tokens
+
+    def frames(self, tokens: np.ndarray) -> np.ndarray:
+        """[1, T] vocabulary ids -> [T, D]. Raises GenerationError for others."""
+        main = tokens[0]
+        outside = (main < 0) | (main >= self._tokens.shape[0])
+        if outside.any():
+            raise GenerationError(f"token {main[outside][0]} is outside the vocabulary of {self._tokens.shape[0]}")
+        return self._tokens[main]
+
+    def frame(self, frame: np.ndarray, out: np.ndarray) -> None:
+        """One frame [1] -> `out` [D]."""
+        out[:] = self._tokens[int(frame[0])]
+
+
+class Embeddings(TokenEmbeddings):
+    """A dual model's embedding tables, memory-mapped from a directory written at export."""
 
     def __init__(self, directory: Path, spec: DualARSpec) -> None:
         names = ("embeddings", "codebook_embeddings", "fast_embeddings")
         self._prepare(spec, *(Table(directory / f"{name}.npy") for name in names))
 
     def _prepare(self, spec: DualARSpec, tokens: Rows, codes: Rows, fast: Rows) -> None:
-        self._spec, self._tokens, self._codes, self._fast = spec, tokens, codes, fast
+        super().__init__(tokens)
+        self._spec, self._codes, self._fast = spec, codes, fast
         self._offsets = np.arange(spec.codebooks) * spec.codebook_size
         self._scale = np.float32(1.0 / np.sqrt(spec.codebooks + 1)) if spec.scale_codebook_embeddings else np.float32(1)
 
     def frames(self, tokens: np.ndarray) -> np.ndarray:
         """[1 + C, T] main tokens and codes -> [T, D]: codes count at semantic positions only."""
-        main = tokens[0]
-        outside = (main < 0) | (main >= self._tokens.shape[0])
-        if outside.any():
-            raise GenerationError(f"token {main[outside][0]} is outside the vocabulary of {self._tokens.shape[0]}")
-        x = self._tokens[main]
+        x, main = super().frames(tokens), tokens[0]
         semantic = (main >= self._spec.semantic_begin) & (main <= self._spec.semantic_end)
         if semantic.any():
             codes = tokens[1:, semantic].T + self._offsets  # [n, C]
@@ -213,7 +251,10 @@ class Embeddings:
         return x
 
     def frame(self, frame: np.ndarray, out: np.ndarray) -> None:
-        """One semantic frame [1 + C] -> `out` [D]; what `frames` computes, without its temporaries."""
+        """One frame [1 + C] -> `out` [D]; what `frames` computes, without its temporaries."""
+        if not self._spec.semantic_begin <= frame[0] <= self._spec.semantic_end:
+            super().frame(frame, out)
+            return
         np.sum(self._codes[frame[1:] + self._offsets], axis=0, out=out)
         out += self._tokens[frame[0]]
         out *= self._scale

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from accelerator.engines.reference import ReferenceAdapter
-from accelerator.export.graph.dual_ar import KV_MARGIN, KVRanges, build_slow
+from accelerator.export.graph.dual_ar import KVRanges, build_slow
 from accelerator.export.graph.quantize import BY_ROW, Recipe
+from accelerator.export.graph.specs import KV_MARGIN
 from accelerator.inference.transformer import Transformer
 from accelerator.runtime.onnx import Session
 

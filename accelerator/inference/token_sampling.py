@@ -1,0 +1,125 @@
+"""Logits to tokens for causal language models, as transformers' `generate` does: temperature, then top-k, then top-p.
+
+The order matters: a temperature below 1 leaves fewer tokens within top_p, while `sampling.nucleus`, whose engines
+measure it before, always keeps the same. Source: transformers' `generation/logits_process.py` (TemperatureLogitsWarper,
+TopKLogitsWarper, TopPLogitsWarper, RepetitionPenaltyLogitsProcessor).
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ..errors import BadOutput
+from ..speech import SamplingParams
+from .sampling import MIN_TEMPERATURE, Noise, penalise, unusable
+
+__all__ = ["TokenSampler", "candidates"]
+
+
+def candidates(
+    logits: np.ndarray, *, temperature: float, top_p: float = 1.0, top_k: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What may be drawn of float32 [n]: indices, likeliest first, int64 [k], and probabilities, float64 [k], 1 <= k.
+
+    The top_k largest logits stay (and equals of the last one), of which those in whose way less than top_p lies: the
+    token that crosses top_p is the last one kept. Raises BadOutput when the largest logit is not finite.
+    """
+    largest = logits.max(initial=-math.inf)  # NaN if any is
+    if not math.isfinite(largest):
+        raise unusable(logits)
+    limit = logits.size if top_k is None else min(top_k, logits.size)
+    least = np.partition(logits, logits.size - limit)[logits.size - limit] if limit < logits.size else -math.inf
+    kept = np.flatnonzero(logits >= least)
+    kept = kept[np.argsort(-logits[kept], kind="stable")]
+    shares = np.exp((logits[kept].astype(np.float64) - largest) / temperature)
+    shares /= shares.sum()
+    if top_p < 1.0:
+        shares = shares[: int(shares.cumsum().searchsorted(top_p, side="left")) + 1]
+        shares /= shares.sum()
+    return kept[: len(shares)], shares
+
+
+class TokenSampler:
+    """Draws the tokens of one sequence: `main`, then `push` it. Not for sharing between threads: one per sequence.
+
+    `params` must be resolved (temperature and top_p given). The random number of a token depends on the seed and the
+    token's number alone (Philox, Salmon et al. 2011), so `resume` continues exactly as the original would have.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        rows: np.ndarray,
+        *,
+        allowed: Sequence[tuple[int, int]] | None = None,
+        prompt: Iterable[int] = (),
+    ) -> None:
+        """rows: the exported head's vocabulary ids (`CausalSpec.rows`). allowed: ranges of ids, (first, behind the
+        last), that alone may be drawn; None is all. prompt: ids that a repetition penalty counts as said already.
+        """
+        if params.temperature is None or params.top_p is None:
+            raise ValueError("a sampler needs a temperature and a top_p: resolve its params with SamplingParams.over")
+        self.params, self.seed = params, secrets.randbits(63) if params.seed is None else int(params.seed)
+        self._rows, self._allowed = np.asarray(rows, np.int64), allowed
+        self._open = None if allowed is None else np.zeros(len(self._rows), np.bool_)
+        for begin, end in allowed or ():
+            assert self._open is not None
+            self._open |= (self._rows >= begin) & (self._rows < end)
+        if self._open is not None and not self._open.any():
+            raise ValueError(f"none of the exported ids lies in {allowed}")
+        self._temperature, self._top_p, self._top_k = float(params.temperature), float(params.top_p), params.top_k
+        self._penalty = float(params.repetition_penalty or 1.0)
+        self._row_of = {int(i): row for row, i in enumerate(self._rows)} if self._penalty != 1.0 else {}
+        self._prompt = tuple(prompt)
+        self._said = {self._row_of[int(i)] for i in self._prompt if int(i) in self._row_of}
+        self.tokens = 0  # pushed so far
+        self._noise = Noise(self.seed)
+
+    def main(self, logits: np.ndarray) -> int:
+        """A vocabulary id from the exported rows' logits, float32 [n]. Raises BadOutput for a wrong length, or where
+        nothing can be drawn."""
+        logits = np.asarray(logits, np.float32).reshape(-1)
+        if logits.size != len(self._rows):
+            raise BadOutput(
+                f"the head answered {logits.size} logits instead of {len(self._rows)}; "
+                "the export does not belong to this model"
+            )
+        if self._said:
+            logits = penalise(logits, self._said, self._penalty)
+        if self._open is not None:
+            logits = np.where(self._open, logits, np.float32(-np.inf))
+        return int(self._rows[self._draw(logits)])
+
+    def _draw(self, logits: np.ndarray) -> int:
+        temperature, greedy = max(self._temperature, MIN_TEMPERATURE), self._temperature == 0.0
+        kept, shares = candidates(
+            logits, temperature=temperature, top_p=self._top_p, top_k=1 if greedy else self._top_k
+        )
+        if greedy:
+            return int(kept[0])
+        found = int(shares.cumsum().searchsorted(self._noise.random(), side="right"))
+        return int(kept[min(found, len(kept) - 1)])  # the last sum may be rounded to less than 1
+
+    def code(self, codebook: int, logits: np.ndarray) -> int:
+        """Never asked: a causal language model has no codebooks."""
+        raise AssertionError("a causal language model has no codebooks")
+
+    def push(self, frame: Sequence[int] | np.ndarray) -> None:
+        """Record what was drawn: a frame of one token."""
+        if (row := self._row_of.get(int(frame[0]))) is not None:
+            self._said.add(row)
+        self.tokens += 1
+        self._noise.seek(self.tokens)
+
+    def resume(self, tokens: Iterable[int]) -> TokenSampler:
+        """A new sampler that stands after `tokens`, with this one's seed and options."""
+        other = TokenSampler(self.params, self._rows, allowed=self._allowed, prompt=self._prompt)
+        other.seed = self.seed
+        other._noise = Noise(self.seed)
+        for token in tokens:
+            other.push((token,))
+        return other

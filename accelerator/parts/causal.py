@@ -1,0 +1,282 @@
+"""The part that a causal language model is: its embedding table and its graph, proven, on two backends.
+
+What `language_model` is for dual autoregressive models. An adapter adds the spec, the weights and a trace; for models
+of transformers they are in `llama`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import kernels
+from ..errors import BadOutput, SessionError
+from ..export.component import Built, Component, Export, Progress, ProgressEvent
+from ..export.graph.causal import NAME, build_causal
+from ..export.graph.quantize import BY_ROW, RECIPES, Recipe
+from ..export.graph.specs import CausalSpec, KVRanges, Weights
+from ..export.proof import BARS, Bar, compare_arrays, compare_logits, replay
+from ..export.trace import Trace
+from ..hardware import detect
+from ..hardware.pages import huge_pages
+from ..inference.batcher import CausalDecoder
+from ..inference.compiled import open_graphs
+from ..inference.embeddings import Table, write_table
+from ..inference.transformer import Runner, TokenEmbeddings
+from ..runtime.onnx import Session
+from ..runtime.options import SHORT_SPIN_US, RunOptions
+from .backends import COMPILED, compiled_kernels, onnx_runtime
+from .part import Backend, Call
+
+__all__ = [
+    "CAUSAL",
+    "EMBEDDINGS",
+    "OUTSIDE",
+    "PREFILL",
+    "causal_backends",
+    "causal_components",
+    "load_causal",
+    "outside",
+]
+
+EMBEDDINGS, CAUSAL, PREFILL = "embeddings", "causal", "prefill"
+OUTSIDE = 1e-3  # of a step's probability may lie outside of a head that is cut, at most
+_PROOF_THREADS = 2
+_PREFILL = f"{PREFILL}_{NAME}"  # the same graph in integers by rows
+_SPEC, _RANGES = "spec.json", "ranges.npy"
+
+
+def causal_components(
+    spec: CausalSpec,
+    weights: Weights,
+    identity: Callable[[], str],
+    trace: Callable[[], Trace],
+    *,
+    dtype: str = "fp32",
+    prefill: bool | None = None,
+    recipes: Mapping[str, Recipe] = RECIPES,
+) -> tuple[Component, ...]:
+    """The embedding table and the graph of a causal language model, and perhaps a graph for prefill.
+
+    weights: called while exporting only, "embeddings" [vocabulary, D] among them. trace: PyTorch's answers, recorded
+    once; its `main_logits` [n, 1, vocabulary] or [n, vocabulary] are over the whole vocabulary, its key-value ranges as
+    the model's own cache has them. dtype, prefill, recipes: as for `language_model.language_model_components`.
+
+    Two things are settled while building, by the trace. A head is cut to the spec's ranges only if PyTorch never gives
+    more than `OUTSIDE` to all other ids; else it has the whole vocabulary. And where an int8 key-value cache misses the
+    bar (large biases of keys may saturate it), the same weights get a float32 one.
+    """
+    if prefill is None:
+        prefill = not {"amx_int8", *(() if kernels.available() else ("avx512_vnni",))}.isdisjoint(detect().isa)
+    export = _Exporter(spec, weights, cache(trace), dtype, recipes)
+    config = {**spec.to_dict(), "engine_dtype": dtype}
+    quantized = tuple(precision for precision, recipe in recipes.items() if recipe.kv_bits == 8)
+    told = (weights, trace)
+    made = (
+        Component(EMBEDDINGS, identity, spec.to_dict(), ("fp32",), export.build_table, export.prove_table, told, told),
+        Component(
+            CAUSAL,
+            identity,
+            config,
+            tuple(recipes),
+            export.build,
+            export.prove,
+            told,
+            told,
+            kernels.kind,
+            {precision: vars(recipe) for precision, recipe in recipes.items()},
+            spec.weight_bytes,
+        ),
+        Component(
+            PREFILL,
+            identity,
+            config,
+            quantized,
+            export.build_prefill,
+            export.prove_prefill,
+            told,
+            told,
+            recipes=dict.fromkeys(quantized, vars(BY_ROW)),
+            beside=CAUSAL,
+        ),
+    )
+    return made if prefill else made[:2]
+
+
+@dataclass(frozen=True)
+class _Exporter:
+    """Builds and proves the components: arguments as for `causal_components`."""
+
+    spec: CausalSpec
+    weights: Weights
+    trace: Callable[[], Trace]
+    dtype: str
+    recipes: Mapping[str, Recipe]
+
+    def build_table(self, directory: Path, precision: str, progress: Progress) -> None:
+        progress(ProgressEvent(EMBEDDINGS, "build", 0, 1, precision))
+        write_table(directory / f"{EMBEDDINGS}.npy", self.weights(EMBEDDINGS))
+
+    def prove_table(self, built: Built) -> dict[str, Any]:
+        expected, table = self.weights(EMBEDDINGS), Table(built.path / f"{EMBEDDINGS}.npy")
+        rows = np.unique(np.linspace(0, len(expected) - 1, 257).astype(np.int64))
+        return compare_arrays([(expected[rows], table[rows])], 0.0)
+
+    def build(self, directory: Path, precision: str, progress: Progress) -> None:
+        recipe, spec = self.recipes[precision], _settled(self.spec, self.trace())
+        weights = self._counted(CAUSAL, precision, progress)
+        (directory / _SPEC).write_text(json.dumps(spec.to_dict()))
+        ranges = self._ranges() if recipe.kv_bits == 8 else None
+        build_causal(directory, spec, weights, recipe, ranges)
+        if ranges is not None and not self._compared(directory, self._bar(precision), NAME)["passed"]:
+            ranges = None
+            build_causal(directory, spec, weights, recipe)
+        if ranges is not None:
+            np.save(directory / _RANGES, np.stack([ranges.keys, ranges.values]))
+
+    def build_prefill(self, directory: Path, precision: str, progress: Progress, beside: Export) -> None:
+        """Over the cache of the graph that it is beside: in int8 by the same ranges, or in float32."""
+        ranges = beside.path / _RANGES
+        kept = KVRanges(*np.load(ranges)) if ranges.exists() else None
+        weights = self._counted(PREFILL, precision, progress)
+        build_causal(directory, _spec_in(beside.path), weights, BY_ROW, kept, name=_PREFILL)
+
+    def prove(self, built: Built) -> dict[str, Any]:
+        """The graph in ONNX Runtime, and by compiled kernels under "compiled" where there are some."""
+        precision, bar = built.precision, self._bar(built.precision)
+        if precision != "fp32" and not (structure := self._structure)["passed"]:
+            return {**structure, "structure": structure}
+        report = self._compared(built.path, bar, NAME)
+        report["outside"] = outside(_logits(self.trace()), _spec_in(built.path).rows)
+        if precision == "fp32":
+            return report
+        if kernels.available():
+            report["compiled"] = self._prove_compiled(built.path, bar)
+        return {**report, "structure": structure}
+
+    def prove_prefill(self, built: Built) -> dict[str, Any]:
+        """Prompts by this graph and steps by the other; and all of it by this one, as in a batch with AMX."""
+        assert built.beside is not None
+        options, bar = RunOptions(threads=_PROOF_THREADS), self._bar(built.precision)
+        own = Session(built.path / f"{_PREFILL}.onnx", options)
+        other = Session(built.beside.path / f"{NAME}.onnx", options)
+        prompts, everything = (self._judged(built.beside.path, graphs, bar) for graphs in ([other, own], [own]))
+        return {**prompts, "passed": prompts["passed"] and everything["passed"], "prompts": prompts, "all": everything}
+
+    def _bar(self, precision: str) -> Bar:
+        return BARS["fp32/bf16" if precision == "fp32" and self.dtype != "fp32" else precision]
+
+    def _counted(self, component: str, precision: str, progress: Progress) -> Weights:
+        """The weights, and how many of them have been asked for."""
+        total, seen = 3 + 6 * self.spec.stack.layers, 0  # about
+
+        def counted(name: str) -> np.ndarray:
+            nonlocal seen
+            seen += 1
+            progress(ProgressEvent(component, "build", min(seen, total), total, precision))
+            return self.weights(name)
+
+        return counted
+
+    def _ranges(self) -> KVRanges | None:
+        keys, values = self.trace().key_range, self.trace().value_range
+        return None if keys is None or values is None else KVRanges(keys, values)
+
+    @cached_property
+    def _structure(self) -> dict[str, Any]:
+        """The same graph with float32 weights, which no quantization noise excuses. Built aside, then deleted."""
+        with tempfile.TemporaryDirectory(prefix="structure-") as aside:
+            spec = _settled(self.spec, self.trace())
+            (Path(aside) / _SPEC).write_text(json.dumps(spec.to_dict()))
+            build_causal(Path(aside), spec, self.weights, RECIPES["fp32"])
+            return self._compared(Path(aside), self._bar("fp32"), NAME)
+
+    def _prove_compiled(self, directory: Path, bar: Bar) -> dict[str, Any]:
+        """Compiled kernels over the same weights, held to the same bar."""
+        try:
+            report = self._judged(directory, open_graphs(directory, _spec_in(directory), [NAME], _PROOF_THREADS), bar)
+        except (SessionError, BadOutput) as error:  # sizes that they are not made for, or answers that cannot be right
+            return {"passed": False, "error": str(error)}
+        return report
+
+    def _compared(self, directory: Path, bar: Bar, *names: str) -> dict[str, Any]:
+        options = RunOptions(threads=_PROOF_THREADS)
+        return self._judged(directory, [Session(directory / f"{name}.onnx", options) for name in names], bar)
+
+    def _judged(self, directory: Path, sessions: Sequence[Runner], bar: Bar) -> dict[str, Any]:
+        """The figures of a graph that is fed with the trace's tokens; of two, the second one runs the prompt."""
+        spec, trace = _spec_in(directory), self.trace()
+        prompts = (sessions[1], False) if len(sessions) > 1 else None
+        decoder = CausalDecoder(spec, sessions[0], TokenEmbeddings(self.weights(EMBEDDINGS)), wide=prompts)
+        expected = replace(trace, main_logits=_logits(trace)[:, spec.rows])
+        answers = replay(lambda prompt, recorder, n: decoder.generate(prompt[0], recorder, n), expected)
+        report = compare_logits({"main": (expected.main_logits, answers.main_logits)}, bar)
+        kv_bits = 8 if sessions[0].inputs["past_key.0"][0] is np.int8 else 32
+        return {**report, "frames": len(trace.frames), "kv_bits": kv_bits}
+
+
+def outside(logits: np.ndarray, rows: np.ndarray) -> float:
+    """The largest share of a step's probability, over logits [n, vocabulary], of ids that are not among `rows`."""
+    shares = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    return float(1 - shares[:, rows].sum(axis=1).min()) if len(rows) < logits.shape[1] else 0.0
+
+
+def _settled(spec: CausalSpec, trace: Trace) -> CausalSpec:
+    """The spec, or the one with a whole head where the cut would change what is drawn."""
+    logits = _logits(trace)
+    if outside(logits, spec.rows) <= OUTSIDE:
+        return spec
+    return replace(spec, ranges=((0, logits.shape[1]),))
+
+
+def _logits(trace: Trace) -> np.ndarray:
+    """[n, vocabulary]"""
+    return trace.main_logits.reshape(len(trace.main_logits), -1)
+
+
+def _spec_in(directory: Path) -> CausalSpec:
+    """What an export was built with."""
+    return CausalSpec.from_dict(json.loads((directory / _SPEC).read_text()))
+
+
+def causal_backends(
+    components: tuple[Component, ...], load: Callable[[Mapping[str, Path], RunOptions], Call]
+) -> tuple[Backend, ...]:
+    """Compiled kernels and ONNX Runtime, over the same exports. load: makes the part's call of either."""
+
+    def proven(options: RunOptions, exports: Mapping[str, Export]) -> bool:
+        return exports[CAUSAL].proof.get("compiled", {}).get("passed") is True
+
+    return (
+        compiled_kernels(components, load, available=kernels.available, proven=proven),
+        onnx_runtime(components, load),
+    )
+
+
+def load_causal(paths: Mapping[str, Path], options: RunOptions) -> CausalDecoder:
+    """A decoder over the exports of `causal_components`; `decoder.spec.rows` are the ids that its head has.
+
+    With AMX, whose matrix instructions compiled kernels do not use, the prefill graph runs prompts for both backends;
+    and steps, too, in ONNX Runtime. Elsewhere it is the faster one for ONNX Runtime's prompts only.
+    """
+    directory, compiled, amx = paths[CAUSAL], options.backend == COMPILED, "amx_int8" in detect().isa
+    spec, embeddings = _spec_in(directory), TokenEmbeddings(Table(paths[EMBEDDINGS] / f"{EMBEDDINGS}.npy"))
+    sessions = replace(options, backend="onnxruntime", spin_us=SHORT_SPIN_US) if compiled else options
+    prefill = None
+    with huge_pages():  # a step reads all weights
+        graph: Runner
+        if compiled:
+            (graph,) = open_graphs(directory, spec, [NAME], options.threads)
+        else:
+            graph = Session(directory / f"{NAME}.onnx", options)
+        if PREFILL in paths and (amx or not compiled):
+            prefill = Session(paths[PREFILL] / f"{_PREFILL}.onnx", sessions), amx and not compiled
+    return CausalDecoder(spec, graph, embeddings, wide=prefill)

@@ -1,0 +1,142 @@
+"""Causal language models of transformers that are stacks of Llama blocks, for `causal`: Llama, Qwen2, Qwen3 and kin.
+
+They are told by their modules' names and their configuration; transformers itself is not imported. Ran with 5.24, whose
+models these names are from: `model.embed_tokens`, `model.layers`, `model.norm`, `lm_head`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import UnsupportedEngine
+from ..export.graph.causal import NAME
+from ..export.graph.specs import CausalSpec, TransformerSpec
+from ..export.proof import Trace
+
+__all__ = ["record", "spec_of", "weight"]
+
+_PARTS = {
+    "out": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+}
+
+
+def spec_of(
+    model: Any, end_ids: Sequence[int], ranges: Sequence[tuple[int, int]] = (), positions: int | None = None
+) -> CausalSpec:
+    """What is known of a `...ForCausalLM`. ranges: ids that may be drawn, (first, behind the last); () is all.
+
+    positions: the longest sequence that will be asked for, if that is less than the model's. Raises UnsupportedEngine
+    for what the graphs do not have: other rotary embeddings, activations, norms, sliding windows.
+    """
+    config, block = model.config, model.model.layers[0]
+    _check(config, block)
+    attention = block.self_attn
+    limit = config.max_position_embeddings
+    stack = TransformerSpec(
+        dim=config.hidden_size,
+        layers=len(model.model.layers),
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=attention.head_dim,
+        ffn=config.intermediate_size,
+        eps=config.rms_norm_eps,
+        rope_base=float(_rope(config)["rope_theta"]),
+        positions=limit if positions is None else min(positions, limit),
+        qk_norm=hasattr(attention, "q_norm"),
+        qkv_bias=attention.q_proj.bias is not None,
+        out_bias=attention.o_proj.bias is not None,
+    )
+    return CausalSpec(stack, tuple(ranges) or ((0, config.vocab_size),), tuple(end_ids), half_split=True)
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    """Before version 5 the base stood by itself, and a scaling beside it."""
+    given = getattr(config, "rope_parameters", None)
+    scaling = getattr(config, "rope_scaling", None) or {"rope_type": "default"}
+    return dict(given) if given else {"rope_theta": config.rope_theta, **scaling}
+
+
+def _check(config: Any, block: Any) -> None:
+    attention, shape = block.self_attn, (config.num_attention_heads, config.hidden_size)
+    wrong = {
+        f"rotary embeddings of type {_rope(config).get('rope_type')!r}": _rope(config).get("rope_type") != "default",
+        f"partial rotary embeddings ({_rope(config).get('partial_rotary_factor')})": (
+            _rope(config).get("partial_rotary_factor", 1.0) != 1.0
+        ),
+        f"the activation {config.hidden_act!r}": config.hidden_act != "silu",
+        "a sliding window": "sliding_attention" in (getattr(config, "layer_types", None) or ()),
+        "biases in the feed-forward layers": block.mlp.gate_proj.bias is not None,
+        "norms beside the usual two": set(dict(block.named_children()))
+        != {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
+        "norms of queries of another width than a head's": hasattr(attention, "q_norm")
+        and attention.q_norm.weight.shape != (attention.head_dim,),
+        f"an output of attention of another width than {shape}": attention.o_proj.weight.shape
+        != (config.hidden_size, config.num_attention_heads * attention.head_dim),
+    }
+    if found := [what for what, is_so in wrong.items() if is_so]:
+        raise UnsupportedEngine(f"{type(config).__name__} asks for {' and '.join(found)}, which is not supported")
+
+
+def weight(model: Any, name: str) -> np.ndarray:
+    """A weight by its name in `export.graph.causal`, float32."""
+    import torch
+
+    tensor = torch.cat([part.detach().float() for part in _tensors(model, name)])
+    return np.ascontiguousarray(tensor.numpy())
+
+
+def _tensors(model: Any, name: str) -> list[Any]:
+    """The rows of a weight, one tensor below the other."""
+    if name == "embeddings":
+        return [model.model.embed_tokens.weight]
+    _, rest = name.split(f"{NAME}.")
+    if rest in ("head", "norm"):
+        return [(model.lm_head if rest == "head" else model.model.norm).weight]
+    index, _, part = rest.partition(".")
+    block = model.model.layers[int(index)]
+    part, _, bias = part.partition(".")
+    if part == "qkv":
+        owners = [getattr(block.self_attn, f"{each}_proj") for each in "qkv"]
+    else:
+        owners = [block.get_submodule(_PARTS[part])]
+    return [owner.bias if bias else owner.weight for owner in owners]
+
+
+def record(model: Any, spec: CausalSpec, prompt: np.ndarray, count: int) -> Trace:
+    """The model's greedy tokens behind a prompt int64 [T], and its logits [n, 1, vocabulary] at each: see `Trace`.
+
+    Of the ids that the spec lets be drawn, but for those that would end it. Its key-value ranges are of halves.
+    """
+    import torch
+
+    count = min(count, spec.stack.positions - len(prompt))
+    ends = np.isin(spec.rows, spec.end_ids)
+    step, logits, tokens = torch.from_numpy(prompt)[None], [], []
+    past: Any = None
+    # Later versions have renamed it, and warn of the older name.
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    with torch.inference_mode():
+        for _ in range(count):
+            answer = model(input_ids=step, use_cache=True, **{name: past})
+            past = answer[name]
+            logits.append(answer.logits[0, -1].float().numpy())
+            token = int(spec.rows[np.where(ends, -np.inf, logits[-1][spec.rows]).argmax()])
+            tokens.append(token)
+            step = torch.tensor([[token]])
+        ranges = [
+            np.stack([getattr(layer, kind)[0].abs().amax(1).float().numpy() for layer in past.layers])
+            for kind in ("keys", "values")
+        ]
+    codes = np.zeros((count, 0, 1), np.float32)  # there are no codebooks
+    return Trace(prompt[None], np.array(tokens)[:, None], np.stack(logits), codes, *ranges)
