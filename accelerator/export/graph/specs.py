@@ -86,6 +86,9 @@ class CausalSpec:
     end_ids: tuple[int, ...]
     half_split: bool = False
 
+    def __post_init__(self) -> None:
+        assert len(np.unique(self.rows)) == len(self.rows), f"ids that stand twice in {self.ranges} or {self.end_ids}"
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
