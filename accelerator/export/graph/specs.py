@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CausalSpec", "Hidden", "KVRanges", "TransformerSpec", "Weights"]
+__all__ = ["CausalSpec", "CodebookSpec", "Hidden", "KVRanges", "TransformerSpec", "Weights"]
 
 KV_MARGIN = 2.0  # room above the largest magnitude seen: other speakers have larger ones, and an int8 cache saturates
 
@@ -112,3 +112,22 @@ class CausalSpec:
     def graph(self, name: str) -> tuple[TransformerSpec, Hidden | None]:
         """The stack of a graph, and the state that it answers with."""
         return self.stack, None
+
+
+@dataclass(frozen=True)
+class CodebookSpec:
+    """What a dual model has on top of a causal one: a second stack, run once for each codebook of a frame.
+
+    The first code is the main token's own, counted from the id `begin`; the others are drawn, of the first `drawn` rows
+    of the second stack's head. size: codes of a codebook.
+    """
+
+    stack: TransformerSpec
+    codebooks: int
+    size: int
+    drawn: int
+    begin: int
+
+    def first_code(self, token: int) -> int:
+        """The code that a main token stands for, clamped into its codebook."""
+        return min(max(token - self.begin, 0), self.size - 1)
