@@ -444,11 +444,11 @@ def test_a_known_voice_is_not_prefilled_again(
 
 def test_a_single_codebook_is_the_main_tokens_own(adapter: Any) -> None:
     """There is nothing to run a fast model for."""
-    spec = replace(adapter._spec, codebooks=1)
+    spec = replace(adapter._spec, codebooks=1).codebook
     codes = Codes(None, None, spec, None, 8)  # type: ignore[arg-type]
-    frames = [np.array([spec.semantic_begin + n, 99]) for n in (0, 5, spec.codebook_size + 7)]
+    frames = [np.array([spec.begin + n, 99]) for n in (0, 5, spec.size + 7)]
     codes.fill([(0, None, frame) for frame in frames], np.zeros((3, 4), np.float32), wide=False)  # type: ignore[list-item]
-    assert [frame[1] for frame in frames] == [0, 5, spec.codebook_size - 1]
+    assert [frame[1] for frame in frames] == [0, 5, spec.size - 1]
 
 
 def test_nothing_wanted_nothing_run(decoder: DualARDecoder, tiny: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import BadOutput
-from ..export.graph.dual_ar import DualARSpec
+from ..export.graph.specs import CodebookSpec
 from .sampling import Sampler
 from .sequence import Other, Row, width_of
 from .transformer import Embeddings, Runner, Transformer
@@ -21,7 +21,7 @@ Speaking = tuple[int, Row | Other, np.ndarray]  # the slow model's row, a sequen
 class Codes:
     """Draws the codes of frames that have a main token. Not for sharing between threads."""
 
-    def __init__(self, session: Runner, wide: Runner | None, spec: DualARSpec, embeddings: Embeddings, limit: int):
+    def __init__(self, session: Runner, wide: Runner | None, spec: CodebookSpec, embeddings: Embeddings, limit: int):
         """wide: as for `Transformer`. limit: sequences at most."""
         self._session, self._wide, self._spec, self._embeddings, self._limit = session, wide, spec, embeddings, limit
         self._fast: Transformer | None = None
@@ -34,7 +34,7 @@ class Codes:
         """
         spec, sequences = self._spec, [row for _, row, _ in speaking]
         for _, _, frame in speaking:
-            frame[1] = min(max(int(frame[0]) - spec.semantic_begin, 0), spec.codebook_size - 1)
+            frame[1] = spec.first_code(int(frame[0]))
         if spec.codebooks < 2:
             return
         width = width_of(sequences, self._session.invariant)
@@ -59,8 +59,8 @@ class Codes:
         """With room for so many rows."""
         if self._fast is None or self._fast.rows < width:
             spec, rows = self._spec, 1 if width == 1 else max(width, self._limit)
-            outputs = {"logits": spec.fast_codes}
-            self._fast = Transformer(self._session, spec.fast, outputs, rows, spec.codebooks, self._wide)
+            outputs = {"logits": spec.drawn}
+            self._fast = Transformer(self._session, spec.stack, outputs, rows, spec.codebooks, self._wide)
         return self._fast
 
     def _at_once(self, fast: Transformer, speaking: Sequence[Speaking]) -> tuple[float, float] | None:

@@ -210,15 +210,16 @@ class DualARStepper(CausalStepper):
         """Arguments as for `batcher.DualARDecoder`."""
         wide_slow = None if wide is None else (wide[0], wide[1] is not None)
         super().__init__(spec.causal, slow, embeddings, prefixes, wide_slow, wide_rows)
-        self.spec, self._codebooks = spec, spec.codebooks
+        self.codebook, self._codebooks = spec.codebook, spec.codebooks
         self._fast, self._wide_fast, self._limit = fast, wide and wide[1], rows
+        self._hidden = spec.hidden.width
         self.renew()
 
     def renew(self) -> None:
-        self.codes = Codes(self._fast, self._wide_fast, self.spec, self.embeddings, self._limit)
+        self.codes = Codes(self._fast, self._wide_fast, self.codebook, self.embeddings, self._limit)
 
     def _outputs(self) -> dict[str, int]:
-        return {**super()._outputs(), "hidden": self.spec.fast.dim}
+        return {**super()._outputs(), "hidden": self._hidden}
 
     def _complete(self, model: Transformer, speaking: Sequence[Speaking]) -> None:
         wide = self._is_wide([row for _, row, _ in speaking])

@@ -29,6 +29,7 @@ _PARTS = {
     "q_norm": "self_attn.q_norm",
     "k_norm": "self_attn.k_norm",
 }
+_CHILDREN = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
 
 def spec_of(
@@ -39,9 +40,8 @@ def spec_of(
     positions: the longest sequence that will be asked for, if that is less than the model's. Raises UnsupportedEngine
     for what the graphs do not have: other rotary embeddings, activations, norms, sliding windows.
     """
-    config, block = model.config, model.model.layers[0]
-    _check(config, block)
-    attention = block.self_attn
+    _check(model)
+    config, attention = model.config, model.model.layers[0].self_attn
     limit = config.max_position_embeddings
     stack = TransformerSpec(
         dim=config.hidden_size,
@@ -64,28 +64,28 @@ def _rope(config: Any) -> dict[str, Any]:
     """Before version 5 the base stood by itself, and a scaling beside it."""
     given = getattr(config, "rope_parameters", None)
     scaling = getattr(config, "rope_scaling", None) or {"rope_type": "default"}
-    return dict(given) if given else {"rope_theta": config.rope_theta, **scaling}
+    return dict(given) if given else {"rope_theta": getattr(config, "rope_theta", 1e4), **scaling}
 
 
-def _check(config: Any, block: Any) -> None:
-    attention, shape = block.self_attn, (config.num_attention_heads, config.hidden_size)
-    wrong = {
-        f"rotary embeddings of type {_rope(config).get('rope_type')!r}": _rope(config).get("rope_type") != "default",
-        f"partial rotary embeddings ({_rope(config).get('partial_rotary_factor')})": (
-            _rope(config).get("partial_rotary_factor", 1.0) != 1.0
-        ),
-        f"the activation {config.hidden_act!r}": config.hidden_act != "silu",
-        "a sliding window": "sliding_attention" in (getattr(config, "layer_types", None) or ()),
-        "biases in the feed-forward layers": block.mlp.gate_proj.bias is not None,
-        "norms beside the usual two": set(dict(block.named_children()))
-        != {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
-        "norms of queries of another width than a head's": hasattr(attention, "q_norm")
+def _check(model: Any) -> None:
+    """Raises UnsupportedEngine for what is seen to be other than Llama blocks; what is not seen, the proof finds."""
+    if not hasattr(getattr(model, "model", None), "layers") or not hasattr(model, "lm_head"):
+        raise UnsupportedEngine(f"{type(model).__name__} has no model.layers and lm_head: it is not a Llama or its kin")
+    config, block = model.config, model.model.layers[0]
+    rope, kinds = _rope(config), getattr(config, "layer_types", None) or ()
+    attention, activation = block.self_attn, getattr(config, "hidden_act", None)
+    odd = {
+        f"rotary embeddings of type {rope.get('rope_type')!r}": rope.get("rope_type") != "default",
+        "rotary embeddings of a part of each head": rope.get("partial_rotary_factor", 1.0) != 1.0,
+        f"the activation {activation!r}": activation != "silu",
+        "a sliding window": "sliding_attention" in kinds,
+        "layers of another kind": {name for name, _ in block.named_children()} != _CHILDREN,
+        "biases in the feed-forward layers": getattr(block.mlp.gate_proj, "bias", None) is not None,
+        "norms over all queries together": hasattr(attention, "q_norm")
         and attention.q_norm.weight.shape != (attention.head_dim,),
-        f"an output of attention of another width than {shape}": attention.o_proj.weight.shape
-        != (config.hidden_size, config.num_attention_heads * attention.head_dim),
     }
-    if found := [what for what, is_so in wrong.items() if is_so]:
-        raise UnsupportedEngine(f"{type(config).__name__} asks for {' and '.join(found)}, which is not supported")
+    if found := [what for what, is_so in odd.items() if is_so]:
+        raise UnsupportedEngine(f"{type(model).__name__} has {', '.join(found)}, which the graphs have not")
 
 
 def weight(model: Any, name: str) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from .graph import Graph
 from .quantize import Recipe, linear
 from .rope import rope_tables, round_to_bfloat16
-from .specs import CausalSpec, Hidden, KVRanges, TransformerSpec, Weights
+from .specs import CausalSpec, CodebookSpec, Hidden, KVRanges, TransformerSpec, Weights
 from .transformer import build_stack, norm, transformer
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DualARSpec:
-    """A dual autoregressive model: what the graphs and the decode loop must know of it."""
+    """A dual autoregressive model: a causal one over frames, and what stands on top of it over a frame's codebooks."""
 
     slow: TransformerSpec
     fast: TransformerSpec
@@ -68,6 +68,11 @@ class DualARSpec:
     def causal(self) -> CausalSpec:
         """The slow model alone."""
         return CausalSpec(self.slow, ((self.semantic_begin, self.semantic_end + 1),), (self.end_id,))
+
+    @property
+    def codebook(self) -> CodebookSpec:
+        """What stands on top of it."""
+        return CodebookSpec(self.fast, self.codebooks, self.codebook_size, self.fast_codes, self.semantic_begin)
 
     @property
     def hidden(self) -> Hidden:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CausalSpec", "Hidden", "KVRanges", "TransformerSpec", "Weights"]
+__all__ = ["CausalSpec", "CodebookSpec", "Hidden", "KVRanges", "TransformerSpec", "Weights"]
 
 KV_MARGIN = 2.0  # room above the largest magnitude seen: other speakers have larger ones, and an int8 cache saturates
 
@@ -86,6 +86,9 @@ class CausalSpec:
     end_ids: tuple[int, ...]
     half_split: bool = False
 
+    def __post_init__(self) -> None:
+        assert len(np.unique(self.rows)) == len(self.rows), f"ids that stand twice in {self.ranges} or {self.end_ids}"
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -109,3 +112,22 @@ class CausalSpec:
     def graph(self, name: str) -> tuple[TransformerSpec, Hidden | None]:
         """The stack of a graph, and the state that it answers with."""
         return self.stack, None
+
+
+@dataclass(frozen=True)
+class CodebookSpec:
+    """What a dual model has on top of a causal one: a second stack, run once for each codebook of a frame.
+
+    The first code is the main token's own, counted from the id `begin`; the others are drawn, of the first `drawn` rows
+    of the second stack's head. size: codes of a codebook.
+    """
+
+    stack: TransformerSpec
+    codebooks: int
+    size: int
+    drawn: int
+    begin: int
+
+    def first_code(self, token: int) -> int:
+        """The code that a main token stands for, clamped into its codebook."""
+        return min(max(token - self.begin, 0), self.size - 1)
