@@ -52,7 +52,7 @@ HOMES = {
     "typer": ("cli",),
     "click": ("cli",),
     "rich": ("cli",),
-    "fish_speech": ("engines",),
+    "fish_speech": ("engines", "benchmark"),
     "transformers": ("engines", "benchmark"),
     "normt2s": ("reference",),
     "pocketsphinx": ("reference",),

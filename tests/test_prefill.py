@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from accelerator import kernels
 from accelerator.cache import ContentCache
-from accelerator.engines.reference import ReferenceAdapter
+from accelerator.engines.reference import ReferenceAdapter, examples
+from accelerator.export import component
 from accelerator.export.component import Export, export_beside, export_component
 from accelerator.export.proof import Bar
 from accelerator.hardware import detect
@@ -38,16 +40,16 @@ def adapter(tiny: Any) -> ReferenceAdapter:
 def exported(
     adapter: ReferenceAdapter, cache: ContentCache, *, prefill: bool = True, precision: str = "int8"
 ) -> dict[str, Export]:
-    tables, graphs, *beside = language_model_components(
+    tables, model, *beside = language_model_components(
         *adapter.backbone(), lambda: "0" * 64, adapter._trace, prefill=prefill
     )
     found = {
         EMBEDDINGS: export_component(tables, "fp32", cache),
-        LANGUAGE_MODEL: export_component(graphs, precision, cache, proof="warn"),
+        LANGUAGE_MODEL: export_component(model, precision, cache, proof="warn"),
     }
-    for component in beside:
-        if (export := export_beside(component, found[LANGUAGE_MODEL], cache)) is not None:
-            found[component.name] = export
+    for other in beside:
+        if (export := export_beside(other, found[LANGUAGE_MODEL], cache)) is not None:
+            found[other.name] = export
     return found
 
 
@@ -214,3 +216,29 @@ def test_who_does_without_leaves_them_alone(both: dict[str, Export], adapter: An
     assert list(alone) == [EMBEDDINGS, LANGUAGE_MODEL]
     assert alone[LANGUAGE_MODEL].entry.key == both[LANGUAGE_MODEL].entry.key
     assert loaded(alone).stepper.wide is None
+
+
+def test_one_warm_cache_serves_machines_of_other_instruction_sets(
+    adapter: ReferenceAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there is proven once more, and not built; only who wants graphs for prefill builds these."""
+    monkeypatch.setattr(kernels, "available", lambda: False)
+
+    def stages(*isa: str) -> dict[str, list[str]]:
+        here, events = replace(detect(), isa=isa), []  # type: ignore[var-annotated]
+        with monkeypatch.context() as patch:
+            for module in (language_model, component):
+                patch.setattr(module, "detect", lambda: here)
+            trace = functools.partial(examples.trace, adapter.engine)
+            made = language_model_components(*adapter.backbone(), lambda: "0" * 64, trace)
+            cache, exports = ContentCache(tmp_path), {}
+            for each, precision in zip(made, ("fp32", "int8", "int8"), strict=False):
+                beside = exports.get(each.beside)
+                exports[each.name] = export_component(each, precision, cache, progress=events.append, beside=beside)
+        return {name: list(dict.fromkeys(e.stage for e in events if e.component == name)) for name in exports}
+
+    everything, again, known = ["hash", "build", "prove"], ["hash", "prove"], ["hash"]
+    assert stages("avx2") == {EMBEDDINGS: everything, LANGUAGE_MODEL: everything}
+    assert stages("avx2", "amx_int8") == {EMBEDDINGS: again, LANGUAGE_MODEL: again, PREFILL: everything}
+    assert stages("avx2") == {EMBEDDINGS: known, LANGUAGE_MODEL: known}
+    assert stages("avx2", "amx_int8") == {EMBEDDINGS: known, LANGUAGE_MODEL: known, PREFILL: known}

@@ -20,9 +20,9 @@ LAYOUT = TokenLayout(semantic_begin=100, semantic_end=163, end_id=90, n_codebook
 WARM = SamplingParams(temperature=0.8, top_p=0.9, top_k=30, repetition_penalty=1.3, seed=7)
 
 
-def first_code(token: int) -> int:
+def first_code(token: int, layout: TokenLayout = LAYOUT) -> int:
     """The code of the first codebook that a main token stands for, clamped into it (the end token has none)."""
-    return min(max(token - LAYOUT.semantic_begin, 0), LAYOUT.n_semantic - 1)
+    return min(max(token - layout.semantic_begin, 0), layout.n_semantic - 1)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -470,7 +470,7 @@ def test_every_frame_is_the_plain_ones(rule: SamplingRule, temperature: float, t
             for sampler in (ours, theirs):
                 token = sampler.main(logits[0])
                 codes = [sampler.code(k, logits[k]) for k in range(1, 10)]
-                drawn.append([token, LARGE.first_code(token), *codes])
+                drawn.append([token, first_code(token, LARGE), *codes])
             assert drawn[0] == drawn[1]
             frames.append(drawn[0])
             ours.push(drawn[0])
