@@ -140,16 +140,16 @@ def with_cache(model: Any, positions: int) -> Any:
         # A placeholder, so that the engine's large cache is not copied; setup_caches puts a new one there.
         replaced = [(m, nn.Identity()) for n, m in model.named_modules() if n.endswith("kv_cache")]
         replaced += [(each, each) for each in (model.config, model.tokenizer)]
-        twin = replica(model, shared, replaced=replaced)
-        twin.max_seq_len = twin.max_batch_size = -1
-        dtype = next(twin.parameters()).dtype
+        made = replica(model, shared, replaced=replaced)
+        made.max_seq_len = made.max_batch_size = -1
+        dtype = next(made.parameters()).dtype
         with torch.device("cpu"):
-            twin.setup_caches(max_batch_size=1, max_seq_len=positions, dtype=dtype)
+            made.setup_caches(max_batch_size=1, max_seq_len=positions, dtype=dtype)
             # Only as large as the cache: at 32,768 positions the engine's own mask has a gigabyte.
-            slots = max(twin.max_seq_len, model.config.num_codebooks)
-            twin.causal_mask = torch.tril(torch.ones(slots, slots, dtype=torch.bool))
-        twin._cache_setup_done = True
-    return twin
+            slots = max(made.max_seq_len, model.config.num_codebooks)
+            made.causal_mask = torch.tril(torch.ones(slots, slots, dtype=torch.bool))
+        made._cache_setup_done = True
+    return made
 
 
 class _Prompt(Exception):
@@ -195,23 +195,23 @@ def record(model: Any, spec: DualARSpec, prompt: np.ndarray, count: int) -> Trac
     count = min(count, spec.slow.positions - length)
     rows, codes, main, frames = torch.from_numpy(spec.rows), [], [], []
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
-        twin = with_cache(model, length + count)
+        made = with_cache(model, length + count)
         x, position = torch.from_numpy(prompt)[None], torch.arange(length)
         for _ in range(count):
-            answer = twin.forward_generate(x, position)
+            answer = made.forward_generate(x, position)
             logits = answer.logits[0, -1, rows].float()
             main.append(logits.numpy())
             first = int(logits[:-1].argmax())  # the end would end the trace: the best code goes on
             frame = [spec.semantic_begin + first, first]
-            twin.forward_generate_fast(answer.hidden_states, torch.tensor([0]))
+            made.forward_generate_fast(answer.hidden_states, torch.tensor([0]))
             for codebook in range(1, spec.codebooks):
-                hidden = twin.fast_embeddings(torch.tensor([frame[-1]]))
-                fast = twin.forward_generate_fast(hidden, torch.tensor([codebook]))[0, -1, : spec.fast_codes].float()
+                hidden = made.fast_embeddings(torch.tensor([frame[-1]]))
+                fast = made.forward_generate_fast(hidden, torch.tensor([codebook]))[0, -1, : spec.fast_codes].float()
                 codes.append(fast.numpy())
                 frame.append(int(fast.argmax()))
             frames.append(np.array(frame, np.int64))
             x, position = torch.tensor(frame)[None, :, None], position[-1:] + 1
-        caches = [layer.attention.kv_cache for layer in twin.layers]
+        caches = [layer.attention.kv_cache for layer in made.layers]
         keys, values = (
             np.stack([t[0].abs().amax(1).float().numpy() for t in ts])
             for ts in zip(*((cache.k_cache, cache.v_cache) for cache in caches), strict=True)

@@ -54,10 +54,10 @@ def generate(
     count, looks_back, recent = len(frames), len(frames) > 0, frames[1:]  # the prefill looks back on nothing
     if count >= limit:
         return
-    twin = model if own_cache else with_cache(model, prompt.shape[1] + limit)
+    made = model if own_cache else with_cache(model, prompt.shape[1] + limit)
     draw = with_globals(module.sample, {"multinomial_sample_one_no_sync": _drawing(params, count)})
     step = with_globals(module.decode_one_token_ar, {"sample": draw})
-    options = layout.sampling(twin, spec, params) | {"audio_masks": None, "audio_parts": None}
+    options = layout.sampling(made, spec, params) | {"audio_masks": None, "audio_parts": None}
     x = torch.from_numpy(np.concatenate([prompt, frames.T], axis=1).astype(np.int64))[None]
     position = torch.arange(x.shape[2])
     while True:
@@ -65,7 +65,7 @@ def generate(
             options["previous_tokens"] = torch.from_numpy(layout.window(recent)).int()
         kernel = sdpa_kernel(SDPBackend.MATH) if x.shape[2] == 1 else contextlib.nullcontext()
         with torch.inference_mode(), kernel:
-            answer = step(model=twin, x=x, input_pos=position, **options)
+            answer = step(model=made, x=x, input_pos=position, **options)
             frame = answer.numpy().astype(np.int64).reshape(-1)
         count += 1
         yield frame

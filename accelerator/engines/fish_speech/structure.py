@@ -94,6 +94,6 @@ def with_globals(function: Any, changes: Mapping[str, Any]) -> Any:
             f"{function!r} is not a plain function: undo what replaced it, or use the engine as it is"
         )
     names = {**function.__globals__, **changes}
-    twin = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
-    twin.__kwdefaults__ = function.__kwdefaults__
-    return twin
+    made = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
