@@ -34,7 +34,7 @@ from accelerator.engines.fish_speech.adapter import FishSpeechAdapter
 from accelerator.engines.fish_speech.routed import _Requests
 from accelerator.errors import GenerationError
 from accelerator.hardware.forks import Lock
-from accelerator.kernels import available
+from accelerator.kernels import available, snake
 from accelerator.pipeline.fallback import Route
 from accelerator.pipeline.pooled import Workers
 from accelerator.pipeline.selection import Choice
@@ -330,11 +330,12 @@ def test_a_voice_that_is_being_encoded_is_encoded_by_the_child(tmp_path: Path) -
     codes = np.arange(6).reshape(2, 3)
 
     def hold(work: Callable[[], Any]) -> None:
-        store.get_or_encode("a" * 64, lambda: (work(), codes)[1])
+        store.get_or_encode("a" * 64, lambda: {"codes": (work(), codes)[1]})
 
     with held(hold):
-        np.testing.assert_array_equal(in_child(lambda: store.get_or_encode("a" * 64, lambda: codes + 1), 20), codes + 1)
-    np.testing.assert_array_equal(store.get_or_encode("a" * 64, lambda: codes + 2), codes)
+        child = in_child(lambda: store.get_or_encode("a" * 64, lambda: {"codes": codes + 1})["codes"], 20)
+    np.testing.assert_array_equal(child, codes + 1)
+    np.testing.assert_array_equal(store.get_or_encode("a" * 64, lambda: {"codes": codes + 2})["codes"], codes)
 
 
 def test_an_entry_that_the_parent_builds_is_the_childs_once_it_is_there(tmp_path: Path) -> None:
@@ -446,14 +447,14 @@ def test_a_lock_that_the_forking_thread_holds_stays_held_in_the_child() -> None:
 def test_a_codecs_kernels_have_threads_in_a_child(engine: Any) -> None:
     x = np.random.default_rng(0).standard_normal((4000, 64)).astype(np.float32)
 
-    def snake() -> np.ndarray:
+    def snaked() -> np.ndarray:
         out = np.zeros_like(x)
         assert snake(x.ctypes.data, None, out.ctypes.data, *x.shape, low=False, low_out=False, threads=2)
         return out
 
-    np.testing.assert_allclose(snake(), x + np.sin(x) ** 2, atol=1e-5)
-    with speaking(snake):
-        np.testing.assert_array_equal(in_child(snake, 20), snake())
+    np.testing.assert_allclose(snaked(), x + np.sin(x) ** 2, atol=1e-5)
+    with speaking(snaked):
+        np.testing.assert_array_equal(in_child(snaked, 20), snaked())
 
 
 def test_fish_speechs_queue_is_served_by_a_thread_of_the_childs() -> None:
@@ -510,14 +511,13 @@ def test_a_live_fish_speech_is_not_asked_in_a_child(monkeypatch: pytest.MonkeyPa
 KINDS = {"Lock", "RLock", "Condition", "Event", "Semaphore", "BoundedSemaphore", "Barrier"}
 KEPT_THOUGH = {  # where threads are waited for by what `_forked` does not make -> why a child does not wait for ever
     "hardware.forks Lock.__init__": "it is what makes itself anew",
-    "hardware.turns Turns._begin": "in a table that `_forked` empties",
+    "hardware.lease Turns._begin": "in a table that `_forked` empties",
     "cache.store ContentCache.single_flight": "in a table that `_forked` empties",
-    "voices VoiceStore._alone": "in a table that `_forked` empties",
+    "pipeline.voices VoiceStore._alone": "in a table that `_forked` empties",
     "cache.store ContentCache._check_later": "a child does not wait for it, and checks itself",
     "optimizer UniversalOptimizer._executor": "forgotten by `_forked`",
-    "native.parts _pool": "one for each process, by its number",
+    "kernels.parallel _pool": "one for each process, by its number",
     "optimizer UniversalOptimizer._stream": "a flag of one stream, which raises in a child; nobody waits for it",
-    "stream SpeechStream.__init__": "a flag of one stream, which raises in a child; nobody waits for it",
     "engines.fish_speech.routed _Request": "a flag of one request, which its parent speaks; nobody waits for it",
     "cli.progress Bars.__init__": "of the command, which does not fork",
     "reference.training.loop _termination": "of a program that does not fork",

@@ -668,7 +668,20 @@ def test_those_for_older_processors_compute_the_same(exports: Path) -> None:
     files = [Path(__file__).with_name(f"test_{name}.py") for name in ("native", "filters", "dense")]
     chosen = "formulas or beside_it or pieces or steps_are or number or levels or mix"
     asked = {"ACCELERATOR_KERNELS": "avx2", "ACCELERATOR_TEST_CACHE": str(exports)}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, *map(str, files)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        chosen,
+        *map(str, files),
+    ]
     done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) > 30

@@ -17,7 +17,7 @@ from doubles import component
 
 import accelerator
 from accelerator.cache import ContentCache
-from accelerator.engines.reference import ReferenceAdapter
+from accelerator.engines.reference import examples
 from accelerator.export.component import Built, export_component
 from accelerator.export.tracing import on_one_thread
 
@@ -36,7 +36,7 @@ from accelerator.export.component import export_beside, export_component
 root, kind, threads, backwards = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "backwards"
 torch.set_num_threads(threads)
 if kind == "vits":
-    sys.path[:0] = [sys.argv[5]]
+    sys.path[:0] = [sys.argv[5], str(Path(sys.argv[5]).parent)]
     warnings.simplefilter("ignore")
     from accelerator.engines.vits.adapter import VitsAdapter
     from test_vits import pipeline
@@ -146,13 +146,13 @@ def test_a_trace_is_the_same_with_any_number_of_threads() -> None:
     """The voice in the box, whose sums three threads share otherwise than one: its cache's scales come from them."""
     from accelerator.benchmark.demo import open_voice
 
-    adapter, traces = ReferenceAdapter(open_voice(None, None).engine), []
+    engine, traces = open_voice(None, None).engine, []
     before = torch.get_num_threads()
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
             with on_one_thread():
-                traces.append(adapter._trace())
+                traces.append(examples.trace(engine))
     finally:
         torch.set_num_threads(before)
     for name, first in vars(traces[0]).items():

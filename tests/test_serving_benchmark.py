@@ -330,7 +330,7 @@ class FakeProcess:
             self.log.append(f"throughput: pytorch {arguments['measure']['kind']}, {arguments['frames']}")
             if arguments["measure"]["kind"] == "speak":
                 return {"rtf": 4.0, "spoken_frames": 6}
-            return {"prefill_60": 0.5, "frame_60": 0.3}
+            return {f"prefill_{len(SENTENCES[0])}": 0.5, f"frame_{len(SENTENCES[0])}": 0.3}
         if do == "beside":
             self.log.append(f"neighbours: {arguments['item']} {arguments['numbers']}")
             if error := self.faults.get(f"neighbours: {arguments['item']}"):
