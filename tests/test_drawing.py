@@ -9,8 +9,9 @@ import pytest
 from plain_sampling import hard_logits
 
 from accelerator import kernels
+from accelerator.engines.fish_speech.layouts import HEAD, S1
 from accelerator.inference.frame_loop import draw as compiled_draw
-from accelerator.inference.sampling import RULES, Draws, Sampler, TokenLayout, draw, nucleus, penalise
+from accelerator.inference.sampling import Draws, Sampler, TokenLayout, draw, nucleus, penalise
 from accelerator.speech import SamplingParams
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
@@ -106,7 +107,7 @@ def test_a_samplers_draws_are_what_it_would_draw(rule: str) -> None:
     random = np.random.default_rng(0)
     frames = [[1005, 5, *random.integers(0, 1024, 9)] for _ in range(20)]
     for history in ([], frames[:1], frames[:5], frames):
-        ours, theirs = (Sampler(RULES[rule], params, layout).resume(history) for _ in range(2))
+        ours, theirs = (Sampler({"s1": S1, "head": HEAD}[rule].rule, params, layout).resume(history) for _ in range(2))
         logits = random.standard_normal((9, 1200)).astype(np.float32)
         draws = ours.draws()
         assert draws.uniforms.shape == (9,)

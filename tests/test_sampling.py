@@ -11,11 +11,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from accelerator.engines.fish_speech import layouts
 from accelerator.errors import BadOutput
-from accelerator.inference.sampling import RULES, Sampler, SamplingRule, TokenLayout, draw, nucleus, penalise
+from accelerator.inference.sampling import Sampler, SamplingRule, TokenLayout, draw, nucleus, penalise
 from accelerator.speech import SamplingParams
 
-HEAD, S1 = RULES["head"], RULES["s1"]
+HEAD, S1 = layouts.HEAD.rule, layouts.S1.rule
 LAYOUT = TokenLayout(semantic_begin=100, semantic_end=163, end_id=90, n_codebooks=4)
 WARM = SamplingParams(temperature=0.8, top_p=0.9, top_k=30, repetition_penalty=1.3, seed=7)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +21,6 @@ from ..speech import SamplingParams
 
 __all__ = [
     "MIN_TEMPERATURE",
-    "RULES",
     "Draws",
     "Noise",
     "Sampler",
@@ -56,12 +55,6 @@ class SamplingRule:
     ras_temperature: float = 1.0
     ras_top_p: float = 0.9
     code_rows: int | None = None
-
-
-RULES: Mapping[str, SamplingRule] = {
-    "head": SamplingRule(repetition="ras", window=10),
-    "s1": SamplingRule(repetition="penalty", window=16, code_rows=1024),
-}
 
 
 @dataclass(frozen=True, kw_only=True)

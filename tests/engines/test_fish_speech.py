@@ -773,7 +773,7 @@ def test_a_checkpoint_opens_without_its_weights(fast: Any, monkeypatch: pytest.M
     assert CHECKPOINT is not None
     options: dict[str, Any] = {"decoder_config_name": CODEC, "precision": "fp32", "threads": 2, "probe": False}
     voice = {"reference_audio": wav(), "reference_text": "words", "temperature": 0, "max_new_tokens": 12}
-    with UniversalOptimizer.from_checkpoint(CHECKPOINT, **options) as first:
+    with UniversalOptimizer.from_checkpoint(CHECKPOINT, "fish-speech", **options) as first:
         expected = first.synthesize(TEXT, **voice)
         first.prepare()
         assert not first.adapter.model.loaded
@@ -785,7 +785,7 @@ def test_a_checkpoint_opens_without_its_weights(fast: Any, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(weights, "load_language_model", never)
         patch.setattr(weights, "load_codec", never)
-        second = UniversalOptimizer.from_checkpoint(CHECKPOINT, **options)
+        second = UniversalOptimizer.from_checkpoint(CHECKPOINT, "fish-speech", **options)
         audio, _, metrics = second.synthesize(TEXT, **voice)
         assert metrics["backend"] == "onnxruntime"
         assert set(metrics["cache"].values()) == {"hit"}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import UnsupportedEngine
-from ...inference.sampling import RULES, SamplingRule
+from ...inference.sampling import SamplingRule
 from ...speech import SamplingParams
 
 __all__ = ["HEAD", "LAYOUTS", "S1", "Layout", "check_engine", "installed"]
@@ -80,7 +80,7 @@ S1 = Layout(
     name="s1",
     options=frozenset({"temperature", "top_p", "repetition_penalty"}),
     codec_call="decode",
-    rule=RULES["s1"],
+    rule=SamplingRule(repetition="penalty", window=16, code_rows=1024),
     newest_last=False,
     code_rows=1024,
     top_k=None,
@@ -91,7 +91,7 @@ HEAD = Layout(
     name="head",
     options=frozenset({"temperature", "top_p", "top_k", "semantic_logit_bias"}),
     codec_call="from_indices",
-    rule=RULES["head"],
+    rule=SamplingRule(repetition="ras", window=10),
     newest_last=True,
     code_rows=None,
     top_k=30,
