@@ -111,8 +111,8 @@ class Meter:
         audio_s = self.audio_s
         spoken = self._stages["generate"]
         return {
-            "rtf": elapsed / audio_s if audio_s else float("inf"),
-            "rtfx": audio_s / elapsed if elapsed else float("inf"),
+            "rtf": elapsed / audio_s if audio_s else None,
+            "rtfx": audio_s / elapsed if elapsed else None,
             "audio_s": audio_s,
             "elapsed_s": elapsed,
             "ttfa_s": self._ttfa,

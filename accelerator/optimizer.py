@@ -15,6 +15,7 @@ import numpy as np
 
 from .cache import ContentCache
 from .engines import Adapter, adapter_for, adapter_from_checkpoint
+from .engines.base import bound_of
 from .errors import EngineError, GenerationError, InvalidOption
 from .export.component import Progress, ignore_progress
 from .hardware.forks import renewed_in_children
@@ -94,7 +95,7 @@ class UniversalOptimizer:
         self._adapter = adapter if adapter is not None else adapter_for(engine)
         self._runtime = Runtime(settings, self._adapter.name)
         self._routes = {part.name: Route(part, self._runtime.load) for part in self._adapter.parts()}
-        self._bound = self._adapter.bind(self._routes)
+        self._bound = bound_of(self._adapter, self._routes)
         self._dispatcher = Dispatcher(
             self._adapter, self._bound, self._routes, self._runtime, release_torch=release_torch
         )
@@ -124,6 +125,8 @@ class UniversalOptimizer:
         A part that cannot be exported stays in PyTorch. Raises InvalidOption for a part the engine does not have.
         """
         self._check_open()
+        if isinstance(parts, str):
+            raise InvalidOption(f"prepare() takes a list of parts: [{parts!r}]")
         names = list(self._routes) if parts is None else list(parts)
         if unknown := [name for name in names if name not in self._routes]:
             raise InvalidOption(f"no part called {unknown[0]!r}; the parts are {', '.join(self._routes) or 'none'}")
@@ -254,7 +257,8 @@ class UniversalOptimizer:
             except Exception as error:  # the others are spoken all the same; the caller gets it
                 return error
 
-        with ThreadPoolExecutor(min(max(len(texts), 1), ROWS), "accelerator-batch") as pool:
+        at_once = min(max(len(texts), 1), ROWS, self._runtime.settings.queue_size)  # its own texts wait for each other
+        with ThreadPoolExecutor(at_once, "accelerator-batch") as pool:
             answers = list(pool.map(speak, texts))
         if not return_exceptions:
             for answer in answers:
@@ -399,13 +403,16 @@ class UniversalOptimizer:
 
 
 def _whole(stream: SpeechStream) -> Speech:
-    """A stream's chunks as one. Raises GenerationError if there are none."""
-    samples, rate, meter = bytearray(), 0, stream._running.meter
-    for chunk in stream._running:  # it grows where it lies, so that a long text's audio is in memory once
-        with meter.stage("post"):
-            samples += chunk.audio.astype(np.float32, copy=False).tobytes()
-            rate = chunk.sample_rate
-    if not rate:
+    """A stream's chunks as one. Raises GenerationError if there is no sample in them."""
+    samples, rate, running = bytearray(), 0, stream._running
+    try:
+        for chunk in running:  # it grows where it lies, so that a long text's audio is in memory once
+            with running.meter.stage("post"):
+                samples += chunk.audio.astype(np.float32, copy=False).tobytes()
+                rate = chunk.sample_rate
+    finally:
+        running.close()
+    if not samples:
         raise GenerationError("the engine produced no audio: try another text, seed or reference")
-    meter.finish()
-    return Speech(np.frombuffer(samples, np.float32) if samples else np.zeros(0, np.float32), rate, stream.metrics)
+    running.meter.finish()
+    return Speech(np.frombuffer(samples, np.float32), rate, stream.metrics)

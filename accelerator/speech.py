@@ -72,8 +72,15 @@ def _check_range(name: str, value: Any, low: float, high: float, *, low_open: bo
         return
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise InvalidOption(f"{name} must be a number, not {type(value).__name__}")
-    if not math.isfinite(value) or value < low or value > high or (low_open and value == low):
+    if not _is_finite(value) or value < low or value > high or (low_open and value == low):
         raise InvalidOption(f"{name} must be in {'(' if low_open else '['}{low:g}, {high:g}], not {value!r}")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def _check_int(name: str, value: Any, low: int) -> None:

@@ -8,7 +8,9 @@ Flow       a text part and a decoder part, speakers by number, noise in between 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from doubles import BareStages, component
 from accelerator import UniversalOptimizer
 from accelerator.engines.base import Adapter, Bound, Cloning, Job, Stages
 from accelerator.engines.options import SAMPLING, Option
-from accelerator.errors import BadOutput, InvalidOption
+from accelerator.errors import BadOutput, EngineError, GenerationError, InvalidOption
 from accelerator.metrics import current_meter
 from accelerator.parts.backends import onnx_runtime
 from accelerator.parts.part import Call, Part
@@ -335,7 +337,7 @@ def test_what_an_engine_does_not_know_is_refused_and_what_it_knows_is_named(
     ("kind", "options", "message"),
     [
         (Loop, {"style": 12}, "style must be from 0 to 9, not 12"),
-        (Loop, {"style": 1.5}, "style must be a number"),
+        (Loop, {"style": 1.5}, "style must be an integer"),
         (Graph, {"speed": "fast"}, "speed must be a number, not str"),
         (Graph, {"speed": float("nan")}, "speed must be from 0.5 to 2"),
         (Tokens, {"gender": "other"}, "gender must be one of female, male"),
@@ -416,3 +418,117 @@ def test_segments_beside_others_have_one_thread_each(tmp_path: Any) -> None:
         assert loads == [3]
         one(LONG)
         assert loads == [3, 1]
+
+
+# What callers and adapters do wrong
+
+
+def test_a_stream_that_is_dropped_gives_its_place_to_others(tmp_path: Any) -> None:
+    with opened(Loop, tmp_path, queue_size=1) as optimizer:
+        for _ in range(3):
+            for _chunk in optimizer.stream(LONG):
+                break
+        assert len(optimizer.synthesize("Hello.").audio)
+
+
+def test_a_place_in_the_queue_comes_back_whatever_fails(tmp_path: Any) -> None:
+    class Bad(Flow):
+        def decoder(self, voice: int, job: Job) -> Any:
+            return SimpleNamespace(push=lambda units, final: [1, 2, 3])
+
+        def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
+            try:
+                yield AudioChunk(sound(np.ones(4, np.float32) / 2), RATE)
+            finally:
+                raise RuntimeError("while cleaning up")
+
+    with opened(Bad, tmp_path, queue_size=1) as optimizer:
+        for _ in range(3):
+            with pytest.raises(GenerationError, match="while cleaning up"):
+                optimizer.synthesize("Hello.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (np.zeros(800, np.int16), "int16 of shape"),
+        (np.zeros((1, 800), np.float32), r"shape \(1, 800\)"),
+        (np.full(800, np.nan, np.float32), "NaN"),
+        ([0.1] * 800, None),
+        (np.zeros(800), None),
+    ],
+)
+@pytest.mark.parametrize("schedule", ["batched", "pooled"])
+def test_what_a_decoder_answers_is_audio_or_the_original_speaks(
+    answer: Any, message: str | None, schedule: str, tmp_path: Any
+) -> None:
+    class Answers(Flow):
+        def decoder(self, voice: int, job: Job) -> Any:
+            return SimpleNamespace(push=lambda units, final: answer)
+
+        def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
+            yield AudioChunk(np.full(80, 0.5, np.float32), RATE)
+
+        def waits(self, voice: Any) -> bool:
+            return False
+
+    Answers.schedule = schedule
+    with opened(Answers, tmp_path) as optimizer:
+        speech = optimizer.synthesize("Hello.")
+        assert speech.audio.dtype == np.float32
+        assert len(speech.audio) == (80 if message else 800)
+        reasons = [each["message"] for each in speech.metrics["fallback"]]
+        if message is None:
+            assert reasons == []
+        else:
+            assert re.search(message, "; ".join(reasons))
+
+
+def test_an_adapter_that_does_not_keep_the_protocol_is_refused_when_it_is_given() -> None:
+    class Nothing(Flow):
+        def bind(self, calls: Mapping[str, Call]) -> Any:
+            return None
+
+    class Empty(Flow):
+        def bind(self, calls: Mapping[str, Call]) -> Any:
+            return Bound(object())
+
+    for kind in (Nothing, Empty):
+        with pytest.raises(EngineError, match=r"bind\(\) must answer with a Bound that has stages or stream"):
+            UniversalOptimizer(None, adapter=kind())
+    older: Any = SimpleNamespace(name="older", sample_rate=1, parts=list, bind=None, original=None, release=None)
+    with pytest.raises(EngineError, match="is no adapter: it lacks cloning, options"):
+        UniversalOptimizer(None, adapter=older)
+
+
+def test_a_voice_that_is_not_known_is_refused_before_anything_is_exported(tmp_path: Any) -> None:
+    class Named(Graph):
+        def voices(self) -> Sequence[str]:
+            return ("expr-voice-2-f",)
+
+    with opened(Named, tmp_path) as optimizer:
+        with pytest.raises(InvalidOption, match="there is no voice 'nobody'"):
+            optimizer.stream("Hello.", voice="nobody")
+        with pytest.raises(InvalidOption, match="voice must be a text, not int"):
+            optimizer.stream("Hello.", voice=3)  # type: ignore[arg-type]
+        assert optimizer.status()["parts"]["graph"]["reason"] == "not prepared yet"
+
+
+def test_a_batch_does_not_overload_itself(tmp_path: Any) -> None:
+    with opened(Flow, tmp_path, queue_size=2) as optimizer:
+        assert len(optimizer.synthesize_batch(["Hello."] * 6)) == 6
+
+
+def test_a_reference_part_without_backends_is_called_each_time(tmp_path: Any) -> None:
+    class Plain(Loop):
+        def parts(self) -> Sequence[Part]:
+            speaker, *others = super().parts()
+            return (Part(speaker.name, "reference", speaker.original, speaker.probe), *others)
+
+    reference = (0.3 * np.sin(np.arange(8_000) / 9)).astype(np.float32), RATE
+    with opened(Plain, tmp_path) as optimizer:
+        for _ in range(2):
+            metrics = optimizer.synthesize("Hi.", reference_audio=reference).metrics
+            assert metrics["backends"]["speaker"] == "pytorch"
+            assert [each["part"] for each in metrics["fallback"]] == ["speaker"]
+        assert optimizer.stream("Hi.").metrics["rtf"] is None

@@ -20,13 +20,26 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from ..audio.reference import Reference
+from ..errors import EngineError
 from ..parts.part import Call, Part
 from ..speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
 from ..text.check import Unread
 from ..text.segments import Segment
 from .options import Option
 
-__all__ = ["Adapter", "Arrays", "Bound", "Cloning", "Decoder", "Job", "Stages", "Unit", "Voice", "tensors_digest"]
+__all__ = [
+    "Adapter",
+    "Arrays",
+    "Bound",
+    "Cloning",
+    "Decoder",
+    "Job",
+    "Stages",
+    "Unit",
+    "Voice",
+    "bound_of",
+    "tensors_digest",
+]
 
 Unit = Any
 Voice = Any
@@ -196,6 +209,18 @@ class Adapter(Protocol):
         False says that they had to stay.
         """
         ...
+
+
+def bound_of(adapter: Any, calls: Mapping[str, Call]) -> Bound:
+    """What the adapter binds. Raises EngineError for an adapter that does not keep the protocol, and says where."""
+    kind = type(adapter).__name__
+    wanted = ("name", "sample_rate", "cloning", "options", "parts", "bind", "original", "release")
+    if lacking := [name for name in wanted if not hasattr(adapter, name)]:
+        raise EngineError(f"{kind} is no adapter: it lacks {', '.join(lacking)} (see docs/adapters.md)")
+    bound = adapter.bind(calls)
+    if not isinstance(bound, Bound) or (bound.stages is None and bound.stream is None):
+        raise EngineError(f"{kind}.bind() must answer with a Bound that has stages or stream, not {bound!r}")
+    return bound
 
 
 def tensors_digest(tensors: Iterable[tuple[str, Any]]) -> str:

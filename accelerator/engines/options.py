@@ -39,11 +39,19 @@ class Option:
             return value
         numbers = (int, np.integer) if self.kind is int else (int, float, np.integer, np.floating)
         if isinstance(value, bool) or not isinstance(value, numbers):
-            raise InvalidOption(f"{name} must be a number, not {type(value).__name__}")
+            kind = "an integer" if self.kind is int else "a number"
+            raise InvalidOption(f"{name} must be {kind}, not {type(value).__name__}")
         low, high = (-math.inf if self.low is None else self.low), (math.inf if self.high is None else self.high)
-        if not (math.isfinite(value) and low <= value <= high):
+        if not (_is_finite(value) and low <= value <= high):
             raise InvalidOption(f"{name} must be from {low:g} to {high:g}, not {value!r}")
         return self.kind(value)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 SAMPLING: Mapping[str, Option] = {

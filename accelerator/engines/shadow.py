@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 __all__ = ["shadow"]
@@ -19,9 +20,9 @@ def shadow(original: Any, **replaced: Any) -> Any:
     stood_for = {name: getattr(original, name) for name in replaced}
 
     def read(self: Any, name: str) -> Any:
-        if name in replaced and getattr(original, name) == stood_for[name]:
+        if name in replaced and _is_same(getattr(original, name), stood_for[name]):
             return replaced[name]
-        own = vars(original)
+        own = getattr(original, "__dict__", {})
         return own[name] if name in own else kind.__getattribute__(self, name)
 
     def read_otherwise(self: Any, name: str) -> Any:  # what neither has, but the class may compute for the original
@@ -45,3 +46,8 @@ def shadow(original: Any, **replaced: Any) -> Any:
         "__reduce_ex__": lambda self, protocol: original.__reduce_ex__(protocol),
     }
     return object.__new__(type(kind.__name__, (kind,), names))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Bound methods are made anew each time they are read."""
+    return one is other or (inspect.ismethod(one) and bool(one == other))

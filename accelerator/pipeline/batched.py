@@ -19,7 +19,7 @@ from ..engines.base import Stages, Voice
 from ..errors import GenerationError, InvalidInput
 from ..metrics import Meter
 from ..speech import SpeechRequest
-from .spoken import TRIES, Spoken, check_heard, joined, progress, segments_of
+from .spoken import TRIES, Spoken, as_audio, check_heard, joined, progress, segments_of
 
 __all__ = ["STREAM_ROWS", "Batched"]
 
@@ -86,7 +86,7 @@ class Batched:
     def _window(self, spoken: Spoken) -> np.ndarray | None:
         """The next piece of audio, if enough units are there: all of them at the end, or else a stream's window."""
         ready, sizes = spoken.drawn - spoken.decoded, self._stages.windows if self._streaming else ()
-        wanted = sizes[min(spoken.windows, len(sizes) - 1)] if sizes else ready
+        wanted = max(1, sizes[min(spoken.windows, len(sizes) - 1)]) if sizes else ready
         if not spoken.drawn or not (spoken.done or (sizes and ready >= wanted)):
             return None
         size = min(ready, wanted)
@@ -94,7 +94,7 @@ class Batched:
         units = spoken.units[spoken.decoded : spoken.decoded + size]
         if spoken.decoder is None:
             spoken.decoder = self._stages.decoder(spoken.voice, spoken.job)
-        audio = spoken.decoder.push(units, final=spoken.ended)
+        audio = as_audio(spoken.decoder.push(units, final=spoken.ended))
         spoken.decoded += size
         spoken.windows += 1
         spoken.samples += len(audio)

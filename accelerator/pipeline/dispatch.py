@@ -48,7 +48,7 @@ class Dispatcher:
     def _forked(self) -> None:
         """In a child no request is being spoken yet."""
         self._lock = threading.Lock()
-        self._requests: set[Running] = set()  # being spoken or waiting
+        self._requests: set[int] = set()  # being spoken or waiting, by `id`: who drops one is not kept from it
 
     def begin(self, running: Running) -> None:
         """Raises Closed, Overloaded."""
@@ -56,11 +56,11 @@ class Dispatcher:
         with self._lock:
             if len(self._requests) >= self.runtime.settings.queue_size:
                 raise Overloaded(f"{len(self._requests)} requests are being spoken or waiting: try again later")
-            self._requests.add(running)
+            self._requests.add(id(running))
 
     def end(self, running: Running) -> None:
         with self._lock:
-            self._requests.discard(running)
+            self._requests.discard(id(running))
 
     def release_torch(self) -> None:
         """Drop the engine's own weights, if that is wanted, once every part runs on something else."""
@@ -139,8 +139,10 @@ class Running:
                 self.meter.chunk(chunk.audio, chunk.sample_rate)
                 yield chunk
         finally:
-            chunks.close()
-            self._dispatcher.end(self)
+            try:
+                chunks.close()
+            finally:
+                self._dispatcher.end(self)
 
     def _original(self, error: Exception) -> Any:
         logger.warning("the routed %s failed, the original speaks: %s", self._adapter.name, error, exc_info=True)
@@ -165,7 +167,8 @@ class Running:
         kept = dispatcher.kept(request, self.meter)
         stages = dispatcher.stages(request)
         if stages is None:
-            assert dispatcher.bound.stream is not None
+            if dispatcher.bound.stream is None:
+                raise EngineError(f"the adapter of {self._adapter.name} has no way to speak this text as a whole")
             yield from dispatcher.bound.stream(request, kept)
             return
         rate, voice = self._adapter.sample_rate, stages.voice(request, kept)
@@ -220,6 +223,8 @@ class Voices:
         Not their exports: to know these, the parts would have to be loaded, which a known voice does without.
         """
         try:
+            if not all(route.part.components for route in self._routes):
+                return None  # nothing tells their weights
             names = [route.part.components[-1].identity() for route in self._routes]
         except (OSError, AcceleratorError) as error:
             logger.warning("voices are not remembered, as it cannot be told what encodes them: %s", error)

@@ -26,7 +26,7 @@ from ..errors import InvalidInput, InvalidText
 from ..hardware.forks import renewed_in_children
 from ..metrics import Meter
 from ..speech import SpeechRequest
-from .spoken import TRIES, Spoken, check_heard, joined, progress, segments_of
+from .spoken import TRIES, Spoken, as_audio, check_heard, joined, progress, segments_of
 
 __all__ = ["Pooled", "Workers"]
 
@@ -151,4 +151,4 @@ class Pooled:
             units.extend(more)
         if not units:
             return np.zeros(0, np.float32)
-        return self._stages.decoder(self._voice, job).push(units, final=True)
+        return as_audio(self._stages.decoder(self._voice, job).push(units, final=True))

@@ -47,6 +47,9 @@ def make_request(
     unspeakable = unspeakable if asked.unspeakable is None else asked.unspeakable
     check_unspeakable(unspeakable)
     stages = bound.stages
+    for name, value in (("voice", asked.voice), ("reference_text", asked.reference_text)):
+        if value is not None and not isinstance(value, str):
+            raise InvalidOption(f"{name} must be a text, not {type(value).__name__}")
     sampling, options = _options(adapter, asked.options)
     with meter.stage("text"):
         text = check_text(asked.text)
@@ -98,6 +101,9 @@ def _check_voice(adapter: Adapter, stages: Stages | None, request: SpeechRequest
         return  # passed through: its own methods decide
     if not stages.accepts(request):
         raise InvalidOption(f"{adapter.name} knows no voices by name here: give reference_audio")
+    known = getattr(adapter, "voices", None)
+    if known is not None and request.voice not in known():
+        stages.voice(request, None)  # it says what is wrong; a name that is known may take time to open
 
 
 def _reference(adapter: Adapter, stages: Stages | None, audio: Any, text: str | None) -> Reference:

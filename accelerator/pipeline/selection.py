@@ -133,7 +133,8 @@ class Selector:
         kinds = {f"{backend.name}-{o.dtype}" for backend in here for o in backend.offers(self.machine)}
         names = self.machine.profile.fingerprint, *wishes, *sorted(kinds)
         backends = [backend.name for backend in here]
-        weights = here[0].components[-1].identity()
+        components = here[0].components
+        weights = components[-1].identity() if components else part.name
         return Record.of(self.cache, part.name, weights, *names, backends=backends, now=self.now)
 
     # Exports

@@ -11,12 +11,12 @@ import numpy as np
 
 from ..audio.joiner import Joiner
 from ..engines.base import Decoder, Job, Stages, Unit, Voice
-from ..errors import GenerationError
+from ..errors import BadOutput, GenerationError
 from ..metrics import Meter
 from ..speech import SpeechRequest
 from ..text.segments import Segment
 
-__all__ = ["TRIES", "Spoken", "check_heard", "joined", "progress", "segments_of"]
+__all__ = ["TRIES", "Spoken", "as_audio", "check_heard", "joined", "progress", "segments_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,16 @@ def segments_of(stages: Stages, request: SpeechRequest, meter: Meter, cancelled:
         whole = [Segment(request.text, 0.0, 0)]
         segments = whole if request.whole else stages.segments(request, soon=request.streaming)
     return [Spoken(segment, Job.of(request, number, cancelled)) for number, segment in enumerate(segments)]
+
+
+def as_audio(answer: Any) -> np.ndarray:
+    """What a decoder answered, as float32 [n]. Raises BadOutput for what is no such audio."""
+    audio = np.asarray(answer)
+    if audio.ndim != 1 or audio.dtype.kind != "f":
+        raise BadOutput(f"a decoder answered with {audio.dtype} of shape {audio.shape} instead of float32 [n]")
+    if not np.isfinite(audio).all():
+        raise BadOutput("a decoder answered with samples that are NaN or infinite")
+    return audio.astype(np.float32, copy=False)
 
 
 def check_heard(cancelled: Callable[[], bool]) -> None:

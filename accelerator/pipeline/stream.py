@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +43,14 @@ class SpeechStream:
         except ValueError:  # "generator already executing": its thread will see that it is cancelled
             return
         self._running.meter.finish()
+
+    def __del__(self) -> None:
+        """Whoever drops it gives its place to others, as who closes it."""
+        running = self.__dict__.get("_running")
+        if running is not None and self._process == os.getpid():
+            with contextlib.suppress(Exception):  # of an engine's own cleanup: nobody is there to hear of it
+                running.cancelled.set()
+                running.close()
 
     def __repr__(self) -> str:
         meter = self._running.meter
