@@ -12,15 +12,12 @@ import contextvars
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from .hardware.forks import Lock
-
-if TYPE_CHECKING:
-    from .text.check import Stretch
 
 __all__ = ["Meter", "age_s", "current_meter", "measuring", "peak_rss_bytes"]
 
@@ -42,8 +39,6 @@ class Meter:
         self._ttfa: float | None = None
         self._backends: dict[str, str] = {}
         self.frames = 0
-        self.segments: Callable[[], list[dict[str, Any]]] = list  # of a text spoken in pieces: see `Speaker.progress`
-        self.skipped: Sequence[Stretch] = ()  # of the text, by the voice
         self.fallback: list[dict[str, str]] = []
 
     @contextlib.contextmanager

@@ -15,7 +15,7 @@ from .audio.reference import Reference
 from .errors import InvalidOption
 from .text.check import Stretch
 
-__all__ = ["AudioChunk", "SamplingOptions", "SamplingParams", "Speech", "SpeechRequest", "segment_seed"]
+__all__ = ["AudioChunk", "SamplingOptions", "SamplingParams", "Speech", "SpeechRequest", "is_finite", "segment_seed"]
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -72,11 +72,12 @@ def _check_range(name: str, value: Any, low: float, high: float, *, low_open: bo
         return
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise InvalidOption(f"{name} must be a number, not {type(value).__name__}")
-    if not _is_finite(value) or value < low or value > high or (low_open and value == low):
+    if not is_finite(value) or value < low or value > high or (low_open and value == low):
         raise InvalidOption(f"{name} must be in {'(' if low_open else '['}{low:g}, {high:g}], not {value!r}")
 
 
-def _is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> bool:
+    """Whether a number is one that a float can hold."""
     try:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond every float

@@ -20,7 +20,7 @@ from accelerator.export.proof import Bar
 from accelerator.hardware import detect
 from accelerator.inference import transformer
 from accelerator.inference.batcher import DualARDecoder
-from accelerator.parts import graphs, language_model
+from accelerator.parts import backends, graphs, language_model
 from accelerator.parts.graphs import EMBEDDINGS, LANGUAGE_MODEL, PREFILL
 from accelerator.parts.language_model import language_model_components, load_language_model
 from accelerator.runtime.options import RunOptions
@@ -204,7 +204,7 @@ def test_only_machines_that_want_them_build_them(
     adapter: ReferenceAdapter, monkeypatch: pytest.MonkeyPatch, isa: tuple[str, ...], compiled: bool, wanted: bool
 ) -> None:
     here = replace(detect(), isa=isa)
-    monkeypatch.setattr(language_model, "detect", lambda: here)
+    monkeypatch.setattr(backends, "detect", lambda: here)
     monkeypatch.setattr(kernels, "available", lambda: compiled)
     made = language_model_components(*adapter.backbone(), lambda: "0" * 64, adapter._trace)
     assert [c.name for c in made] == [EMBEDDINGS, LANGUAGE_MODEL, *([PREFILL] if wanted else [])]
@@ -227,7 +227,7 @@ def test_one_warm_cache_serves_machines_of_other_instruction_sets(
     def stages(*isa: str) -> dict[str, list[str]]:
         here, events = replace(detect(), isa=isa), []  # type: ignore[var-annotated]
         with monkeypatch.context() as patch:
-            for module in (language_model, component):
+            for module in (backends, language_model, component):
                 patch.setattr(module, "detect", lambda: here)
             trace = functools.partial(examples.trace, adapter.engine)
             made = language_model_components(*adapter.backbone(), lambda: "0" * 64, trace)

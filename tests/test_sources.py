@@ -46,7 +46,7 @@ def rewritten(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture
 def components(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Component]:
-    monkeypatch.setattr("accelerator.parts.language_model._wants_prefill", lambda: True)
+    monkeypatch.setattr("accelerator.parts.language_model.wants_prefill", lambda: True)
     return {c.name: c for part in ReferenceAdapter(tiny).parts() for c in part.components}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidOption
+from ..speech import is_finite
 
 __all__ = ["SAMPLING", "Option", "check_options"]
 
@@ -42,16 +43,9 @@ class Option:
             kind = "an integer" if self.kind is int else "a number"
             raise InvalidOption(f"{name} must be {kind}, not {type(value).__name__}")
         low, high = (-math.inf if self.low is None else self.low), (math.inf if self.high is None else self.high)
-        if not (_is_finite(value) and low <= value <= high):
+        if not (is_finite(value) and low <= value <= high):
             raise InvalidOption(f"{name} must be from {low:g} to {high:g}, not {value!r}")
         return self.kind(value)
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
-        return False
 
 
 SAMPLING: Mapping[str, Option] = {

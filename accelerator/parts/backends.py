@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from .. import kernels
 from ..export.component import Component, Export
+from ..hardware import detect
 from ..runtime.onnx import can_bound_spinning
 from ..runtime.options import BF16_FLAGS, SHORT_SPIN_US, Dtype, RunOptions
 from ..runtime.threads import torch_threads
 from .part import Backend, Call, Machine
 
-__all__ = ["COMPILED", "ONNX_RUNTIME", "REWRITTEN", "compiled_kernels", "onnx_runtime", "rewritten"]
+__all__ = ["COMPILED", "ONNX_RUNTIME", "REWRITTEN", "compiled_kernels", "onnx_runtime", "rewritten", "wants_prefill"]
 
 ONNX_RUNTIME, REWRITTEN, COMPILED = "onnxruntime", "onednn", "native"  # as metrics and tunings name them
 
@@ -62,6 +64,11 @@ def rewritten(component: Component, load: Load) -> Backend:
         return options.dtype == "fp32" or report.get(options.dtype, {}).get("passed") is True
 
     return Backend(REWRITTEN, (component,), offers, load, proven, probed=True, concurrent=False)
+
+
+def wants_prefill() -> bool:
+    """Whether graphs of their own for prefill are worth it here: with AMX, or with VNNI where no kernels are."""
+    return not {"amx_int8", *(() if kernels.available() else ("avx512_vnni",))}.isdisjoint(detect().isa)
 
 
 def _threads(machine: Machine) -> list[int]:

@@ -32,7 +32,7 @@ from ..inference.embeddings import Table, write_table
 from ..inference.transformer import Runner, TokenEmbeddings
 from ..runtime.onnx import Session
 from ..runtime.options import SHORT_SPIN_US, RunOptions
-from .backends import COMPILED, compiled_kernels, onnx_runtime
+from .backends import COMPILED, compiled_kernels, onnx_runtime, wants_prefill
 from .part import Backend, Call
 
 __all__ = [
@@ -74,7 +74,7 @@ def causal_components(
     bar (large biases of keys may saturate it), the same weights get a float32 one.
     """
     if prefill is None:
-        prefill = not {"amx_int8", *(() if kernels.available() else ("avx512_vnni",))}.isdisjoint(detect().isa)
+        prefill = wants_prefill()
     export = _Exporter(spec, weights, cache(trace), dtype, recipes)
     config = {**spec.to_dict(), "engine_dtype": dtype}
     quantized = tuple(precision for precision, recipe in recipes.items() if recipe.kv_bits == 8)

@@ -26,7 +26,7 @@ from ..inference.transformer import Embeddings, Runner
 from ..runtime.onnx import Session
 from ..runtime.options import SHORT_SPIN_US, RunOptions
 from . import graphs
-from .backends import compiled_kernels, onnx_runtime
+from .backends import compiled_kernels, onnx_runtime, wants_prefill
 from .graphs import EMBEDDINGS, GRAPHS, LANGUAGE_MODEL, PREFILL, TABLES, prefill_names
 from .part import Backend, Call
 
@@ -104,11 +104,7 @@ def language_model_components(
             beside=LANGUAGE_MODEL,
         ),
     )
-    return made if (_wants_prefill() if prefill is None else prefill) else made[:2]
-
-
-def _wants_prefill() -> bool:
-    return not {"amx_int8", *(() if kernels.available() else ("avx512_vnni",))}.isdisjoint(detect().isa)
+    return made if (wants_prefill() if prefill is None else prefill) else made[:2]
 
 
 class _Proof:

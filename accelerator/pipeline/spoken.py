@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +16,6 @@ from ..speech import SpeechRequest
 from ..text.segments import Segment
 
 __all__ = ["TRIES", "Spoken", "as_audio", "check_heard", "joined", "progress", "segments_of"]
-
-logger = logging.getLogger(__name__)
 
 TRIES = 2  # of a segment that fails, or says nothing
 
