@@ -68,9 +68,13 @@ class Session:
 
     invariant = False  # whether a row's answer is the same whatever rows are beside it
 
-    def __init__(self, path: Path, options: RunOptions | None = None) -> None:
-        """Load `path`. Raises SessionError."""
-        self.path, self.options = Path(path), options or RunOptions()
+    def __init__(self, model: Path | bytes, options: RunOptions | None = None, *, settings: Any = None) -> None:
+        """model: a file, or a file's content. settings: session options to use as they are, instead of `options`.
+
+        Raises SessionError.
+        """
+        self.path = Path("model.onnx") if isinstance(model, bytes) else Path(model)
+        self.options, self._model, self._settings = options or RunOptions(), model, settings
         self._opening = Lock()
         self._ort: Any = self._load()
         self.inputs = {i.name: (_DTYPES.get(i.type), i.shape) for i in self._ort.get_inputs()}
@@ -93,6 +97,17 @@ class Session:
     def _load(self) -> Any:
         ort = library()
 
+        model = self._model if isinstance(self._model, bytes) else str(self._model)
+        settings = self._tuned(ort) if self._settings is None else self._settings
+        try:
+            # In a thread of its own: the first session's denormal mode stays with the thread that made it, for good.
+            with ThreadPoolExecutor(1) as maker:
+                providers = list(self.options.providers)
+                return maker.submit(ort.InferenceSession, model, settings, providers=providers).result()
+        except Exception as error:  # onnxruntime raises its own types and plain RuntimeErrors
+            raise SessionError(f"ONNX Runtime cannot load {self.path.name}: {error}") from error
+
+    def _tuned(self, ort: Any) -> Any:
         options = self.options
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = max(1, options.threads)
@@ -109,17 +124,9 @@ class Session:
         if spins:
             settings.add_session_config_entry("session.intra_op.spin_duration_us", str(options.spin_us))
         settings.add_session_config_entry("session.set_denormal_as_zero", "1")
-        settings.add_session_config_entry(
-            "session.prepack.enable_parallel", "1"
-        )  # where known; halves the time to load
+        settings.add_session_config_entry("session.prepack.enable_parallel", "1")  # where known; halves the loading
         settings.add_session_config_entry("session.disable_prepacking", str(int(not options.prepack)))
-        try:
-            # In a thread of its own: the first session's denormal mode stays with the thread that made it, for good.
-            with ThreadPoolExecutor(1) as maker:
-                made = maker.submit(ort.InferenceSession, str(self.path), settings, providers=list(options.providers))
-                return made.result()
-        except Exception as error:  # onnxruntime raises its own types and plain RuntimeErrors
-            raise SessionError(f"ONNX Runtime cannot load {self.path.name}: {error}") from error
+        return settings
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[np.ndarray]:
         """Run once on arrays; returns the named outputs in order (all by default). Raises SessionError."""
