@@ -48,7 +48,7 @@ HOMES = {
     "soundfile": ("audio", "reference"),
     "soxr": ("audio", "reference"),
     "av": ("audio",),
-    "safetensors": ("codec", "reference", "engines"),
+    "safetensors": ("codec", "parts", "reference", "engines"),
     "typer": ("cli",),
     "click": ("cli",),
     "rich": ("cli",),

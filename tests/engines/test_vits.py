@@ -20,9 +20,10 @@ from accelerator.codec.convolutions import has_bf16
 from accelerator.engines import adapter_for, vits
 from accelerator.engines.base import Job
 from accelerator.engines.passthrough import PassThroughAdapter
-from accelerator.engines.vits import examples, rewrite, stored
+from accelerator.engines.vits import examples, stored
 from accelerator.engines.vits.traceable import attend, exportable, spline_back
 from accelerator.errors import EngineError, InvalidOption, InvalidText, SessionError
+from accelerator.parts import vits_decoder
 from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
 
 transformers = pytest.importorskip("transformers", reason="pip install transformers")
@@ -267,23 +268,23 @@ def test_other_pipelines_pass_through(engine):
 @pytest.mark.parametrize("speakers", [1, 3])
 def test_the_rewritten_decoder_says_what_pytorch_says(engine, many, tmp_path, length, speakers):
     own = vits.VitsAdapter(engine if speakers == 1 else many)
-    file = tmp_path / stored.FILE
-    stored.save(exportable(own.model), file)
+    file = tmp_path / vits_decoder.FILE
+    vits_decoder.save(stored.weights(lambda: exportable(own.model)), file)
     latents, speaker = examples.decoder_inputs(own.model, length)
     expected = own._decode_in_torch(latents, speaker)
-    close(rewrite.DecodeCall(file)(latents, speaker), expected)
+    close(vits_decoder.DecodeCall(file)(latents, speaker), expected)
     if has_bf16():
-        rounded = rewrite.DecodeCall(file, bf16=True)(latents, speaker)
+        rounded = vits_decoder.DecodeCall(file, bf16=True)(latents, speaker)
         assert 1e-6 < np.abs(rounded - expected).max() < 0.03
     if speaker is not None:
         nobody = np.zeros_like(speaker)
-        close(rewrite.DecodeCall(file)(latents, nobody), own._decode_in_torch(latents, nobody))
+        close(vits_decoder.DecodeCall(file)(latents, nobody), own._decode_in_torch(latents, nobody))
 
 
 def test_a_broken_rewrite_is_told_of(tmp_path):
-    (tmp_path / stored.FILE).write_bytes(b"nothing")
+    (tmp_path / vits_decoder.FILE).write_bytes(b"nothing")
     with pytest.raises(SessionError, match="PyTorch rewrite failed"):
-        rewrite.DecodeCall(tmp_path / stored.FILE)
+        vits_decoder.DecodeCall(tmp_path / vits_decoder.FILE)
 
 
 def test_the_rewrite_speaks_where_it_is_fastest(engine, cache, monkeypatch):

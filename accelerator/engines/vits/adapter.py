@@ -31,8 +31,9 @@ from ...audio.checks import check_audio
 from ...errors import EngineError, InvalidOption
 from ...export.component import Component
 from ...metrics import current_meter
-from ...parts.backends import onnx_runtime, rewritten
-from ...parts.part import Call, Part, seconds
+from ...parts import vits_decoder
+from ...parts.backends import onnx_runtime
+from ...parts.part import Backend, Call, Part, seconds
 from ...parts.traced import traced
 from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
@@ -40,10 +41,9 @@ from ...speech import AudioChunk, SpeechRequest
 from ..base import Bound, Cloning, tensors_digest
 from ..options import Option
 from ..passthrough import PassThroughAdapter
-from . import examples, rewrite
+from . import examples, stored
 from .changes import Watched
 from .stages import DECODER, TEXT, VitsStages
-from .stored import FILE
 from .traceable import MODELING, Decoder, Text, answer, exportable, made, speaker_input
 
 __all__ = ["VitsAdapter", "adapter"]
@@ -124,7 +124,7 @@ class VitsAdapter:
                 original=self._decode_in_torch,
                 probe=lambda call: seconds(call, *examples.decoder_inputs(self.model, _PROBED_FRAMES)),
                 backends=(
-                    rewritten(self._rewritten(), _load_rewritten),
+                    self._rewritten(),
                     onnx_runtime((self._component(DECODER),), functools.partial(_load, DECODER)),
                 ),
                 check=lambda audio: check_audio(audio[0], self.sample_rate),
@@ -187,9 +187,14 @@ class VitsAdapter:
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in _UNSHAPING}
         return {"model": config, "transformers": importlib.metadata.version("transformers")}
 
-    def _rewritten(self) -> Component:
-        answered = functools.partial(examples.of_decoder, self.model, rewrite.WINDOW + 40)
-        return rewrite.component(self._exportable, lambda: self._digest, self._shape, answered)
+    def _rewritten(self) -> Backend:
+        return vits_decoder.backend(
+            functools.partial(stored.weights, self._exportable),
+            lambda: self._digest,
+            self._shape,
+            functools.partial(examples.of_decoder, self.model, vits_decoder.WINDOW + 40),
+            builders=(exportable, MODELING),
+        )
 
     def _component(self, name: str) -> Component:
         inputs: dict[str, dict[int, str]]
@@ -227,7 +232,3 @@ def _load(name: str, paths: Mapping[str, Path], options: RunOptions) -> Call:
         return np.asarray(session.run(dict(zip(session.inputs, given, strict=True)))[0])
 
     return call
-
-
-def _load_rewritten(paths: Mapping[str, Path], options: RunOptions) -> Call:
-    return rewrite.DecodeCall(paths["decoder-rewrite"] / FILE, bf16=options.dtype == "bf16")

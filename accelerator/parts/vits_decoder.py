@@ -1,5 +1,17 @@
 """VITS's decoder as a PyTorch rewrite: the flow and HiFi-GAN over arrays that are channels last.
 
+Whoever has such a decoder hands over its weights under these names, convolutions as <name>.kernel [out, taps, in] and
+<name>.bias [out]:
+
+    flows.<i>.{pre,post,in.<j>,out.<j>}     the coupling layers, in the order in which they are undone, with WaveNet's
+    first, last                             HiFi-GAN's ends
+    ups.<i>                                 its transposed convolutions, made plain by `codec.polyphase`
+    blocks.<i>.<j>.<k>.{first,second}       behind the i-th: the k-th step of the j-th block; a ResBlock2 has no second
+    speaker, flows.<i>.speaker              [out, E + 1]: what is added for a speaker, if there are several
+
+and beside them slope (of the leaky rectifiers), flows (dilations of each), ups ([rate, padding] of each), blocks
+(dilations of each). Source: HiFi-GAN (Kong et al. 2020, arXiv:2010.05646).
+
 Arrays are [1, rows, channels], rows being time (see `codec.layers` and `codec.convolutions` for why). Lengths are
 rounded up, so that a few forms of each layer serve all texts; what lies beyond the end is nought before every
 convolution, as the engine's own padding is. In bfloat16 the convolutions of HiFi-GAN's residual blocks, nearly all of
@@ -16,21 +28,25 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from ... import kernels
-from ...codec.convolutions import has_bf16, product
-from ...codec.layers import plainly
-from ...export.component import Built, Component
-from ...export.proof import SNR_DB, compare_arrays, compare_signals
-from . import stored
-from .stored import FILE
-from .traceable import MODELING, exportable
+from .. import kernels
+from ..codec.convolutions import has_bf16, product
+from ..codec.layers import plainly
+from ..export.component import Built, Component, Progress, ProgressEvent
+from ..export.proof import SNR_DB, compare_arrays, compare_signals
+from ..runtime.options import RunOptions
+from .backends import rewritten
+from .part import Backend, Call
 
-__all__ = ["WINDOW", "DecodeCall", "Decoder", "component", "load"]
+__all__ = ["WINDOW", "DecodeCall", "Decoder", "Weights", "backend", "save"]
 
 Examples = Callable[[], Iterator[tuple[tuple[Any, ...], np.ndarray]]]
+Weights = tuple[Mapping[str, Tensor], Mapping[str, Any]]  # as above
+
+NAME, FILE = "decoder-rewrite", "rewrite.safetensors"
 
 ROUNDED = 32  # frames: lengths are multiples
 WINDOW = 512  # frames at once: what is longer is spoken by windows that overlap
@@ -80,16 +96,13 @@ class Decoder:
                 for j, d in enumerate(dilations)
             ]
             ends = (_Same(tensors, f"{name}.pre", 1, exact), _Same(tensors, f"{name}.post", 1, exact))
-            self._flows.append((*ends, layers, tensors.get(f"{name}.told")))
-        self._first, self._told = _Same(tensors, "first", 1, exact), tensors.get("told")
+            self._flows.append((*ends, layers, tensors.get(f"{name}.speaker")))
+        self._first, self._speaker = _Same(tensors, "first", 1, exact), tensors.get("speaker")
         self._slope, self._stages, self.hop = config["slope"], [], 1
         for i, (rate, pad) in enumerate(config["ups"]):
             blocks = [
                 [
-                    (
-                        _Same(tensors, f"blocks.{i}.{j}.{k}.first", d, low),
-                        _Same(tensors, f"blocks.{i}.{j}.{k}.second", 1, low),
-                    )
+                    [_Same(tensors, name, dilation, low) for name, dilation in _step(tensors, i, j, k, d)]
                     for k, d in enumerate(dilations)
                 ]
                 for j, dilations in enumerate(config["blocks"])
@@ -97,7 +110,7 @@ class Decoder:
             self._stages.append((_Up(tensors, f"ups.{i}", rate, pad), blocks))
             self.hop *= rate
         self._last = _Same(tensors, "last", 1, exact)
-        self._context = int(config["context"])
+        self._context = _context(tensors, config)
 
     def __call__(self, latents: Tensor, speaker: Tensor | None = None) -> Tensor:
         length = latents.shape[2]
@@ -116,11 +129,11 @@ class Decoder:
         return torch.cat(parts, dim=1)
 
     def _flow(self, x: Tensor, length: int, speaker: Tensor | None) -> Tensor:
-        for pre, post, layers, told in self._flows:
+        for pre, post, layers, given in self._flows:
             first, second = x.flip(2).chunk(2, dim=2)
             h = _until(pre(first), length)
             total: Tensor | None = None
-            conditions = None if told is None or speaker is None else (told @ speaker[0])[:, 0].chunk(len(layers))
+            conditions = None if given is None or speaker is None else (given @ speaker[0])[:, 0].chunk(len(layers))
             for i, (inner, onward) in enumerate(layers):
                 both = inner(h)
                 if conditions is not None:
@@ -138,21 +151,49 @@ class Decoder:
     def _voice(self, x: Tensor, end: int, speaker: Tensor | None) -> Tensor:
         """Rows [1, rows, C], of which those from `end` on are none -> audio [1, rows * hop]."""
         x = self._first(x)
-        if self._told is not None and speaker is not None:
-            x = x + (self._told @ speaker[0])[:, 0]
+        if self._speaker is not None and speaker is not None:
+            x = x + (self._speaker @ speaker[0])[:, 0]
         for up, blocks in self._stages:
             x = up(_until(functional.leaky_relu(x, self._slope), end))
             end *= up.rate
             total: Tensor | None = None
             for block in blocks:
                 y = x
-                for first, second in block:
-                    h = first(_until(functional.leaky_relu(y, self._slope), end))
-                    y = second(_until(functional.leaky_relu_(h, self._slope), end)).add_(y)
+                for step in block:
+                    h = y
+                    for convolution in step:
+                        rectified = functional.leaky_relu(h, self._slope, inplace=h is not y)  # y is still to be added
+                        h = convolution(_until(rectified, end))
+                    y = h.add_(y)
                 total = y if total is None else total.add_(y)
             assert total is not None
             x = total.div_(len(blocks))
         return self._last(_until(functional.leaky_relu_(x, _DEFAULT_SLOPE), end)).tanh()[..., 0]
+
+
+def _step(tensors: Mapping[str, Tensor], i: int, j: int, k: int, dilation: int) -> list[tuple[str, int]]:
+    """The names and dilations of a residual step's convolutions: two, or one where the block is a ResBlock2."""
+    name = f"blocks.{i}.{j}.{k}"
+    both = [(f"{name}.first", dilation), (f"{name}.second", 1)]
+    return [each for each in both if f"{each[0]}.kernel" in tensors]
+
+
+def _context(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> int:
+    """Frames on either side that HiFi-GAN's answer to a frame depends on, at most."""
+
+    def reach(name: str, dilation: int) -> int:
+        return (tensors[f"{name}.kernel"].shape[1] - 1) * dilation // 2
+
+    frames, rate = float(reach("first", 1)), 1
+    for i, (own, _) in enumerate(config["ups"]):
+        frames += tensors[f"ups.{i}.kernel"].shape[1] / rate
+        rate *= own
+        widest = max(
+            sum(reach(*each) for k, d in enumerate(dilations) for each in _step(tensors, i, j, k, d))
+            for j, dilations in enumerate(config["blocks"])
+        )
+        frames += widest / rate
+    return int(frames + reach("last", 1) / rate) + 2
 
 
 def _until(x: Tensor, end: int) -> Tensor:
@@ -179,17 +220,33 @@ class DecodeCall:
 
     def __call__(self, latents: np.ndarray, speaker: np.ndarray | None = None) -> np.ndarray:
         with plainly("decoder"):
-            told = None if speaker is None else torch.from_numpy(speaker)
-            return np.asarray(self._decoder(torch.from_numpy(latents), told).numpy())
+            given = None if speaker is None else torch.from_numpy(speaker)
+            return np.asarray(self._decoder(torch.from_numpy(latents), given).numpy())
 
 
-def component(
-    model: Callable[[], Any], identity: Callable[[], str], config: Mapping[str, Any], examples: Examples
-) -> Component:
-    """The rewrite, proven in float32 as the ONNX export is, and what bfloat16 costs where it can be told.
+def save(weights: Weights, path: Path) -> None:
+    """Write the weights to one file, which `load` reads."""
+    tensors, config = weights
+    plain = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(plain, str(path), metadata={"config": json.dumps(config)})
 
-    model: makes `traceable.exportable`'s copy. examples: as for `traced`.
+
+def backend(
+    weights: Callable[[], Weights],
+    identity: Callable[[], str],
+    config: Mapping[str, Any],
+    examples: Examples,
+    *,
+    builders: tuple[Any, ...] = (),
+) -> Backend:
+    """The rewrite as a backend: proven in float32 as an ONNX export is, and what bfloat16 costs where it can be told.
+
+    identity, config, examples: as for `traced`. builders: what makes the weights, beside what its own file imports.
     """
+
+    def build(directory: Path, precision: str, progress: Progress) -> None:
+        progress(ProgressEvent(NAME, "build", 0, 1, precision))
+        save(weights(), directory / FILE)
 
     def prove(built: Built) -> dict[str, Any]:
         exact = DecodeCall(built.path / FILE)
@@ -199,14 +256,19 @@ def component(
             report["bf16"] = compare_signals([(expected, low(*given)) for given, expected in examples()], SNR_DB)
         return report
 
-    return Component(
-        "decoder-rewrite",
+    component = Component(
+        NAME,
         identity,
         config,
         ("fp32",),
-        stored.build(model),
+        build,
         prove,
-        builders=(exportable, MODELING),
-        judges=(examples, MODELING),
+        builders=(weights, *builders),
+        judges=(examples, *builders),
         kernels=kernels.kind,
     )
+    return rewritten(component, _load)
+
+
+def _load(paths: Mapping[str, Path], options: RunOptions) -> Call:
+    return DecodeCall(paths[NAME] / FILE, bf16=options.dtype == "bf16")
