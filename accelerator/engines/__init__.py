@@ -16,12 +16,14 @@ __all__ = ["ADAPTERS", "CHECKPOINTS", "Adapter", "Bound", "Part", "adapter_for",
 ADAPTERS = {
     "accelerator.reference.engine.ReferenceEngine": "accelerator.engines.reference:ReferenceAdapter",
     "fish_speech.inference_engine.TTSInferenceEngine": "accelerator.engines.fish_speech:FishSpeechAdapter",
+    "piper.voice.PiperVoice": "accelerator.engines.piper:adapter",
     "transformers.pipelines.text_to_audio.TextToAudioPipeline": "accelerator.engines.vits:adapter",
 }
 """Qualified type name -> "module:callable". It is called with the engine; any base class of the engine may match."""
 
 CHECKPOINTS = {
     "fish-speech": "accelerator.engines.fish_speech:FishSpeechAdapter",
+    "piper": "accelerator.engines.piper:PiperAdapter",
     "vits": "accelerator.engines.vits:VitsAdapter",
 }
 """Engine name -> the adapter class whose `from_checkpoint(path, **options)` opens that engine's checkpoints."""

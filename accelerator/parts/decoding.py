@@ -1,8 +1,8 @@
-"""A segment's codes decoded window by window, by a decoder with or without a memory."""
+"""A segment decoded window by window: by a decoder with a memory, or without, or by one that looks ahead, too."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import BadOutput
 from .part import Call
 
-__all__ = ["Decoding", "Joined", "check_codes", "resuming", "windowed"]
+__all__ = ["Decoding", "Joined", "Lookahead", "check_codes", "resuming", "windowed"]
 
 
 class Decoding:
@@ -44,6 +44,43 @@ class Joined:
 
     def push(self, units: Sequence[np.ndarray], *, final: bool = False) -> np.ndarray:
         return np.concatenate([np.zeros(0, np.float32), *units])
+
+
+class Lookahead:
+    """One segment, decoded by what looks `reach` units to both sides; its windows join to what the whole would be.
+
+    decode: units [C, n] -> audio [n * hop]. reach: None where that is not known: the whole is decoded at once.
+    most: units decoded at once, beside those that are looked at; memory does not grow beyond that.
+    """
+
+    def __init__(self, decode: Callable[[np.ndarray], np.ndarray], reach: int | None, most: int = 512) -> None:
+        self._decode, self._reach, self._most = decode, reach, most
+        self._units: list[np.ndarray] = []
+        self._dropped = 0  # units before the first that is kept
+        self._done = 0  # units whose audio is out
+
+    def push(self, units: Sequence[np.ndarray], *, final: bool = False) -> np.ndarray:
+        """The audio of all units that what they look at is known for, float32 [n]. units: [C] each."""
+        self._units += units
+        end = self._dropped + len(self._units)
+        ready = end if final else 0 if self._reach is None else end - self._reach
+        audio = [np.zeros(0, np.float32)]
+        while self._done < ready:
+            until = ready if self._reach is None else min(ready, self._done + self._most)
+            audio.append(self._window(until))
+        return np.concatenate(audio)
+
+    def _window(self, until: int) -> np.ndarray:
+        reach = self._reach or 0
+        first = max(self._dropped, self._done - reach)
+        units = self._units[first - self._dropped : until + reach - self._dropped]
+        audio = self._decode(np.stack(units, axis=1))
+        hop = len(audio) // len(units)
+        cut = audio[(self._done - first) * hop : (until - first) * hop]
+        self._done, kept = until, max(self._dropped, until - reach)
+        del self._units[: kept - self._dropped]
+        self._dropped = kept
+        return cut
 
 
 def windowed(decode: Call) -> Call:

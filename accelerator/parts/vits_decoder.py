@@ -41,7 +41,7 @@ from ..runtime.options import RunOptions
 from .backends import rewritten
 from .part import Backend, Call
 
-__all__ = ["WINDOW", "DecodeCall", "Decoder", "Weights", "backend", "save"]
+__all__ = ["WINDOW", "DecodeCall", "Decoder", "Weights", "backend", "reach", "save"]
 
 Examples = Callable[[], Iterator[tuple[tuple[Any, ...], np.ndarray]]]
 Weights = tuple[Mapping[str, Tensor], Mapping[str, Any]]  # as above
@@ -194,6 +194,17 @@ def _context(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> int:
         )
         frames += widest / rate
     return int(frames + reach("last", 1) / rate) + 2
+
+
+def reach(weights: Weights) -> int:
+    """Frames on either side that the decoder's answer to a frame depends on, at most."""
+    tensors, config = weights
+    flow = sum(
+        (tensors[f"flows.{i}.in.{j}.kernel"].shape[1] - 1) * dilation // 2
+        for i, dilations in enumerate(config["flows"])
+        for j, dilation in enumerate(dilations)
+    )
+    return flow + _context(tensors, config)
 
 
 def _until(x: Tensor, end: int) -> Tensor:

@@ -94,11 +94,46 @@ class Pooled:
         return progress(self._all, self._rate)
 
     def _first(self, spoken: Spoken) -> Iterator[np.ndarray]:
-        """A segment on all threads, in this one."""
-        audio = self._say(spoken, exclusive=True)
+        """A segment on all threads, in this one; window by window if somebody listens and the engine can."""
+        if self._streaming and self._stages.windows:
+            yield from self._in_windows(spoken)
+        else:
+            audio = self._say(spoken, exclusive=True)
+            if len(audio):
+                yield audio
         spoken.heard = True
-        if len(audio):
-            yield audio
+
+    def _in_windows(self, spoken: Spoken) -> Iterator[np.ndarray]:
+        """What fails before its first audio is out is tried once more."""
+        spoken.begun = True
+        while True:
+            check_heard(self._cancelled)
+            spoken.tries, spoken.samples = spoken.tries + 1, 0
+            try:
+                with self._workers.one(True) as alone:
+                    for audio in self._windows_of(spoken, alone):
+                        spoken.samples += len(audio)
+                        yield audio
+                return
+            except InvalidInput:
+                raise
+            except Exception as error:
+                if spoken.tries >= TRIES or spoken.samples:
+                    raise
+                logger.warning("a segment failed and is redone: %s", error)
+
+    def _windows_of(self, spoken: Spoken, exclusive: bool) -> Iterator[np.ndarray]:
+        job = replace(spoken.job, exclusive=exclusive)
+        decoder, sizes = self._stages.decoder(self._voice, job), iter(self._stages.windows)
+        waiting, size = list[Unit](), next(sizes)
+        for units in self._stages.generate(spoken.segment, self._voice, job):
+            waiting.extend(units)
+            while len(waiting) > size:  # not those at the end, which are final
+                window, waiting = waiting[:size], waiting[size:]
+                yield from _sounding(decoder.push(window, final=False))
+                check_heard(self._cancelled)
+                size = next(sizes, size)
+        yield from _sounding(decoder.push(waiting, final=True))
 
     def _joined(self) -> Iterator[np.ndarray]:
         return joined(self._windows(), self._all[-1], self._rate, self._meter)
@@ -152,3 +187,9 @@ class Pooled:
         if not units:
             return np.zeros(0, np.float32)
         return as_audio(self._stages.decoder(self._voice, job).push(units, final=True))
+
+
+def _sounding(answer: Any) -> Iterator[np.ndarray]:
+    audio = as_audio(answer)
+    if len(audio):
+        yield audio

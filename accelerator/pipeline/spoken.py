@@ -101,7 +101,9 @@ def joined(
     for spoken, audio in windows:
         for window in audio:
             yield from post(joiner.push, window)
-        if spoken is last:
+        pause_s = spoken.segment.pause_s
+        if spoken is last or pause_s is None:
             yield from post(joiner.finish)
+            joiner = Joiner(sample_rate)
         elif spoken.samples:
-            yield from post(joiner.end_of_segment, spoken.segment.pause_s)
+            yield from post(joiner.end_of_segment, pause_s)

@@ -80,11 +80,12 @@ _FUNCTION_WORDS = {  # of languages in Latin letters; words that one can hardly 
 class Segment:
     """A slice of the text, text[start : start + len(segment.text)], and the silence that belongs behind it, seconds.
 
-    content: what an engine has made of it already (phonemes, say), for itself.
+    pause_s: None where the engine's own silence is to stay as it is. content: what an engine has made of it already
+    (phonemes, say), for itself.
     """
 
     text: str
-    pause_s: float
+    pause_s: float | None
     start: int
     content: Any = None
 

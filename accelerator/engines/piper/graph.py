@@ -1,0 +1,164 @@
+"""Piper's one graph, taken apart: text and decoder as models of their own, its noise as inputs, its weights by name.
+
+    text     input [1, T], input_lengths [1], scales [3], noise_0 [1, 2, T]  ->  mean, std [1, C, L], and the rest
+    decoder  latents [1, C, L] = mean + noise * std * noise_scale, and the rest  ->  audio [1, 1, 1, L * hop]
+
+The rest is a mask of ones [1, 1, L], and where a voice has several speakers an embedding [1, E, 1].
+
+The cut is where the graph draws its second noise, found by what is computed and not by names: these vary with the
+exporter. The weights keep the names of the training code (VITS's), as far as the exporter has not folded them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...codec.polyphase import polyphase
+from ...errors import ExportError
+from ...export.graph.surgery import Model, Node, Noise
+from ...parts.vits_decoder import Weights
+
+__all__ = ["Taken", "take_apart", "weights"]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """latents, mean, std: names of values. beside: names of what else the text gives to the decoder."""
+
+    text: bytes
+    decoder: bytes
+    latents: str
+    mean: str
+    std: str
+    beside: tuple[str, ...]
+
+
+def take_apart(content: bytes) -> Taken:
+    """Raises ExportError for a model that is built otherwise."""
+    whole, noises = Model(content).with_noise_as_inputs()
+    if len(noises) != 2 or len(whole.outputs) != 1:
+        raise ExportError(f"it draws {len(noises)} times and has {len(whole.outputs)} outputs, where Piper has 2 and 1")
+    latents, std = _sum(whole, noises[1])
+    mean = noises[1].like
+    text, decoder = whole.cut(latents, [mean, std])
+    return Taken(bytes(text), bytes(decoder), latents, mean, std, text.outputs[2:])
+
+
+def _sum(model: Model, noise: Noise) -> tuple[str, str]:
+    """The names of z and std in z = mean + noise * std * scale."""
+    value, factors = noise.name, list[str]()
+    while True:
+        consumers = model.consumers(value)
+        if len(consumers) != 1 or consumers[0].kind not in ("Identity", "Mul", "Add"):
+            raise ExportError("its second noise is not scaled and added to a mean, as Piper's is")
+        (node,) = consumers
+        others = [name for name in node.inputs if name != value]
+        value = node.outputs[0]
+        if node.kind == "Add":
+            if others != [noise.like] or len(factors) != 2:
+                raise ExportError("its second noise is not added to the mean that it is shaped like, as Piper's is")
+            return value, factors[0]
+        factors += others
+
+
+def weights(decoder: bytes) -> Weights:
+    """The decoder's weights under the names of `parts.vits_decoder`. Raises ExportError where they are not Piper's."""
+    model = Model(decoder)
+    layers = {name: node for node in model.nodes() if (name := _layer(node)) is not None}
+    try:
+        return _Renaming(model, layers).done()
+    except (KeyError, IndexError, ValueError) as error:
+        raise ExportError(f"the decoder has other layers than Piper's: {error}") from error
+
+
+def _layer(node: Node) -> str | None:
+    """A convolution's name in the training code, from its weight's or its bias's."""
+    if node.kind not in ("Conv", "ConvTranspose"):
+        return None
+    named = [name.rpartition(".")[0] for name in node.inputs[1:] if name.startswith(("flow.", "dec."))]
+    return named[0] if named else None
+
+
+class _Renaming:
+    def __init__(self, model: Model, layers: dict[str, Node]) -> None:
+        self._model, self._layers = model, layers
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    def done(self) -> Weights:
+        flows = list(dict.fromkeys(name.split(".")[2] for name in self._layers if name.startswith("flow.")))
+        ups = self._count("dec.ups.{}")
+        blocks = self._count("dec.resblocks.{}") // ups
+        config: dict[str, Any] = {"slope": self._slope(), "flows": [], "ups": [], "blocks": []}
+        for i, flow in enumerate(flows):  # in the order in which the graph undoes them
+            config["flows"].append(self._flow(f"flows.{i}", f"flow.flows.{flow}"))
+        self._put("first", "dec.conv_pre")
+        self._put("last", "dec.conv_post")
+        if "dec.cond" in self._layers:
+            self._tensors["speaker"] = self._conditioning("dec.cond")
+        for i in range(ups):
+            config["ups"].append(self._up(f"ups.{i}", f"dec.ups.{i}"))
+            dilations = [self._block(f"blocks.{i}.{j}", f"dec.resblocks.{i * blocks + j}") for j in range(blocks)]
+            config["blocks"] = dilations
+        return self._tensors, config
+
+    def _flow(self, name: str, own: str) -> list[int]:
+        self._put(f"{name}.pre", f"{own}.pre")
+        self._put(f"{name}.post", f"{own}.post")
+        if f"{own}.enc.cond_layer" in self._layers:
+            self._tensors[f"{name}.speaker"] = self._conditioning(f"{own}.enc.cond_layer")
+        dilations = []
+        for j in range(self._count(f"{own}.enc.in_layers.{{}}")):
+            dilations.append(self._put(f"{name}.in.{j}", f"{own}.enc.in_layers.{j}"))
+            self._put(f"{name}.out.{j}", f"{own}.enc.res_skip_layers.{j}")
+        return dilations
+
+    def _up(self, name: str, own: str) -> list[int]:
+        kernel, bias = self._values(own)
+        node = self._layers[own].attributes
+        stride = int(node["strides"][0])
+        plain, shift = polyphase(kernel, bias, stride)
+        self._tensors[f"{name}.kernel"] = plain.transpose(1, 2)
+        if shift is not None:
+            self._tensors[f"{name}.bias"] = shift
+        return [stride, int(node["pads"][0])]
+
+    def _block(self, name: str, own: str) -> list[int]:
+        if f"{own}.convs.0" in self._layers:  # ResBlock2
+            count = self._count(f"{own}.convs.{{}}")
+            return [self._put(f"{name}.{k}.first", f"{own}.convs.{k}") for k in range(count)]
+        count = self._count(f"{own}.convs1.{{}}")
+        for k in range(count):
+            self._put(f"{name}.{k}.second", f"{own}.convs2.{k}")
+        return [self._put(f"{name}.{k}.first", f"{own}.convs1.{k}") for k in range(count)]
+
+    def _put(self, name: str, own: str) -> int:
+        """Keep a convolution; answers with its dilation."""
+        kernel, bias = self._values(own)
+        self._tensors[f"{name}.kernel"] = kernel.transpose(1, 2)
+        if bias is not None:
+            self._tensors[f"{name}.bias"] = bias
+        return int(self._layers[own].attributes.get("dilations", [1])[0])
+
+    def _conditioning(self, own: str) -> torch.Tensor:
+        """[out, E + 1]: of the embedding and a one."""
+        kernel, bias = self._values(own)
+        shift = torch.zeros(len(kernel)) if bias is None else bias
+        return torch.cat((kernel[:, :, 0], shift[:, None]), dim=1)
+
+    def _values(self, own: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        arrays = [torch.from_numpy(self._model.array(name).astype(np.float32)) for name in self._layers[own].inputs[1:]]
+        return arrays[0], arrays[1] if len(arrays) > 1 else None
+
+    def _count(self, pattern: str) -> int:
+        """How many layers there are in a row, from 0 on."""
+        count = 0
+        while any(f"{name}.".startswith(f"{pattern.format(count)}.") for name in self._layers):
+            count += 1
+        return count
+
+    def _slope(self) -> float:
+        return float(next(n.attributes.get("alpha", 0.01) for n in self._model.nodes() if n.kind == "LeakyRelu"))
