@@ -214,7 +214,7 @@ class _Exporter:
         """The figures of a graph that is fed with the trace's tokens; of two, the second one runs the prompt."""
         spec, trace = _spec_in(directory), self.trace()
         prompts = (sessions[1], False) if len(sessions) > 1 else None
-        decoder = CausalDecoder(spec, sessions[0], TokenEmbeddings(self.weights(EMBEDDINGS)), wide=prompts)
+        decoder = CausalDecoder(spec, sessions[0], TokenEmbeddings(self.weights(EMBEDDINGS)), prefill_graph=prompts)
         expected = replace(trace, main_logits=_logits(trace)[:, spec.rows])
         answers = replay(lambda prompt, recorder, n: decoder.generate(prompt[0], recorder, n), expected)
         report = compare_logits({"main": (expected.main_logits, answers.main_logits)}, bar)
@@ -279,4 +279,4 @@ def load_causal(paths: Mapping[str, Path], options: RunOptions) -> CausalDecoder
             graph = Session(directory / f"{NAME}.onnx", options)
         if PREFILL in paths and (amx or not compiled):
             prefill = Session(paths[PREFILL] / f"{_PREFILL}.onnx", sessions), amx and not compiled
-    return CausalDecoder(spec, graph, embeddings, wide=prefill)
+    return CausalDecoder(spec, graph, embeddings, prefill_graph=prefill)

@@ -174,7 +174,7 @@ class _Proof:
         slow, fast, *prefill = sessions
         pair = (prefill[0], prefill[1]) if prefill else None
         embeddings = _WeightEmbeddings(self._spec, self._weights)
-        answers = replay(DualARDecoder(self._spec, slow, fast, embeddings, wide=pair).generate, trace)
+        answers = replay(DualARDecoder(self._spec, slow, fast, embeddings, prefill_graphs=pair).generate, trace)
         pairs = {
             "main": (trace.main_logits, answers.main_logits),
             "codes": (trace.code_logits, answers.code_logits),
@@ -229,7 +229,7 @@ def load_language_model(paths: Mapping[str, Path], options: RunOptions) -> DualA
             slow, fast = (Session(directory / f"{name}.onnx", options) for name in GRAPHS)
         prefill = [Session(paths[PREFILL] / f"{name}.onnx", sessions) for name in names]
     pair = (prefill[0], prefill[1] if len(prefill) > 1 else None) if prefill else None
-    return DualARDecoder(spec, slow, fast, Embeddings(paths[EMBEDDINGS], spec), wide=pair)
+    return DualARDecoder(spec, slow, fast, Embeddings(paths[EMBEDDINGS], spec), prefill_graphs=pair)
 
 
 class _WeightEmbeddings(Embeddings):

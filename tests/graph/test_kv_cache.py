@@ -154,11 +154,11 @@ def test_prompts_and_steps_by_different_graphs_on_one_cache(
 ) -> None:
     """What the prompt's graph leaves in the cache is what the other would have left, so steps go on from it."""
     spec, outputs = adapter._spec, {"logits": len(adapter._spec.rows), "hidden": adapter._spec.fast.dim}
-    for name in ("slow", "wide"):
+    for name in ("slow", "prefill"):
         recipe = Recipe(kv_bits=8) if name == "slow" else BY_ROW
         build_slow(tmp_path, spec, adapter.backbone()[1], recipe, ranges, name=name)
-    sessions = {name: Session(tmp_path / f"{name}.onnx") for name in ("slow", "wide")}
-    steps, prompts = (Transformer(sessions[name], spec.slow, outputs, 1, 64) for name in ("slow", "wide"))
+    sessions = {name: Session(tmp_path / f"{name}.onnx") for name in ("slow", "prefill")}
+    steps, prompts = (Transformer(sessions[name], spec.slow, outputs, 1, 64) for name in ("slow", "prefill"))
     prompts.cache = steps.cache
     x = inputs(adapter, sum(pieces), seed=4)
     exact = run(Transformer(sessions["slow"], spec.slow, outputs, 1, 64), x, pieces)
