@@ -87,9 +87,9 @@ class UniversalOptimizer:
         unspeakable: Unspeakable = "error",
         voices_dir: str | Path | ContentCache | None = None,
     ) -> None:
-        told = progress or ignore_progress
+        receiver = progress or ignore_progress
         settings = Settings(
-            precision, proof, cache_dir, threads, probe, told, queue_size, unspeakable, split_text, voices_dir
+            precision, proof, cache_dir, threads, probe, receiver, queue_size, unspeakable, split_text, voices_dir
         )
         self._forked()
         self._adapter = adapter if adapter is not None else adapter_for(engine)
@@ -325,7 +325,7 @@ class UniversalOptimizer:
 
     @property
     def sample_rate(self) -> int:
-        """Hz of everything it speaks; 0 for an engine, passed through, that has not told it yet."""
+        """Hz of everything it speaks; 0 for a passed-through engine whose rate is not known yet."""
         return self._adapter.sample_rate
 
     @property

@@ -143,7 +143,7 @@ def test_same_seed_same_frames(decoder: DualARDecoder, adapter: Any, tiny: Any) 
     assert not np.array_equal(a, c)
 
 
-def test_threads_at_once_equal_serial_twins(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
+def test_threads_at_once_equal_serial_ones(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
     prompts = [tiny.encode_text(f"{'word ' * n}end") for n in range(6)]
     serial = [generate(decoder, adapter, p, 30, temperature=0.8, seed=n) for n, p in enumerate(prompts)]
     answers: dict[int, np.ndarray] = {}

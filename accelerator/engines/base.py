@@ -178,7 +178,7 @@ class Bound:
 class Adapter(Protocol):
     """Everything the optimizer knows of an engine.
 
-    cloning: None for an engine that imitates nobody. options: keyword arguments of a request that
+    cloning: None for an engine that does not imitate voices. options: keyword arguments of a request that
     it understands, `seed` aside; None for one that says so itself.
     """
 
@@ -188,7 +188,7 @@ class Adapter(Protocol):
 
     @property
     def sample_rate(self) -> int:
-        """An attribute will do. 0 for an engine, passed through, that has not told it yet."""
+        """An attribute will do. 0 for a passed-through engine whose rate is not known yet."""
         ...
 
     def parts(self) -> Sequence[Part]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ... import kernels
-from ...codec.convolutions import has_bf16, product
+from ...codec.convolutions import convolver, has_bf16
 from ...codec.layers import plainly
 from ...export.component import Built, Component
 from ...export.proof import SNR_DB, compare_arrays, compare_signals
@@ -43,12 +43,12 @@ class _Same:
     def __init__(self, tensors: Mapping[str, Tensor], name: str, dilation: int, dtype: torch.dtype) -> None:
         kernel, bias = tensors[f"{name}.kernel"], tensors.get(f"{name}.bias")
         self.dtype, self._pad = dtype, (kernel.shape[1] - 1) * dilation // 2
-        self._product = product(kernel, bias, dilation=dilation, dtype=dtype)
+        self._convolve = convolver(kernel, bias, dilation=dilation, dtype=dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[1, rows, in] -> float32 [1, rows, out]."""
         x = x.to(self.dtype)
-        return self._product(functional.pad(x, (0, 0, self._pad, self._pad)) if self._pad else x).float()
+        return self._convolve(functional.pad(x, (0, 0, self._pad, self._pad)) if self._pad else x).float()
 
 
 class _Up:
@@ -58,11 +58,11 @@ class _Up:
         kernel = tensors[f"{name}.kernel"]
         self.rate, self._pad = rate, pad
         self._before, self._behind = kernel.shape[1] - 1, -(-pad // rate)
-        self._product = product(kernel, tensors.get(f"{name}.bias"))
+        self._convolve = convolver(kernel, tensors.get(f"{name}.bias"))
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.shape[1]
-        y = self._product(functional.pad(x, (0, 0, self._before, self._behind)))
+        y = self._convolve(functional.pad(x, (0, 0, self._before, self._behind)))
         y = y.reshape(1, (rows + self._behind) * self.rate, -1)
         return y[:, self._pad : self._pad + rows * self.rate]
 
@@ -80,8 +80,8 @@ class Decoder:
                 for j, d in enumerate(dilations)
             ]
             ends = (_Same(tensors, f"{name}.pre", 1, exact), _Same(tensors, f"{name}.post", 1, exact))
-            self._flows.append((*ends, layers, tensors.get(f"{name}.told")))
-        self._first, self._told = _Same(tensors, "first", 1, exact), tensors.get("told")
+            self._flows.append((*ends, layers, tensors.get(f"{name}.condition")))
+        self._first, self._condition = _Same(tensors, "first", 1, exact), tensors.get("condition")
         self._slope, self._stages, self.hop = config["slope"], [], 1
         for i, (rate, pad) in enumerate(config["ups"]):
             blocks = [
@@ -116,11 +116,13 @@ class Decoder:
         return torch.cat(parts, dim=1)
 
     def _flow(self, x: Tensor, length: int, speaker: Tensor | None) -> Tensor:
-        for pre, post, layers, told in self._flows:
+        for pre, post, layers, condition in self._flows:
             first, second = x.flip(2).chunk(2, dim=2)
             h = _until(pre(first), length)
             total: Tensor | None = None
-            conditions = None if told is None or speaker is None else (told @ speaker[0])[:, 0].chunk(len(layers))
+            conditions = (
+                None if condition is None or speaker is None else (condition @ speaker[0])[:, 0].chunk(len(layers))
+            )
             for i, (inner, onward) in enumerate(layers):
                 both = inner(h)
                 if conditions is not None:
@@ -138,8 +140,8 @@ class Decoder:
     def _voice(self, x: Tensor, end: int, speaker: Tensor | None) -> Tensor:
         """Rows [1, rows, C], of which those from `end` on are none -> audio [1, rows * hop]."""
         x = self._first(x)
-        if self._told is not None and speaker is not None:
-            x = x + (self._told @ speaker[0])[:, 0]
+        if self._condition is not None and speaker is not None:
+            x = x + (self._condition @ speaker[0])[:, 0]
         for up, blocks in self._stages:
             x = up(_until(functional.leaky_relu(x, self._slope), end))
             end *= up.rate
@@ -179,14 +181,14 @@ class DecodeCall:
 
     def __call__(self, latents: np.ndarray, speaker: np.ndarray | None = None) -> np.ndarray:
         with plainly("decoder"):
-            told = None if speaker is None else torch.from_numpy(speaker)
-            return np.asarray(self._decoder(torch.from_numpy(latents), told).numpy())
+            given = None if speaker is None else torch.from_numpy(speaker)
+            return np.asarray(self._decoder(torch.from_numpy(latents), given).numpy())
 
 
 def component(
     model: Callable[[], Any], identity: Callable[[], str], config: Mapping[str, Any], examples: Examples
 ) -> Component:
-    """The rewrite, proven in float32 as the ONNX export is, and what bfloat16 costs where it can be told.
+    """The rewrite, proven in float32 as the ONNX export is, and what bfloat16 costs where this can be measured.
 
     model: makes `traceable.exportable`'s copy. examples: as for `traced`.
     """

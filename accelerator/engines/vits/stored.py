@@ -46,13 +46,13 @@ def save(model: Any, path: Path) -> None:
             put(f"{name}.in.{j}", inner)
             put(f"{name}.out.{j}", onward)
         if hasattr(net, "cond_layer"):
-            tensors[f"{name}.told"] = net.cond_layer.weight[:, :, 0]
+            tensors[f"{name}.condition"] = net.cond_layer.weight[:, :, 0]
         config["flows"].append([int(inner.dilation[0]) for inner in net.in_layers])
     voice = model.decoder
     put("first", voice.conv_pre)
     put("last", voice.conv_post)
     if hasattr(voice, "cond"):
-        tensors["told"] = voice.cond.weight[:, :, 0]
+        tensors["condition"] = voice.cond.weight[:, :, 0]
     frames, rate = 3.0, 1  # on either side: of the first convolution, and so on
     for i, up in enumerate(voice.upsampler):
         tensors[f"ups.{i}.kernel"], bias = polyphase(up.weight, up.bias, int(up.stride[0]))
