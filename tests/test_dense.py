@@ -1,4 +1,4 @@
-"""Compiled products of levels, and convolutions with one output, against PyTorch's."""
+"""Compiled convolutions in int16, and those with one output channel, against PyTorch's."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_any_length_gives_what_a_convolution_gives(
 
 
 @compiled
-def test_each_row_has_levels_of_its_own() -> None:
+def test_each_row_in_int16_has_its_own_scale() -> None:
     kernel = seeded(64, 1, 256)
     x = seeded(1, 30, 256) * torch.logspace(-9, 9, 30)[:, None]
     for row, expected in zip(in_int16(kernel)(x)[0], exact(x, kernel, None)[0], strict=True):
@@ -91,7 +91,7 @@ def test_one_output_is_a_sum(taps: int, channels: int, threads: int) -> None:
 
 
 @compiled
-def test_which_product_is_made() -> None:
+def test_which_convolution_is_made() -> None:
     def kind(*shape: int, **options) -> type:
         return type(convolver(seeded(*shape), None, **options))
 

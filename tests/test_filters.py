@@ -22,7 +22,7 @@ from accelerator.kernels import compiler as compiled_
 from accelerator.kernels.conv import layers as conv_layers
 
 compiled = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
-low_ones = pytest.mark.skipif(not Mix.takes((32, 32), "bf16"), reason="needs products of bfloat16")
+low_ones = pytest.mark.skipif(not Mix.takes((32, 32), "bf16"), reason="needs bfloat16 dot products")
 
 
 def made(kernel: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Minimal:
@@ -93,7 +93,7 @@ def in_int16(kernel: Tensor, bias: Tensor | None = None) -> Minimal:
 
 @compiled
 @pytest.mark.parametrize(("out", "channels"), [(32, 32), (192, 192), (64, 416)])
-def test_levels_are_exact_to_65_decibels(out: int, channels: int) -> None:
+def test_filters_in_int16_are_exact_to_65_decibels(out: int, channels: int) -> None:
     kernel, bias = seeded(out, 2, channels) / (2 * channels) ** 0.5, seeded(out, seed=1)
     for rows in (1, 5, 6, 300):
         x = seeded(2, rows + 1, channels, seed=rows) * torch.logspace(-3, 3, rows + 1)[:, None]
@@ -105,7 +105,7 @@ def test_levels_are_exact_to_65_decibels(out: int, channels: int) -> None:
 
 
 @compiled
-def test_no_sum_of_levels_overflows() -> None:
+def test_no_sum_in_int16_overflows() -> None:
     """Inputs and weights of the same size everywhere add up to the most that can be."""
     x = torch.full((1, 41, 512), 3.0)
     for kernel in (torch.full((32, 2, 512), 0.5), -torch.full((32, 2, 512), 0.5)):
@@ -117,7 +117,7 @@ def test_no_sum_of_levels_overflows() -> None:
 
 
 @compiled
-def test_levels_of_nothing_are_nothing() -> None:
+def test_zeros_in_int16_give_the_bias() -> None:
     bias = seeded(32)
     for kernel, x in ((torch.zeros(32, 2, 64), seeded(1, 20, 64)), (seeded(32, 2, 64), torch.zeros(1, 20, 64))):
         assert torch.equal(in_int16(kernel, bias)(x), bias.expand(1, 19, 32))
@@ -125,7 +125,7 @@ def test_levels_of_nothing_are_nothing() -> None:
 
 @compiled
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_levels_of_what_is_no_number_are_none(value: float) -> None:
+def test_what_is_no_number_gives_none_in_int16(value: float) -> None:
     x = seeded(1, 101, 64)
     x[0, 50, 7] = value
     heard = in_int16(seeded(32, 2, 64))(x)[0]
@@ -190,7 +190,7 @@ def test_a_unit_is_what_it_is_without_kernels(
 
 
 @compiled
-def test_what_products_are_computed_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_convolutions_are_computed_so(monkeypatch: pytest.MonkeyPatch) -> None:
     for taps in (1, 2, 3, 5, 7):
         found = convolver(seeded(96, taps, 96), None, form="winograd")
         assert isinstance(found, Minimal) == (taps in (2, 7))

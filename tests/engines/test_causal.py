@@ -194,7 +194,7 @@ def test_positions_end_where_the_table_ends() -> None:
         made(seeded(1, 4, 8), state)
 
 
-def test_pieces_join() -> None:
+def test_tiles_join() -> None:
     x, seen = seeded(2, 10, 3), []
 
     def run(piece: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def test_it_stands_in_where_nothing_can_be_split(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(params=["compiled", "not compiled"])
 def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
-    """What products of form "winograd" are, with compiled kernels and without."""
+    """What convolutions of form "winograd" are, with compiled kernels and without."""
     if request.param == "compiled" and not kernels.available():
         pytest.skip("compiled kernels need AVX2 and numba")
     monkeypatch.setattr(kernels, "available", lambda: request.param == "compiled")

@@ -217,7 +217,7 @@ def component(
     config: Mapping[str, Any],
     examples: Callable[[], Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]],
 ) -> Component:
-    """The rewrite of one direction, proven in float32 as the ONNX export is, and what less precision costs where this can be measured.
+    """The rewrite of one direction, proven in float32 like the ONNX export, and in lower precision where it can run.
 
     examples: yields (inputs, PyTorch's answer), as for `traced`.
     """

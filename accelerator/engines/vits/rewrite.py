@@ -188,7 +188,7 @@ class DecodeCall:
 def component(
     model: Callable[[], Any], identity: Callable[[], str], config: Mapping[str, Any], examples: Examples
 ) -> Component:
-    """The rewrite, proven in float32 as the ONNX export is, and what bfloat16 costs where this can be measured.
+    """The rewrite, proven in float32 like the ONNX export, and in bfloat16 where it can run.
 
     model: makes `traceable.exportable`'s copy. examples: as for `traced`.
     """
