@@ -276,7 +276,7 @@ class UniversalOptimizer:
         unspeakable: Unspeakable | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Speech:
-        """`synthesize` for asyncio: the event loop goes on meanwhile. Cancelling the task ends the generation."""
+        """`synthesize` for asyncio: the event loop keeps running meanwhile. Cancelling the task ends the generation."""
         asked = Asked(text, reference_audio, reference_text, voice, unspeakable, False, options)
         stream = await asyncio.to_thread(self._stream, asked)
         future = asyncio.get_running_loop().run_in_executor(self._executor(), _whole, stream)
@@ -284,7 +284,7 @@ class UniversalOptimizer:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             stream.close()
-            future.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody asks for it any more
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())  # its result is not used
             raise
 
     def status(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What engines nobody knows answer with -> audio: arrays, pairs, mappings, objects, files, and iterators of these."""
+"""What unknown engines answer with -> audio: arrays, pairs, mappings, objects, files, and iterators of these."""
 
 from __future__ import annotations
 

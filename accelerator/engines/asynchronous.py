@@ -88,12 +88,12 @@ def _in_a_loop() -> bool:
 def _check_no_loop(who: str, answer: Any = None) -> None:
     if _in_a_loop():
         if inspect.iscoroutine(answer):
-            answer.close()  # or Python warns that nobody awaited it
+            answer.close()  # or Python warns that it was never awaited
         raise EngineError(f"{who} is asynchronous, and an event loop is running here: use `await asynthesize(...)`")
 
 
 def _outside_of_loops(work: Callable[[], None]) -> None:
-    """A stream is closed by whoever drops it: in an event loop, too, where no other loop can run."""
+    """Run `work` outside of event loops: a stream may be dropped, and so closed, within one."""
     if _in_a_loop():
         with ThreadPoolExecutor(1, "accelerator-end") as apart:
             apart.submit(work).result()

@@ -60,7 +60,7 @@ def test_any_length_gives_what_a_convolution_gives(taps: int, dilation: int, bat
 def test_it_is_nearly_as_exact_as_a_sum(taps: int) -> None:
     kernel, x = seeded(64, taps, 192) / (192 * taps) ** 0.5, seeded(1, 512, 192)
     exact = torch.nn.functional.conv1d(x.double().transpose(1, 2), kernel.double().permute(0, 2, 1)).transpose(1, 2)
-    ours, plain = ((convolver(x) - exact).square().mean().sqrt() for product in (made(kernel), Plain(kernel, None)))
+    ours, plain = ((convolve(x) - exact).square().mean().sqrt() for convolve in (made(kernel), Plain(kernel, None)))
     assert ours < 1e-5
     assert ours < 12 * plain
 
