@@ -22,7 +22,7 @@ from accelerator.kernels import compiler as compiled_
 from accelerator.kernels.conv import layers as conv_layers
 
 compiled = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
-low_ones = pytest.mark.skipif(not Mix.takes((32, 32), "bf16"), reason="needs bfloat16 dot products")
+low_ones = pytest.mark.skipif(not Mix.takes((32, 32), "bf16"), reason="needs products of bfloat16")
 
 
 def made(kernel: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Minimal:
@@ -87,48 +87,48 @@ def test_what_is_no_number_stays_none() -> None:
     assert heard[44:51].all()
 
 
-def in_int16(kernel: Tensor, bias: Tensor | None = None) -> Minimal:
+def of_int16(kernel: Tensor, bias: Tensor | None = None) -> Minimal:
     return Minimal(kernel.shape, lambda: kernel, bias, 1, int16=True)
 
 
 @compiled
 @pytest.mark.parametrize(("out", "channels"), [(32, 32), (192, 192), (64, 416)])
-def test_filters_in_int16_are_exact_to_65_decibels(out: int, channels: int) -> None:
+def test_int16_is_exact_to_65_decibels(out: int, channels: int) -> None:
     kernel, bias = seeded(out, 2, channels) / (2 * channels) ** 0.5, seeded(out, seed=1)
     for rows in (1, 5, 6, 300):
         x = seeded(2, rows + 1, channels, seed=rows) * torch.logspace(-3, 3, rows + 1)[:, None]
-        y, expected = in_int16(kernel, bias)(x), exact(x, kernel, bias, 1)
+        y, expected = of_int16(kernel, bias)(x), exact(x, kernel, bias, 1)
         for tile, other in zip(y.split(5, dim=1), expected.split(5, dim=1), strict=True):
             assert decibels(tile, other) > 50  # rows of a tile differ in size
         x = seeded(2, rows + 1, channels, seed=rows)
-        assert decibels(in_int16(kernel, bias)(x), exact(x, kernel, bias, 1)) > 62
+        assert decibels(of_int16(kernel, bias)(x), exact(x, kernel, bias, 1)) > 62
 
 
 @compiled
-def test_no_sum_in_int16_overflows() -> None:
+def test_no_sum_of_int16_overflows() -> None:
     """Inputs and weights of the same size everywhere add up to the most that can be."""
     x = torch.full((1, 41, 512), 3.0)
     for kernel in (torch.full((32, 2, 512), 0.5), -torch.full((32, 2, 512), 0.5)):
-        torch.testing.assert_close(in_int16(kernel)(x), exact(x, kernel, None, 1).float(), rtol=1e-3, atol=0)
+        torch.testing.assert_close(of_int16(kernel)(x), exact(x, kernel, None, 1).float(), rtol=1e-3, atol=0)
     kernel = torch.full((32, 2, 512), 0.5)
     kernel[:, 1] *= -1  # the largest values at other points
     x[:, ::2] *= -1
-    torch.testing.assert_close(in_int16(kernel)(x), exact(x, kernel, None, 1).float(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(of_int16(kernel)(x), exact(x, kernel, None, 1).float(), rtol=1e-3, atol=0)
 
 
 @compiled
-def test_zeros_in_int16_give_the_bias() -> None:
+def test_nothing_quantized_is_nothing() -> None:
     bias = seeded(32)
     for kernel, x in ((torch.zeros(32, 2, 64), seeded(1, 20, 64)), (seeded(32, 2, 64), torch.zeros(1, 20, 64))):
-        assert torch.equal(in_int16(kernel, bias)(x), bias.expand(1, 19, 32))
+        assert torch.equal(of_int16(kernel, bias)(x), bias.expand(1, 19, 32))
 
 
 @compiled
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_is_no_number_gives_none_in_int16(value: float) -> None:
+def test_what_is_no_number_stays_none_when_quantized(value: float) -> None:
     x = seeded(1, 101, 64)
     x[0, 50, 7] = value
-    heard = in_int16(seeded(32, 2, 64))(x)[0]
+    heard = of_int16(seeded(32, 2, 64))(x)[0]
     assert not heard[[49, 50]].isfinite().any()
     assert heard[:40].isfinite().all()
 
@@ -190,7 +190,7 @@ def test_a_unit_is_what_it_is_without_kernels(
 
 
 @compiled
-def test_which_convolutions_are_computed_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_products_are_computed_so(monkeypatch: pytest.MonkeyPatch) -> None:
     for taps in (1, 2, 3, 5, 7):
         found = convolver(seeded(96, taps, 96), None, form="winograd")
         assert isinstance(found, Minimal) == (taps in (2, 7))

@@ -128,7 +128,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 class Plain:
-    """What the kernels say they compute, for one sequence: float64, but for the values that they quantize."""
+    """What the kernels say they compute, for one sequence: float64, but for the levels that they round to."""
 
     def __init__(self, directory: Path, spec: DualARSpec, graph: str = "slow") -> None:
         self.spec, self.stack, self.name = spec, getattr(spec, graph), graph
@@ -136,13 +136,13 @@ class Plain:
 
     def matrix(self, name: str) -> tuple[np.ndarray, int]:
         bits = 4 if f"{name}.q4" in self.w else 8
-        quantized = self.w[f"{name}.q{bits}"]
-        block, scales = quantized.shape[2] * 8 // bits, self.w[f"{name}.scales"].reshape(quantized.shape[:2])
+        levels = self.w[f"{name}.q{bits}"]
+        block, scales = levels.shape[2] * 8 // bits, self.w[f"{name}.scales"].reshape(levels.shape[:2])
         points = self.w.get(f"{name}.zero_points")
-        points = None if points is None else points.reshape(len(quantized), -1)
+        points = None if points is None else points.reshape(len(levels), -1)
         largest = np.abs(scales).max(axis=1, keepdims=True)
         scales = (scales / largest).astype(np.float16).astype(np.float64) * largest
-        return dequantize_blocks(quantized, scales, points, bits, quantized.shape[1] * block), block
+        return dequantize_blocks(levels, scales, points, bits, levels.shape[1] * block), block
 
     def product(self, x: np.ndarray, name: str) -> np.ndarray:
         weight, block = self.matrix(name)
@@ -150,8 +150,8 @@ class Plain:
         padded[:, : x.shape[1]] = x
         parts = padded.reshape(len(x), -1, block)
         largest = np.abs(parts).max(axis=2, keepdims=True)
-        quantized = np.floor(parts * np.divide(127, largest, out=np.zeros_like(largest), where=largest > 0) + 0.5)
-        y = (quantized * largest / 127).reshape(len(x), -1) @ weight.T
+        levels = np.floor(parts * np.divide(127, largest, out=np.zeros_like(largest), where=largest > 0) + 0.5)
+        y = (levels * largest / 127).reshape(len(x), -1) @ weight.T
         return y + self.w[f"{name}.bias"] if f"{name}.bias" in self.w else y
 
     def norm(self, x: np.ndarray, weight: np.ndarray | float) -> np.ndarray:
@@ -239,7 +239,7 @@ def test_they_compute_what_the_formulas_say(recipe: Recipe, spec: DualARSpec, tm
         run(fast, codes[None, :2])
         run(fast, codes[None, 2:3])
         far_fast.append(distance(run(fast, codes[None, 3:]), plain_fast(codes)))
-    # In one of some tens of thousands of values float32 and float64 fall on two sides of a quantized value.
+    # In one of some tens of thousands of values float32 and float64 fall on two sides of a level.
     assert np.median(far) < 1e-4
     assert np.median(far_fast) < 1e-4
     assert max(*far, *far_fast) < 0.1
@@ -264,16 +264,16 @@ def test_a_rows_answer_is_the_same_whatever_is_beside_it(built: Path) -> None:
             np.testing.assert_array_equal(value[0], answers[name][n])
 
 
-def test_a_prompt_is_what_its_chunks_are(built: Path) -> None:
+def test_a_prompt_is_what_its_pieces_are(built: Path) -> None:
     x = noise(1, 150, STACK.dim)  # more than are run together
-    whole, chunked = transformer(built, SPEC, 1), transformer(built, SPEC, 1, threads=1)
+    whole, pieces = transformer(built, SPEC, 1), transformer(built, SPEC, 1, threads=1)
     answer = run(whole, x)
     for begin, end in ((0, 51), (51, 60), (60, 142), (142, 150)):
-        last = run(chunked, x[:, begin:end])
+        last = run(pieces, x[:, begin:end])
     for name, value in answer.items():
         np.testing.assert_array_equal(value, last[name])
     for name, array in whole.cache.arrays.items():
-        np.testing.assert_array_equal(array[:, :, :150], chunked.cache.arrays[name][:, :, :150])
+        np.testing.assert_array_equal(array[:, :, :150], pieces.cache.arrays[name][:, :, :150])
 
 
 @pytest.mark.parametrize("recipe", [RECIPES["int4"], INT4_FLOAT_CACHE], ids=["int8 cache", "float cache"])
@@ -666,7 +666,7 @@ def test_the_environment_can_do_without_them(monkeypatch: pytest.MonkeyPatch) ->
 def test_those_for_older_processors_compute_the_same(exports: Path) -> None:
     """What is tested here and of a codec's layers, once more in a process whose kernels use AVX2."""
     files = [Path(__file__).with_name(f"test_{name}.py") for name in ("native", "filters", "dense")]
-    chosen = "formulas or beside_it or chunks or steps_are or number or in_int16 or mix"
+    chosen = "formulas or beside_it or pieces or steps_are or number or int16 or mix"
     asked = {"ACCELERATOR_KERNELS": "avx2", "ACCELERATOR_TEST_CACHE": str(exports)}
     command = [
         sys.executable,

@@ -1,4 +1,4 @@
-"""Weights in the order in which compiled kernels read them, against what numpy makes of them."""
+"""Weights in the order in which compiled products read them, against what numpy makes of them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def evaluated(kernel: np.ndarray, factors: np.ndarray) -> np.ndarray:
     return points.reshape(len(factors), -1, 32, kernel.shape[2]).transpose(0, 1, 3, 2)
 
 
-def unpaired(quantized: np.ndarray, points: int, channels: int) -> np.ndarray:
+def unpaired(levels: np.ndarray, points: int, channels: int) -> np.ndarray:
     """[points, columns / 32, in / 32, 16, 32, 2] -> [points, columns / 32, in, 32]."""
-    paired = quantized.reshape(points, -1, channels // 32, 16, 32, 2)
+    paired = levels.reshape(points, -1, channels // 32, 16, 32, 2)
     return paired.transpose(0, 1, 2, 5, 3, 4).reshape(points, -1, channels, 32)
 
 
@@ -53,15 +53,15 @@ def test_pairs_of_bfloat16_are_the_nearest(threads: int) -> None:
 
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize(("taps", "points"), [(1, 1), (2, 6)])
-def test_quantized_values_are_the_nearest_in_units_with_room_for_sums(taps: int, points: int, threads: int) -> None:
+def test_levels_are_the_nearest_of_units_that_leave_room_for_sums(taps: int, points: int, threads: int) -> None:
     kernel, factors = drawn(64, taps, 320), np.ones((1, 1)) if taps == 1 else drawn(points, taps).astype(np.float64)
     answer, units = _ordered(kernel, kernel.shape, tiles.LEVELED, threads, factors)
     expected, unit = evaluated(kernel, factors), units.reshape(points, 2, 1, 32).astype(np.float64)
-    quantized = unpaired(answer, points, 320).astype(np.float64)
-    assert np.abs(quantized - expected / unit).max() < 0.5 + 1e-2  # the unit is rounded to float32
-    sums = np.add.reduceat(np.abs(quantized), range(0, 320, 32 * tiles.TOGETHER), axis=2).max(2)
+    levels = unpaired(answer, points, 320).astype(np.float64)
+    assert np.abs(levels - expected / unit).max() < 0.5 + 1e-2  # the unit is rounded to float32
+    sums = np.add.reduceat(np.abs(levels), range(0, 320, 32 * tiles.TOGETHER), axis=2).max(2)
     assert (sums * (tiles.MOST_LEVEL + 1) < 2**31).all()
-    full = np.maximum(sums * (tiles.MOST_LEVEL + 1) / 2**31, np.abs(quantized).max(2) / tiles.MOST_LEVEL)
+    full = np.maximum(sums * (tiles.MOST_LEVEL + 1) / 2**31, np.abs(levels).max(2) / tiles.MOST_LEVEL)
     assert (full > 0.98).all()  # no finer than could be
 
 
@@ -72,7 +72,7 @@ def test_what_is_not_multiplied_together_is_not_summed_together() -> None:
     assert (whole > 1.9 * halves).all()
 
 
-def test_weights_of_zero_stay_zero() -> None:
+def test_weights_of_zero_are_levels_of_zero() -> None:
     kernel = np.zeros((32, 1, 32), np.float32)
     answer, units = _ordered(kernel, kernel.shape, tiles.LEVELED, 1)
     assert not answer.any()

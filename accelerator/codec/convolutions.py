@@ -9,7 +9,7 @@ convolution. PyTorch's compiler avoids that with operators that take ordered wei
     Minimal  a fourth to three fifths of the multiplications, for float32 filters of some lengths: see `winograd`;
              `Winograd` where there are no compiled kernels; in the form "int16", filters of two taps, and the mixing
              that follows a filter of seven, multiply in int16, exact to 65 dB
-    Int16    float32 values as int16, exact to 70 dB: half of float32's time and memory, by compiled kernels
+    Dense    float32 values as int16, exact to 70 dB: half of float32's time and memory, by compiled kernels
     Single   one output channel, by compiled kernels
     Split    float32 values as pairs of int8, exact to about 80 dB: with AMX a third of float32's time, half its memory
 
@@ -40,7 +40,7 @@ from ..errors import SessionError
 from ..hardware import detect
 from ..hardware.forks import Lock
 from ..runtime.options import BF16_FLAGS
-from .dense import Int16, Single
+from .dense import Dense, Single
 from .winograd import TAPS, Minimal, Winograd
 
 __all__ = [
@@ -111,7 +111,7 @@ def convolver(
                 return Minimal(kernel.shape, kernel.read, bias, dilation, int16=int16)
         if form in ("int16", "split") and kernels.available() and kernels.Dense.takes(kernel.shape):
             with contextlib.suppress(SessionError):
-                return Int16(kernel.shape, kernel.read, bias, dilation)
+                return Dense(kernel.shape, kernel.read, bias, dilation)
         if taps in TAPS and min(out, channels) >= MANY:
             return Winograd(kernel.shape, kernel.read, bias, dilation)
         if (out, dilation) == (1, 1) and kernels.available():

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .. import kernels
 
-__all__ = ["Int16", "Single"]
+__all__ = ["Dense", "Single"]
 
 
-class Int16:
+class Dense:
     """y = conv(x, w) + b of stride 1, multiplied in int16: [B, rows, in] with the context -> [B, rows', out]."""
 
     def __init__(self, shape: Sequence[int], read: Callable[[], Tensor], bias: Tensor | None, dilation: int) -> None:

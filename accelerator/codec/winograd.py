@@ -43,7 +43,7 @@ class Minimal:
         *,
         int16: bool = False,
     ) -> None:
-        """shape: [out, taps, in] of what `read` gives, one that `kernels.Filter` takes; int16: its `leveled`.
+        """shape: [out, taps, in] of what `read` gives, one that `kernels.Filter` takes; int16: as there.
 
         Raises SessionError.
         """

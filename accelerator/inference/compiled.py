@@ -20,7 +20,7 @@ from ..kernels.opcodes import PACK
 
 __all__ = ["NativeBinding", "NativeSession", "open_graphs"]
 
-_TOKENS = 128  # run through the layers together
+_TOKENS = 128  # that are run through the layers together
 _LARGEST_BLOCK = 256
 
 
@@ -54,10 +54,10 @@ class NativeSession:
         return NativeBinding(self, inputs, outputs)
 
     def _prepare(self, weights: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The plan without what belongs to a single run."""
+        """The plan but for what belongs to a run."""
         stack, hidden = self.stack, self._hidden
         if any(n % at.LANES for n in (stack.dim, stack.head_dim, stack.ffn)) or stack.head_dim > 256:
-            raise ValueError("sizes that are not multiples of 16")
+            raise ValueError("sizes that do not divide by 16")
         p = np.zeros(at.SIZE + at.LAYER * stack.layers, np.int64)
         sizes = (stack.dim, stack.layers, stack.heads, stack.kv_heads, stack.head_dim, stack.ffn)
         p[at.DIM : at.DIM + 6] = sizes
@@ -103,12 +103,13 @@ class NativeSession:
         p[at.SHARED_VALUES] = self._keep(np.zeros((_TOKENS + 8, widest), np.int8))
 
     def _widest(self) -> int:
-        """The most inputs of any matrix, rounded up to a whole block."""
+        """Inputs of a matrix at most, with what fills a block up."""
         stack = self.stack
         return -(-max(stack.dim, stack.ffn, stack.heads * stack.head_dim) // _LARGEST_BLOCK) * _LARGEST_BLOCK
 
     def scratch(self, p: np.ndarray, capacity: int, length: int) -> np.ndarray:
-        """A workspace for each thread of a run of `length` positions over a cache of `capacity`; p gets its offsets."""
+        """A workspace for each thread of a run of so many positions over a cache of `capacity`; its places go into the
+        at."""
         stack, widest = self.stack, self._widest()
         sizes = 1024 + at.QUERY_BYTES, 8 * widest, 8 * widest // 8, 8 * widest // 8
         begins = np.cumsum(sizes)
@@ -122,7 +123,7 @@ class NativeSession:
         return memory
 
     def _matrix(self, p: np.ndarray, start: int, name: str, weights: Mapping[str, np.ndarray]) -> None:
-        """Put a matrix into tiles of 16 rows; SwiGLU's two halves, which are read together, are interleaved."""
+        """Put a matrix into tiles of 16 rows; SwiGLU's two halves by turns, which are read together."""
         bits = next((b for b in (4, 8) if f"{name}.q{b}" in weights), 0)
         if not bits or weights[f"{name}.q{bits}"].ndim != 3:
             raise ValueError(f"{name} is not quantized by blocks")
@@ -130,13 +131,13 @@ class NativeSession:
         order: Any = slice(None)
         if name.endswith(".gate_up"):
             order = np.arange(rows).reshape(2, -1, at.LANES).transpose(1, 0, 2).reshape(-1)
-        quantized = np.ascontiguousarray(weights[f"{name}.q{bits}"][order])
+        levels = np.ascontiguousarray(weights[f"{name}.q{bits}"][order])
         block = size * 8 // bits
         if block % 32 or block > _LARGEST_BLOCK:
             raise ValueError(f"{name} has blocks of {block}")
         tiles, width = -(-rows // at.LANES), block * 2 * bits
         packed = np.zeros((tiles, blocks, width + 3 * at.LANES), np.uint8)
-        function()(PACK, quantized.ctypes.data, packed.ctypes.data, rows, blocks, block, bits)
+        function()(PACK, levels.ctypes.data, packed.ctypes.data, rows, blocks, block, bits)
         scales = weights[f"{name}.scales"].reshape(rows, blocks)[order]
         factor = np.zeros(tiles * at.LANES, np.float32)
         factor[:rows] = np.abs(scales).max(axis=1)  # so that the rest fits float16
@@ -150,7 +151,7 @@ class NativeSession:
         p[start : start + at.MATRIX] = (*places, bits, block, blocks, tiles, rows)
 
     def _keep(self, array: np.ndarray) -> int:
-        """The address of an array, which is kept alive with the session."""
+        """The address of an array that stays with the session."""
         kept = np.array(array) if isinstance(array, np.memmap) else np.ascontiguousarray(array)
         self._kept.append(kept)
         return int(kept.ctypes.data)
@@ -219,7 +220,7 @@ class NativeBinding:
 
 
 def _by_tile(values: np.ndarray, tiles: int) -> np.ndarray:
-    """[rows, blocks] -> [tiles, blocks, 16], padded with zeros."""
+    """[rows, blocks] -> [tiles, blocks, 16], what is missing at the end zero."""
     rows, blocks = values.shape
     padded = np.zeros((tiles * at.LANES, blocks), values.dtype)
     padded[:rows] = values

@@ -1,4 +1,4 @@
-"""Draws all codes of a frame in one call: each from the logits of a step that was fed the code before it."""
+"""A frame's codes drawn one after the other, each from the logits of a step over the one before, in one call."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["CodeLoop", "draw"]
 
 
 class CodeLoop:
-    """The loop over a frame's codebooks after the first step, for the rows of a binding of one position."""
+    """The loop over a frame's codebooks behind the first step, for the rows of a binding of one position."""
 
     def __init__(
         self, binding: NativeBinding, x: np.ndarray, lengths: np.ndarray, logits: np.ndarray, table: np.ndarray
     ) -> None:
-        """x: float32 [rows, 1, dim], lengths: int32 [rows], logits: float32 [rows, n]: the binding's own arrays.
+        """x: float32 [rows, 1, dim], lengths: int32 [rows] and logits: float32 [rows, n], which the binding is over.
 
         table: the codes' embeddings, [n, dim] in float32, or uint16 for the upper halves of float32.
         """
         if table.dtype not in (np.float32, np.uint16) or not table.flags.c_contiguous:
-            raise ValueError(f"embeddings must be contiguous float32 or uint16, not {table.dtype}")
+            raise ValueError(f"embeddings are float32 or uint16, side by side, not {table.dtype}")
         self._binding, self._lengths, self._logits = binding, lengths, logits
         self._kept = x, table
         rows, width = logits.shape
@@ -39,10 +39,10 @@ class CodeLoop:
         self._draws[:, at.LOGITS] = logits.ctypes.data + 4 * width * np.arange(rows)
 
     def run(self, draws: Sequence[Draws], filled: int) -> tuple[np.ndarray, float]:
-        """The codes of the residual codebooks and drawing's share of the time.
+        """The codes of the residual codebooks, int64 [rows, C - 1], -1 from where nothing can be drawn on; and which
+        share of the time drawing took.
 
-        Codes are int64 [rows, C - 1], -1 from the first that cannot be drawn. draws: one for each row. filled:
-        positions in the cache. Raises SessionError.
+        draws: of each row. filled: positions in the cache. Raises SessionError.
         """
         count = len(draws[0].uniforms)
         codes = np.zeros((len(draws), count), np.int64)
@@ -57,7 +57,7 @@ class CodeLoop:
 
 
 def draw(logits: np.ndarray, draws: Draws) -> int:
-    """An index into logits, float32 [n], drawn by the rules of the first codebook; -1 where nothing can be drawn."""
+    """An index of float32 [n], by the first of the draws' codebooks; -1 where nothing can be drawn."""
     plan, space = np.zeros(at.SIZE, np.int64), np.zeros(at.SCRATCH * len(logits), np.uint8)
     _describe(plan, draws, len(logits))
     plan[at.LOGITS] = logits.ctypes.data
@@ -65,7 +65,7 @@ def draw(logits: np.ndarray, draws: Draws) -> int:
 
 
 def _describe(plan: np.ndarray, draws: Draws, width: int) -> None:
-    """Fill in a draw's descriptor except for the address of its logits; `draws` must outlive its use."""
+    """Fill in a draw's array, but for where its logits are; `draws` has to live as long as that is used."""
     count = width if draws.rows is None else min(width, draws.rows)
     top_k = count if draws.top_k is None else min(draws.top_k, count)
     plan[[at.COUNT, at.UNIFORMS, at.USED, at.TOP_K]] = count, draws.uniforms.ctypes.data, 0, top_k

@@ -5,7 +5,7 @@ says what is in the file. In bfloat16 mode the decoder's residual units multiply
 behind the first stage, four fifths of the decoder's arithmetic; where compiled filters are faster, only what mixes the
 channels, in every stage. What comes before is amplified by all the stages behind, so it is not rounded like that: its
 products are those of pairs of int8 with AMX (`convolutions.Split`, about 80 dB each), with compiled kernels those of
-int16 (`convolutions.Int16`, 70 dB) or float32. The rest, and every sum, is float32.
+int16 (`convolutions.Dense`, 70 dB) or float32. The rest, and every sum, is float32.
 """
 
 from __future__ import annotations
