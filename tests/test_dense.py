@@ -8,7 +8,8 @@ from exact_convolutions import decibels, exact, seeded
 from torch import Tensor
 
 from accelerator import kernels
-from accelerator.codec.convolutions import Kernel, Minimal, Packed, Plain, Split, product, from accelerator.codec.dense import Dense, Single
+from accelerator.codec.convolutions import Kernel, Minimal, Packed, Plain, Split, convolver, splits
+from accelerator.codec.dense import Dense, Single
 
 compiled = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
 
