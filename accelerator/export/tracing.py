@@ -60,9 +60,7 @@ def trace(
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(inputs),
-                output_names=[
-                    f"out_{name}" for name in outputs
-                ],  # an output's name must not clash with an inner value's
+                output_names=[f"out_{name}" for name in outputs],  # an output must not share an inner value's name
                 dynamic_shapes=shapes,
                 optimize=True,
                 verbose=False,

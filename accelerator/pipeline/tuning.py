@@ -102,9 +102,7 @@ class Tuning:
         alike = {way: taken for way, taken in seconds.items() if way.sound == before.way.sound}
         if not alike:  # not available in this process
             return new
-        if not new.calm and (before.others_cpus or 0.0) < (
-            others_cpus or 0.0
-        ):  # the earlier measurement is more reliable
+        if not new.calm and (before.others_cpus or 0.0) < (others_cpus or 0.0):  # the earlier one is better
             return replace(before, probes=new.probes, measured_at=measured_at)
         kept = min(alike, key=alike.__getitem__)
         faster = new.calm and fastest.sound != kept.sound and seconds[kept] >= WORTH * seconds[fastest]
