@@ -23,9 +23,7 @@ __all__ = ["SMALLEST", "Fit", "Fitted", "fit_blocks"]
 Fit = Literal["extremes", "clipped", "k-quant", "hqq"]
 SMALLEST = float(np.finfo(np.float32).tiny)  # ONNX Runtime takes anything smaller for zero
 NARROWER = (0.93, 0.86, 0.79)  # shares of a block's range that "clipped" tries beside the whole
-RANGES_TRIED = np.linspace(
-    14 / 15, 19 / 15, 16
-)  # the grid of "k-quant": quantized steps across a range, as shares of all
+RANGES_TRIED = np.linspace(14 / 15, 19 / 15, 16)  # the grid of "k-quant": steps across a range, as shares of all
 HQQ_POWER, HQQ_ROUNDS = 0.7, 20
 HQQ_BETA, HQQ_GROWTH = 10.0, 1.01  # the paper's schedule, of errors in steps: weights of any size shrink alike
 
