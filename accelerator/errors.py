@@ -100,7 +100,7 @@ class SessionError(AcceleratorError):
 
 
 class BatchFailed(SessionError):
-    """A run that served several sequences failed. All of them raise this same error; `counted`: somebody noted it."""
+    """A run that served several sequences failed. All of them raise this same error; `counted`: it counts once."""
 
     counted = False
 

@@ -80,7 +80,7 @@ class Meter:
             self.frames += count
 
     def chunk(self, audio: np.ndarray, sample_rate: int) -> None:
-        """Note a piece of speech that is about to be handed out."""
+        """Note a chunk of audio that is about to be handed out."""
         self._samples += len(audio)
         self._sample_rate = sample_rate
         if self._ttfa is None and len(audio) and float(np.abs(audio).max()) > SILENCE:

@@ -87,9 +87,9 @@ class UniversalOptimizer:
         unspeakable: Unspeakable = "error",
         voices_dir: str | Path | ContentCache | None = None,
     ) -> None:
-        told = progress or ignore_progress
+        receiver = progress or ignore_progress
         settings = Settings(
-            precision, proof, cache_dir, threads, probe, told, queue_size, unspeakable, split_text, voices_dir
+            precision, proof, cache_dir, threads, probe, receiver, queue_size, unspeakable, split_text, voices_dir
         )
         self._forked()
         self._adapter = adapter if adapter is not None else adapter_for(engine)
@@ -276,7 +276,7 @@ class UniversalOptimizer:
         unspeakable: Unspeakable | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Speech:
-        """`synthesize` for asyncio: the event loop goes on meanwhile. Cancelling the task ends the generation."""
+        """`synthesize` for asyncio: the event loop keeps running meanwhile. Cancelling the task ends the generation."""
         asked = Asked(text, reference_audio, reference_text, voice, unspeakable, False, options)
         stream = await asyncio.to_thread(self._stream, asked)
         future = asyncio.get_running_loop().run_in_executor(self._executor(), _whole, stream)
@@ -284,7 +284,7 @@ class UniversalOptimizer:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             stream.close()
-            future.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody asks for it any more
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())  # its result is not used
             raise
 
     def status(self) -> dict[str, Any]:
@@ -325,7 +325,7 @@ class UniversalOptimizer:
 
     @property
     def sample_rate(self) -> int:
-        """Hz of everything it speaks; 0 for an engine, passed through, that has not told it yet."""
+        """Hz of everything it speaks; 0 for a passed-through engine whose rate is not known yet."""
         return self._adapter.sample_rate
 
     @property

@@ -112,7 +112,7 @@ class SpeechRequest:
 
 
 class AudioChunk(NamedTuple):
-    """A piece of speech in order: float32 mono [n] in [-1, 1] at `sample_rate` Hz."""
+    """A chunk of speech in order: float32 mono [n] in [-1, 1] at `sample_rate` Hz."""
 
     audio: np.ndarray
     sample_rate: int

@@ -22,10 +22,10 @@ from accelerator.speech import SpeechRequest
 from accelerator.text.check import Unread
 from accelerator.text.segments import Segment
 
-__all__ = ["BareStages", "QuickAdapter", "component", "joined", "part", "probe", "twin", "voice"]
+__all__ = ["BareStages", "QuickAdapter", "component", "joined", "part", "probe", "replica", "voice"]
 
 
-def twin(engine: Any, options: Mapping[str, Any] | None = None, **calls: Any) -> UniversalOptimizer:
+def replica(engine: Any, options: Mapping[str, Any] | None = None, **calls: Any) -> UniversalOptimizer:
     """`engine` wrapped, every part "in ONNX Runtime" by PyTorch's own code, or by what `calls` makes of the part."""
     optimizer = UniversalOptimizer(engine, **dict(options or {}))
     for name, route in optimizer._routes.items():
@@ -57,13 +57,13 @@ def part(
     *,
     load: Any,
     components: tuple[Component, ...] | None = None,
-    twin: Component | None = None,
+    rewrite: Component | None = None,
     compiled: Callable[[Any], bool] | None = None,
     **fields: Any,
 ) -> Part:
-    """A part on ONNX Runtime; rewritten, if there is a `twin`; and on kernels, if `compiled` says so of its path."""
+    """A part on ONNX Runtime; rewritten, if there is a `rewrite`; and on kernels, if `compiled` says so of its path."""
     components = components or (component("quick"),)
-    backends = [rewritten(twin, load)] if twin is not None else []
+    backends = [rewritten(rewrite, load)] if rewrite is not None else []
     if compiled is not None:
         name, known = components[-1].name, compiled
         backends.append(

@@ -257,7 +257,7 @@ def test_what_the_model_has_no_room_or_row_for_is_refused(model: Any, spec: Caus
 def test_a_spec_survives_json(spec: CausalSpec) -> None:
     cut = replace(spec, ranges=((3, 9), (11, 12)))
     assert CausalSpec.from_dict(json.loads(json.dumps(cut.to_dict()))) == cut
-    with pytest.raises(AssertionError, match="stand twice"):
+    with pytest.raises(AssertionError, match="occur twice"):
         replace(spec, ranges=((3, 9), (8, 12)))
 
 

@@ -171,7 +171,7 @@ def test_prompts_by_the_graph_in_integers_are_proven_too(exported: Exported) -> 
     assert proof[PREFILL]["passed"]
     assert proof[PREFILL]["prompts"]["kl"] != proof[PREFILL]["all"]["kl"]
     decoder = load_causal(paths, RunOptions())
-    assert decoder.stepper.wide is not None
-    assert decoder.stepper.wide[0].path.stem == "prefill_causal"
+    assert decoder.stepper.prefill_graph is not None
+    assert decoder.stepper.prefill_graph[0].path.stem == "prefill_causal"
     assert json.loads((paths[CAUSAL] / "spec.json").read_text())["half_split"] is True
     assert len(drawn(decoder, prompt_of(30), 6)) == 6

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from accelerator import kernels
 from accelerator.codec import convolutions, layers
-from accelerator.codec.convolutions import Kernel, Packed, product
+from accelerator.codec.convolutions import Kernel, Packed, convolver
 from accelerator.codec.layers import Unit, Weights
 from accelerator.codec.winograd import Minimal, Winograd
 from accelerator.errors import SessionError
@@ -87,48 +87,48 @@ def test_what_is_no_number_stays_none() -> None:
     assert heard[44:51].all()
 
 
-def leveled(kernel: Tensor, bias: Tensor | None = None) -> Minimal:
-    return Minimal(kernel.shape, lambda: kernel, bias, 1, leveled=True)
+def of_int16(kernel: Tensor, bias: Tensor | None = None) -> Minimal:
+    return Minimal(kernel.shape, lambda: kernel, bias, 1, int16=True)
 
 
 @compiled
 @pytest.mark.parametrize(("out", "channels"), [(32, 32), (192, 192), (64, 416)])
-def test_levels_are_exact_to_65_decibels(out: int, channels: int) -> None:
+def test_int16_is_exact_to_65_decibels(out: int, channels: int) -> None:
     kernel, bias = seeded(out, 2, channels) / (2 * channels) ** 0.5, seeded(out, seed=1)
     for rows in (1, 5, 6, 300):
         x = seeded(2, rows + 1, channels, seed=rows) * torch.logspace(-3, 3, rows + 1)[:, None]
-        y, expected = leveled(kernel, bias)(x), exact(x, kernel, bias, 1)
+        y, expected = of_int16(kernel, bias)(x), exact(x, kernel, bias, 1)
         for tile, other in zip(y.split(5, dim=1), expected.split(5, dim=1), strict=True):
             assert decibels(tile, other) > 50  # rows of a tile differ in size
         x = seeded(2, rows + 1, channels, seed=rows)
-        assert decibels(leveled(kernel, bias)(x), exact(x, kernel, bias, 1)) > 62
+        assert decibels(of_int16(kernel, bias)(x), exact(x, kernel, bias, 1)) > 62
 
 
 @compiled
-def test_no_sum_of_levels_overflows() -> None:
+def test_no_sum_of_int16_overflows() -> None:
     """Inputs and weights of the same size everywhere add up to the most that can be."""
     x = torch.full((1, 41, 512), 3.0)
     for kernel in (torch.full((32, 2, 512), 0.5), -torch.full((32, 2, 512), 0.5)):
-        torch.testing.assert_close(leveled(kernel)(x), exact(x, kernel, None, 1).float(), rtol=1e-3, atol=0)
+        torch.testing.assert_close(of_int16(kernel)(x), exact(x, kernel, None, 1).float(), rtol=1e-3, atol=0)
     kernel = torch.full((32, 2, 512), 0.5)
     kernel[:, 1] *= -1  # the largest values at other points
     x[:, ::2] *= -1
-    torch.testing.assert_close(leveled(kernel)(x), exact(x, kernel, None, 1).float(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(of_int16(kernel)(x), exact(x, kernel, None, 1).float(), rtol=1e-3, atol=0)
 
 
 @compiled
-def test_levels_of_nothing_are_nothing() -> None:
+def test_nothing_quantized_is_nothing() -> None:
     bias = seeded(32)
     for kernel, x in ((torch.zeros(32, 2, 64), seeded(1, 20, 64)), (seeded(32, 2, 64), torch.zeros(1, 20, 64))):
-        assert torch.equal(leveled(kernel, bias)(x), bias.expand(1, 19, 32))
+        assert torch.equal(of_int16(kernel, bias)(x), bias.expand(1, 19, 32))
 
 
 @compiled
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_levels_of_what_is_no_number_are_none(value: float) -> None:
+def test_what_is_no_number_stays_none_when_quantized(value: float) -> None:
     x = seeded(1, 101, 64)
     x[0, 50, 7] = value
-    heard = leveled(seeded(32, 2, 64))(x)[0]
+    heard = of_int16(seeded(32, 2, 64))(x)[0]
     assert not heard[[49, 50]].isfinite().any()
     assert heard[:40].isfinite().all()
 
@@ -164,7 +164,7 @@ def test_what_is_no_number_stays_none_in_a_mix(dtype: str) -> None:
     ("dtype", "form", "least"),
     [
         (torch.float32, "winograd", 85),
-        (torch.float32, "levels", 65),
+        (torch.float32, "int16", 65),
         pytest.param(torch.bfloat16, "winograd", 45, marks=low_ones),
     ],
 )
@@ -192,17 +192,17 @@ def test_a_unit_is_what_it_is_without_kernels(
 @compiled
 def test_what_products_are_computed_so(monkeypatch: pytest.MonkeyPatch) -> None:
     for taps in (1, 2, 3, 5, 7):
-        found = product(seeded(96, taps, 96), None, form="winograd")
+        found = convolver(seeded(96, taps, 96), None, form="winograd")
         assert isinstance(found, Minimal) == (taps in (2, 7))
     kernel = seeded(32, 7, 32)
-    assert isinstance(product(kernel, None, form="winograd"), Minimal)
-    assert not isinstance(product(kernel, None, form="packed"), Minimal)
-    assert not isinstance(product(kernel, None, form="winograd", stride=2), Minimal)
-    assert not isinstance(product(kernel, None, form="winograd", dtype=torch.bfloat16), Minimal)
-    assert not isinstance(product(seeded(1, 7, 96), None, form="winograd"), Minimal)
+    assert isinstance(convolver(kernel, None, form="winograd"), Minimal)
+    assert not isinstance(convolver(kernel, None, form="packed"), Minimal)
+    assert not isinstance(convolver(kernel, None, form="winograd", stride=2), Minimal)
+    assert not isinstance(convolver(kernel, None, form="winograd", dtype=torch.bfloat16), Minimal)
+    assert not isinstance(convolver(seeded(1, 7, 96), None, form="winograd"), Minimal)
     large = Kernel((6144, 2, 1536), lambda: pytest.fail("not read yet"))
-    assert isinstance(product(large, None, form="winograd"), Packed)  # its evaluated weights would be 230 MB
-    assert isinstance(product(seeded(64, 2, 32), None, form="levels"), Minimal)
+    assert isinstance(convolver(large, None, form="winograd"), Packed)  # its evaluated weights would be 230 MB
+    assert isinstance(convolver(seeded(64, 2, 32), None, form="int16"), Minimal)
     monkeypatch.setattr(convolutions, "splits", lambda: True)
     assert convolutions.of_filters(torch.bfloat16) == torch.bfloat16
     monkeypatch.setattr(convolutions, "splits", lambda: False)
@@ -216,7 +216,7 @@ def test_kernels_that_cannot_be_had_are_done_without(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(conv_layers, "function", none)
     kernel, x = seeded(96, 7, 96) / 25, seeded(1, 100, 96)
-    without = product(kernel, None, form="winograd")
+    without = convolver(kernel, None, form="winograd")
     assert isinstance(without, Winograd)
     assert decibels(without(x), exact(x, kernel, None, 1)) > 85
     assert convolutions.mix(Kernel.of(seeded(96, 1, 96)), None, torch.float32) is None

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doubles import twin, voice
+from doubles import replica, voice
 from test_pool import Utterer, segments, speaker, whole
 
 import accelerator
@@ -100,7 +100,7 @@ def optimizers(engine: Any) -> Iterator[dict[str, UniversalOptimizer]]:
     with (
         UniversalOptimizer(engine, precision="int8", **settings) as compiled,
         UniversalOptimizer(engine, precision="fp32", **settings) as onnxruntime,
-        twin(engine) as pytorch,
+        replica(engine) as pytorch,
     ):
         yield {"compiled": compiled.prepare(), "onnxruntime": onnxruntime.prepare(), "pytorch": pytorch}
 
@@ -151,7 +151,7 @@ def test_the_backends_are_what_they_are_called(optimizers: dict[str, UniversalOp
     assert model == {
         "compiled": "native" if available() else "onnxruntime",
         "onnxruntime": "onnxruntime",
-        "pytorch": "onnxruntime",  # `doubles.twin` calls PyTorch's own code so
+        "pytorch": "onnxruntime",  # `doubles.replica` calls PyTorch's own code so
     }
 
 
@@ -242,7 +242,7 @@ def test_a_stream_from_before_the_fork_ends_in_the_child_and_goes_on_in_the_pare
 
 
 def test_the_places_that_the_parents_requests_take_are_free_in_a_child(engine: Any) -> None:
-    with twin(engine, {"queue_size": 1}) as optimizer:
+    with replica(engine, {"queue_size": 1}) as optimizer:
         stream = optimizer.stream(TEXT, max_new_tokens=40)
         next(stream)
 
@@ -511,7 +511,7 @@ def test_a_live_fish_speech_is_not_asked_in_a_child(monkeypatch: pytest.MonkeyPa
 KINDS = {"Lock", "RLock", "Condition", "Event", "Semaphore", "BoundedSemaphore", "Barrier"}
 KEPT_THOUGH = {  # where threads are waited for by what `_forked` does not make -> why a child does not wait for ever
     "hardware.forks Lock.__init__": "it is what makes itself anew",
-    "hardware.lease Turns._begin": "in a table that `_forked` empties",
+    "hardware.lease CoreLease._begin": "in a table that `_forked` empties",
     "cache.store ContentCache.single_flight": "in a table that `_forked` empties",
     "pipeline.voices VoiceStore._alone": "in a table that `_forked` empties",
     "cache.store ContentCache._check_later": "a child does not wait for it, and checks itself",

@@ -1,4 +1,4 @@
-"""A part's twin in PyTorch among the loader's choices, and probes that were taken on a busy machine."""
+"""A part's PyTorch rewrite among the loader's choices, and probes that were taken on a busy machine."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Clock:
 
 
 class Machine:
-    """A part with a twin: seconds by "onnxruntime", "onednn-fp32", "onednn-bf16", "pytorch"."""
+    """A part with a PyTorch rewrite: seconds by "onnxruntime", "onednn-fp32", "onednn-bf16", "pytorch"."""
 
     def __init__(self, proof: dict[str, Any] = PROVEN, **seconds: float) -> None:
         self.seconds = {"pytorch": 10.0, "onnxruntime": 5.0, "onednn_fp32": 2.0, "onednn_bf16": 1.0, **seconds}
@@ -56,9 +56,9 @@ class Machine:
     def part(self, **changed: Any) -> Part:
         def load(paths: Any, options: RunOptions) -> Any:
             self.loads.append(options)
-            assert list(paths) == ["quick-twin" if options.backend == "onednn" else "quick"]
+            assert list(paths) == ["quick-rewrite" if options.backend == "onednn" else "quick"]
             if options.backend == "onednn" and self.broken:
-                raise SessionError("the twin is broken")
+                raise SessionError("the rewrite is broken")
             return lambda: options
 
         def probe(call: Any) -> float:
@@ -70,8 +70,8 @@ class Machine:
                 return self.seconds["onnxruntime"]
             return self.seconds[f"onednn_{'fp32' if options.dtype == 'fp32' else 'bf16'}"]
 
-        twin = component("quick-twin", prove=lambda built: self.proof)
-        return quick_part(**{"original": lambda: None, "load": load, "probe": probe, "twin": twin, **changed})
+        rewrite = component("quick-rewrite", prove=lambda built: self.proof)
+        return quick_part(**{"original": lambda: None, "load": load, "probe": probe, "rewrite": rewrite, **changed})
 
 
 @pytest.fixture
@@ -85,17 +85,17 @@ def on(loader: Selector, **changed: Any) -> Selector:
     return replace(loader, machine=replace(loader.machine, **changed))
 
 
-def test_the_twin_wins_where_it_is_fastest(loader: Selector) -> None:
+def test_the_rewrite_wins_where_it_is_fastest(loader: Selector) -> None:
     machine = Machine()
     choice = loader.load(machine.part())
     assert (choice.backend, choice.precision, choice.reason) == ("onednn", "bf16", "fastest when probed")
     assert choice.options == RunOptions(threads=torch_threads(), backend="onednn", dtype="bf16")
-    assert list(choice.exports) == ["quick-twin"]
+    assert list(choice.exports) == ["quick-rewrite"]
     assert choice.probe["seconds"][f"onednn-bf16-{torch_threads()}"] == 1.0
     assert choice.probe["seconds"][f"onednn-fp32-{torch_threads()}"] == 2.0
 
 
-def test_later_only_the_twin_is_opened(loader: Selector) -> None:
+def test_later_only_the_rewrite_is_opened(loader: Selector) -> None:
     machine = Machine()
     first = loader.load(machine.part())
     machine.loads, probes = [], machine.probes
@@ -149,7 +149,7 @@ def test_float32_when_asked_for_though_bfloat16_was_chosen_before(loader: Select
     assert machine.probes == probes, "each is remembered"
 
 
-def test_onnx_runtime_where_the_twin_is_slower(loader: Selector) -> None:
+def test_onnx_runtime_where_the_rewrite_is_slower(loader: Selector) -> None:
     machine = Machine(onednn_fp32=6.0, onednn_bf16=7.0)
     for reason in ("fastest when probed", "fastest when probed before"):
         choice = loader.load(machine.part())
@@ -162,14 +162,14 @@ def test_pytorch_where_both_are_slower(loader: Selector) -> None:
     assert (choice.backend, choice.cause) == (None, "Slower")
 
 
-def test_a_twin_that_cannot_be_loaded_is_left_out(loader: Selector, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rewrite_that_cannot_be_loaded_is_left_out(loader: Selector, caplog: pytest.LogCaptureFixture) -> None:
     machine = Machine()
     machine.broken = True
     assert loader.load(machine.part()).backend == "onnxruntime"
-    assert "the twin is broken; another backend is used" in caplog.text
+    assert "the rewrite is broken; another backend is used" in caplog.text
 
 
-def test_a_twin_that_breaks_later_is_left_out(loader: Selector) -> None:
+def test_a_rewrite_that_breaks_later_is_left_out(loader: Selector) -> None:
     machine = Machine()
     assert loader.load(machine.part()).backend == "onednn"
     machine.broken = True
@@ -177,29 +177,31 @@ def test_a_twin_that_breaks_later_is_left_out(loader: Selector) -> None:
 
 
 @pytest.mark.parametrize("how", ["rejected", "failing"])
-def test_a_twin_that_cannot_be_built_is_left_out(loader: Selector, how: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rewrite_that_cannot_be_built_is_left_out(
+    loader: Selector, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
     def build(*_: Any) -> None:
         raise ValueError("a codec of another kind")
 
-    broken = component("quick-twin", build=build)
-    wrong = component("quick-twin", prove=lambda built: {"passed": False, "bar": {}})
+    broken = component("quick-rewrite", build=build)
+    wrong = component("quick-rewrite", prove=lambda built: {"passed": False, "bar": {}})
     machine = Machine()
-    choice = loader.load(machine.part(twin=wrong if how == "rejected" else broken))
+    choice = loader.load(machine.part(rewrite=wrong if how == "rejected" else broken))
     assert choice.backend == "onnxruntime"
     assert "quick cannot run on onednn" in caplog.text
 
 
-def test_threads_that_are_not_pytorchs_rule_the_twin_out(loader: Selector) -> None:
+def test_threads_that_are_not_pytorchs_rule_the_rewrite_out(loader: Selector) -> None:
     other = torch_threads() + 1
     assert on(loader, threads=other).load(Machine().part()).backend == "onnxruntime"
     assert on(loader, threads=torch_threads()).load(Machine().part()).backend == "onednn"
 
 
-def test_unprobed_there_is_no_twin(loader: Selector) -> None:
+def test_unprobed_there_is_no_rewrite(loader: Selector) -> None:
     assert replace(loader, probe=False).load(Machine().part()).backend == "onnxruntime"
 
 
-def test_a_damaged_twin_is_built_anew(loader: Selector) -> None:
+def test_a_damaged_rewrite_is_built_anew(loader: Selector) -> None:
     machine = Machine()
     (export,) = loader.load(machine.part()).exports.values()
     (export.path / "weights.bin").write_bytes(b"2")
@@ -209,14 +211,14 @@ def test_a_damaged_twin_is_built_anew(loader: Selector) -> None:
     assert (again.path / "weights.bin").read_bytes() == b"1"
 
 
-@pytest.mark.parametrize("twin", [True, False])
-def test_a_probe_on_a_busy_machine_is_taken_again(loader: Selector, twin: bool) -> None:
+@pytest.mark.parametrize("rewrite", [True, False])
+def test_a_probe_on_a_busy_machine_is_taken_again(loader: Selector, rewrite: bool) -> None:
     """Others used the cores, and the wrong way won: a later process measures again, and proposes the right one.
 
     It does not change to it: the audio of a seed would not be what it was. `tune` does.
     """
     machine = Machine(onnxruntime=0.5)
-    changed: dict[str, Any] = {} if twin else {"twin": None}
+    changed: dict[str, Any] = {} if rewrite else {"rewrite": None}
     clock, now = Clock(1.4, 0.02, 0.02), [1e9]
     here = replace(loader, clock=clock, now=lambda: now[0])  # type: ignore[arg-type]
     first = here.load(machine.part(**changed))
@@ -227,7 +229,7 @@ def test_a_probe_on_a_busy_machine_is_taken_again(loader: Selector, twin: bool) 
     probes = machine.probes
     second = here.load(machine.part(**changed))
     assert machine.probes > probes
-    right = "onednn" if twin else "original"
+    right = "onednn" if rewrite else "original"
     assert (second.backend, second.options) == ("onnxruntime", first.options)
     assert second.probe["proposed"]["backend"] == right
     assert "kept, as when it was first probed; `accelerator tune` changes it to" in second.reason

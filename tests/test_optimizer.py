@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doubles import QuickAdapter, twin, voice
+from doubles import QuickAdapter, replica, voice
 
 import accelerator
 from accelerator import AudioChunk, ProgressEvent, Speech, SpeechRequest, UniversalOptimizer
@@ -172,7 +172,7 @@ BAD_TEXTS: list[Any] = ["", "  \n\t", "?!...", "🙂🙂", "nul\0byte", "half \u
 
 @pytest.mark.parametrize("text", BAD_TEXTS, ids=lambda t: repr(t)[:20])
 def test_texts_that_cannot_be_spoken(tiny: Any, text: Any) -> None:
-    optimizer = twin(tiny)
+    optimizer = replica(tiny)
     with pytest.raises(InvalidText):
         optimizer.synthesize(text)
     with pytest.raises(InvalidText):
@@ -220,7 +220,7 @@ BAD_REFERENCES = (
 
 @pytest.mark.parametrize("kind", BAD_REFERENCES)
 def test_references_that_cannot_be_used(tiny: Any, tmp_path: Path, kind: str) -> None:
-    optimizer = twin(tiny)
+    optimizer = replica(tiny)
     with pytest.raises(InvalidReference):
         optimizer.synthesize(TEXT, bad_references(tmp_path)[kind], "what it says")
     assert all(not part["errors"] for part in optimizer.status()["parts"].values())
@@ -541,7 +541,7 @@ def test_status_of_the_real_exports(fast: UniversalOptimizer, exports: Path) -> 
 
 
 def test_closed_is_closed(tiny: Any) -> None:
-    optimizer = twin(tiny)
+    optimizer = replica(tiny)
     stream = optimizer.stream(TEXT, **SHORT)
     with optimizer as entered:
         assert entered is optimizer
@@ -589,7 +589,7 @@ def test_a_checkpoint_needs_a_known_engine(tmp_path: Path) -> None:
 # Threads
 
 
-def test_concurrent_requests_equal_their_serial_twins(fast: UniversalOptimizer, tiny: Any) -> None:
+def test_concurrent_requests_equal_their_serial_requests(fast: UniversalOptimizer, tiny: Any) -> None:
     voices = [None, voice(tiny), (voice(tiny)[0][::-1].copy(), tiny.sample_rate)]
     requests = [
         {"text": f"Number {n}.", "reference_audio": voices[n % 3], "seed": n % 8, "max_new_tokens": 3 + n % 5}
@@ -713,7 +713,7 @@ def test_a_cancelled_task_ends_its_generation(tiny: Any) -> None:
             await task
         assert await asyncio.to_thread(left.wait, 30)
 
-    asyncio.run(main(twin(tiny, text2semantic=endless)))
+    asyncio.run(main(replica(tiny, text2semantic=endless)))
     assert len(drawn) < 10**6
 
 
@@ -729,7 +729,7 @@ def test_a_stream_may_be_closed_by_another_thread(tiny: Any) -> None:
 
         return call
 
-    optimizer = twin(tiny, {"split_text": False}, text2semantic=endless)
+    optimizer = replica(tiny, {"split_text": False}, text2semantic=endless)
     stream = optimizer.stream("Never mind.")
     errors: list[BaseException] = []
 
@@ -750,7 +750,7 @@ def test_a_stream_may_be_closed_by_another_thread(tiny: Any) -> None:
 
 
 def test_the_queue_is_bounded(tiny: Any) -> None:
-    optimizer = twin(tiny, {"queue_size": 2})
+    optimizer = replica(tiny, {"queue_size": 2})
     streams = [optimizer.stream(TEXT, **SHORT) for _ in range(3)]
     for stream in streams[:2]:
         next(stream)
@@ -790,7 +790,7 @@ def test_a_voice_is_encoded_once_also_by_the_next_process(tiny: Any, tmp_path: P
         def counted(part: Part, calls: list[int] = calls) -> Any:
             return lambda audio: calls.append(1) or part.original(audio)  # type: ignore[func-returns-value]
 
-        optimizer = twin(tiny, {"cache_dir": tmp_path}, encoder=counted)
+        optimizer = replica(tiny, {"cache_dir": tmp_path}, encoder=counted)
         answers = [optimizer.synthesize(TEXT, voice(tiny), "la", seed=1, **SHORT).audio for _ in range(2)]
         np.testing.assert_array_equal(answers[0], answers[1])
         counts.append(len(calls))

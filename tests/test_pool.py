@@ -22,7 +22,7 @@ class Utterer(BareStages):
 
     def __init__(self, fails=(), mute=()):
         self.fails, self.mute = list(fails), mute
-        self.said, self.threads, self.alone = [], [], []
+        self.said, self.threads, self.exclusive = [], [], []
         self.busy = self.most = 0
         self.lock = threading.Lock()
 
@@ -33,7 +33,7 @@ class Utterer(BareStages):
             self.most = max(self.most, self.busy)
             self.said.append(text)
             self.threads.append(threading.current_thread().name)
-            self.alone.append(job.exclusive)
+            self.exclusive.append(job.exclusive)
         time.sleep(0.02)
         with self.lock:
             self.busy -= 1
@@ -76,7 +76,7 @@ def test_segments_are_spoken_at_once_and_heard_in_order():
     own = speaker(utterer)
     np.testing.assert_array_equal(whole(own), expected())
     assert utterer.most == 2
-    assert not any(utterer.alone)
+    assert not any(utterer.exclusive)
     assert [each["state"] for each in own.progress()] == ["done"] * 6
     assert own.progress()[2]["audio_s"] == pytest.approx(400 * 7 / RATE)
 
@@ -85,7 +85,7 @@ def test_one_segment_takes_the_direct_path():
     utterer = Utterer()
     np.testing.assert_array_equal(whole(speaker(utterer, 1)), tone("Text 0.", SamplingParams(seed=5)))
     assert utterer.threads == [threading.current_thread().name]
-    assert utterer.alone == [True]
+    assert utterer.exclusive == [True]
 
 
 def test_a_streams_first_segment_has_all_threads():
@@ -95,7 +95,7 @@ def test_a_streams_first_segment_has_all_threads():
     next(chunks)
     assert utterer.said == ["Text 0."]
     assert np.concatenate(list(chunks)).size
-    assert utterer.alone == [True] + [False] * 5
+    assert utterer.exclusive == [True] + [False] * 5
 
 
 def test_a_failing_segment_is_redone_alone():
@@ -150,6 +150,6 @@ def test_requests_share_the_places():
         done = [pool.submit(whole, speaker(utterer, 1 if i % 2 else 5, workers=workers)) for i in range(6)]
         assert all(each.result().size for each in done)
     assert utterer.most == 2
-    assert not all(utterer.alone), "who speaks beside another has one thread"
+    assert not all(utterer.exclusive), "who speaks beside another has one thread"
     whole(speaker(utterer, 1, workers=workers))
-    assert utterer.alone[-1], "the places are given back"
+    assert utterer.exclusive[-1], "the places are given back"

@@ -73,9 +73,9 @@ def runs(decoder: DualARDecoder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[
     seen: list[tuple[str, int, int]] = []
     bind = transformer.Transformer._bind
 
-    def spy(self: Any, length: int, begin: int, end: int, x: np.ndarray, wide: bool) -> Any:
-        binding = bind(self, length, begin, end, x, wide)
-        run, name = binding.run, (self._wide if wide else self._session).path.stem
+    def spy(self: Any, length: int, begin: int, end: int, x: np.ndarray, prefill_graph: bool) -> Any:
+        binding = bind(self, length, begin, end, x, prefill_graph)
+        run, name = binding.run, (self._prefill_graph if prefill_graph else self._session).path.stem
         binding.run = lambda: (seen.append((name, end - begin, length)), run())  # type: ignore[method-assign]
         return binding
 
@@ -155,7 +155,7 @@ def test_where_the_others_fail_their_proof_nearer_ones_are_kept(
         False,
         True,
     )
-    assert loaded(found).stepper.wide is not None
+    assert loaded(found).stepper.prefill_graph is not None
 
 
 @pytest.mark.parametrize("rejected", [False, True])
@@ -183,7 +183,7 @@ def test_unfaithful_ones_are_left_out(
     assert list(found) == [EMBEDDINGS, LANGUAGE_MODEL]
     assert "does without it" in caplog.text
     decoder = loaded(found)
-    assert decoder.stepper.wide is None
+    assert decoder.stepper.prefill_graph is None
     assert len(speak(decoder, adapter, 5, "on")) == 5
 
 
@@ -215,7 +215,7 @@ def test_who_does_without_leaves_them_alone(both: dict[str, Export], adapter: An
     alone = exported(adapter, ContentCache(tmp_path), prefill=False)
     assert list(alone) == [EMBEDDINGS, LANGUAGE_MODEL]
     assert alone[LANGUAGE_MODEL].entry.key == both[LANGUAGE_MODEL].entry.key
-    assert loaded(alone).stepper.wide is None
+    assert loaded(alone).stepper.prefill_graph is None
 
 
 def test_one_warm_cache_serves_machines_of_other_instruction_sets(

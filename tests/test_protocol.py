@@ -372,7 +372,7 @@ def test_a_voice_is_encoded_once_whatever_it_is(kind: type[Skeleton], tmp_path: 
         again = later.synthesize(LONG, seed=1, reference_audio=reference)
         assert stage not in again.metrics["backends"], "on disk, too"
         np.testing.assert_array_equal(again.audio, heard[-1].audio)
-    with opened(Graph, tmp_path) as nobody, pytest.raises(InvalidOption, match="imitates nobody"):
+    with opened(Graph, tmp_path) as nobody, pytest.raises(InvalidOption, match="does not imitate voices"):
         nobody.synthesize("Hi.", reference_audio=reference)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doubles import twin
+from doubles import replica
 
 from accelerator import UniversalOptimizer
 from accelerator.errors import GenerationError, InvalidOption, InvalidReference, InvalidText
@@ -65,7 +65,7 @@ def ask(engine: Any, path: str, text: str, *reference: Any, **options: Any) -> d
             return call
 
         broken["text2semantic"] = failing
-    optimizer = twin(engine, **broken)
+    optimizer = replica(engine, **broken)
     if path.startswith("original"):  # not only the part: the routed copy as a whole
         stages: Any = optimizer._bound.stages
         stages.generate = lambda *_, **__: (_ for _ in ()).throw(MemoryError("by the test"))
@@ -138,7 +138,7 @@ def test_foreign_text_is_refused_before_anything_is_generated(
 ) -> None:
     seen: list[dict[str, Any]] = []
     spied(speaking, monkeypatch, seen)
-    optimizer = twin(speaking)
+    optimizer = replica(speaking)
     with caplog.at_level(logging.WARNING), pytest.raises(InvalidText, match="cannot speak"):
         optimizer.synthesize(text)
     with pytest.raises(InvalidText, match="cannot speak"):
@@ -151,7 +151,7 @@ def test_foreign_text_is_refused_before_anything_is_generated(
 
 
 def test_foreign_text_can_be_left_out(speaking: ReferenceEngine) -> None:
-    optimizer = twin(speaking, {"unspeakable": "skip"})
+    optimizer = replica(speaking, {"unspeakable": "skip"})
     speech = optimizer.synthesize(MIXED, seed=1, max_new_tokens=8)
     assert speech.metrics["skipped"] == [{"text": "这是中文。还有一句", "start": MIXED.index("这")}]
     assert speech.metrics["fallback"] == []
@@ -159,7 +159,7 @@ def test_foreign_text_can_be_left_out(speaking: ReferenceEngine) -> None:
     assert spoken.split() == MIXED.replace("这是中文。还有一句", "").split()
     with pytest.raises(InvalidText, match="cannot speak"):
         optimizer.synthesize(MIXED, unspeakable="error")
-    assert twin(speaking).stream(MIXED, unspeakable="skip", max_new_tokens=8).metrics["skipped"]
+    assert replica(speaking).stream(MIXED, unspeakable="skip", max_new_tokens=8).metrics["skipped"]
     with pytest.raises(InvalidText, match="nothing of the text"):
         optimizer.synthesize("这是中文。")
     with pytest.raises(InvalidOption, match="'error' or 'skip'"):
@@ -169,7 +169,7 @@ def test_foreign_text_can_be_left_out(speaking: ReferenceEngine) -> None:
 
 
 def test_signs_without_a_reading_are_listed(speaking: ReferenceEngine) -> None:
-    speech = twin(speaking).synthesize("Well done 🎉 everybody.", seed=1, max_new_tokens=8)
+    speech = replica(speaking).synthesize("Well done 🎉 everybody.", seed=1, max_new_tokens=8)
     assert speech.metrics["skipped"] == [{"text": "🎉", "start": 10}]
 
 
@@ -182,7 +182,7 @@ def test_an_engine_that_reads_every_byte_is_given_every_text(fast: Any) -> None:
 
 def test_segments_are_measured_in_words(speaking: ReferenceEngine) -> None:
     text = "The rent is $1,275.50, the deposit $2,551.75 and the fee $349.99."
-    speech = twin(speaking).synthesize(text, seed=1, max_new_tokens=4)
+    speech = replica(speaking).synthesize(text, seed=1, max_new_tokens=4)
     segments = [each["text"] for each in speech.metrics["segments"]]
     assert "".join(segments) == text
     assert len(segments) == 3
@@ -191,7 +191,7 @@ def test_segments_are_measured_in_words(speaking: ReferenceEngine) -> None:
 
 @pytest.mark.parametrize("text", ["12.5%, " * 40, "5551234567 " * 20, "£3 million and 5 km, " * 12, "9" * 400])
 def test_no_segment_has_more_words_than_the_voice_has_learnt(speaking: ReferenceEngine, text: str) -> None:
-    speech = twin(speaking).synthesize(text + "end", seed=1, max_new_tokens=1)
+    speech = replica(speaking).synthesize(text + "end", seed=1, max_new_tokens=1)
     assert "".join(each["text"] for each in speech.metrics["segments"]) == text + "end"
     assert max(len(speaking.words(each["text"])) for each in speech.metrics["segments"]) <= 120
 
@@ -200,7 +200,7 @@ def test_no_segment_has_more_words_than_the_voice_has_learnt(speaking: Reference
 
 
 def test_a_voice_that_reads_along_needs_the_transcript(speaking: ReferenceEngine) -> None:
-    optimizer = twin(speaking)
+    optimizer = replica(speaking)
     for said in (None, "", "  "):
         with pytest.raises(InvalidReference, match="give reference_text"):
             optimizer.synthesize(ENGLISH, voice(), said)
@@ -209,7 +209,7 @@ def test_a_voice_that_reads_along_needs_the_transcript(speaking: ReferenceEngine
 
 
 def test_a_reference_is_no_longer_than_its_engine_takes(speaking: ReferenceEngine) -> None:
-    optimizer = twin(speaking)
+    optimizer = replica(speaking)
     longest = optimizer.adapter.cloning.seconds[1]
     with pytest.raises(InvalidReference, match=f"longer than {longest:g} s"):
         optimizer.synthesize(ENGLISH, voice(longest + 1), "it says this")
@@ -235,11 +235,11 @@ def ending(after: list[int]) -> Callable[[Any], Any]:
 
 
 def test_a_segment_that_ends_too_soon_is_spoken_again(speaking: ReferenceEngine) -> None:
-    speech = twin(speaking, text2semantic=ending([2])).synthesize(ENGLISH, seed=1)
+    speech = replica(speaking, text2semantic=ending([2])).synthesize(ENGLISH, seed=1)
     assert [each["tries"] for each in speech.metrics["segments"]] == [2]
     assert len(speech.audio) == 200 * speaking.hop
     assert speech.metrics["fallback"] == []
-    limited = twin(speaking, text2semantic=ending([2])).synthesize(ENGLISH, seed=1, max_new_tokens=2)
+    limited = replica(speaking, text2semantic=ending([2])).synthesize(ENGLISH, seed=1, max_new_tokens=2)
     assert len(limited.audio) == 2 * speaking.hop, "what was asked for"
 
 
@@ -249,6 +249,6 @@ def test_audio_too_short_for_its_text_is_no_answer(
 ) -> None:
     short = np.full(1000, 0.1, np.float32)
     monkeypatch.setattr(ReferenceEngine, "synthesize", lambda self, *_, **__: (short, RATE))
-    optimizer = twin(speaking, text2semantic=ending([2, 2, 2, 2]))
+    optimizer = replica(speaking, text2semantic=ending([2, 2, 2, 2]))
     with pytest.raises(GenerationError, match=r"takes at least 0\.7"):
         list(optimizer.stream(ENGLISH)) if streaming else optimizer.synthesize(ENGLISH)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doubles import QuickAdapter, component, probe, twin, voice
+from doubles import QuickAdapter, component, probe, replica, voice
 
 from accelerator import UniversalOptimizer
 from accelerator.audio.checks import check_audio
@@ -94,9 +94,9 @@ def nan_in_the_middle(audio: np.ndarray) -> np.ndarray:
     return audio
 
 
-def test_the_twin_answers_as_the_engine_alone(tiny: Any, expected: np.ndarray) -> None:
+def test_the_replica_answers_as_the_engine(tiny: Any, expected: np.ndarray) -> None:
     for how in ("blocking", "streaming"):
-        audio, metrics = speak(twin(tiny), how)
+        audio, metrics = speak(replica(tiny), how)
         same(audio, expected)
         assert metrics["fallback"] == []
         assert metrics["backend"] == "onnxruntime"
@@ -106,7 +106,7 @@ def test_the_twin_answers_as_the_engine_alone(tiny: Any, expected: np.ndarray) -
 @pytest.mark.parametrize("how", ["blocking", "streaming"])
 @pytest.mark.parametrize("at", range(FRAMES + 1))
 def test_the_language_model_may_fail_at_any_frame(tiny: Any, expected: np.ndarray, at: int, how: str) -> None:
-    audio, metrics = speak(twin(tiny, text2semantic=frames_until(at, RuntimeError(f"at {at}"))), how)
+    audio, metrics = speak(replica(tiny, text2semantic=frames_until(at, RuntimeError(f"at {at}"))), how)
     same(audio, expected)
     assert metrics["fallback"] == [{"part": "text2semantic", "reason": "RuntimeError", "message": f"at {at}"}]
     assert metrics["backends"] == {"text2semantic": "hybrid" if at else "pytorch", "decoder": "onnxruntime"}
@@ -117,14 +117,14 @@ def test_the_language_model_may_fail_at_any_frame(tiny: Any, expected: np.ndarra
 @pytest.mark.parametrize("how", ["blocking", "streaming"])
 @pytest.mark.parametrize("error", [MemoryError("full"), BadOutput("NaN"), SessionError("ONNX"), StopIteration(3)])
 def test_whatever_the_language_model_raises(tiny: Any, expected: np.ndarray, error: Exception, how: str) -> None:
-    audio, metrics = speak(twin(tiny, text2semantic=frames_until(5, error)), how)
+    audio, metrics = speak(replica(tiny, text2semantic=frames_until(5, error)), how)
     same(audio, expected)
     assert [f["part"] for f in metrics["fallback"]] == ["text2semantic"]
 
 
 @pytest.mark.parametrize("how", ["blocking", "streaming"])
 def test_a_language_model_that_says_nothing_at_all(tiny: Any, expected: np.ndarray, how: str) -> None:
-    audio, metrics = speak(twin(tiny, text2semantic=frames_until(0, None)), how)
+    audio, metrics = speak(replica(tiny, text2semantic=frames_until(0, None)), how)
     same(audio, expected)
     assert [(f["part"], f["reason"]) for f in metrics["fallback"]] == [("text2semantic", "BadOutput")]
 
@@ -149,7 +149,7 @@ def test_the_decoder_decodes_the_same_codes_again(
     tiny: Any, expected: np.ndarray, fault: str, calls: int | None, how: str
 ) -> None:
     change, reason = DECODER_FAULTS[fault]
-    audio, metrics = speak(twin(tiny, decoder=answer_of(change, calls)), how)
+    audio, metrics = speak(replica(tiny, decoder=answer_of(change, calls)), how)
     same(audio, expected)
     assert {(f["part"], f["reason"]) for f in metrics["fallback"]} == {("decoder", reason)}
     windows = 2 if how == "streaming" else 1
@@ -172,7 +172,7 @@ ENCODER_FAULTS = {
 def test_the_encoder_listens_again(tiny: Any, tmp_path: Any, fault: str, how: str) -> None:
     audio, rate = voice(tiny)
     expected = np.concatenate(list(tiny.stream(TEXT, audio, "a", **GREEDY)))
-    optimizer = twin(tiny, {"cache_dir": tmp_path}, encoder=answer_of(ENCODER_FAULTS[fault]))
+    optimizer = replica(tiny, {"cache_dir": tmp_path}, encoder=answer_of(ENCODER_FAULTS[fault]))
     answer, metrics = speak(optimizer, how, reference_audio=(audio, rate), reference_text="a")
     same(answer, expected)
     assert [f["part"] for f in metrics["fallback"]] == ["encoder"]
@@ -196,14 +196,14 @@ def test_codes_of_a_stand_in_are_not_remembered(tiny: Any, tmp_path: Any) -> Non
     audio, rate = voice(tiny)
     asked = {"reference_audio": (audio, rate), "reference_text": "a"}
     by_torch = np.concatenate(list(tiny.stream(TEXT, audio, "a", **GREEDY)))
-    optimizer = twin(tiny, {"cache_dir": tmp_path}, encoder=encoder)
+    optimizer = replica(tiny, {"cache_dir": tmp_path}, encoder=encoder)
     same(speak(optimizer, "blocking", **asked)[0], by_torch)
     assert optimizer._dispatcher.voices._store.stats.voices == 0
     broken[0] = False
     by_export, metrics = speak(optimizer, "blocking", **asked)
     assert (metrics["backends"]["encoder"], metrics["fallback"]) == ("onnxruntime", [])
     assert not np.array_equal(by_export, by_torch[: len(by_export)])
-    again = twin(tiny, {"cache_dir": tmp_path}, encoder=answer_of(fails(RuntimeError("not asked"))))
+    again = replica(tiny, {"cache_dir": tmp_path}, encoder=answer_of(fails(RuntimeError("not asked"))))
     answer, metrics = speak(again, "blocking", **asked)
     assert np.array_equal(answer, by_export), "found on disk"
     assert (metrics["backends"].get("encoder"), metrics["fallback"]) == (None, [])
@@ -216,7 +216,7 @@ def test_voices_of_pytorch_and_of_the_export_are_kept_apart(tiny: Any, tmp_path:
     heard: list[str] = []
 
     def optimizer(call: Any) -> UniversalOptimizer:
-        made = twin(tiny, {"cache_dir": tmp_path}, encoder=lambda part: call)
+        made = replica(tiny, {"cache_dir": tmp_path}, encoder=lambda part: call)
         torch = made._routes["encoder"].part.original
         part = replace(made._routes["encoder"].part, original=lambda audio: heard.append("pytorch") or torch(audio))
         made._routes["encoder"].part = part
@@ -238,7 +238,7 @@ def test_voices_of_pytorch_and_of_the_export_are_kept_apart(tiny: Any, tmp_path:
 def test_all_parts_may_fail_in_one_request(tiny: Any, tmp_path: Any) -> None:
     audio, rate = voice(tiny)
     expected = np.concatenate(list(tiny.stream(TEXT, audio, "a", **GREEDY)))
-    optimizer = twin(
+    optimizer = replica(
         tiny,
         {"cache_dir": tmp_path},
         encoder=answer_of(fails(RuntimeError("1"))),
@@ -253,14 +253,14 @@ def test_all_parts_may_fail_in_one_request(tiny: Any, tmp_path: Any) -> None:
 def test_onnx_runtime_itself_hands_over_too(fast: UniversalOptimizer, tiny: Any, expected: np.ndarray) -> None:
     """The real exports: a greedy answer is PyTorch's, and so is one whose second half PyTorch spoke."""
     real = {name: route.choice.call for name, route in fast._routes.items()}
-    audio, metrics = speak(twin(tiny, **{n: (lambda _, call=call: call) for n, call in real.items()}), "blocking")
+    audio, metrics = speak(replica(tiny, **{n: (lambda _, call=call: call) for n, call in real.items()}), "blocking")
     np.testing.assert_allclose(audio, expected, atol=1e-4)
     assert metrics["fallback"] == []
 
     def until_five(_: Part) -> Any:
         return frames_until(5, RuntimeError("five"))(replace(_, original=real["text2semantic"]))
 
-    audio, metrics = speak(twin(tiny, text2semantic=until_five), "streaming")
+    audio, metrics = speak(replica(tiny, text2semantic=until_five), "streaming")
     np.testing.assert_allclose(audio, expected, atol=1e-4)
     assert [f["message"] for f in metrics["fallback"]] == ["five"]
 
@@ -272,7 +272,7 @@ def test_onnx_runtime_itself_hands_over_too(fast: UniversalOptimizer, tiny: Any,
 def test_a_part_that_keeps_failing_is_switched_off(
     tiny: Any, expected: np.ndarray, part: str, make: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    optimizer = twin(tiny, **{part: make})
+    optimizer = replica(tiny, **{part: make})
     for _ in range(MAX_FAILURES):
         assert speak(optimizer, "blocking")[1]["backends"][part] != "onnxruntime"
     status = optimizer.status()["parts"][part]
@@ -300,7 +300,7 @@ def test_only_failures_in_a_row_count(tiny: Any) -> None:
 
         return call
 
-    optimizer = twin(tiny, decoder=make)
+    optimizer = replica(tiny, decoder=make)
     for _ in range(9):
         speak(optimizer, "blocking", max_new_tokens=2)
     assert optimizer.status()["parts"]["decoder"]["backend"] == "onnxruntime"
@@ -308,7 +308,7 @@ def test_only_failures_in_a_row_count(tiny: Any) -> None:
 
 def test_a_failure_that_pytorch_shares_is_the_requests(tiny: Any) -> None:
     """Texts too long for the model, however many: nobody is switched off."""
-    optimizer = twin(tiny, {"split_text": False})
+    optimizer = replica(tiny, {"split_text": False})
     for _ in range(MAX_FAILURES + 1):
         with pytest.raises(GenerationError, match="2048 columns"):
             optimizer.synthesize("word " * 500)
@@ -325,7 +325,7 @@ def test_a_failure_that_pytorch_shares_is_the_requests(tiny: Any) -> None:
 def test_a_failed_batch_is_one_failure(tiny: Any, expected: np.ndarray) -> None:
     """All sequences of a run report its error; that the run failed once must not switch the part off."""
     shared = BatchFailed("the run they all were in")
-    optimizer = twin(tiny, text2semantic=frames_until(2, shared))
+    optimizer = replica(tiny, text2semantic=frames_until(2, shared))
     for answer in optimizer.synthesize_batch([TEXT] * (MAX_FAILURES + 2), **GREEDY):
         same(answer.audio, expected)  # type: ignore[union-attr]
         assert [f["part"] for f in answer.metrics["fallback"]] == ["text2semantic"]  # type: ignore[union-attr]
@@ -418,7 +418,7 @@ def test_a_retired_check_leaves_the_others() -> None:
 
 @pytest.mark.parametrize("how", ["close", "throw"])
 def test_what_a_consumer_does_at_a_yield_is_no_failure(tiny: Any, how: str) -> None:
-    optimizer = twin(tiny)
+    optimizer = replica(tiny)
     for _ in range(MAX_FAILURES + 1):
         frames = optimizer.generate(tiny.encode_text(TEXT), temperature=0.0)
         next(frames)
@@ -439,11 +439,11 @@ def test_what_a_consumer_does_at_a_yield_is_no_failure(tiny: Any, how: str) -> N
 
 
 def test_invalid_input_never_falls_back(tiny: Any) -> None:
-    optimizer = twin(tiny, decoder=answer_of(fails(InvalidReference("not a voice"))))
+    optimizer = replica(tiny, decoder=answer_of(fails(InvalidReference("not a voice"))))
     with pytest.raises(InvalidReference, match="not a voice"):
         speak(optimizer, "blocking")
     assert optimizer._routes["decoder"].errors == []
-    optimizer = twin(tiny, text2semantic=frames_until(1, InvalidOption("too hot")))
+    optimizer = replica(tiny, text2semantic=frames_until(1, InvalidOption("too hot")))
     with pytest.raises(InvalidOption, match="too hot"):
         speak(optimizer, "blocking")
     assert optimizer._routes["text2semantic"].errors == []
@@ -472,7 +472,7 @@ def test_when_pytorch_fails_too_the_error_tells_of_both(monkeypatch: pytest.Monk
         raise ValueError("PyTorch cannot")
 
     engine = broken_engine(monkeypatch, decode)
-    optimizer = twin(engine, decoder=answer_of(lambda a: a))
+    optimizer = replica(engine, decoder=answer_of(lambda a: a))
     optimizer._routes["decoder"]._choice = Choice(lambda codes, **_: fails(OSError("ONNX cannot"))(codes), "")
     with pytest.raises(GenerationError, match="PyTorch cannot") as caught:
         speak(optimizer, how)
@@ -482,7 +482,7 @@ def test_when_pytorch_fails_too_the_error_tells_of_both(monkeypatch: pytest.Monk
 
 
 def test_a_copy_that_fails_before_any_audio_leaves_the_word_to_the_original(tiny: Any, expected: np.ndarray) -> None:
-    optimizer = twin(tiny)
+    optimizer = replica(tiny)
 
     def prompt(*_: Any) -> Any:
         raise KeyError("the copy is broken")
@@ -495,7 +495,7 @@ def test_a_copy_that_fails_before_any_audio_leaves_the_word_to_the_original(tiny
 
 
 def test_a_copy_that_fails_after_audio_is_an_error(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    optimizer = twin(tiny)
+    optimizer = replica(tiny)
     stream = optimizer.stream(TEXT, **GREEDY)
     first = next(stream)
     assert len(first.audio) == 4 * tiny.hop

@@ -143,7 +143,7 @@ def test_same_seed_same_frames(decoder: DualARDecoder, adapter: Any, tiny: Any) 
     assert not np.array_equal(a, c)
 
 
-def test_threads_at_once_equal_serial_twins(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
+def test_threads_at_once_equal_serial_ones(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
     prompts = [tiny.encode_text(f"{'word ' * n}end") for n in range(6)]
     serial = [generate(decoder, adapter, p, 30, temperature=0.8, seed=n) for n, p in enumerate(prompts)]
     answers: dict[int, np.ndarray] = {}
@@ -219,9 +219,9 @@ def test_the_end_token_ends(decoder: DualARDecoder, adapter: Any, tiny: Any) -> 
 def test_some_engines_ignore_an_end_that_comes_first(decoder: DualARDecoder, adapter: Any, tiny: Any) -> None:
     begin, end = adapter._spec.semantic_begin, adapter._spec.end_id
     prompt = tiny.encode_text(TEXT)
-    frames = list(decoder.generate(prompt, Scripted([end, begin + 1, end]), 10, end_may_come_first=False))
+    frames = list(decoder.generate(prompt, Scripted([end, begin + 1, end]), 10, prefill_may_end=False))
     assert [f[0] for f in frames] == [end, begin + 1, end]
-    resumed = decoder.generate(prompt, Scripted([end]), 10, frames=frames[:2], end_may_come_first=False)
+    resumed = decoder.generate(prompt, Scripted([end]), 10, frames=frames[:2], prefill_may_end=False)
     assert [f[0] for f in resumed] == [end], "behind earlier frames nothing comes first"
 
 
@@ -447,7 +447,7 @@ def test_a_single_codebook_is_the_main_tokens_own(adapter: Any) -> None:
     spec = replace(adapter._spec, codebooks=1).codebook
     codes = Codes(None, None, spec, None, 8)  # type: ignore[arg-type]
     frames = [np.array([spec.begin + n, 99]) for n in (0, 5, spec.size + 7)]
-    codes.fill([(0, None, frame) for frame in frames], np.zeros((3, 4), np.float32), wide=False)  # type: ignore[list-item]
+    codes.fill([(0, None, frame) for frame in frames], np.zeros((3, 4), np.float32), prefill_graph=False)  # type: ignore[list-item]
     assert [frame[1] for frame in frames] == [0, 5, spec.size - 1]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doubles import BareStages, twin
+from doubles import BareStages, replica
 
 from accelerator.engines.base import Job, Stages
 from accelerator.errors import GenerationError, InvalidText
@@ -255,7 +255,7 @@ LONG = "The first sentence is here. " * 4 + "Then there is a second thought, and
 
 
 def test_a_long_text_on_the_reference_engine(tiny: Any) -> None:
-    optimizer = twin(tiny)
+    optimizer = replica(tiny)
     speech = optimizer.synthesize(LONG, seed=1, max_new_tokens=24)
     segments = speech.metrics["segments"]
     assert len(segments) > 1
@@ -269,7 +269,7 @@ def test_a_long_text_on_the_reference_engine(tiny: Any) -> None:
 
 
 def test_a_text_that_must_not_be_cut(tiny: Any) -> None:
-    optimizer = twin(tiny, {"split_text": False})
+    optimizer = replica(tiny, {"split_text": False})
     speech = optimizer.synthesize(LONG, seed=1, max_new_tokens=24)
     assert [s["text"] for s in speech.metrics["segments"]] == [LONG]
     assert len(speech.audio) == 24 * tiny.hop

@@ -1,4 +1,4 @@
-"""Who has the cores when."""
+"""Who holds the cores, and when."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from collections.abc import Callable
 
 import pytest
 
-from accelerator.hardware.lease import Turns
+from accelerator.hardware.lease import CoreLease
 
 WAIT = 20.0
 
 
 class Worker:
-    """A thread that takes a turn, says so, and keeps it until it is told to end."""
+    """A thread that leases cores, reports it, and holds them until `end`."""
 
-    def __init__(self, turns: Turns, kind: str, threads: int, order: list[str], name: str) -> None:
+    def __init__(self, cores: CoreLease, kind: str, threads: int, order: list[str], name: str) -> None:
         self.has_begun, self._may_end = threading.Event(), threading.Event()
-        self._arguments = turns, kind, threads, order, name
+        self._arguments = cores, kind, threads, order, name
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        turns, kind, threads, order, name = self._arguments
-        with turns.of(kind, threads):
+        cores, kind, threads, order, name = self._arguments
+        with cores.lease(kind, threads):
             order.append(name)
             self.has_begun.set()
             assert self._may_end.wait(WAIT)
@@ -47,60 +47,60 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def queued(turns: Turns) -> int:
-    return sum(len(queue) for queue in turns._waiting.values())
+def queued(cores: CoreLease) -> int:
+    return sum(len(queue) for queue in cores._waiting.values())
 
 
-def waiting(turns: Turns, kind: str, threads: int, order: list[str], name: str) -> Worker:
+def waiting(cores: CoreLease, kind: str, threads: int, order: list[str], name: str) -> Worker:
     """A worker that has to wait, once it does."""
-    before = queued(turns)
-    worker = Worker(turns, kind, threads, order, name)
-    until(lambda: queued(turns) == before + 1)
+    before = queued(cores)
+    worker = Worker(cores, kind, threads, order, name)
+    until(lambda: queued(cores) == before + 1)
     return worker
 
 
 def test_work_is_done_beside_other_work_while_there_are_cores() -> None:
-    turns, order = Turns(4), list[str]()
-    first, second = Worker(turns, "a", 2, order, "first"), Worker(turns, "b", 2, order, "second")
+    cores, order = CoreLease(4), list[str]()
+    first, second = Worker(cores, "a", 2, order, "first"), Worker(cores, "b", 2, order, "second")
     assert first.begun()
     assert second.begun()
-    third = waiting(turns, "a", 1, order, "third")
+    third = waiting(cores, "a", 1, order, "third")
     assert not third.has_begun.is_set()
     first.end()
     assert third.begun()
     second.end()
     third.end()
-    assert turns._used == 0
+    assert cores._used == 0
 
 
 def test_more_threads_than_cores_have_all_of_them() -> None:
-    turns, order = Turns(2), list[str]()
-    with turns.of("a", 8):
-        assert turns._used == 2
-        other = waiting(turns, "a", 1, order, "other")
+    cores, order = CoreLease(2), list[str]()
+    with cores.lease("a", 8):
+        assert cores._used == 2
+        other = waiting(cores, "a", 1, order, "other")
     assert other.begun()
     other.end()
 
 
 def test_kinds_take_turns_and_within_one_the_first_to_come_is_first() -> None:
-    turns, order, workers = Turns(2), list[str](), dict[str, Worker]()
-    with turns.of("codec", 2):
+    cores, order, workers = CoreLease(2), list[str](), dict[str, Worker]()
+    with cores.lease("codec", 2):
         for name in ("codec 1", "codec 2", "codec 3", "steps 1", "steps 2"):
-            workers[name] = waiting(turns, name.split()[0], 2, order, name)
+            workers[name] = waiting(cores, name.split()[0], 2, order, name)
     for name in (expected := ["codec 1", "steps 1", "codec 2", "steps 2", "codec 3"]):
         assert workers[name].begun()
         workers[name].end()
     assert order == expected
-    assert turns._used == 0
-    assert not turns._waiting
+    assert cores._used == 0
+    assert not cores._waiting
 
 
 def test_many_small_ones_do_not_keep_a_large_one_waiting() -> None:
-    turns, order = Turns(2), list[str]()
-    small = Worker(turns, "a", 1, order, "small")
+    cores, order = CoreLease(2), list[str]()
+    small = Worker(cores, "a", 1, order, "small")
     assert small.begun()
-    large = waiting(turns, "b", 2, order, "large")
-    later = waiting(turns, "a", 1, order, "later")  # there would be a core for it
+    large = waiting(cores, "b", 2, order, "large")
+    later = waiting(cores, "a", 1, order, "later")  # there would be a core for it
     small.end()
     assert large.begun()
     assert not later.has_begun.is_set()
@@ -110,62 +110,62 @@ def test_many_small_ones_do_not_keep_a_large_one_waiting() -> None:
 
 
 def test_a_failure_gives_the_cores_back() -> None:
-    turns = Turns(2)
-    with pytest.raises(ValueError, match="mine"), turns.of("a", 2):
+    cores = CoreLease(2)
+    with pytest.raises(ValueError, match="mine"), cores.lease("a", 2):
         raise ValueError("mine")
-    with turns.of("b", 2):
-        assert turns._used == 2
-    assert turns._used == 0
+    with cores.lease("b", 2):
+        assert cores._used == 2
+    assert cores._used == 0
 
 
 @pytest.mark.parametrize("admitted", [False, True])
 def test_an_interrupt_while_waiting_loses_no_core(monkeypatch: pytest.MonkeyPatch, admitted: bool) -> None:
     """Also if the turn came in the same moment."""
-    turns = Turns(2)
-    with turns.of("a", 2):
+    cores = CoreLease(2)
+    with cores.lease("a", 2):
 
         def interrupted(_: threading.Event, timeout: float | None = None) -> bool:
             if admitted:
-                with turns._lock:
-                    turns._used -= 2
-                    turns._admit()
+                with cores._lock:
+                    cores._used -= 2
+                    cores._admit()
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
             patched.setattr(threading.Event, "wait", interrupted)
-            with pytest.raises(KeyboardInterrupt), turns.of("b", 2):
+            with pytest.raises(KeyboardInterrupt), cores.lease("b", 2):
                 pass
         if admitted:
-            turns._used += 2
-    assert turns._used == 0
-    assert not turns._waiting
-    with turns.of("b", 2):
+            cores._used += 2
+    assert cores._used == 0
+    assert not cores._waiting
+    with cores.lease("b", 2):
         pass
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_fork_has_turns_of_its_own() -> None:
-    turns = Turns(2)
+def test_a_fork_has_leases_of_its_own() -> None:
+    cores = CoreLease(2)
     context = multiprocessing.get_context("fork")
-    with turns.of("a", 2):
-        child = context.Process(target=_take, args=(turns,))
+    with cores.lease("a", 2):
+        child = context.Process(target=_take, args=(cores,))
         child.start()
         child.join(WAIT)
     assert child.exitcode == 0
 
 
-def _take(turns: Turns) -> None:
-    with turns.of("a", 2):
+def _take(cores: CoreLease) -> None:
+    with cores.lease("a", 2):
         os._exit(0)
 
 
 def test_nobody_is_alone_who_should_not_be() -> None:
     """Many threads of several kinds: never more cores than there are, and everyone gets there."""
-    turns, used, lock, worst = Turns(3), [0], threading.Lock(), [0]
+    cores, used, lock, worst = CoreLease(3), [0], threading.Lock(), [0]
 
     def work(kind: str, threads: int) -> None:
         for _ in range(50):
-            with turns.of(kind, threads):
+            with cores.lease(kind, threads):
                 with lock:
                     used[0] += threads
                     worst[0] = max(worst[0], used[0])
@@ -179,4 +179,4 @@ def test_nobody_is_alone_who_should_not_be() -> None:
         thread.join(WAIT)
         assert not thread.is_alive()
     assert 0 < worst[0] <= 3
-    assert turns._used == 0
+    assert cores._used == 0

@@ -1,4 +1,4 @@
-"""Sound at the edges: recordings in, files out, the check on what an engine answered, and how segments are joined.
+"""Audio at the edges: reading recordings, writing files, checking an engine's audio, joining segments.
 
-A leaf. Samples are float32 mono in [-1, 1] everywhere inside the package.
+Samples are float32 mono in [-1, 1] everywhere inside the package.
 """

@@ -26,9 +26,9 @@ MAX_PEAK = 2.0  # lossy decoders overshoot 1 by some per cent; integers stored a
 MAX_CHANNELS = 8
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 MIXED = 0.1  # of the loudest channel's energy: a mean with less has channels that cancel each other
-TELEPHONE = 8_000  # Hz, at which half of what tells voices apart is missing
-PAUSE_FRAME_S = 0.05  # what is judged as a pause or not
-BLOCK = 16_384  # frames decoded at a time, so that a lying header cannot ask for memory
+TELEPHONE = 8_000  # Hz, at which half of what distinguishes voices is missing
+PAUSE_FRAME_S = 0.05  # resolution in looking for pauses
+BLOCK = 16_384  # frames decoded at a time, so that a false header cannot claim memory
 UNREAD = 1_024  # bytes that may follow an MP3's last frame: tags
 _OGG_BEGINS = b"OggS\0\2"
 MAX_BYTES = 256 << 20  # read of a file whose header has no length
@@ -48,11 +48,9 @@ def load_reference(
     """A voice to imitate, as float32 mono at `sample_rate` Hz, from a recording and what it says (None: unknown).
 
     audio: a path; the bytes of an audio file, or a binary file object with them (WAV, FLAC, OGG, MP3, AIFF ..., and
-    with the extra `formats` m4a, webm ...); or
-    (samples, rate) in either order, samples as `mono` takes them. They are not clipped. cut: of what is too long, the
-    beginning up to a pause is taken, and a warning says so.
-    Raises InvalidReference for what cannot be read, is not `min_s` .. `max_s` seconds long, not finite, silent or far
-    outside [-1, 1].
+    with the extra `formats` m4a, webm ...); or (samples, rate) in either order, samples as `mono` takes them. They are
+    not clipped. cut: a recording that is too long is cut at a pause, with a warning. Raises InvalidReference for what
+    cannot be read, is not `min_s` .. `max_s` seconds long, not finite, silent or far outside [-1, 1].
     """
     said = check_characters("" if text is None else text, what="the reference text", error=InvalidReference)
     samples, rate = _samples(audio, max_s)
@@ -80,16 +78,16 @@ def load_reference(
 
 
 def read_audio(audio: Any, max_s: float = 4 * 3600.0) -> tuple[np.ndarray, int]:
-    """What `load_reference` takes, as float32 mono [n] and Hz, unchecked and as it is. Raises InvalidReference."""
+    """What `load_reference` takes, as float32 mono [n] and Hz, unchecked and unchanged. Raises InvalidReference."""
     return _samples(audio, max_s)
 
 
 def mono(samples: Any) -> np.ndarray:
     """An array, tensor or list [n], [n, channels] or [channels, n] of floats in [-1, 1] or of integers -> float32 [n].
 
-    Integers of 8, 16 and 32 bits are scaled by their type. Those of 64 bits, which Python's become, are samples of 16
-    bits, or of 24 or 32 where they reach beyond. Channels are averaged, or where they cancel each other the loudest
-    one is taken. Raises InvalidReference for what is none of these.
+    Integers of 8, 16 and 32 bits are scaled by their type. Integers of 64 bits, such as Python's, are taken for 16-bit
+    samples, or for 24 or 32 bits if they exceed that. Channels are averaged, or where they cancel each other the
+    loudest one is taken. Raises InvalidReference for anything else.
     """
     return _mono(_array(samples))
 
@@ -98,7 +96,7 @@ def check_audio(audio: np.ndarray, sample_rate: int, *, silent_s: float = 1.0, m
     """An engine's answer as float32 mono [n], when it can be speech; axes of length 1 are dropped.
 
     Raises BadOutput for audio that is empty, has more than one channel or a sample that is not finite, is silent
-    throughout and longer than `silent_s` seconds (a shorter piece may be a pause), or has more than the share
+    throughout and longer than `silent_s` seconds (shorter silence may be a pause), or has more than the share
     `max_clipped` of its samples at or beyond full scale.
     """
     shape = np.shape(audio)
@@ -175,15 +173,15 @@ def _decode(file: BinaryIO, name: str, max_s: float) -> tuple[np.ndarray, int]:
 
 
 class _Unreadable(Exception):
-    """A file that a library cannot read, or not to its end."""
+    """A file that a library cannot read to its end."""
 
 
 def _by_soundfile(file: BinaryIO, max_s: float) -> tuple[np.ndarray, int]:
     import soundfile
 
     class Forward(soundfile.SoundFile):
-        """Read once, from its beginning. soundfile seeks after each piece of a file that can: libsndfile then spoils
-        the next frame of an MP3, and fails in a FLAC that does not tell its length."""
+        """Read once, from the beginning. soundfile seeks after each block of a seekable file: libsndfile then corrupts
+        the next frame of an MP3, and fails in a FLAC without a length."""
 
         def seekable(self) -> bool:
             return False
@@ -203,7 +201,7 @@ def _by_soundfile(file: BinaryIO, max_s: float) -> tuple[np.ndarray, int]:
 
 
 def _goes_on(file: BinaryIO, kind: str) -> bool:
-    """Whether an MP3 or Ogg file that was read to its end has more: of joined ones libsndfile reads the first."""
+    """Whether more follows the end of an MP3 or Ogg file: libsndfile reads only the first of concatenated ones."""
     if kind == "MP3":
         at = file.tell()
         return file.seek(0, os.SEEK_END) - at > UNREAD
@@ -212,7 +210,7 @@ def _goes_on(file: BinaryIO, kind: str) -> bool:
 
 
 def _with_length(file: BinaryIO) -> BinaryIO | None:
-    """A WAV or AU file whose header says 0 bytes, since it was written into a pipe, with the length it has."""
+    """A WAV or AU file whose header says 0 bytes, because it was written to a pipe, with its real length."""
     file.seek(0)
     head = file.read(BLOCK)
     if head[:4] == b".snd":
@@ -239,7 +237,7 @@ def _with_length(file: BinaryIO) -> BinaryIO | None:
 
 
 def _by_pyav(file: BinaryIO, max_s: float) -> tuple[np.ndarray, int]:
-    """m4a, webm and what else FFmpeg knows. Playlists are not followed: a recording names no other file."""
+    """m4a, webm and whatever else FFmpeg reads, except playlists: a recording must not refer to other files."""
     import av
 
     blocks: list[np.ndarray] = []
@@ -250,8 +248,8 @@ def _by_pyav(file: BinaryIO, max_s: float) -> tuple[np.ndarray, int]:
             left = int(max_s * rate) + 1
             resampler = av.AudioResampler(format="fltp", rate=rate)
             for frame in container.decode(stream):
-                for piece in resampler.resample(frame):
-                    blocks.append(piece.to_ndarray().T)
+                for block in resampler.resample(frame):
+                    blocks.append(block.to_ndarray().T)
                     left -= len(blocks[-1])
                 if left <= 0:
                     break
@@ -272,9 +270,9 @@ def _mixed(blocks: list[np.ndarray]) -> np.ndarray:
 def _up_to_a_pause(samples: np.ndarray, rate: int) -> np.ndarray:
     """The samples without what follows the quietest moment of their last third."""
     frame = max(1, int(PAUSE_FRAME_S * rate))
-    levels = np.square(samples[: len(samples) // frame * frame].reshape(-1, frame)).mean(axis=1)
-    first = 2 * len(levels) // 3
-    return samples[: (first + int(np.argmin(levels[first:])) + 1) * frame]
+    energies = np.square(samples[: len(samples) // frame * frame].reshape(-1, frame)).mean(axis=1)
+    first = 2 * len(energies) // 3
+    return samples[: (first + int(np.argmin(energies[first:])) + 1) * frame]
 
 
 def _array(samples: Any) -> np.ndarray:
@@ -289,7 +287,7 @@ def _array(samples: Any) -> np.ndarray:
 
 
 def _mono(samples: np.ndarray) -> np.ndarray:
-    """[n], [n, channels] or [channels, n], of any dtype that says its scale -> float32 [n]."""
+    """[n], [n, channels] or [channels, n], of a dtype with a known scale -> float32 [n]."""
     if samples.dtype.kind == "f":
         scaled = _float32(samples)
     elif samples.dtype in (np.int8, np.int16, np.int32):
@@ -316,7 +314,7 @@ def _mono(samples: np.ndarray) -> np.ndarray:
 
 
 def _full_scale(samples: np.ndarray) -> float | None:
-    """The least that holds integers whose type says nothing of it: that of 16, 24 or 32 bits."""
+    """The smallest full scale, of 16, 24 or 32 bits, that holds 64-bit integers."""
     low, high = (int(samples.min()), int(samples.max())) if samples.size else (0, 0)
     return next((full for full in (2.0**15, 2.0**23, 2.0**31) if -full <= low and high < full), None)
 

@@ -1,4 +1,4 @@
-"""Audio files as they are written: the formats there are, and the one writer of them, piece by piece.
+"""Writing audio files: the formats, and one writer for all of them, chunk by chunk.
 
 write_audio("out.mp3", audio, sample_rate)              # the suffix says the format
 with AudioWriter("out.opus", sample_rate) as writer:    # the file is there when the block ends, or not at all
@@ -43,9 +43,9 @@ class _Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of audio file. rates: the sample rates in Hz that it has, all if none; others are resampled to the next.
+    """A kind of audio file. rates: the sample rates in Hz that it has, () for all; others are resampled to the next.
 
-    WAV and FLAC hold 16-bit samples: speech has no more, and FLAC then has exactly WAV's.
+    WAV and FLAC hold 16-bit samples, which is enough for speech; FLAC's samples then equal WAV's.
     """
 
     name: str
@@ -61,9 +61,9 @@ class Format:
 
 
 class _Sink:
-    """Where an encoder writes. A stream cannot go back: what an encoder rewrites there, its header, is dropped.
+    """Where an encoder writes. A stream cannot seek back: a header that an encoder rewrites at the end is dropped.
 
-    Errors wait for `check`, because encoders in C that call `write` would swallow them.
+    Errors wait for `flush`, because encoders in C that call `write` would swallow them.
     """
 
     def __init__(self, file: BinaryIO, *, stream: bool) -> None:
@@ -97,14 +97,14 @@ class _Sink:
         return self._at
 
     def flush(self) -> None:
-        """What was written is to be seen by others. Raises what went wrong up to now."""
+        """Make what was written visible to readers. Raises an earlier error of `write`."""
         if self._error is not None:
             raise self._error
         self._file.flush()
 
 
 class _Mp3Stream(_Sink):
-    """Without the frame that LAME keeps for the length: in a stream it stays blank, and would be heard as a pause."""
+    """Drops the frame that LAME reserves for the length: in a stream it stays blank, and would be heard as a pause."""
 
     def _put(self, data: bytes) -> None:
         if self._end or any(data[4:]):
@@ -131,7 +131,7 @@ class _Wav:
 
 
 class _Soundfile:
-    """What libsndfile encodes. Lossy formats take the samples as floats."""
+    """Formats that libsndfile encodes. Lossy ones take the samples as floats."""
 
     def __init__(self, sink: _Sink, sample_rate: int, container: str, subtype: str) -> None:
         import soundfile
@@ -197,10 +197,10 @@ FORMATS = {
 
 
 def audio_format(target: Target, name: str | None = None) -> Format:
-    """The format called `name`, else the one that the target's suffix says; WAV for a file object, pipe or device.
+    """The format called `name`, or else that of the target's suffix; WAV for a file object, pipe or device.
 
-    Raises InvalidOption, which lists the formats, for a name or suffix that is none of theirs, and for a format whose
-    package is not installed.
+    Raises InvalidOption, which lists the formats, for an unknown name or suffix, and for a format whose package is not
+    installed.
     """
     format = _named(target, name)
     if format.needs and importlib.util.find_spec(format.needs) is None:
@@ -227,10 +227,10 @@ def _named(target: Target, name: str | None) -> Format:
 
 
 class AudioWriter:
-    """Mono audio that becomes a file piece by piece; used in a `with` block.
+    """Writes mono audio to a file chunk by chunk; used in a `with` block.
 
-    A path keeps what it had until `close`: meanwhile the audio grows under the name `partial` beside it. A pipe, a
-    device or a file object gets a stream, whose header cannot tell the length (an `io.BytesIO` gets a file). Samples
+    A path keeps its old content until `close`: meanwhile the audio is written to `partial`, beside it. A pipe, a device
+    or a file object gets a stream, whose header does not have the length (an `io.BytesIO` gets a file). Samples
     are clipped to [-1, 1], and resampled where the format lacks the rate.
     Raises InvalidOption for a format that is unknown or not installed, InvalidInput for audio that is not one channel
     of finite numbers, or no audio at all in a format other than WAV, OSError for the path.
@@ -260,7 +260,7 @@ class AudioWriter:
     def _open(self, path: Path) -> BinaryIO:
         if is_stream(path):
             return open(path, "wb")
-        self._path = path.resolve()  # a link stays one, its target is replaced
+        self._path = path.resolve()  # a link stays; its target is replaced
         if self._path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         stem, suffix = self._path.stem[:_STEM], self._path.suffix[:_STEM]
@@ -309,7 +309,7 @@ class AudioWriter:
     def _finish(self) -> None:
         if self._resampler is not None:
             self._encode(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-        if self._empty:  # its readers call such a file damaged, or endless
+        if self._empty:  # readers take such a file for damaged or endless
             raise InvalidInput(f"there is no audio to write: {self._format.name} holds one sample at least")
         encoder, self._encoder = self._encoder, None
         if encoder is not None:
@@ -321,9 +321,9 @@ class AudioWriter:
             self._file.close()
 
     def discard(self) -> None:
-        """Stop, and remove what was written; the path keeps what it had."""
+        """Stop, and remove what was written; the path keeps its old content."""
         encoder, self._encoder = self._encoder, None
-        with contextlib.suppress(Exception):  # whatever stopped it is told by whoever calls this
+        with contextlib.suppress(Exception):  # the caller reports what went wrong before
             if encoder is not None:
                 encoder.close()
         with contextlib.suppress(OSError):
@@ -345,17 +345,17 @@ class AudioWriter:
 
 
 def write_audio(target: Target, audio: np.ndarray, sample_rate: int, format: str | None = None) -> None:
-    """Write mono audio [n] as the file that the target's suffix, or `format`, says: see `FORMATS`.
+    """Write mono audio [n] in the format of the target's suffix, or in `format`: see `FORMATS`.
 
-    A path gets the whole file or keeps what it had. A file object is written to and left open; without a `format` it
-    gets WAV. Samples are clipped to [-1, 1]. Raises as `AudioWriter` does.
+    A path gets the whole file or keeps its old content. A file object is written to and left open; without a `format`
+    it gets WAV. Samples are clipped to [-1, 1]. Raises as `AudioWriter` does.
     """
     _checked(audio)  # before anything is opened
     if isinstance(target, (str, os.PathLike)) and not is_stream(Path(target)):
         with AudioWriter(target, sample_rate, format) as writer:
             writer.write(audio)
         return
-    whole = io.BytesIO()  # so that its header tells the length
+    whole = io.BytesIO()  # so that its header has the length
     with AudioWriter(whole, sample_rate, audio_format(target, format).name) as writer:
         writer.write(audio)
     if isinstance(target, (str, os.PathLike)):
@@ -371,7 +371,7 @@ def write_wav(target: Target, audio: np.ndarray, sample_rate: int) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a path is there that no other file can take the place of: a pipe, a device, or a descriptor's name."""
+    """Whether a path exists that no file can replace: a pipe, a device, or a descriptor's name."""
     if os.path.abspath(path).startswith(("/dev/", "/proc/")):
         return True
     try:

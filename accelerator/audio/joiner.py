@@ -5,7 +5,7 @@
 
 All but the head is handed out as soon as a segment has ended, so that a listener hears the pause while the next one is
 being made. Only silence is ever held back, cut or faded. Where silence was cut, a raised cosine fades what is kept;
-where a segment ends or begins at a level, a ramp of the same shape leads to or from it, within the pause.
+where a segment ends or begins away from zero, a ramp of the same shape leads to or from zero, within the pause.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ..metrics import SILENCE
 
 __all__ = ["Joiner"]
 
-_FRAME_S = 0.010  # what is judged as silent or not
+_FRAME_S = 0.010  # the unit that is silent or not
 _FADE_S = 0.005
 _HEAD_S = 0.030  # of the pause, kept for what leads into the next segment: a breath, a soft onset
 _HOLD_S = 5.0  # silence held back at most: 0.9 MB at 44.1 kHz
-_BELOW_PEAK = 0.003  # -50 dB: an engine's noise floor is no speech
+_BELOW_PEAK = 0.003  # -50 dB: an engine's noise floor is not speech
 
 
 class Joiner:
@@ -33,11 +33,11 @@ class Joiner:
         for each segment but the last: push(chunk) ..., end_of_segment(pause_s)
         the last one:                  push(chunk) ..., finish()
 
-    Each call answers with the pieces that can be handed out now, in order. How a segment is cut into chunks makes no
-    difference to the samples. Audible frames come out untouched, sample for sample, and without delay; between two
-    segments lie `pause_s` seconds, but at least 10 ms. One segment alone comes out untouched altogether. A segment with
-    nothing audible adds no more than the longer one of the pauses beside it. A silence of more than 5 s at a segment's
-    end keeps what is beyond them. A frame of 10 ms is silent when it deviates from its mid-level by less than -60 dB of
+    Each call returns the chunks that can be handed out now, in order. How a segment is cut into chunks makes no
+    difference to the samples. Audible frames come out unchanged, sample for sample, and without delay; between two
+    segments lie `pause_s` seconds, but at least 10 ms. A single segment comes out entirely unchanged. A segment with
+    nothing audible adds no more than the longer of the two pauses next to it. Of a silence at a segment's end, what
+    exceeds 5 s is kept. A frame of 10 ms is silent when it deviates from its mid-level by less than -60 dB of
     full scale or -50 dB of the loudest one so far; so a constant offset is silence.
     """
 
@@ -56,7 +56,7 @@ class Joiner:
         self._filled, self._low, self._high, self._sounds = 0, np.inf, -np.inf, False
 
     def push(self, chunk: np.ndarray) -> list[np.ndarray]:
-        """More of the segment, float32 [n]; what of it, and of what was held back, is known not to be its end."""
+        """More of the segment, float32 [n]; returns what, with what was held back, is known not to be its end."""
         samples = np.asarray(chunk, np.float32).reshape(-1)
         if not len(samples):
             return []
@@ -72,7 +72,7 @@ class Joiner:
                 before = -first
             out += self._take(before + end)
             self._head, self._gap = None, 0
-        if self._head is not None:  # of a beginning, only what may be kept
+        if self._head is not None:  # of a beginning, hold only what may be kept
             self._take(max(0, self._held_samples - self._head - self._frame))
         elif (excess := self._held_samples - self._hold) > 0:
             out += self._take(excess)
@@ -98,13 +98,15 @@ class Joiner:
         return self._handed_out([tail])
 
     def finish(self) -> list[np.ndarray]:
-        """The last segment is complete: its end as it is."""
+        """The last segment is complete; its end comes out unchanged."""
         held = self._take(self._held_samples)
         return self._handed_out(held if self._head is None else [])
 
     def _judge(self, samples: np.ndarray) -> tuple[int | None, int]:
-        """Where in the samples the first audible frame begins (below 0: in what is held; None: nowhere), and where
-        the last one ends as far as it is known."""
+        """Where the first audible frame begins in the samples, and where the last one ends as far as known.
+
+        The first is negative if it lies in what is held, None without one.
+        """
         starts = np.arange(self._frame - self._filled, len(samples), self._frame)
         starts = np.concatenate([[0], starts])
         lows, highs = np.minimum.reduceat(samples, starts), np.maximum.reduceat(samples, starts)
@@ -126,29 +128,29 @@ class Joiner:
         return first, last_end
 
     def _take(self, count: int) -> list[np.ndarray]:
-        """The oldest `count` samples of what is held, no longer held."""
+        """Release the oldest `count` held samples."""
         out = []
         self._held_samples -= count
         while count > 0:
-            piece = self._held.popleft()
-            if len(piece) > count:
-                self._held.appendleft(piece[count:])
-                piece = piece[:count]
-            count -= len(piece)
-            out.append(piece)
+            chunk = self._held.popleft()
+            if len(chunk) > count:
+                self._held.appendleft(chunk[count:])
+                chunk = chunk[:count]
+            count -= len(chunk)
+            out.append(chunk)
         return out
 
-    def _handed_out(self, pieces: list[np.ndarray]) -> list[np.ndarray]:
-        pieces = [piece for piece in pieces if len(piece)]
-        if pieces:
-            self._last = float(pieces[-1][-1])
-        return pieces
+    def _handed_out(self, chunks: list[np.ndarray]) -> list[np.ndarray]:
+        chunks = [chunk for chunk in chunks if len(chunk)]
+        if chunks:
+            self._last = float(chunks[-1][-1])
+        return chunks
 
 
 def _fading_out(silence: list[np.ndarray], level: float, room: int, fade: int) -> np.ndarray:
-    """`room` samples: the silence as far as it fits, then (or at its end) a fall to 0 within `fade`, and zeros.
+    """`room` samples: the silence as far as it fits, a fall to 0 within `fade` samples, then zeros.
 
-    level: the sample that the fall begins with where there is no silence.
+    level: the sample at which the fall begins if there is no silence.
     """
     out = np.zeros(room, np.float32)
     own = np.concatenate([out[:0], *silence])[:room]
@@ -161,4 +163,4 @@ def _fading_out(silence: list[np.ndarray], level: float, room: int, fade: int) -
 
 def _fading_in(silence: list[np.ndarray], level: float, room: int, fade: int) -> np.ndarray:
     """The same backwards: zeros, a rise, and the end of the silence."""
-    return _fading_out([piece[::-1] for piece in reversed(silence)], level, room, fade)[::-1]
+    return _fading_out([chunk[::-1] for chunk in reversed(silence)], level, room, fade)[::-1]

@@ -293,7 +293,7 @@ def _original(voice: Voice, options: DemoOptions, limit: int | None = None) -> d
 
 
 def _measure(arms: dict[str, Callable[[], dict[str, Any]]], rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """Rounds of all arms by turns, so that a slow moment of the machine meets each of them."""
+    """Rounds of all arms interleaved, so that a slow moment of the machine affects each of them."""
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     for arm in arms.values():
         arm()  # warms up: allocations, and what is compiled or chosen on a first call

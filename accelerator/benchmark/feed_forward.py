@@ -143,8 +143,8 @@ class _Arms:
         for name, part in self._optimizer.status()["parts"].items():
             report(f"{name}: {part['backend']} {part['precision'] or ''}, {part['reason']}")
         folded = VitsAdapter(engine)
-        twin = traceable.exportable(engine.model)
-        folded._text, folded._decoder = traceable.Text(twin), traceable.Decoder(twin)
+        folded_model = traceable.exportable(engine.model)
+        folded._text, folded._decoder = traceable.Text(folded_model), traceable.Decoder(folded_model)
         plain = folded.bind({TEXT: folded._text_in_torch, DECODER: folded._decode_in_torch})
         routed = self._optimizer._bound
         rate = engine.model.config.sampling_rate

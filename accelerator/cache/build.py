@@ -1,4 +1,4 @@
-"""From a directory that `build` has filled to one that can be published, and the removal of those that cannot."""
+"""Sealing a directory that `build` has filled for publication, and removing those that are not published."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ephemeral: dict[Path, int] = {}  # directories to remove at exit, and the proce
 
 
 class Unfinished:
-    """Removes a scratch directory unless it is to be kept; says what to do when the disk was full."""
+    """Removes a scratch directory unless it is kept; on a full disk, raises an error that says what to do."""
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
@@ -45,9 +45,9 @@ class Unfinished:
 
 
 def seal(draft: Entry, now: float) -> Entry:
-    """Hashes what was built and writes its manifest, both on the disk for good. Raises CacheError.
+    """Hashes what was built, writes its manifest and syncs both to disk. Raises CacheError.
 
-    `draft.manifest` has the fields and meta that the manifest is to have.
+    `draft.manifest` has the fields and meta for the manifest.
     """
     try:
         return _seal(draft, now)
@@ -80,7 +80,7 @@ def _seal(draft: Entry, now: float) -> Entry:
 
 
 def as_json(data: Any, what: str) -> dict[str, Any]:
-    """A plain copy of a mapping that JSON can say; raises InvalidOption for any other."""
+    """A plain copy of a mapping that JSON can represent; raises InvalidOption for any other."""
     if not isinstance(data, Mapping):
         raise InvalidOption(f"{what} is a {type(data).__name__}; pass a mapping.")
     try:
@@ -90,7 +90,7 @@ def as_json(data: Any, what: str) -> dict[str, Any]:
 
 
 def remove_at_exit(path: Path) -> None:
-    """Removes a directory when this process ends (a killed one leaves it to the next one's sweep)."""
+    """Removes a directory when this process ends (if it is killed, a later process sweeps it)."""
     if not _ephemeral:
         atexit.register(_remove_ephemeral)
     _ephemeral[path] = os.getpid()

@@ -21,7 +21,7 @@ MEMO_FILES = 8192
 
 
 class Identity(NamedTuple):
-    """What `stat` shows of a file's state: it changes whenever the contents do (once the file has settled)."""
+    """A file's state as `stat` shows it: it changes whenever the contents do (once the file has settled)."""
 
     size: int
     mtime_ns: int
@@ -48,7 +48,7 @@ def is_settled(state: Identity) -> bool:
 
 
 def is_sha256(value: object) -> TypeGuard[str]:
-    """Whether `value` is spelled as this module spells digests."""
+    """Whether `value` has the form of this module's digests."""
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
@@ -58,7 +58,7 @@ def lookup(path: str | Path, status: os.stat_result) -> str | None:
 
 
 def remember(path: str | Path, status: os.stat_result, digest: str) -> None:
-    """Keeps `digest` for `lookup`, unless the file is too fresh for a change to be seen."""
+    """Keeps `digest` for `lookup`, unless the file is so new that a further change might go unnoticed."""
     state = identity(status)
     if not is_settled(state):
         return

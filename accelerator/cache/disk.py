@@ -1,4 +1,4 @@
-"""The few file operations that publishing and removing need, each safe beside other processes."""
+"""The few file operations for publishing and removing, each safe while other processes do the same."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _machine() -> str:
 
 
 def scratch_name(prefix: str = "") -> str:
-    """A name nobody else uses, which tells `is_stale` whose it is."""
+    """A unique name, by which `is_stale` knows its owner."""
     return f"{prefix}{_machine()}-{os.getpid()}-{secrets.token_hex(8)}"
 
 
@@ -67,7 +67,7 @@ def is_stale(path: Path, now: float) -> bool:
         except ProcessLookupError:
             return True
         except (OSError, OverflowError):
-            pass  # someone else's process, perhaps with a number used again
+            pass  # another user's process, perhaps with a reused number
         if int(match[2]) == os.getpid():
             return False
     return now - _newest(path) > STALE_S
@@ -79,7 +79,7 @@ def _is_tree(path: Path) -> bool:
 
 def _newest(path: Path) -> float:
     items = [path]
-    for directory, _, files in os.walk(path):  # unlike Path.rglob, bears what vanishes meanwhile
+    for directory, _, files in os.walk(path):  # unlike Path.rglob, tolerates files that vanish meanwhile
         items += [Path(directory), *(Path(directory, name) for name in files)]
     newest = 0.0
     for item in items:
@@ -89,9 +89,9 @@ def _newest(path: Path) -> float:
 
 
 def is_full(error: BaseException | None, handled: BaseException | None = None) -> bool:
-    """Whether an error, or what led to it, is a full disk or quota. Native libraries only say so in their text.
+    """Whether an error, or its cause, is a full disk or quota. Native libraries show it only in their messages.
 
-    `handled` is where the chain of causes left our part of the program: an error that was being handled before.
+    `handled`: an error that was already being handled before, where the search through causes stops.
     """
     seen: list[BaseException] = []
     while error is not None and error is not handled and error not in seen:
@@ -132,13 +132,13 @@ def replace_file(scratch: Path, path: Path, data: bytes) -> None:
 
 
 def create_file(scratch: Path, path: Path, data: bytes) -> bool:
-    """As `replace_file`, but of several that try at once one succeeds; False if the file is there already."""
+    """As `replace_file`, but only one of several concurrent callers succeeds; False if the file already exists."""
     with _written(scratch, path, data) as unfinished:
         try:
             os.link(unfinished, path)
         except FileExistsError:
             return False
-        except OSError:  # a file system without links: the moment between is as short as it can be
+        except OSError:  # a file system without links: not atomic, but the window is short
             if path.exists():
                 return False
             os.replace(unfinished, path)
@@ -147,7 +147,7 @@ def create_file(scratch: Path, path: Path, data: bytes) -> bool:
 
 @contextlib.contextmanager
 def _written(scratch: Path, path: Path, data: bytes) -> Iterator[Path]:
-    """A file with that content for the block, beside which there is room for `path`."""
+    """A temporary file with that content for the block; also creates the parent of `path`."""
     scratch.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = scratch / scratch_name()

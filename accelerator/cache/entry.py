@@ -1,4 +1,4 @@
-"""What a caller holds of the cache: entries, what is known about them, and what is wrong with them."""
+"""What callers get from the cache: entries, information about them, and problems with them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Layer = Literal["primary", "parent", "ephemeral"]
 class Entry:
     """A directory of files that were built once under one key.
 
-    `created` is True if this call built it, `ephemeral` if it goes away with this process because no cache could be
-    written. `layer` says where it lies.
+    `created` is True if this call built it, `ephemeral` if it is removed when this process ends, because no
+    cache could be written. `layer` says where it is.
     """
 
     key: str
@@ -32,7 +32,7 @@ class Entry:
 
     @property
     def ephemeral(self) -> bool:
-        """Whether the entry goes away with this process."""
+        """Whether the entry is removed when this process ends."""
         return self.layer == "ephemeral"
 
     @property

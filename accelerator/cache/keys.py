@@ -1,4 +1,4 @@
-"""What a cached thing is called, and where the cache lies."""
+"""Cache keys, and where the cache is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_key(**fields: Any) -> str:
 
     64 lower-case hexadecimal digits; the order of the fields, and of keys in mappings, does not matter. Lists and
     tuples are alike; 1, 1.0 and True are three values. Raises InvalidOption for NaN, bytes, and whatever else JSON
-    cannot say.
+    cannot represent.
     """
     if not fields:
         raise InvalidOption("A key needs at least one field: name everything the result depends on.")
@@ -35,7 +35,7 @@ def default_root() -> Path:
     """The cache directory used when none is given; it need not exist yet.
 
     `ACCELERATOR_CACHE` first, then `onnx_cache/` of the source checkout this package runs from, then the user's cache
-    directory. A relative one is of the working directory in which it is first read, wherever the process goes later.
+    directory. A relative path is relative to the working directory at first use, even if that changes later.
     """
     chosen = os.environ.get("ACCELERATOR_CACHE", "").strip()
     if chosen:

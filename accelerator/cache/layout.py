@@ -1,11 +1,11 @@
-"""Where things lie below a cache's root.
+"""The layout of a cache below its root.
 
 v1/<key[:2]>/<key>/    an entry: real files and manifest.json, complete from the moment it is visible
 notes/<key>/           small JSON beside an entry, or for a key of its own (tunings)
-used/<key>             its time is when the entry was last used
+used/<key>             its modification time is when the entry was last used
 digests/               what file_digest has computed
 tmp/ trash/ locks/     unfinished, removed and locked; swept
-quarantine/            the latest corrupt entries, for a look
+quarantine/            the latest corrupt entries, for inspection
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def entry_path(root: Path, key: str) -> Path:
 
 
 def note_path(root: Path, key: str, note: str) -> Path:
-    """The file of a note; raises InvalidOption for a name or key that is none."""
+    """The file of a note; raises InvalidOption for an invalid name or key."""
     check_key(key)
     if not _NOTE.fullmatch(note):
         raise InvalidOption(f"{note!r} is no name for a note; use letters, digits, '.', '_' and '-'.")

@@ -1,4 +1,4 @@
-"""A manifest says what an entry consists of; nothing in an entry is believed before it matches."""
+"""A manifest lists what an entry consists of; no file of an entry is trusted before it matches."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def load(entry: Path, key: str) -> Manifest:
 
 
 def generation(entry: Path) -> Generation:
-    """What tells an entry from another one that took its place; moving it does not change it. Raises OSError."""
+    """Identifies an entry among others that may take its place; unchanged by moving it. Raises OSError."""
     status = os.lstat(entry)
     manifest = None
     if stat.S_ISDIR(status.st_mode):

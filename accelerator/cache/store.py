@@ -1,7 +1,7 @@
 """The cache itself: look up, build, publish, evict.
 
-Nothing here depends on a lock: an entry appears by one rename, and whoever loses the race takes the winner's. Locks
-only spare duplicate work.
+Correctness does not depend on locks: an entry appears by one rename, and the loser of a race takes the winner's entry.
+Locks only save duplicate work.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ KEEP_QUARANTINED = 2
 _RENAMES = 4
 _EPHEMERAL_PREFIX = "accelerator-tts-"
 
-# What a damaged entry answers; any other OSError (no permission, too many open files) says nothing about its contents.
+# Errors of a damaged entry; any other OSError (no permission, too many open files) says nothing about its contents.
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO, errno.ENAMETOOLONG}
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ _in_use: set[Path] = set()  # entries handed out by this process: never pruned b
 class ContentCache:
     """Directories of files under the sha256 of everything they were made from, shared by any number of processes.
 
-    `root` defaults to `default_root()` and is created when first written. `parents` are further caches that are only
-    read, after the primary one. `max_bytes` bounds the entries' size after each publication, least recently used first.
+    `root` defaults to `default_root()` and is created when first written. `parents` are further caches, read only,
+    after the primary one. `max_bytes` bounds the entries' size after each publication, least recently used first.
     A lock held by another process is waited for `lock_timeout` seconds at most, then ignored. `clock` gives seconds
     since the epoch.
     """
@@ -81,7 +81,7 @@ class ContentCache:
         renewed_in_children(self)
 
     def _forked(self) -> None:
-        """In a child no thread builds yet; that the parent does is seen by its files' locks."""
+        """In a forked child no thread is building; file locks show what the parent is building."""
         self._guard = threading.Lock()
         self._flights: dict[str, threading.Lock] = {}
 
@@ -109,10 +109,10 @@ class ContentCache:
     def get(self, key: str, *, verify: Verify = "full") -> Entry | None:
         """The entry of `key` from the primary cache or a parent, or None.
 
-        A corrupt entry is a miss, and set aside. With `verify="full"` every file's sha256 has been compared once in
+        A corrupt entry is a miss, and is set aside. With `verify="full"` every file's sha256 has been compared once in
         this process and file state; with `"background"` sizes are checked now and sha256 meanwhile: see
         `Entry.verified`.
-        Raises InvalidOption if `key` is not from `make_key`, and nothing for whatever lies on the disk.
+        Raises InvalidOption if `key` is not from `make_key`, and nothing for whatever is on the disk.
         """
         layout.check_key(key)
         if verify not in ("full", "background"):
@@ -129,7 +129,7 @@ class ContentCache:
         except OSError:
             return None
         if layer == "primary":
-            _in_use.add(path)  # before the check, so that nobody prunes what is about to be used
+            _in_use.add(path)  # before the check, so that it is not pruned just before use
             self._touch(key)
         check = None
         try:
@@ -149,7 +149,7 @@ class ContentCache:
         if entry is not None:
             try:
                 manifests.check_files(entry.path, manifests.load(entry.path, key))
-            except (CorruptEntry, OSError):  # something tidies the temporary directory
+            except (CorruptEntry, OSError):  # something has cleaned the temporary directory
                 del self._own[key]
                 return None
             entry = replace(entry, created=False)
@@ -168,7 +168,7 @@ class ContentCache:
         pool = ThreadPoolExecutor(1, thread_name_prefix="accelerator-verify")
         future: Future[None] = pool.submit(check)
         pool.shutdown(wait=False)
-        process = os.getpid()  # a fork does not take the thread along
+        process = os.getpid()  # a forked child does not have the thread
         return lambda: future.result() if os.getpid() == process else check()
 
     def _reject(self, path: Path, seen: Generation, layer: Layer, error: Exception) -> None:
@@ -307,9 +307,9 @@ class ContentCache:
 
     @contextlib.contextmanager
     def single_flight(self, key: str, *, shared: bool = True) -> Iterator[None]:
-        """Lets others with the same key wait, a bounded time; whatever goes wrong with locking is ignored.
+        """Makes other callers with the same key wait, for a bounded time; locking errors are ignored.
 
-        shared: also those in other processes.
+        shared: also callers in other processes.
         """
         deadline = time.monotonic() + self._lock_timeout
         with self._guard:
@@ -401,7 +401,7 @@ class ContentCache:
                 disk.replace_file(self._tmp, memo, strict_json.canonical({**state._asdict(), "sha256": sha256}))
         return sha256
 
-    # Looking after the whole
+    # Maintenance
 
     def entries(self) -> list[EntryInfo]:
         """All readable entries, least recently used first, the primary cache before its parents; reads no contents."""
@@ -450,7 +450,7 @@ class ContentCache:
         return freed
 
     def clear(self) -> None:
-        """Removes everything from the primary cache, also what is in use; builds under way are left alone."""
+        """Removes everything from the primary cache, also what is in use; running builds are not touched."""
         for key, path in layout.scan(self._root):
             self._discard(key, path)
         for name in ("quarantine", "notes", "used", "digests"):

@@ -47,7 +47,7 @@ def plain(value: Any, where: str = "value", depth: int = 0) -> Any:
 
 
 def canonical(value: Any) -> bytes:
-    """The one UTF-8 spelling of `value`: sorted keys, no spaces, ASCII escapes. Raises what `plain` raises."""
+    """The canonical UTF-8 form of `value`: sorted keys, no spaces, ASCII escapes. Raises what `plain` raises."""
     text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
     return text.encode("ascii")
 

@@ -1,7 +1,7 @@
-"""Whether machine code found in a place may be run: only what nobody else can have put there.
+"""Whether machine code found in a place may be run: only if no other user can have put it there.
 
-What a sticky directory such as /tmp holds, nobody but its owner (and root) can replace: there the owner of what lies in
-it decides, which is checked by itself.
+Files in a sticky directory such as /tmp can be replaced only by their owner and root, so there the owner of each file,
+which is checked as well, decides.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def untrusted(path: Path) -> str | None:
 
 
 def _is_own_group(gid: int) -> bool:
-    """Whether a group is root's, or the one that many systems make for each user alone (their files are 664)."""
+    """Whether a group is root's, or the private group that many systems make for each user (whose files are 664)."""
     import grp
     import pwd
 

@@ -1,5 +1,5 @@
-"""Layers of codecs and vocoders rewritten in PyTorch so that they go on where a window ended.
+"""Layers of codecs and vocoders, rewritten in PyTorch so that a window continues where the last one ended.
 
-`convolutions` says how each product is computed; engines put layers together in `rewrite` files of their own.
+`convolutions` chooses how each convolution is computed; engines assemble layers in `rewrite` files of their own.
 State is an argument and a result; nothing in here is exported or knows an engine.
 """

@@ -1,24 +1,24 @@
-"""A layer's products in PyTorch, its weights kept in the order in which oneDNN multiplies them.
+"""Convolutions of [B, rows, channels], their weights kept in the order in which oneDNN multiplies them.
 
-`functional.conv2d` puts the weights into that order at every call, which for large weights and short windows takes
-longer than the products. PyTorch's compiler avoids it with operators that take ordered weights. They are private, so
-`packs` and `splits` try them once; where they are missing or wrong, everything goes on as `conv2d` does it.
+`functional.conv2d` reorders the weights at every call, which for large weights and short windows takes longer than the
+convolution. PyTorch's compiler avoids that with operators that take ordered weights. They are private, so `packs` and
+`splits` try them once; where they are missing or wrong, `conv2d` is used.
 
     Plain    conv2d and linear; any PyTorch, any processor
     Packed   weights ordered once; the same arithmetic
     Minimal  a fourth to three fifths of the multiplications, for float32 filters of some lengths: see `winograd`;
-             Winograd where there are no compiled kernels
-             "levels": those of two taps by products of int16, exact to 65 dB, and what follows a filter of seven
-    Levels   float32 values as int16, exact to 70 dB: half of float32's time and memory, by compiled kernels
-    Single   one output, by compiled kernels
+             `Winograd` where there are no compiled kernels; in the form "int16", filters of two taps, and the mixing
+             that follows a filter of seven, multiply in int16, exact to 65 dB
+    Dense    float32 values as int16, exact to 70 dB: half of float32's time and memory, by compiled kernels
+    Single   one output channel, by compiled kernels
     Split    float32 values as pairs of int8, exact to about 80 dB: with AMX a third of float32's time, half its memory
 
-Ordered weights are copies, and the originals are only read to make one: as a `Kernel` they need not be in memory.
+Ordered weights are copies, and the originals are read only to make them: as a `Kernel` they need not be in memory.
 
-All take [B, rows, channels] that holds the context, and return [B, rows', out]. The order depends on the length of the
-input (in steps: two orders at most were seen per layer), in few layers also on the number of threads; a wrong one would
-be put right at every call, slowly. So each new length is asked for its order, and each order is packed at its first
-use. Safe to call from several threads.
+All take [B, rows, channels] that includes the context, and return [B, rows', out]. The order depends on the length of
+the input (at most two orders were seen per layer), in a few layers also on the number of threads; with a wrong one
+oneDNN would reorder at every call. So the order is looked up for each new length, and weights are packed at the first
+use of each order. Safe to call from several threads.
 """
 
 from __future__ import annotations
@@ -40,38 +40,38 @@ from ..errors import SessionError
 from ..hardware import detect
 from ..hardware.forks import Lock
 from ..runtime.options import BF16_FLAGS
-from .dense import Levels, Single
+from .dense import Dense, Single
 from .winograd import TAPS, Minimal, Winograd
 
 __all__ = [
-    "WIDE",
+    "MANY",
+    "Convolve",
     "Form",
     "Kernel",
     "Packed",
     "Plain",
-    "Product",
     "Split",
+    "convolver",
     "has_bf16",
     "of_filters",
     "packs",
-    "product",
     "reduced",
     "splits",
 ]
 
 FEW = 128  # rows up to which a matrix product is faster than a convolution that orders its weights at every call
-WIDE = 96  # channels from which fewer multiplications pay for what they need around them
-_MOST = 12_000_000  # weights: evaluated ones take two or three times their memory
-_HEAD = 65_536  # bytes of ordered weights that tell one order from another
+MANY = 96  # channels from which saving multiplications pays for the transforms around them
+_MOST = 12_000_000  # weights, at most: evaluated ones take two or three times the memory
+_HEAD = 65_536  # bytes of ordered weights by which orders are told apart
 _CENTRE = 32_896.0  # of 16 bits: 256 * 128 + 128, so that both bytes lie around 128
 _LARGEST = 32_639.0  # 127 * 256 + 127: what two int8 hold
-_ROWS = 8  # other numbers of rows can ask for another order: a copy of all weights, for one window's length
-_TINY = 1e-20  # for what is zero everywhere
+_ROWS = 8  # other numbers of rows may need another order, and so a copy of all weights for one window length
+_TINY = 1e-20  # avoids division by zero
 _AT_A_TIME = 1_000_000  # weights
-_LOCK = Lock()  # one packing at a time: its passing memory should not be needed twice
+_LOCK = Lock()  # one packing at a time, to need its temporary memory only once
 
-Product = Callable[[Tensor], Tensor]
-Form = Literal["plain", "packed", "winograd", "levels", "split"]
+Convolve = Callable[[Tensor], Tensor]
+Form = Literal["plain", "packed", "winograd", "int16", "split"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Kernel:
         return weights if isinstance(weights, Kernel) else cls(tuple(weights.shape), lambda: weights)
 
 
-def product(
+def convolver(
     kernel: Tensor | Kernel,
     bias: Tensor | None,
     *,
@@ -94,24 +94,25 @@ def product(
     dilation: int = 1,
     dtype: torch.dtype = torch.float32,
     form: Form = "packed",
-) -> Product:
-    """A product in `form`, or in the next plainer one that this PyTorch and this processor have.
+) -> Convolve:
+    """A convolution in `form`, or in the next plainer form that this PyTorch and this processor support.
 
-    kernel: float32 [out, taps, in]. "plain" copies no float32 weights, the others are faster, the later the more.
+    kernel: float32 [out, taps, in]. "plain" copies no float32 weights; the other forms are faster, each more than the
+    one before.
     """
     if form == "split" and splits():
         return Split(kernel, bias, stride=stride, dilation=dilation)
     kernel = Kernel.of(kernel)
     out, taps, channels = kernel.shape
-    if form in ("winograd", "levels", "split") and dtype == torch.float32 and stride == 1:
+    if form in ("winograd", "int16", "split") and dtype == torch.float32 and stride == 1:
         if kernels.available() and kernels.Filter.takes(kernel.shape) and math.prod(kernel.shape) <= _MOST:
-            leveled = form == "levels" and taps == 2
-            with contextlib.suppress(SessionError):  # which has been warned of
-                return Minimal(kernel.shape, kernel.read, bias, dilation, leveled=leveled)
-        if form in ("levels", "split") and kernels.available() and kernels.Dense.takes(kernel.shape):
+            int16 = form == "int16" and taps == 2
+            with contextlib.suppress(SessionError):  # which was logged
+                return Minimal(kernel.shape, kernel.read, bias, dilation, int16=int16)
+        if form in ("int16", "split") and kernels.available() and kernels.Dense.takes(kernel.shape):
             with contextlib.suppress(SessionError):
-                return Levels(kernel.shape, kernel.read, bias, dilation)
-        if taps in TAPS and min(out, channels) >= WIDE:
+                return Dense(kernel.shape, kernel.read, bias, dilation)
+        if taps in TAPS and min(out, channels) >= MANY:
             return Winograd(kernel.shape, kernel.read, bias, dilation)
         if (out, dilation) == (1, 1) and kernels.available():
             with contextlib.suppress(SessionError):
@@ -122,7 +123,7 @@ def product(
 
 
 class Plain:
-    """What PyTorch's public functions do; it keeps a copy of the weights if they are not float32."""
+    """PyTorch's public functions; keeps a copy of the weights if they are not used in float32."""
 
     def __init__(
         self,
@@ -141,14 +142,14 @@ class Plain:
     def __call__(self, x: Tensor) -> Tensor:
         rows = (x.shape[1] - (self._kernel.shape[1] - 1) * self._dilation - 1) // self._stride + 1
         if self._groups == 1 and rows <= FEW:
-            return self._as_product(x, rows)
+            return self._as_matrix_product(x, rows)
         stride, dilation = (1, self._stride), (1, self._dilation)
         return _rows(
             functional.conv2d(_image(x), _image_kernel(self._kernel), self._bias, stride, 0, dilation, self._groups)
         )
 
-    def _as_product(self, x: Tensor, rows: int) -> Tensor:
-        """For few rows, laying the taps side by side costs less than letting oneDNN put the weights in its order."""
+    def _as_matrix_product(self, x: Tensor, rows: int) -> Tensor:
+        """For few rows, laying the taps side by side (im2col) costs less than letting oneDNN reorder the weights."""
         x = x.contiguous()
         batch, length, channels = x.shape
         taps = self._kernel.shape[1]
@@ -158,7 +159,7 @@ class Plain:
 
 
 class _Ordered:
-    """Weights by the order that an input's length asks for; the original is read again only for a new order."""
+    """Weights in the order that an input's length needs; the original is read again only for a new order."""
 
     def __init__(self, kernel: Tensor | Kernel, stride: int, dilation: int, dtype: torch.dtype) -> None:
         self._kernel, self._form = Kernel.of(kernel), (stride, dilation, dtype)
@@ -181,7 +182,7 @@ class _Ordered:
 
 
 class Packed(_Ordered):
-    """float32 or bfloat16 products, summed in float32."""
+    """Multiplies in float32 or bfloat16, sums in float32."""
 
     def __init__(
         self,
@@ -209,10 +210,10 @@ class Packed(_Ordered):
 class Split(_Ordered):
     """y = conv(x, w) with x = e (256 h + l) and w = s (256 H + L), all of int8: e s (65536 hH + 256 (hL + lH)).
 
-    AMX multiplies int8 some fifteen times as fast as AVX-512 float32, so three such products cost a third of one in
-    float32; the fourth, lL, is below the noise. x is taken about as large as its products: each input channel is
-    multiplied by the largest weight it meets, which is divided out of w. e is one for a convolution's whole input, and
-    one per row where there is a single tap.
+    AMX multiplies int8 some fifteen times as fast as AVX-512 float32, so three such convolutions take a third of the
+    time of one in float32; the fourth, lL, is below the noise. So that channels count by what they contribute, each
+    input channel is multiplied by the largest weight that it meets, and the weights are divided by it. There is one e
+    for the whole input, or one for each row where there is a single tap.
     """
 
     def __init__(self, kernel: Tensor | Kernel, bias: Tensor | None, *, stride: int = 1, dilation: int = 1) -> None:
@@ -222,7 +223,7 @@ class Split(_Ordered):
         self._bias = torch.zeros(out) if bias is None else bias
         self._by_row = taps == 1 and stride == 1
         self._zeros = torch.zeros(out, dtype=torch.long)
-        self._levels: tuple[Tensor, ...] | None = None  # factors of inputs and outputs, and what 128 too much adds
+        self._factors: tuple[Tensor, ...] | None = None  # gain of inputs, scales of outputs, and the offset correction
 
     def __call__(self, x: Tensor) -> Tensor:
         batch, given, _ = x.shape
@@ -230,9 +231,9 @@ class Split(_Ordered):
             x = functional.pad(x, (0, 0, 0, -given % _ROWS))
         rows = x.shape[1]
         high, low = self._for(batch, rows)
-        assert self._levels is not None
-        level, scale, scale_high, offset = self._levels
-        x = x * level
+        assert self._factors is not None
+        gain, scale, scale_high, offset = self._factors
+        x = x * gain
         largest = torch.linalg.vector_norm(x, torch.inf, dim=2 if self._by_row else (0, 1, 2), keepdim=True)
         unit = largest.clamp_(min=_TINY).div_(_LARGEST)
         bytes_ = _bytes(x, unit.reciprocal())
@@ -263,21 +264,21 @@ class Split(_Ordered):
         stride, dilation, _ = self._form
         kernel, shape = self._kernel.read(), self._kernel.shape
         size = max(1, _AT_A_TIME // kernel[0].numel())
-        level = torch.stack([part.abs().amax((0, 1)) for part in kernel.split(size)]).amax(0).clamp_(min=_TINY)
+        gain = torch.stack([part.abs().amax((0, 1)) for part in kernel.split(size)]).amax(0).clamp_(min=_TINY)
         upper, lower = torch.empty(shape, dtype=torch.int8), torch.empty(shape, dtype=torch.int8)
         scale, offset = torch.empty(len(upper)), torch.empty(len(upper), dtype=torch.float64)
-        for start in range(0, len(upper), size):  # a part at a time: the passes below need five times its memory
+        for start in range(0, len(upper), size):  # in parts: the passes below need five times a part's memory
             part = slice(start, start + size)
-            weights = kernel[part] / level
+            weights = kernel[part] / gain
             scale[part] = weights.abs().amax((1, 2)).clamp_(min=_TINY).div_(_LARGEST)
             bytes_ = _bytes(weights, scale[part, None, None].reciprocal())
             for half, byte in ((upper, 1), (lower, 0)):
                 half[part] = bytes_[..., byte].bitwise_xor(128).view(torch.int8)
-            # Both bytes of an input are 128 too large. What its lower one adds with `lower` is left out.
+            # Both bytes of an input are 128 too large. The product of both lower bytes is left out.
             sums = [half[part].sum((1, 2), dtype=torch.int64) for half in (upper, lower)]
             offset[part] = -128 * 256 * (257 * sums[0] + sums[1]) * scale[part].double()
-        if self._levels is None:
-            self._levels = level, scale * 256, scale * 65_536, offset.float()
+        if self._factors is None:
+            self._factors = gain, scale * 256, scale * 65_536, offset.float()
         return tuple(_packed(half, stride, dilation, batch, length) for half in (upper, lower))
 
 
@@ -319,7 +320,7 @@ def _packed(kernel: Tensor, stride: int, dilation: int, batch: int, length: int)
 def _order(
     shape: tuple[int, ...], stride: int, dilation: int, dtype: torch.dtype, batch: int, length: int, threads: int
 ) -> bytes:
-    """What tells the order of such weights for such an input and the caller's `threads`: how it lays out a pattern."""
+    """Identifies the order of such weights for such an input and `threads`, by how oneDNN lays out a pattern."""
     count = shape[0] * shape[1] * shape[2]
     pattern = torch.arange(-125, 126).to(dtype).repeat(-(-count // 251))[:count].view(shape)
     packed = _packed(pattern, stride, dilation, batch, length)
@@ -329,14 +330,14 @@ def _order(
 
 @functools.cache
 def packs() -> bool:
-    """Whether this PyTorch takes ordered weights, and computes the same with them."""
+    """Whether this PyTorch takes ordered weights and computes the same with them."""
     x, kernel = _sample()
     return _agree(lambda: Packed(kernel, None)(x), Plain(kernel, None)(x))
 
 
 @functools.cache
 def splits() -> bool:
-    """Whether int8 products are as fast as `Split` needs (AMX) and exact (older instructions saturate)."""
+    """Whether int8 matrix products are as fast as `Split` needs (AMX) and exact (older instructions saturate)."""
     amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
     if amx is None or not amx():
         return False
@@ -347,9 +348,9 @@ def splits() -> bool:
 def mix(
     kernel: Kernel, bias: Tensor | None, dtype: torch.dtype = torch.float32, form: Form = "winograd"
 ) -> kernels.Mix | None:
-    """What follows a unit's `Minimal` filter, [out, 1, in], if there are kernels for it."""
+    """The one-tap convolution [out, 1, in] after a unit's `Minimal` filter; None without kernels for it."""
     shape = kernel.shape[0], kernel.shape[2]
-    kind = "bf16" if dtype == torch.bfloat16 else "int16" if form == "levels" else "fp32"
+    kind = "bf16" if dtype == torch.bfloat16 else "int16" if form == "int16" else "fp32"
     if not kernels.Mix.takes(shape, kind):
         return None
     given = None if bias is None else bias.numpy()
@@ -359,13 +360,15 @@ def mix(
 
 
 def of_filters(dtype: torch.dtype) -> torch.dtype:
-    """What units' filters should be in for the speed of `dtype`: only AMX multiplies bfloat16 faster than compiled
-    kernels do without most of the multiplications."""
+    """The dtype for a unit's filters where `dtype` is asked for.
+
+    Only AMX in bfloat16 is faster than compiled kernels that save most of the multiplications in float32.
+    """
     return torch.float32 if kernels.available() and not splits() else dtype
 
 
 def reduced() -> Literal["bf16", "int16"] | None:
-    """What can be faster than float32 here, where less is accurate enough. PyTorch also emulates bfloat16."""
+    """A lower precision that is faster than float32 here, if any; PyTorch would also emulate bfloat16, slowly."""
     if has_bf16() and not set(BF16_FLAGS).isdisjoint(detect().isa):
         return "bf16"
     return "int16" if kernels.available() else None
@@ -373,7 +376,7 @@ def reduced() -> Literal["bf16", "int16"] | None:
 
 @functools.cache
 def has_bf16() -> bool:
-    """Whether this PyTorch has bfloat16 convolutions for this processor; without, they take minutes."""
+    """Whether this PyTorch has bfloat16 convolutions for this processor; emulated, they take minutes."""
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return supported is not None and bool(supported())
 

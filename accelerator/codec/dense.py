@@ -1,4 +1,4 @@
-"""Convolutions by compiled kernels that do all the multiplications: see `kernels.conv.layers`."""
+"""Convolutions by compiled kernels without minimal filtering: see `kernels.conv.layers`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from .. import kernels
 
-__all__ = ["Levels", "Single"]
+__all__ = ["Dense", "Single"]
 
 
-class Levels:
-    """y = conv(x, w) + b of stride 1 by products of int16: [B, rows, in] that holds the context -> [B, rows', out]."""
+class Dense:
+    """y = conv(x, w) + b of stride 1, multiplied in int16: [B, rows, in] with the context -> [B, rows', out]."""
 
     def __init__(self, shape: Sequence[int], read: Callable[[], Tensor], bias: Tensor | None, dilation: int) -> None:
-        """shape: [out, taps, in] of what `read` gives, float32, once; one that `kernels.Dense` takes.
+        """shape: [out, taps, in], one that `kernels.Dense` takes. read: the weights, float32; called once.
 
         Raises SessionError.
         """
@@ -32,7 +32,7 @@ class Levels:
 
 
 class Single:
-    """y = conv(x, w) + b with one output, of stride 1: [B, rows, in] that holds the context -> [B, rows', 1]."""
+    """y = conv(x, w) + b with one output channel, of stride 1: [B, rows, in] with the context -> [B, rows', 1]."""
 
     def __init__(self, kernel: Tensor, bias: Tensor | None) -> None:
         """kernel: float32 [1, taps, in]. Raises SessionError."""

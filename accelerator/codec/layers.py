@@ -1,12 +1,12 @@
-"""Causal layers for codecs in PyTorch, in the form that CPUs run fastest; the left context goes from window to window.
+"""Causal layers for codecs in PyTorch, in the form that CPUs run fastest; windows continue where the last one ended.
 
 Arrays are [B, rows, channels], rows being time: what oneDNN calls channels last, where its convolutions reach the
-processor's peak (PyTorch's own layout for one dimension, [B, channels, time], stays far below). A layer called with a
-`State` goes on where its last call ended, so that windows of any length join to what the whole would have been, and
-memory does not grow with the length. Layers hold nothing but weights, and may be shared by threads, each with a state.
+processor's peak (PyTorch's own one-dimensional layout, [B, channels, time], stays far below). A layer called with a
+`State` continues where its last call ended, so that windows of any length join to exactly the whole, and memory does
+not grow with the length. Layers hold only weights, and threads may share them, each with its own state.
 
-    Convolution   strided, dilated, depthwise; float32, or bfloat16 products that are summed in float32
-    upsampled     a transposed convolution as a convolution: `stride` rows for each, already in order
+    Convolution   strided, dilated, depthwise; float32, or multiplied in bfloat16 and summed in float32
+    upsampled     a transposed convolution as a convolution: `stride` rows for each row, already in order
     Unit          DAC's residual unit: snake, convolution, snake, convolution of one tap
     ConvNeXt      its block; Transformer: attention over the last `window` rows, rotary positions from a table
 """
@@ -25,10 +25,10 @@ from torch.nn import functional
 
 from .. import kernels
 from ..errors import SessionError
-from ..hardware.lease import TURNS
+from ..hardware.lease import CORES
 from ..runtime.threads import torch_threads
 from .buffers import scratch
-from .convolutions import Form, Kernel, Plain, Product, mix, of_filters, product
+from .convolutions import Convolve, Form, Kernel, Plain, convolver, mix, of_filters
 from .winograd import Minimal
 
 __all__ = [
@@ -38,24 +38,24 @@ __all__ = [
     "Transformer",
     "Unit",
     "Weights",
-    "in_pieces",
-    "in_turn",
+    "in_tiles",
+    "leasing_cores",
     "plainly",
     "snake",
     "snaked",
     "upsampled",
 ]
 
-State = dict[int, Any]  # by the layer's id: what it must remember of the rows before
+State = dict[int, Any]  # by the layer's id: its left context
 
-PIECE = 1_600_000  # values of an activation that are worked on at a time: they should stay in a core's own cache
+TILE = 1_600_000  # values of an activation processed at a time, to stay in a core's own cache
 
 
 @dataclass(frozen=True)
 class Weights:
     """A module's tensors by name, as float32.
 
-    stored: those that are read when they are needed, which `kernel` finds and a call does not. form: of the products.
+    stored: weights read on demand, which `kernel` finds and a call does not. form: of the convolutions.
     """
 
     tensors: Mapping[str, Tensor]
@@ -77,7 +77,7 @@ class Weights:
 
 
 class Convolution:
-    """y[t] = b + sum_j W[:, :, j] x[t stride - context + j dilation]; nothing but the past, zeros before the start."""
+    """y[t] = b + sum_j W[:, :, j] x[t stride - context + j dilation]; causal, zeros before the start."""
 
     def __init__(
         self,
@@ -90,30 +90,30 @@ class Convolution:
         dtype: torch.dtype = torch.float32,
         form: Form = "packed",
     ) -> None:
-        """kernel: [out, taps, in / groups]. dtype: of inputs, products and the answer; sums are float32.
+        """kernel: [out, taps, in / groups]. dtype: of inputs, multiplication and output; sums are float32.
 
-        form: of the products, see `products`; those of groups are plain.
+        form: see `convolutions`; grouped convolutions are plain.
         """
         kernel = Kernel.of(kernel)
         self.dtype, self.stride = dtype, stride
         self.channels = kernel.shape[2] * groups
         self._dilation = dilation
-        self.context = (kernel.shape[1] - 1) * dilation + 1 - stride  # rows remembered
+        self.context = (kernel.shape[1] - 1) * dilation + 1 - stride  # rows of left context
         self.out = kernel.shape[0]
         self._depth: tuple[Tensor, Tensor | None] | None = None
-        self._product: Product | None = None
+        self._convolve: Convolve | None = None
         if groups == self.channels and stride == 1:
             taps = kernel.read()[:, :, 0].T  # [taps, channels]
             self._depth = taps.to(dtype), None if bias is None else bias.to(dtype)
         elif groups == 1:
-            self._product = product(kernel, bias, stride=stride, dilation=dilation, dtype=dtype, form=form)
+            self._convolve = convolver(kernel, bias, stride=stride, dilation=dilation, dtype=dtype, form=form)
         else:
-            self._product = Plain(kernel.read(), bias, stride=stride, dilation=dilation, groups=groups, dtype=dtype)
+            self._convolve = Plain(kernel.read(), bias, stride=stride, dilation=dilation, groups=groups, dtype=dtype)
 
     def room(self, batch: int, rows: int, state: State, use: str = "input") -> tuple[Tensor, Tensor]:
-        """A buffer [B, context + rows, channels] that begins with what is remembered, and its part for the new rows.
+        """A buffer [B, context + rows, channels] that begins with the context, and its part for new rows.
 
-        The thread's next `room` for this `use` is the same memory again: fill it, and `run`.
+        The thread's next `room` for this `use` reuses the memory: fill it, then `run`.
         """
         buffer = scratch(use, (batch, self.context + rows, self.channels), self.dtype)
         if self.context:
@@ -124,30 +124,30 @@ class Convolution:
     def run(self, buffer: Tensor, state: State, use: str | None = None) -> Tensor:
         """A filled buffer -> [B, rows / stride, out] in the layer's dtype.
 
-        use: of the thread's memory for the answer, if it may be used again; see `scratch`.
+        use: name of the scratch memory for the answer, if it may be reused memory; see `scratch`.
         """
         self._remember(buffer, state)
-        if use is not None and isinstance(self._product, Minimal):
+        if use is not None and isinstance(self._convolve, Minimal):
             shape = buffer.shape[0], buffer.shape[1] - self.context, self.out
-            return self._product(buffer, scratch(use, shape))
-        return self._depthwise(buffer, *self._depth) if self._depth else cast(Product, self._product)(buffer)
+            return self._convolve(buffer, scratch(use, shape))
+        return self._depthwise(buffer, *self._depth) if self._depth else cast(Convolve, self._convolve)(buffer)
 
     def run_snaked(self, buffer: Tensor, state: State, out: Tensor) -> None:
         """`snake` of what `run` answers, into `out`."""
-        if isinstance(self._product, Minimal) and out.is_contiguous():
+        if isinstance(self._convolve, Minimal) and out.is_contiguous():
             self._remember(buffer, state)
-            self._product.snaked(buffer, out)
+            self._convolve.snaked(buffer, out)
         else:
             snake(self.run(buffer, state), None, out)
 
     @property
     def is_minimal(self) -> bool:
-        return isinstance(self._product, Minimal)
+        return isinstance(self._convolve, Minimal)
 
     def residual(self, buffer: Tensor, state: State, mix: kernels.Mix, y: Tensor) -> None:
         """y += mix(snake of what `run` answers), if `is_minimal`."""
         self._remember(buffer, state)
-        cast(Minimal, self._product).residual(buffer, mix, y)
+        cast(Minimal, self._convolve).residual(buffer, mix, y)
 
     def _remember(self, buffer: Tensor, state: State) -> None:
         if self.context:
@@ -173,7 +173,7 @@ def upsampled(conv: Convolution, x: Tensor, stride: int, state: State) -> Tensor
 
 
 def snake(x: Tensor, alpha: Tensor | None, out: Tensor) -> Tensor:
-    """out = z + sin(z)^2 for z = alpha x; the rest of Snake, the factor 1 / alpha, is in the weights behind."""
+    """out = z + sin(z)^2 for z = alpha x; Snake's factor 1 / alpha is folded into the weights that follow."""
     if x.is_contiguous() and out.is_contiguous() and {x.dtype, out.dtype} <= {torch.float32, torch.bfloat16}:
         channels, low = x.shape[-1], torch.bfloat16
         factors = None if alpha is None else alpha.contiguous()
@@ -197,7 +197,7 @@ def snake(x: Tensor, alpha: Tensor | None, out: Tensor) -> Tensor:
 
 
 def snaked(conv: Convolution, x: Tensor, alpha: Tensor | None, state: State, use: str | None = None) -> Tensor:
-    """A convolution of `snake`: [B, rows, C] -> [B, rows / stride, out]; x is as it was. use: see `Convolution.run`."""
+    """A convolution of `snake`: [B, rows, C] -> [B, rows / stride, out]; x is unchanged. use: see `Convolution.run`."""
     buffer, new = conv.room(x.shape[0], x.shape[1], state)
     snake(x, alpha, new)
     return conv.run(buffer, state, use)
@@ -234,35 +234,37 @@ class ConvNeXt:
     """x + W2 gelu(W1 norm(depthwise(x))) for [B, rows, C]."""
 
     def __init__(self, weights: Weights, eps: float) -> None:
-        """weights: depth.{kernel,bias}, {norm,wide,narrow}.{weight,bias}; gamma is folded into the last."""
+        """weights: depth.{kernel,bias}, {norm,expand,contract}.{weight,bias}; gamma is folded into the last."""
         depth = weights("depth.kernel")
         self._depth = Convolution(depth, weights("depth.bias"), groups=len(depth))
         self._norm = weights("norm.weight"), weights("norm.bias"), eps
-        self._wide, self._narrow = (_linear(weights, f"{n}.weight", weights(f"{n}.bias")) for n in ("wide", "narrow"))
+        self._expand, self._contract = (
+            _linear(weights, f"{n}.weight", weights(f"{n}.bias")) for n in ("expand", "contract")
+        )
 
     def __call__(self, x: Tensor, state: State) -> Tensor:
         scale, shift, eps = self._norm
         hidden = functional.layer_norm(self._depth(x, state), (x.shape[2],), scale, shift, eps)
-        return x + self._narrow(functional.gelu(self._wide(hidden)))
+        return x + self._contract(functional.gelu(self._expand(hidden)))
 
 
 class _Layer(NamedTuple):
     attention_norm: Tensor
     ffn_norm: Tensor
-    qkv: Product
-    out: Product
-    gate_up: Product
-    down: Product
+    qkv: Convolve
+    out: Convolve
+    gate_up: Convolve
+    down: Convolve
 
 
 class Transformer:
     """Causal attention over the last `window` rows (None: all), SwiGLU, RMS norms, for [B, rows, C].
 
-    Rotations come from a table by position, so that a codec which rounds its table is followed to the letter.
+    Rotary positions come from a table, so that a codec which rounds its table is followed exactly.
     """
 
     def __init__(self, weights: Weights, config: Mapping[str, Any]) -> None:
-        """config: layers, heads, kv_heads, head_dim, window, eps, and whether there are projections input and output.
+        """config: layers, heads, kv_heads, head_dim, window, eps; input, output: whether there are these projections.
 
         weights: rotations [positions, head_dim / 2, 2], norm, and of each layer attention_norm, qkv, out, ffn_norm,
         gate_up, down.
@@ -306,7 +308,7 @@ class Transformer:
         return x if self._ends[1] is None else self._ends[1](x)
 
     def _mask(self, rows: int, kept: int) -> Tensor:
-        """[rows, kept + rows]: which of the remembered and the new rows each new row sees."""
+        """[rows, kept + rows]: which of the kept and the new rows each new row attends to."""
         distance = torch.arange(kept, kept + rows)[:, None] - torch.arange(kept + rows)
         seen = distance >= 0
         return seen if self.window is None else seen & (distance < self.window)
@@ -330,15 +332,15 @@ class Transformer:
         return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self._eps) * weight
 
 
-def _linear(weights: Weights, name: str, bias: Tensor | None) -> Product:
+def _linear(weights: Weights, name: str, bias: Tensor | None) -> Convolve:
     """[B, rows, in] -> [B, rows, out]: a convolution of one tap."""
     weight = weights.kernel(name)
     out, into = weight.shape
-    return product(Kernel((out, 1, into), lambda: weight.read()[:, None]), bias, form=weights.form)
+    return convolver(Kernel((out, 1, into), lambda: weight.read()[:, None]), bias, form=weights.form)
 
 
 def _rotated(x: Tensor, rotations: Tensor) -> Tensor:
-    """Neighbouring values of [B, heads, rows, head_dim] as pairs, turned by [rows, head_dim / 2, 2]."""
+    """Neighbouring values of [B, heads, rows, head_dim] as pairs, rotated by [rows, head_dim / 2, 2]."""
     even, odd = x[..., 0::2], x[..., 1::2]
     cos, sin = rotations[..., 0], rotations[..., 1]
     return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(3)
@@ -346,7 +348,7 @@ def _rotated(x: Tensor, rotations: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def plainly(name: str) -> Iterator[None]:
-    """In float32 and without gradients, whatever modes the caller is in; PyTorch's failures as SessionError."""
+    """In float32 and without gradients, whatever the caller's modes; raises PyTorch's errors as SessionError."""
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             yield
@@ -354,17 +356,17 @@ def plainly(name: str) -> Iterator[None]:
         raise SessionError(f"the {name}'s PyTorch rewrite failed: {error}") from error
 
 
-def in_turn(work: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The same, once it is a codec's turn at the cores."""
+def leasing_cores(work: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`work` that runs under a core lease."""
 
     def run(x: Tensor) -> Tensor:
-        with TURNS.of("codec", torch_threads()):
+        with CORES.lease("codec", torch_threads()):
             return work(x)
 
     return run
 
 
-def in_pieces(x: Tensor, rows: int, run: Callable[[Tensor], Tensor]) -> Tensor:
-    """`run` over pieces of [B, rows, C] one after the other, joined: a piece then stays in the processor's cache."""
-    pieces = [run(piece) for piece in x.split(max(1, rows), dim=1)]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+def in_tiles(x: Tensor, rows: int, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """`run` over tiles of [B, rows, C] one after the other, joined: a tile stays in the processor's cache."""
+    tiles = [run(tile) for tile in x.split(max(1, rows), dim=1)]
+    return tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=1)

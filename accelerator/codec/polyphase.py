@@ -1,4 +1,4 @@
-"""Transposed convolutions as convolutions, for what is stored: nothing in here computes a layer."""
+"""The weights of transposed convolutions as those of convolutions, for export."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["polyphase"]
 def polyphase(weight: Tensor, bias: Tensor | None, stride: int) -> tuple[Tensor, Tensor | None]:
     """A transposed convolution's [in, out, taps] as a convolution's [stride * out, in, ceil(taps / stride)].
 
-    y[s n + r] = sum_j x[n - j] W[:, :, s j + r]. Its output [B, rows, stride * out] holds the `stride` rows that follow
-    from one row in order: seen as [B, stride * rows, out] it is the transposed convolution, cut off at the right.
+    y[s n + r] = sum_j x[n - j] W[:, :, s j + r]. Its output [B, rows, stride * out] holds, for each row, its
+    `stride` output rows in order: viewed as [B, stride * rows, out] it is the transposed convolution, cut at the right.
     """
     channels_in, channels_out, kernel = weight.shape
     taps = -(-kernel // stride)

@@ -1,9 +1,9 @@
 """Convolutions over time with fewer multiplications, float32: see `kernels.conv.minimal` for how, and how exact.
 
-    Minimal   by compiled kernels, and with snake in the same pass; F(8, 7) and F(5, 2)
-    Winograd  by matrix products of PyTorch and small ones around them; F(6, 7) and F(6, 3)
+    Minimal   by compiled kernels, with snake in the same pass; F(8, 7) and F(5, 2)
+    Winograd  by large matrix products in PyTorch, with small ones before and after; F(6, 7) and F(6, 3)
 
-A convolution that is dilated by d is d convolutions of every d-th row.
+A convolution with dilation d is d convolutions over every d-th row.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .buffers import scratch
 
 __all__ = ["TAPS", "Minimal", "Winograd"]
 
-_OUTPUTS = 6  # of a tile; 8 are a tenth faster, and a third as exact
+_OUTPUTS = 6  # of a tile; 8 would be a tenth faster and a third as exact
 TAPS = (3, 7)
-_WORKED_ON = 1_000_000  # evaluated inputs at a time: they should stay in a core's own cache
-_ROWS = 64  # tiles at a time, at least: the weights are read once for so many
+_WORKED_ON = 1_000_000  # evaluated inputs at a time, to stay in a core's own cache
+_ROWS = 64  # tiles at a time, at least: the weights are read once for all of them
 
 _LOCK = Lock()
 
@@ -41,15 +41,15 @@ class Minimal:
         bias: Tensor | None,
         dilation: int,
         *,
-        leveled: bool = False,
+        int16: bool = False,
     ) -> None:
-        """shape: [out, taps, in] of what `read` gives, one that `kernels.Filter` takes; leveled: as there.
+        """shape: [out, taps, in] of what `read` gives, one that `kernels.Filter` takes; int16: as there.
 
         Raises SessionError.
         """
         self._lost, self._out = (shape[1] - 1) * dilation, shape[0]  # rows
         given = None if bias is None else bias.numpy()
-        self._filter = kernels.Filter(shape, lambda: read().numpy(), given, dilation, leveled=leveled)
+        self._filter = kernels.Filter(shape, lambda: read().numpy(), given, dilation, leveled=int16)
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """out: memory for the answer."""
@@ -96,7 +96,7 @@ class Winograd:
         rows = given - (taps - 1) * apart
         sequences, length = batch * apart, -(-rows // apart)  # each sequence has every `apart`-th row
         if sequences > 1:
-            length += taps - 1  # the last tiles of one would be behind its end, so that the next begins with a tile
+            length += taps - 1  # room for tiles that reach beyond a sequence's end, so that each one begins with a tile
         tiles = -(-length // _OUTPUTS)
         x = self._apart(x, sequences, tiles * _OUTPUTS)
         y = torch.empty(sequences * tiles, _OUTPUTS, out)
@@ -110,8 +110,10 @@ class Winograd:
         return y if self._bias is None else y.add_(self._bias)
 
     def _apart(self, x: Tensor, sequences: int, length: int) -> Tensor:
-        """The sequences one behind the other, each of `length` rows, and what the last window reads beyond: the input
-        itself where it can be."""
+        """The sequences one after the other, each of `length` rows, and what the last window reads beyond them.
+
+        This is the input itself where possible.
+        """
         batch, given, channels = x.shape
         apart, count = self._dilation, sequences * length
         needed = count + len(self._inputs) - _OUTPUTS
@@ -136,9 +138,9 @@ class Winograd:
         weights = self._evaluated()
         values = scratch("values", (count, size, channels))
         torch.bmm(self._inputs.expand(count, -1, -1), windows, out=values)
-        products = scratch("products", (size, count, weights.shape[2]))
-        torch.bmm(values.transpose(0, 1), weights, out=products)
-        torch.bmm(self._outputs.expand(count, -1, -1), products.transpose(0, 1), out=answer)
+        multiplied = scratch("multiplied", (size, count, weights.shape[2]))
+        torch.bmm(values.transpose(0, 1), weights, out=multiplied)
+        torch.bmm(self._outputs.expand(count, -1, -1), multiplied.transpose(0, 1), out=answer)
 
     def _evaluated(self) -> Tensor:
         """[n, in, out]."""

@@ -32,7 +32,7 @@ ENTRY_POINTS = "accelerator.adapters"  # third parties: `<qualified type name> =
 
 
 def adapter_for(engine: Any) -> Adapter:
-    """The adapter of an engine; a pass-through one for engines nobody knows. Raises UnsupportedEngine."""
+    """The adapter of an engine; a pass-through one for unknown engines. Raises UnsupportedEngine."""
     from .passthrough import PassThroughAdapter
 
     third_party = {e.name: e.value for e in importlib.metadata.entry_points(group=ENTRY_POINTS)}

@@ -1,4 +1,4 @@
-"""What engines nobody knows answer with -> audio: arrays, pairs, mappings, objects, files, and iterators of these."""
+"""What unknown engines answer with -> audio: arrays, pairs, mappings, objects, files, and iterators of these."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["chunks_of", "rate_of"]
 
 _AUDIO = ("audio_float_array", "audio", "wav", "waveform", "samples")
 _RATES = ("output_sample_rate", "sample_rate", "sampling_rate", "sr")  # the first of them that is there
-_HOLDERS = ("config", "synthesizer", "model", "audio", "vocoder", "hps", "data")  # of what tells the rate
+_HOLDERS = ("config", "synthesizer", "model", "audio", "vocoder", "hps", "data")  # of what may have the rate
 _FILES = (str, bytes, bytearray, memoryview, os.PathLike)
 
 
 def chunks_of(answer: Any, engine: Any, who: str, rate: int = 0) -> Generator[AudioChunk, None, None]:
-    """The audio of an answer, piece by piece where it is an iterator, which is closed when this is.
+    """The audio of an answer, chunk by chunk if it is an iterator, which is closed with this one.
 
-    rate: Hz, where something around the answer told it; otherwise the engine is asked, now that it has spoken. who:
-    answered, for messages. Raises EngineError for what is not audio.
+    rate: Hz, if already found around the answer; otherwise the engine is asked, now that it has spoken. who: the
+    answering engine, for messages. Raises EngineError for what is not audio.
     """
     if is_asynchronous(answer):
         answer = as_it_comes(answer, who)
@@ -34,26 +34,26 @@ def chunks_of(answer: Any, engine: Any, who: str, rate: int = 0) -> Generator[Au
     elif not hasattr(answer, "__array__") and (found := _first(answer, _AUDIO)) is not None:
         yield from chunks_of(found, engine, who, rate_of(answer) or rate)
     elif _is_stream(answer):
-        pieces = iter(answer)
+        items = iter(answer)
         try:
-            for each in pieces:
+            for each in items:
                 yield from chunks_of(each, engine, who, rate)
         finally:
-            if callable(close := getattr(pieces, "close", None)):
+            if callable(close := getattr(items, "close", None)):
                 close()
     else:
         yield _chunk(answer, engine, who, rate)
 
 
 def rate_of(owner: Any) -> int:
-    """The sample rate that an object, or what it holds, tells under a usual name; 0 if none does. The nearest wins."""
-    level = [owner]
+    """The sample rate that an object, or one that it holds, has under a usual name; 0 if none. The nearest wins."""
+    owners = [owner]
     for _ in range(3):
-        for each in level:
+        for each in owners:
             for name in _RATES:
                 if _is_number(rate := _value(each, name)) and rate > 0:
                     return int(rate)
-        level = [held for each in level for name in _HOLDERS if (held := _value(each, name)) is not None]
+        owners = [held for each in owners for name in _HOLDERS if (held := _value(each, name)) is not None]
     return 0
 
 
@@ -68,7 +68,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_stream(answer: Any) -> bool:
-    """Whether it has a piece for each text or sentence: an iterator, or a list of other things than numbers."""
+    """Whether it has one item for each text or sentence: an iterator, or a list of anything but numbers."""
     if isinstance(answer, (list, tuple)):
         return len(answer) > 0 and not _is_number(answer[0])
     whole = isinstance(answer, (*_FILES, Mapping, array.array))
@@ -82,7 +82,7 @@ def _chunk(audio: Any, engine: Any, who: str, rate: int) -> AudioChunk:
             if hasattr(audio, "seek"):
                 audio.seek(0)  # where writing it has ended is no audio
             return AudioChunk(*read_audio(audio))
-        samples = mono(audio).copy()  # the engine may write the next piece where it wrote this one
+        samples = mono(audio).copy()  # the engine may reuse the memory for the next item
     except (TypeError, ValueError) as error:
         raise EngineError(
             f"{who} answered {type(audio).__name__}, not audio: wrap a function that answers samples, "

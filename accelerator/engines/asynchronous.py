@@ -18,25 +18,25 @@ def is_asynchronous(answer: Any) -> bool:
 
 
 def as_it_comes(answer: Any, who: str) -> Iterator[Any]:
-    """What a coroutine comes to, or piece by piece if that is an asynchronous iterator, on an event loop of its own.
+    """A coroutine's result, item by item if that is an asynchronous iterator, run on an event loop of its own.
 
-    The loop runs while a piece is waited for; closing this closes the iterator, and cancels what it has begun. who:
-    answered, for messages. Raises EngineError where another event loop is running.
+    The loop runs only while an item is waited for; closing this closes the iterator and cancels what it has begun.
+    who: the answering engine, for messages. Raises EngineError where another event loop is running.
     """
     _check_no_loop(who, answer)
-    loop, pieces = asyncio.new_event_loop(), list[Any]()
+    loop, items = asyncio.new_event_loop(), list[Any]()
 
-    async def speak() -> None:  # one task for all pieces: what an engine enters in a task must be left in that task
+    async def speak() -> None:  # one task for all items: a context entered in a task must be left in that task
         source = await answer if inspect.isawaitable(answer) else answer
         if not hasattr(source, "__aiter__"):
-            pieces.append(source)
+            items.append(source)
             return
         source = aiter(source)
         try:
             async for each in source:
-                pieces.append(each)
+                items.append(each)
                 loop.stop()
-                await asyncio.sleep(0)  # goes on when the next piece is asked for
+                await asyncio.sleep(0)  # continues when the next item is asked for
         finally:
             if hasattr(source, "aclose"):
                 await source.aclose()
@@ -50,12 +50,12 @@ def as_it_comes(answer: Any, who: str) -> Iterator[Any]:
         while not task.done():
             _check_no_loop(who)
             loop.run_forever()
-            while pieces:
-                yield pieces.pop(0)
+            while items:
+                yield items.pop(0)
         task.result()
     finally:
         task.remove_done_callback(stop)
-        task.cancel()  # before the loop runs again, in which it would make one more piece
+        task.cancel()  # before the loop runs again and would produce one more item
         _outside_of_loops(lambda: _end(loop, task))
 
 
@@ -88,12 +88,12 @@ def _in_a_loop() -> bool:
 def _check_no_loop(who: str, answer: Any = None) -> None:
     if _in_a_loop():
         if inspect.iscoroutine(answer):
-            answer.close()  # or Python warns that nobody awaited it
+            answer.close()  # or Python warns that it was never awaited
         raise EngineError(f"{who} is asynchronous, and an event loop is running here: use `await asynthesize(...)`")
 
 
 def _outside_of_loops(work: Callable[[], None]) -> None:
-    """A stream is closed by whoever drops it: in an event loop, too, where no other loop can run."""
+    """Run `work` outside of event loops: a stream may be dropped, and so closed, within one."""
     if _in_a_loop():
         with ThreadPoolExecutor(1, "accelerator-end") as apart:
             apart.submit(work).result()

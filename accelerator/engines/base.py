@@ -65,7 +65,7 @@ class Job:
 
     sampling: what the request asks for, with the segment's own seed. options: the engine's own. exclusive: nothing else
     is being spoken; otherwise one thread is used. invariant: the audio must not depend on what is spoken beside it.
-    cancelled: whether nobody listens any more.
+    cancelled: whether the listener has gone.
     """
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -76,7 +76,7 @@ class Job:
 
     @classmethod
     def of(cls, request: SpeechRequest, number: int, cancelled: Callable[[], bool]) -> Job:
-        """Of a request's segment: each has a seed of its own. A seed has one meaning, whatever else runs beside it."""
+        """Of a request's segment: each has a seed of its own. A seed has one meaning, whatever else is spoken."""
         sampling = segment_seed(request.sampling, number)
         invariant = sampling.seed is not None or sampling.temperature == 0
         return cls(sampling, request.options, invariant=invariant, cancelled=cancelled)
@@ -120,7 +120,7 @@ class Stages(Protocol):
         ...
 
     def segments(self, request: SpeechRequest, *, soon: bool) -> list[Segment]:
-        """The text, cut where it is spoken apart. soon: somebody waits for the first one. Raises InvalidText."""
+        """The text cut into segments. soon: a listener waits for the first one. Raises InvalidText."""
         ...
 
     def shortest(self, text: str) -> float:
@@ -141,7 +141,7 @@ class Stages(Protocol):
     def generate(
         self, segment: Segment, voice: Voice, job: Job, *, resume: Sequence[Unit] = ()
     ) -> Iterator[Sequence[Unit]]:
-        """A segment's units, as they come; () is progress without one. They go on behind those of `resume`.
+        """A segment's units, as they come; () is progress without one. They continue after those of `resume`.
 
         Raises InvalidText for what the model has no room for.
         """
@@ -178,7 +178,7 @@ class Bound:
 class Adapter(Protocol):
     """Everything the optimizer knows of an engine.
 
-    cloning: None for an engine that imitates nobody. options: keyword arguments of a request that
+    cloning: None for an engine that does not imitate voices. options: keyword arguments of a request that
     it understands, `seed` aside; None for one that says so itself.
     """
 
@@ -188,7 +188,7 @@ class Adapter(Protocol):
 
     @property
     def sample_rate(self) -> int:
-        """An attribute will do. 0 for an engine, passed through, that has not told it yet."""
+        """An attribute will do. 0 for a passed-through engine whose rate is not known yet."""
         ...
 
     def parts(self) -> Sequence[Part]:

@@ -1,4 +1,4 @@
-"""A method of an engine nobody knows, and how a request is put in its words."""
+"""A method of an unknown engine, and how a request is translated into its arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines nobody knows: nothing is replaced, the engine speaks for itself, and the result says so."""
+"""Unknown engines: nothing is replaced, the engine speaks for itself, and the result says so."""
 
 from __future__ import annotations
 

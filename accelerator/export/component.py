@@ -1,12 +1,12 @@
 """Component: key -> cache -> build -> prove -> publish.
 
-A component is one exportable part of an engine. Its export is published in the cache only when the proof says that it
+A component is one exportable part of an engine. Its export is published in the cache only when a proof shows that it
 answers as PyTorch does.
 
-What is published depends on no processor, so that one cache serves many. What a proof says does, and on the code that
-judges: so it is a note beside the export, one for each code, instruction set and kind of kernels. Where a note is
-missing, the export that is there is proven once more. A note also remembers what was rejected, with its figures, so
-that it is not built again.
+An export does not depend on the processor, so that one cache serves many. The result of a proof does depend on it, and
+on the code that judges. So it is a note beside the export, one for each version of that code, instruction set and kind
+of kernels; where the note is missing, the existing export is proven again. A note also records a rejection with its
+figures, so that a rejected export is not built again.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ Progress = Callable[[ProgressEvent], None]
 
 
 def ignore_progress(_: ProgressEvent) -> None:
-    """The default: nobody is told."""
+    """The default: does nothing."""
 
 
 _receiver: contextvars.ContextVar[Progress] = contextvars.ContextVar("accelerator_progress", default=ignore_progress)
@@ -80,7 +80,7 @@ _receiver: contextvars.ContextVar[Progress] = contextvars.ContextVar("accelerato
 
 @contextlib.contextmanager
 def telling(progress: Progress) -> Iterator[None]:
-    """Let `tell` reach this receiver within the block: for what happens too deep to be handed one."""
+    """Within the block, `tell` calls this receiver: for code too deep to be passed one."""
     token = _receiver.set(progress)
     try:
         yield
@@ -89,7 +89,7 @@ def telling(progress: Progress) -> Iterator[None]:
 
 
 def tell(event: ProgressEvent) -> None:
-    """Pass an event to whoever listens here."""
+    """Pass an event to the receiver that `telling` has set."""
     _receiver.get()(event)
 
 
@@ -97,8 +97,8 @@ def tell(event: ProgressEvent) -> None:
 class Built:
     """What a proof is about.
 
-    path: the export's files, which are not to be changed. scratch: a directory for what a proof makes. beside: the
-    export of the component that this one is for, if it is for one.
+    path: the export's files, which must not be changed. scratch: a directory for temporary files. beside: the export of
+    the component that this one belongs to, if any.
     """
 
     path: Path
@@ -115,11 +115,11 @@ class Component:
     those the component can be built in. build(directory, precision, progress) writes the files. prove(built) returns
     figures, with "passed" (bool) and "bar" among them.
 
-    beside: the name of the component that this one makes faster, which can do without: it is exported in the same
-    precision, and its `build` is given the other's export, too.
+    beside: the name of another component that this one makes faster, and which can run without it. It is exported in
+    the other's precision, and its `build` also gets the other's export.
 
-    builders, judges: what was handed to `build` and to `prove`, and says what they do: see `sources.digest`, which both
-    are of. kernels: which compiled kernels the proof covers here; each kind has a proof of its own.
+    builders, judges: further code that determines what `build` and `prove` do; it goes into their `sources.digest`.
+    kernels: which compiled kernels the proof covers here; each kind has a proof of its own.
     """
 
     name: str
@@ -133,13 +133,13 @@ class Component:
     kernels: Callable[[], str] = str
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # precision -> what defines it
     weight_bytes: int | None = None  # in float32; helps to guess a precision
-    engine: str = ""  # whose part it is, for people who look into the cache
+    engine: str = ""  # the engine's name, for people who look into the cache
     beside: str = ""
 
 
 @dataclass(frozen=True)
 class Export:
-    """A usable export: where it lies, how precise it is, what its proof says here, and what was rejected on the way."""
+    """A usable export: its entry, its precision, its proof on this machine, and what was rejected before it."""
 
     entry: Entry
     precision: str
@@ -152,7 +152,7 @@ class Export:
 
     @property
     def content(self) -> str:
-        """A digest of its files, which are not the same everywhere: cache scales come from a processor's own sums."""
+        """A digest of its files, which may differ between machines: cache scales depend on a processor's sums."""
         return make_key(files=self.entry.manifest["files"])
 
 
@@ -173,7 +173,7 @@ def key_fields(component: Component, precision: str, beside: Export | None = Non
 
 
 def proof_note(component: Component) -> str:
-    """The name of the note that keeps what a proof says: of who judges, and of what answers."""
+    """The name of the note with a proof's result: it covers the code that judges and what is judged."""
     judge = sources.digest(component.prove, *component.judges)
     here = make_key(isa=sorted(detect().isa), kernels=component.kernels())
     return f"proof-{judge[:_NAMED]}-{here[:_NAMED]}"
@@ -191,7 +191,7 @@ def export_component(
     """The component's export in exactly this precision, from the cache or built, proven and published now.
 
     Raises ProofFailed (with its report) when the proof rejects it and `proof` is "strict", ExportError for any other
-    failure of the exporter, CacheError when there is no place at all to put it.
+    failure of the exporter, CacheError when there is nowhere to put it.
     """
     progress(ProgressEvent(component.name, "hash", precision=precision))
     return _Making(component, precision, cache, proof, progress, beside).export()
@@ -218,17 +218,17 @@ class _Making:
     def export(self) -> Export:
         entry, self._report = self._cache.get(self._key, verify="background"), self._known()
         self._check()
-        if entry is None:  # without it a good report is of no use
+        if entry is None:  # a good report is useless without the export
             self._report = None
             entry = self._cache.get_or_create(self._key, self._build, name=self._component.name, fields=self._fields)
-        if self._report is None:  # other machines made it, or earlier versions, or another process just now
+        if self._report is None:  # made by another machine, an earlier version, or another process just now
             self._prove_again(entry)
         self._check()
         assert self._report is not None
         return Export(entry, self._precision, self._report)
 
     def _build(self, directory: Path) -> dict[str, Any]:
-        with on_one_thread():  # one key, one content: whatever the engine's own number of threads is
+        with on_one_thread():  # one key, one content, whatever the engine's number of threads
             with self._as_export_error():
                 beside = [] if self._beside is None else [self._beside]
                 self._component.build(directory, self._precision, self._progress, *beside)
@@ -240,7 +240,7 @@ class _Making:
         with self._cache.single_flight(make_key(key=self._key, note=self._note)):
             self._report = self._known()
             if self._report is None:
-                entry.verified()  # what is damaged fails, too, and would be remembered for that
+                entry.verified()  # a damaged file would fail its proof, and that would be recorded
                 with on_one_thread():
                     self._prove(entry.path)
 
@@ -258,13 +258,13 @@ class _Making:
             warnings.warn(f"{message} because of proof='warn'", RuntimeWarning, stacklevel=2)
 
     def _known(self) -> dict[str, Any] | None:
-        """What a proof has said here before."""
+        """The result of an earlier proof on this kind of machine, if there is one."""
         kept = _unwritten.get((self._cache.root, self._key, self._note))
         report = self._cache.read_note(self._key, self._note) or kept
         return report if report is not None and isinstance(report.get("passed"), bool) else None
 
     def _check(self) -> None:
-        """Raises ProofFailed for a report that is not good enough."""
+        """Raises ProofFailed for a failed report under "strict"."""
         if self._report is not None and not self._report["passed"] and self._strict:
             raise ProofFailed(_rejection(self._component, self._precision, self._report), self._report)
 
@@ -308,7 +308,7 @@ def export_best(
 def export_beside(
     component: Component, export: Export, cache: ContentCache, *, progress: Progress = ignore_progress
 ) -> Export | None:
-    """The export of a component that is for another one's, or None: where it fails, the other does without."""
+    """The export of a component that belongs to another one's `export`; None if it fails: the other can do without."""
     if export.precision not in component.precisions:
         return None
     try:
@@ -327,7 +327,7 @@ def _from(precision: str, offered: Sequence[str]) -> list[str]:
 def _proven(component: Component, built: Built) -> dict[str, Any]:
     try:
         return _finite(component.prove(built))
-    except BadOutput as error:  # an answer that cannot be right is an answer, not a failure of the exporter
+    except BadOutput as error:  # the model answered, wrongly: no failure of the exporter
         return {"passed": False, "error": str(error)}
 
 

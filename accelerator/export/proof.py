@@ -1,4 +1,4 @@
-"""What an export must show before it is published: the figures, and the bars they are held against.
+"""What an export must show before it is published: the figures, and the bars that they must meet.
 
 Language models are compared on a trace: frames that PyTorch generated, with its logits at every step. ONNX Runtime is
 fed the same frames (teacher forcing), so a difference at one step does not excuse the next. Figures, over all steps:
@@ -27,7 +27,7 @@ __all__ = ["BARS", "SNR_DB", "Bar", "Trace", "compare_arrays", "compare_codes", 
 
 @dataclass(frozen=True)
 class Bar:
-    """The worst figures that still pass; None means: not asked."""
+    """The worst figures that still pass; None: not judged."""
 
     kl: float | None = None
     relative_error: float | None = None
@@ -52,8 +52,8 @@ BARS = {
     "int4": Bar(kl=0.1, relative_error=0.6),
 }
 SNR_DB = 40.0  # of audio from a part that multiplies in bfloat16, over its rounding noise
-TIE = 5e-4  # logits closer than this, in standard deviations of their step's, may swap order through rounding alone
-QUIET = 0.1  # of full scale: quieter audio is held to the error that this loud is, of which nothing is heard
+TIE = 5e-4  # logits closer than this, in standard deviations of their step's, may swap order through rounding
+QUIET = 0.1  # of full scale: quieter audio is allowed the absolute error of audio this loud, which is inaudible
 
 
 class Recorder:
@@ -77,7 +77,7 @@ class Recorder:
 
 
 def replay(generate: Callable[[np.ndarray, Recorder, int], Any], trace: Trace) -> Recorder:
-    """Run a generator over the trace's frames and return what it answered at each."""
+    """Run a generator over the trace's frames and return the logits of each step."""
     recorder = Recorder(trace)
     for _ in generate(trace.prompt, recorder, len(trace.frames)):
         pass
@@ -98,7 +98,7 @@ def compare_logits(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], bar: Bar)
 
 def _logit_figures(expected: np.ndarray, actual: np.ndarray) -> dict[str, Any]:
     expected, actual = expected.astype(np.float64), actual.astype(np.float64)
-    if not (np.isfinite(expected).all() and np.isfinite(actual).all()):  # no arithmetic on these, and no pass
+    if not (np.isfinite(expected).all() and np.isfinite(actual).all()):  # no figures, and no pass
         unknown = dict.fromkeys(("kl", "relative_error", "spread_error", "max_error", "agreement"), np.nan)
         return {"steps": len(expected), **unknown, "mismatches": len(expected)}
     log_p, log_q = _log_softmax(expected), _log_softmax(actual)
@@ -119,7 +119,7 @@ def _logit_figures(expected: np.ndarray, actual: np.ndarray) -> dict[str, Any]:
 
 
 def _norm(x: np.ndarray) -> float:
-    """numpy's own sums: those of the linear algebra behind `np.linalg.norm` vary with its number of threads."""
+    """Summed by numpy itself: the BLAS behind `np.linalg.norm` gives sums that vary with its number of threads."""
     return float(np.sqrt(np.square(x).sum()))
 
 

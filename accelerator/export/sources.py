@@ -1,13 +1,13 @@
-"""The code that an export or a proof comes from, found by following imports: a digest that cannot go stale.
+"""A digest of the code behind an export or a proof, found by following imports, so that it cannot go stale.
 
     digest(build, weights)      of the files in which these are defined, and of all that those import
 
-Imports are followed at any depth (those within functions, too, and through a package's names to the file that defines
-them) in the rooms that compute, and in the engine's own package. Other rooms are leaves: what they say changes no
-answer. So does nothing outside this package that is not named.
+Imports are followed at any depth (also those within functions, and through a package's names to the defining file) in
+the folders that compute, and in the engine's own package. Other folders are not in the digest, nor are their imports:
+their code does not change any result. Nor is anything outside this package, unless it is named.
 
-What counts of a file is its text without comments, without strings that stand alone (docstrings), and without blank
-lines. A syntax tree would be another one in each version of Python.
+A file counts by its text without comments, docstrings (any string statement) and blank lines. A syntax tree would
+differ between versions of Python.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PIECE = re.compile(rf"(?P<string>{_STRING})|(?P<blank>{_BLANK})|{_BEHIND}", re.
 def digest(*roots: Any) -> str:
     """sha256 of the code of these modules, and of those that they import.
 
-    roots: functions, classes, modules, or the names of modules; of a partial function, what it calls.
+    roots: functions, classes, modules, or the names of modules; a partial function counts as the function it calls.
     """
     return _digest(tuple(sorted({_module(root) for root in roots})))
 
@@ -58,7 +58,7 @@ def modules(*roots: Any) -> set[str]:
 
 
 def code(text: str) -> str:
-    """A file's text without comments, strings that stand alone, and blank lines."""
+    """A file's text without comments, string statements and blank lines."""
     return _code(text, list(_statements(ast.parse(text).body)))
 
 
@@ -93,7 +93,7 @@ def _module(root: Any) -> str:
 
 
 def _room(name: str) -> str:
-    """The package of an engine's module, whose other modules count, too; of any other module, itself."""
+    """For an engine's module its package, all of which may count; for any other module itself."""
     parts = name.split(".")
     return ".".join(parts[:3]) if parts[:2] == [_PACKAGE, "engines"] else name
 
@@ -115,7 +115,7 @@ def _read(file: Path) -> str:
 
 
 class _Said(NamedTuple):
-    """What a file says: its code, and what it imports of this package, as (module, names of it)."""
+    """A file's code, and what it imports from this package, as (module, names)."""
 
     code: str
     imports: tuple[tuple[str, tuple[ast.alias, ...]], ...]
@@ -138,7 +138,7 @@ def _said(name: str, file: Path) -> _Said:
 
 
 def _imports(name: str) -> Iterator[str]:
-    """The modules of this package that a module of it imports, wherever in it; not for type checkers only."""
+    """The modules of this package that a module imports anywhere, except for type checkers only."""
     file = _file(name)
     if file is not None and name.partition(".")[0] == _PACKAGE:
         for module, aliases in _said(name, file).imports:
@@ -146,7 +146,7 @@ def _imports(name: str) -> Iterator[str]:
 
 
 def _defining(module: str, name: str) -> str:
-    """The module that defines a name of a module: one inside it, or the one from which a package has it."""
+    """The module that defines `name` of `module`: a submodule, or the one from which a package imports it."""
     inner, file = f"{module}.{name}", _file(module)
     if _file(inner) is not None:
         return inner
@@ -159,7 +159,7 @@ def _defining(module: str, name: str) -> str:
 
 
 def _statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
-    """All statements in their order, also those within others; without what only type checkers read."""
+    """All statements in order, nested ones included, except what only type checkers read."""
     for node in body:
         yield node
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):

@@ -1,4 +1,4 @@
-"""A trace: what PyTorch generated, to which a proof holds what generates the same."""
+"""A trace: what PyTorch generated, for a proof to compare an export with."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def trace(
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(inputs),
-                output_names=[f"out_{name}" for name in outputs],  # an output's name must not meet an inner value's
+                output_names=[f"out_{name}" for name in outputs],  # an output must not share an inner value's name
                 dynamic_shapes=shapes,
                 optimize=True,
                 verbose=False,
@@ -86,9 +86,9 @@ def trace(
 
 
 def _forget_origin(message: Any) -> None:
-    """Drop what the exporter says of the code it traced, at any depth: paths, line numbers, stacks.
+    """Drop what the exporter records about the traced code, at any depth: paths, line numbers, stacks.
 
-    They are the most of the file, and another file wherever the same code lies elsewhere.
+    It is most of the file, and differs wherever the same code is installed elsewhere.
     """
     for field, value in message.ListFields():
         if field.name in ("metadata_props", "doc_string"):
@@ -100,10 +100,10 @@ def _forget_origin(message: Any) -> None:
 
 @contextlib.contextmanager
 def on_one_thread() -> Iterator[None]:
-    """PyTorch's operators run on the calling thread alone within the block, so that they answer the same everywhere.
+    """Within the block PyTorch runs its operators on the calling thread only, so that results are the same everywhere.
 
-    A sum that several threads share differs in its last bits with their number. Other threads keep theirs: the count is
-    each thread's own, but for the one that threads to come begin with, which is put back at once.
+    The last bits of a sum shared by threads depend on their number. Other threads are not affected: PyTorch keeps the
+    number per thread, and the default for new threads, which setting it also changes, is restored at once.
     """
     import torch
 

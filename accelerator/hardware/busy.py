@@ -18,9 +18,9 @@ class BusyClock:
         self._start = self._now()
 
     def others_cpus(self) -> float | None:
-        """CPUs' worth of time; None where the system does not tell (as outside Linux), or so soon that it cannot.
+        """CPUs' worth of time; None where the system does not report it (outside Linux), or too soon.
 
-        The kernel counts in hundredths of a second: over a moment that is no figure.
+        The kernel counts in hundredths of a second, too coarse for a short interval.
         """
         if self._start is None or (now := self._now()) is None:
             return None
@@ -32,7 +32,7 @@ class BusyClock:
         """Seconds on the clock, of all CPUs at work, and of ours."""
         try:
             fields = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()
-            # user, nice, system, irq, softirq, and steal: what a hypervisor gave to somebody else
+            # user, nice, system, irq, softirq, and steal: what a hypervisor gave to other guests
             busy = sum(int(fields[i]) for i in (1, 2, 3, 6, 7, 8)) / os.sysconf("SC_CLK_TCK")
         except (OSError, AttributeError, ValueError, IndexError):
             return None

@@ -1,8 +1,7 @@
-"""What a fork leaves behind: a child has one thread, and all that the others held or were about to do is as they left
-it. Locks stay locked, places stay taken, and requests wait for threads that are not there.
+"""Surviving a fork: a child has one thread, and what other threads held stays held.
 
-So whoever keeps such things makes them anew in every child, before anything else runs there: by `_forked`, or by having
-a `Lock` of this kind.
+Locks stay locked, places stay taken, and requests wait for threads that do not exist. So objects with such state reset
+it in every child before anything else runs there: in `_forked`, or by using this module's `Lock`.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ __all__ = ["Forked", "Lock", "renewed_in_children"]
 
 class Forked(Protocol):
     def _forked(self) -> None:
-        """Called in a child, whose only thread it runs in."""
+        """Called in a forked child, in its only thread."""
         ...
 
 
 def renewed_in_children(owner: Forked) -> None:
-    """Have `owner._forked()` called in every child of this process, as long as there is an `owner`."""
+    """Call `owner._forked()` in every forked child, as long as `owner` lives."""
     _ALL.add(owner)
 
 
 class Lock:
-    """A `threading.Lock` for `with`; in a child it is free, unless the thread that forked had it."""
+    """A `threading.Lock` for `with`; free in a forked child, unless the forking thread held it."""
 
     def __init__(self) -> None:
         self._lock, self._owner = threading.Lock(), 0

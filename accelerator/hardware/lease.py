@@ -1,9 +1,9 @@
-"""Turns at the cores: work that would use several threads each is not begun beside other such work.
+"""Core leases: work that uses several threads waits for its cores instead of competing for them.
 
-Threads that wait for each other lose far more than their share when others take a core from one of them, and four that
-look for work on two cores are in each other's way. So each step of a model, and each piece of what a codec does, asks
-for the cores that it uses, and waits until they are free: eight sentences at once were spoken in nine tenths of the
-time, and on average each was there after three quarters of it (docs/decisions/007-core-lease.md).
+Threads that meet at barriers lose far more than their share when another thread takes a core from one of them, and four
+threads that spin on two cores slow each other down. So each step of a model, and each tile of a codec, leases as many
+cores as it uses, and waits until they are free. With this eight concurrent sentences took nine tenths of the time
+altogether and three quarters of it on average (docs/decisions/007-core-lease.md).
 """
 
 from __future__ import annotations
@@ -15,28 +15,31 @@ from contextlib import contextmanager
 
 from .forks import renewed_in_children
 
-__all__ = ["TURNS", "Turns"]
+__all__ = ["CORES", "CoreLease"]
 
 
-class Turns:
-    """Cores that are lent out. Kinds of work take turns, so that no kind waits for all that another has queued; within
-    a kind, who came first goes first. Safe to call from any thread; not to be taken again by who has one."""
+class CoreLease:
+    """Leases cores. Safe to call from any thread; not re-entrant.
+
+    Kinds of work take turns, so that no kind waits for everything that another has queued; within a kind the order is
+    first come, first served.
+    """
 
     def __init__(self, cores: int | None = None) -> None:
-        """cores: that there are; None: as many as this process may use, looked up on first use."""
+        """cores: how many there are; None: as many as this process may use, looked up on first use."""
         self._cores = cores
         self._forked()
         renewed_in_children(self)
 
     def _forked(self) -> None:
-        """In a child nobody else has a turn, whoever had one in the parent."""
+        """In a forked child no cores are leased, whatever was leased in the parent."""
         self._lock = threading.Lock()
         self._used = 0
-        self._waiting: dict[str, deque[tuple[int, threading.Event]]] = {}  # the kind whose turn is next comes first
+        self._waiting: dict[str, deque[tuple[int, threading.Event]]] = {}  # by kind; the next to be served comes first
 
     @contextmanager
-    def of(self, kind: str, threads: int) -> Iterator[None]:
-        """Have `threads` cores, or all of them if they are fewer, once they are free."""
+    def lease(self, kind: str, threads: int) -> Iterator[None]:
+        """Hold `threads` cores within the block, or all if there are fewer; waits until they are free."""
         wanted = self._begin(kind, threads)
         try:
             yield
@@ -55,16 +58,16 @@ class Turns:
             if not self._waiting and self._used + wanted <= self._cores:
                 self._used += wanted
                 return wanted
-            turn = threading.Event()
-            self._waiting.setdefault(kind, deque()).append((wanted, turn))
+            granted = threading.Event()
+            self._waiting.setdefault(kind, deque()).append((wanted, granted))
         try:
-            turn.wait()
+            granted.wait()
         except BaseException:  # an interrupt
             with self._lock:
-                if turn.is_set():
+                if granted.is_set():
                     self._used -= wanted
                 else:
-                    self._waiting[kind].remove((wanted, turn))
+                    self._waiting[kind].remove((wanted, granted))
                     if not self._waiting[kind]:
                         del self._waiting[kind]
                 self._admit()
@@ -72,12 +75,12 @@ class Turns:
         return wanted
 
     def _admit(self) -> None:
-        """Let in who is next, as long as there are cores for them."""
+        """Grant leases in order, as long as there are cores for them."""
         assert self._cores is not None
         while self._waiting:
             kind = next(iter(self._waiting))
             queue = self._waiting[kind]
-            wanted, turn = queue[0]
+            wanted, granted = queue[0]
             if self._used + wanted > self._cores:
                 return
             queue.popleft()
@@ -85,7 +88,7 @@ class Turns:
             if queue:
                 self._waiting[kind] = queue  # behind the other kinds
             self._used += wanted
-            turn.set()
+            granted.set()
 
 
-TURNS = Turns()
+CORES = CoreLease()

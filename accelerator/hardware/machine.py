@@ -1,7 +1,7 @@
 """Where facts about a machine come from: the operating system, or a recording of one.
 
-Everything `detect` learns passes through a `Machine`, so a machine nobody has at hand can be replayed from a JSON file.
-A method answers None (or something empty) for what it cannot tell; it never raises.
+Everything `detect` learns passes through a `Machine`, so a machine that is not at hand can be replayed from a JSON
+file. A method returns None (or something empty) for what it cannot find out; it never raises.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Platform(NamedTuple):
 
 
 class Machine(Protocol):
-    """The only door to the outside that detection uses."""
+    """The only interface to the system that detection uses."""
 
     def read_text(self, path: str) -> str | None: ...
     def listdir(self, path: str) -> list[str]: ...

@@ -1,4 +1,4 @@
-"""GNU's OpenMP as PyTorch has loaded it, which its wheels for Linux bring along."""
+"""The GNU OpenMP library that PyTorch has loaded; its wheels for Linux include one."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def library() -> ctypes.CDLL | None:
 
 
 def _pause() -> None:
-    """End the idle threads that serve the one that forks; they are made anew when they are needed.
+    """End the forking thread's idle OpenMP threads; they are created again when needed.
 
-    A child has none of them, but OpenMP there would wait for them, for ever, in PyTorch's first operator.
+    A child does not have them, but OpenMP there would wait for them for ever, in PyTorch's first operator.
     """
     pause = getattr(library(), "omp_pause_resource_all", None)  # of OpenMP 5.0: GCC 9 and later
     if pause is not None:

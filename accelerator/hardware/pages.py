@@ -1,6 +1,6 @@
 """Huge pages for weights: a decode step reads all of them once, and small pages cost it a tenth in address translation.
 
-Linux only. Where transparent huge pages are on by request ("madvise", most distributions' default), nobody requests
+Linux only. Where transparent huge pages are used on request ("madvise", most distributions' default), nothing requests
 them for a library's memory; `huge_pages` does, once the memory is filled. Elsewhere it does nothing.
 """
 
@@ -29,7 +29,7 @@ def anonymous(maps: str) -> list[Span]:
 
 
 def subtract(spans: Sequence[Span], others: Sequence[Span]) -> list[Span]:
-    """What of `spans` is not in `others`; both ascending."""
+    """The parts of `spans` that are not in `others`; both ascending."""
     left = []
     for begin, end in spans:
         for start, stop in others:
@@ -59,7 +59,7 @@ def collapse(spans: Sequence[Span]) -> int:
 
 @contextmanager
 def huge_pages() -> Iterator[None]:
-    """What is allocated within the block, and still there at its end, is moved to huge pages. Never fails.
+    """Move memory that is allocated within the block, and still there at its end, to huge pages. Never fails.
 
     Takes about two seconds a gigabyte, in the calling thread and without the interpreter's lock.
     """

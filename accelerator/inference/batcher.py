@@ -1,16 +1,16 @@
-"""The decode loop that all sequences share which are spoken at the same time, whatever model they are of.
+"""The decode loop shared by all sequences that are spoken at the same time, whatever their model.
 
-Weights are read from memory once for all rows of a batch, which is what a step costs; so sequences that are generated
-at once are advanced together, step by step. A sequence joins when there is a row for it and leaves as it ends
-(continuous batching, Yu et al. 2022, "Orca"). There is no thread of the loop's own: of the threads that wait for a
-frame one is the leader, who advances all rows by one step, and the others are its followers.
+A step costs what reading the weights from memory costs, and they are read once for all rows of a batch. So sequences
+generated at the same time advance together, step by step. A sequence joins when there is a row for it and leaves when
+it ends (continuous batching, Yu et al. 2022, "Orca"). The loop has no thread of its own: of the threads that wait for a
+frame, one is the leader and advances all rows by one step; the others are its followers.
 
-`Batcher` knows queue, leader, rows and failures; what a step of a model is, a `Stepper` says. The two decoders at the
-end are a batcher and a stepper each.
+`Batcher` handles the queue, the leader, rows and failures; a `Stepper` defines what a step of a model is. The two
+decoders at the end are a batcher with a stepper each.
 
-ONNX Runtime's quantized kernels round differently for one row, for two, and for the odd one out, and sampling makes
-other speech of the difference. So a sequence says what it needs of its batch: see `Batching`. Compiled kernels
-(`compiled`) do not, so with them all batches are invariant.
+ONNX Runtime's quantized kernels round a row differently depending on how many rows run with it, and sampling turns that
+difference into different speech. So a sequence says what it needs of its batch: see `Batching`. Compiled kernels
+(`compiled`) round every row alike, so with them all batches are invariant.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from .transformer import Embeddings, FrameSampler, Runner, StepTimes, TokenEmbed
 
 __all__ = ["CACHE_BYTES", "ROWS", "Batcher", "CausalDecoder", "DualARDecoder"]
 
-ROWS = 8  # sequences advanced together; more would wait longer for each frame than they gain
-CACHE_BYTES = 2 * 2**30  # of what a model keeps of its rows, beyond which no sequence joins others
-_KEEP_BYTES = 512 * 2**20  # of it that stays when nothing is spoken
+ROWS = 8  # sequences advanced together; with more, each would wait longer for a frame than batching gains
+CACHE_BYTES = 2 * 2**30  # of key-value caches, beyond which no sequence joins a batch
+_KEEP_BYTES = 512 * 2**20  # of these that are kept when nothing is spoken
 
 
 class Batcher:
     """Advances the rows of one model; calls of `run` from several threads share its batches."""
 
     def __init__(self, stepper: Stepper, *, rows: int = ROWS, cache_bytes: int = CACHE_BYTES) -> None:
-        """`rows`: rows of a batch at most, an even number: one for a sequence, two for a guided one. Others wait.
+        """`rows`: the most rows in a batch, an even number; a sequence takes one, a guided one two.
 
-        They wait, too, while what the model keeps of all would need more than `cache_bytes`.
+        Sequences beyond that wait, as do those whose key-value caches would bring the total above `cache_bytes`.
         """
         self.stepper, self.limit, self._cache_bytes = stepper, rows, cache_bytes
         self._begin()
@@ -52,13 +52,13 @@ class Batcher:
 
     def _begin(self) -> None:
         self._state = threading.Condition()
-        self._leading = False  # somebody advances the rows; all that follows is then theirs alone, but for _waiting
+        self._leading = False  # while true, everything below but _waiting belongs to the leader
         self._shared: Lane | None = None
-        self._alone: list[Lane] = []  # of one sequence each; kept, empty, for the next
+        self._exclusive: list[Lane] = []  # one sequence each; kept when empty, for reuse
         self._waiting: deque[Row] = deque()
 
     def _forked(self) -> None:
-        """A child begins anew: what is spoken here belongs to the parent's threads, which may be amidst a step."""
+        """A child process starts afresh: the sequences belong to the parent's threads, which may be in mid-step."""
         for row in (*self._waiting, *(row for lane in self._lanes() for row in lane.sequences)):
             row.fail(GenerationError("this speech was begun before this process was forked: begin it anew here"))
         self.stepper.renew()
@@ -81,7 +81,7 @@ class Batcher:
             return sum(len(lane.sequences) for lane in self._lanes()) + len(self._waiting)
 
     def _lanes(self) -> list[Lane]:
-        return [*self._alone, *([self._shared] if self._shared else [])]
+        return [*self._exclusive, *([self._shared] if self._shared else [])]
 
     def _next(self, row: Row) -> np.ndarray | None:
         """The row's next frame, or None at its end."""
@@ -118,10 +118,10 @@ class Batcher:
             lane.drop_finished()
         lanes = self._lanes()
         if not any(lane.rows for lane in lanes) and sum(lane.state.nbytes for lane in lanes) > _KEEP_BYTES:
-            self._shared, self._alone = None, []
+            self._shared, self._exclusive = None, []
 
     def _advance(self) -> None:
-        """One more frame for every row, and for one that was waiting. What fails, fails for the rows of its run."""
+        """Advance every row by a frame and admit one that waits. An error fails the rows of the run it happened in."""
         self._drop_finished()
         for lane in self._lanes():
             self._guarded(lane, self.stepper.step)
@@ -150,7 +150,7 @@ class Batcher:
                 raise
 
     def _fits(self, row: Row) -> bool:
-        """Whether there is a row for it, and memory; the first always fits."""
+        """Whether there are rows and memory for it; the first sequence always fits."""
         lanes = self._lanes()
         speaking = sum(len(lane.rows) for lane in lanes)
         if not speaking:
@@ -168,7 +168,7 @@ class Batcher:
             prefill = self.stepper.prefill(row)
             lane = self._lane(row)
             prefill(lane.state, len(lane.rows))
-        except Exception as error:  # this sequence's own trouble: the others go on
+        except Exception as error:  # concerns this sequence only: the others continue
             row.fail(error)
             return
         lane.rows += row.rows
@@ -178,10 +178,10 @@ class Batcher:
         """The lane for a sequence, with room for its rows."""
         positions = self.stepper.positions(row)
         if row.batching == "off":
-            free = (lane for lane in self._alone if not lane.rows and lane.state.rows >= row.width)
+            free = (lane for lane in self._exclusive if not lane.rows and lane.state.rows >= row.width)
             lane = next(free, None) or self._new_lane(row.width, positions)
-            if lane not in self._alone:
-                self._alone.append(lane)
+            if lane not in self._exclusive:
+                self._exclusive.append(lane)
         else:
             if self._shared is None:
                 self._shared = self._new_lane(2, positions)
@@ -196,7 +196,7 @@ class Batcher:
 
 
 class DualARDecoder(Batcher):
-    """Turns prompts into frames of codes with the two graphs of a dual autoregressive language model."""
+    """Generates frames of codes from prompts with the two graphs of a dual autoregressive language model."""
 
     stepper: DualARStepper
 
@@ -207,19 +207,20 @@ class DualARDecoder(Batcher):
         fast: Runner,
         embeddings: Embeddings,
         *,
-        wide: tuple[Runner, Runner | None] | None = None,
-        wide_rows: int = 4,
+        prefill_graphs: tuple[Runner, Runner | None] | None = None,
+        prefill_graph_rows: int = 4,
         rows: int = ROWS,
         cache_bytes: int = CACHE_BYTES,
         prefixes: Prefixes | None = None,
     ) -> None:
-        """`rows`, `cache_bytes`: as for `Batcher`. wide: slow and fast in weights that suit matrices better than
-        vectors, for prompts and for runs of at least `wide_rows` rows whose rounding nobody minds; without the fast one
-        for prompts only.
+        """`rows`, `cache_bytes`: as for `Batcher`.
+
+        prefill_graphs: slow and fast, their weights quantized so that many rows run faster. They run prompts, and steps
+        of at least `prefill_graph_rows` rows none of which must be invariant; without the fast one, prompts only.
         """
         self.spec, self.embeddings = spec, embeddings
         self.prefixes = Prefixes() if prefixes is None else prefixes
-        stepper = DualARStepper(spec, slow, fast, embeddings, self.prefixes, wide, wide_rows, rows)
+        stepper = DualARStepper(spec, slow, fast, embeddings, self.prefixes, prefill_graphs, prefill_graph_rows, rows)
         super().__init__(stepper, rows=rows, cache_bytes=cache_bytes)
 
     def generate(
@@ -230,29 +231,31 @@ class DualARDecoder(Batcher):
         *,
         frames: Sequence[np.ndarray] = (),
         batching: Batching = "off",
-        end_may_come_first: bool = True,
+        prefill_may_end: bool = True,
         times: StepTimes | None = None,
         guidance: Guidance | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield frames int64 [1 + C] (main token, codes) until the end token is drawn or `max_frames` are out.
 
-        prompt: int [1 + C, T]. frames: what was generated already; generation goes on behind it. end_may_come_first:
-        some engines do not look for the end token in the prefill's answer. The end token's frame is yielded too, its
-        codes zero, so that the caller can tell an end from a limit. times: seconds as this sequence sees them; a step
-        that served others as well counts in full.
+        The end token's frame is yielded too, its codes zero, so that the caller can tell an end from a limit.
+
+        prompt: int [1 + C, T]. frames: what was generated already; generation continues after it. prefill_may_end:
+        whether an end token drawn right after the prefill ends the sequence; some engines do not look for it there.
+        times: seconds as this sequence sees them; a step shared with others counts in full.
+
         Raises GenerationError when the model's positions are exceeded, BadOutput for non-finite logits.
         """
         if max_frames < 1:
             return
         prompt, times = np.asarray(prompt, np.int64), times or StepTimes()
-        row = Row(prompt, frames, sampler, max_frames, batching, times, guidance, end_may_come_first)
+        row = Row(prompt, frames, sampler, max_frames, batching, times, guidance, prefill_may_end)
         for each in row.rows:
             each.cuts = cuts(each.prompt, self.spec.semantic_begin, self.spec.semantic_end)
         yield from self.run(row)
 
 
 class CausalDecoder(Batcher):
-    """Turns prompts into tokens with the graph of a causal language model."""
+    """Generates tokens from prompts with the graph of a causal language model."""
 
     stepper: CausalStepper
 
@@ -262,18 +265,20 @@ class CausalDecoder(Batcher):
         graph: Runner,
         embeddings: TokenEmbeddings,
         *,
-        wide: tuple[Runner, bool] | None = None,
-        wide_rows: int = 4,
+        prefill_graph: tuple[Runner, bool] | None = None,
+        prefill_graph_rows: int = 4,
         rows: int = ROWS,
         cache_bytes: int = CACHE_BYTES,
         prefixes: Prefixes | None = None,
     ) -> None:
-        """`rows`, `cache_bytes`: as for `Batcher`. wide: the graph in weights that suit matrices better than vectors,
-        for prompts, and whether it is for runs of at least `wide_rows` rows, too, whose rounding nobody minds.
+        """`rows`, `cache_bytes`: as for `Batcher`.
+
+        prefill_graph: the graph, its weights quantized so that many rows run faster, for prompts; and whether it also
+        runs steps of at least `prefill_graph_rows` rows none of which must be invariant.
         """
         self.spec, self.embeddings = spec, embeddings
         self.prefixes = Prefixes() if prefixes is None else prefixes
-        stepper = CausalStepper(spec, graph, embeddings, self.prefixes, wide, wide_rows)
+        stepper = CausalStepper(spec, graph, embeddings, self.prefixes, prefill_graph, prefill_graph_rows)
         super().__init__(stepper, rows=rows, cache_bytes=cache_bytes)
 
     def generate(
@@ -290,7 +295,7 @@ class CausalDecoder(Batcher):
     ) -> Iterator[int]:
         """Yield vocabulary ids until one that ends the sequence is drawn, which is yielded too; `max_tokens` at most.
 
-        prompt: int [T]. tokens: what was generated already; generation goes on behind it. cuts: how many of the
+        prompt: int [T]. tokens: what was generated already; generation continues after it. cuts: how many of the
         prompt's tokens other prompts may share: their keys and values are kept (see `prefix_cache`). guidance: its
         prompt is int [1, T]. times, errors: as for `DualARDecoder.generate`.
         """

@@ -42,7 +42,7 @@ class Table:
 
     @property
     def rows(self) -> np.ndarray:
-        """As they are stored: float32, or uint16 for its upper halves."""
+        """As stored: float32, or the upper halves of float32 as uint16."""
         return self._rows
 
     def __getitem__(self, index: int | np.ndarray) -> np.ndarray:

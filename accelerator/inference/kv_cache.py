@@ -1,4 +1,4 @@
-"""Keys and values of the positions that were run, in buffers that a graph reads and writes in place."""
+"""Key-value caches: buffers that a graph reads and writes in place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["KVCache"]
 class KVCache:
     """Keys and values of all layers, [rows, kv_heads, capacity, head_dim] each, float32 or int8; can grow.
 
-    A row is one sequence's slot. Rows lie one behind the other, so that any run of them is an array by itself.
+    A row is one sequence's slot. Rows are contiguous, so that any range of them is an array in itself.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class KVCache:
         return sum(a.nbytes for a in self.arrays.values())
 
     def grow(self, capacity: int, rows: int | None = None) -> None:
-        """Make room for `capacity` positions in `rows` rows (None: as many as now); what is stored stays."""
+        """Make room for `capacity` positions in `rows` rows (None: as many as now), keeping what is stored."""
         before, kv_heads, old, head_dim = self._shape
         self._shape = (before if rows is None else rows, kv_heads, capacity, head_dim)
         for name, array in self.arrays.items():
@@ -53,7 +53,7 @@ class KVCache:
         return [array[row, :, :length].copy() for array in self.arrays.values()]
 
     def write(self, row: int, blocks: Sequence[np.ndarray]) -> None:
-        """Put what `read` answered into the beginning of a row."""
+        """Put what `read` returned at the beginning of a row."""
         for array, block in zip(self.arrays.values(), blocks, strict=True):
             array[row, :, : block.shape[1]] = block
 

@@ -1,8 +1,8 @@
-"""The keys and values of prompts' beginnings, kept in memory: a voice that is known is not prefilled again.
+"""Prefix cache: keys and values of the beginnings of prompts, in memory, so that a known voice is not prefilled again.
 
-A prompt is cut behind every stretch of reference frames. Each cut is a place where another prompt may go on
-differently: system text and the voice come first, the words to speak last. A prompt is always filled piece by piece
-between its cuts, also when nothing is known yet, so that a known voice answers exactly as it did the first time.
+A prompt is cut after every stretch of reference frames. Each cut is a place where another prompt may differ: system
+text and the voice come first, the words to speak last. A prompt is always prefilled in chunks between its cuts, even
+when nothing is cached yet, so that a known voice answers exactly as it did the first time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..hardware.forks import Lock
 __all__ = ["BUDGET", "SHORTEST", "Prefixes", "cuts"]
 
 BUDGET = 256 * 2**20  # bytes: about fifteen voices of ten seconds of S1-mini
-SHORTEST = 16  # reference frames behind which a cut pays
+SHORTEST = 16  # reference frames from which a cut pays
 
 Blocks = Sequence[np.ndarray]
 
@@ -32,7 +32,7 @@ def cuts(prompt: np.ndarray, semantic_begin: int, semantic_end: int) -> list[int
 
 
 class Prefixes:
-    """Cache blocks by the columns they stand for; least recently used goes first. Safe to use from several threads."""
+    """Cache blocks by the columns they hold; the least recently used is evicted first. Thread-safe."""
 
     def __init__(self, budget: int = BUDGET) -> None:
         self.budget = budget
@@ -47,7 +47,7 @@ class Prefixes:
         return self._nbytes
 
     def longest(self, prompt: np.ndarray, ends: Sequence[int]) -> tuple[int, Blocks]:
-        """(columns, blocks) of the longest known beginning of a prompt that ends at one of `ends`; (0, ()) for none."""
+        """(columns, blocks) of a prompt's longest cached prefix that ends at one of `ends`; (0, ()) without one."""
         keys = [(end, _key(prompt, end)) for end in sorted(ends, reverse=True)]
         with self._lock:
             for end, key in keys:
@@ -59,7 +59,7 @@ class Prefixes:
         return 0, ()
 
     def keep(self, prompt: np.ndarray, end: int, blocks: Blocks) -> None:
-        """Remember the blocks of the first `end` columns, if they fit the budget at all."""
+        """Cache the blocks of the first `end` columns, if they fit the budget."""
         size = sum(block.nbytes for block in blocks)
         if size > self.budget:
             return
@@ -73,7 +73,7 @@ class Prefixes:
                 self._nbytes -= sum(block.nbytes for block in dropped)
 
     def wants(self, size: int) -> bool:
-        """Whether blocks of so many bytes would be kept."""
+        """Whether blocks of `size` bytes would be kept."""
         return size <= self.budget
 
 

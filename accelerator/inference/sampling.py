@@ -2,8 +2,8 @@
 
 This is the inner loop of decoding, called once per codebook and frame: it sorts as few candidates as the rule allows.
 Nucleus: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration". Repetition-aware sampling (RAS):
-Chen et al. 2024, "VALL-E 2". Drawing: where a uniform number lies among the sums of the probabilities; that
-takes one random number, where the engines' argmax(p / e), e ~ Exponential(1), takes one for each candidate.
+Chen et al. 2024, "VALL-E 2". A draw inverts the cumulative distribution, which takes
+one random number, where the engines' argmax(p / e), e ~ Exponential(1), takes one for each candidate.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 MIN_TEMPERATURE = 1e-5  # the engines clip here
 FIRST_LOOK = 64  # candidates sorted before looking whether the nucleus is larger; trained models rarely need more
-SMALL = 1536  # so few logits are sorted as they are, in the time of a first look
+SMALL = 1536  # up to so many logits, a full sort takes no longer than a first look
 DRAWS = 16  # random numbers made at a time, about those of a frame
 
 
@@ -44,7 +44,7 @@ class SamplingRule:
 
     ras: redraw the main token at `ras_temperature`, `ras_top_p` when it is semantic and its `window` holds it.
     penalty: shrink the logits of recent values: the main token's by `penalised`, a codebook's by its own row of the
-    window; with "main_tokens" codebooks are left alone. prefill_counts: the prefill's frame is in the window too.
+    window; with "main_tokens" codebooks are not penalised. prefill_counts: the prefill's frame is in the window too.
     code_rows: leading logits of a codebook that may be drawn (None: all).
     """
 
@@ -95,7 +95,7 @@ class TokenLayout:
 
 
 def nucleus(logits: np.ndarray, *, top_p: float, top_k: int | None = None) -> np.ndarray:
-    """The logits which may be drawn, descending: float32 [n] -> float32 [k], 1 <= k <= n.
+    """The logits that may be drawn, descending: float32 [n] -> float32 [k], 1 <= k <= n.
 
     Rank r stays while r < top_k and the softmax over *all* logits, untempered, summed up to and including r is at most
     top_p; rank 0 always stays. Raises BadOutput when the largest logit is not finite (nothing to draw, inf or NaN).
@@ -111,7 +111,7 @@ def nucleus(logits: np.ndarray, *, top_p: float, top_k: int | None = None) -> np
         masses = logits - ranked[0]
         bound = top_p * float(np.add.reduce(np.exp(masses, out=masses), dtype=np.float64))
         mass = 0.0
-        for rank, share in enumerate(np.exp(ranked - ranked[0]).tolist()):  # so few that numpy's calls would cost more
+        for rank, share in enumerate(np.exp(ranked - ranked[0]).tolist()):  # so few that calling numpy would cost more
             mass += share
             if mass > bound:
                 return ranked[: max(1, rank)]
@@ -125,7 +125,7 @@ def nucleus(logits: np.ndarray, *, top_p: float, top_k: int | None = None) -> np
 
 
 def _sums(exponents: np.ndarray) -> np.ndarray:
-    """Of e^x, one more each time; works in `exponents`. Added up in float64."""
+    """Cumulative sums of e^x in float64; overwrites `exponents`."""
     return np.exp(exponents, out=exponents).cumsum(dtype=np.float64)
 
 
@@ -147,7 +147,7 @@ def draw(
 ) -> int:
     """One index of `logits` (float32 [n]) from the softmax over its nucleus at `temperature`; 0 is greedy.
 
-    Equal logits are told apart by index, the first one ranking highest. Raises BadOutput like `nucleus`.
+    Equal logits rank by index, the first one highest. Raises BadOutput like `nucleus`.
     """
     if temperature == 0.0:
         best = int(logits.argmax()) if logits.size else 0
@@ -158,7 +158,7 @@ def draw(
     if ranked.size == 1:
         return int(logits.argmax())
     kept = (logits >= ranked[-1]).nonzero()[0]
-    if kept.size > ranked.size:  # equals of the last one, of which the first are kept
+    if kept.size > ranked.size:  # ties with the last one: the first of them are kept
         equal = (logits[kept] == ranked[-1]).nonzero()[0]
         kept = np.delete(kept, equal[ranked.size - kept.size :])
     exponents = np.subtract(logits[kept], ranked[0], dtype=np.float64)  # float32 may overflow here
@@ -175,7 +175,7 @@ def penalise(logits: np.ndarray, rows: Iterable[int], penalty: float) -> np.ndar
     Source: Keskar et al. 2019, "CTRL", in the signed form which engines use.
     """
     logits = logits.copy()
-    values: Any = logits.data  # few, so by Python's numbers; rounded, they give what float32 gives
+    values: Any = logits.data  # few, so Python floats are faster; rounded, they equal float32's results
     penalty = float(np.float32(penalty))
     for row in set(rows):
         value = values[row]
@@ -184,7 +184,7 @@ def penalise(logits: np.ndarray, rows: Iterable[int], penalty: float) -> np.ndar
 
 
 class Draws(NamedTuple):
-    """What the draws of a frame's residual codebooks need but for the logits, for compiled loops.
+    """What the draws of a frame's residual codebooks need besides the logits, for compiled loops.
 
     recent: values that are penalised, int64 [C - 1, n]. uniforms: the next random numbers, float64 [C - 1]; a draw with
     a single candidate uses none. rows: leading logits that may be drawn. Reals as for `draw` and `penalise`.
@@ -203,7 +203,7 @@ class Sampler:
     """Draws the tokens of one sequence: `main`, then `code(k)` for k = 1 .. n_codebooks - 1, then `push` the frame.
 
     `params` must be resolved (temperature and top_p given). The random numbers of a frame depend on the seed and the
-    frame's number alone (Philox, Salmon et al. 2011), so `resume` continues exactly as the original would have.
+    frame's number only (Philox, Salmon et al. 2011), so `resume` continues exactly as the original would have.
     Not for sharing between threads: one per sequence. Memory does not grow.
     """
 
@@ -226,7 +226,7 @@ class Sampler:
         logits = _flat(logits)
         if logits.size != self.layout.n_semantic + 1:
             raise BadOutput(
-                f"the main head answered {logits.size} logits instead of {self.layout.n_semantic + 1}; "
+                f"the main head returned {logits.size} logits instead of {self.layout.n_semantic + 1}; "
                 "the export does not belong to this model"
             )
         if self._penalty != 1.0 and self.frames:
@@ -235,7 +235,7 @@ class Sampler:
             logits = penalise(logits, self.layout.rows_of(recent.tolist()), self._penalty)
         row = self._draw(logits)
         token = self.layout.token(row)
-        # The engine draws the second sample always; drawn when needed, it has the same distribution.
+        # The engine always draws the second sample; drawn only when needed, it has the same distribution.
         if (
             self.rule.repetition != "penalty"
             and self._temperature > 0.0  # greedy stays greedy
@@ -278,7 +278,7 @@ class Sampler:
         self._noise.seek(self.frames)
 
     def resume(self, frames: Iterable[Sequence[int] | np.ndarray]) -> Sampler:
-        """A new sampler that stands after `frames`, all since the prefill's, with this one's seed and options."""
+        """A new sampler positioned after `frames`, all since the prefill's, with this one's seed and options."""
         other = Sampler(self.rule, self.params, self.layout)
         other.seed = self.seed
         for frame in frames:
@@ -290,7 +290,7 @@ class Sampler:
         return draw(logits, self._noise, temperature=self._temperature, top_p=self._top_p, top_k=self._top_k)
 
     def _remember(self, frame: Sequence[int] | np.ndarray) -> None:
-        # Filled from the left, then rolled, so that column 0 is always the oldest frame there is.
+        # Filled from the left, then rolled, so that column 0 is always the oldest frame.
         slot = self.frames - (0 if self.rule.prefill_counts else 1)
         if slot >= self.rule.window:
             self._history[:, :-1] = self._history[:, 1:]
@@ -301,9 +301,9 @@ class Sampler:
 
 
 class Noise:
-    """Uniform numbers that depend on the seed, the frame's number and how many of that frame came before.
+    """Uniform numbers that depend on the seed, the frame's number and how many were drawn for that frame before.
 
-    They are made in blocks, and by one generator for all frames, since both calls cost more than the numbers.
+    They are generated in blocks, by one generator for all frames, since the calls cost more than the numbers.
     """
 
     def __init__(self, seed: int, frame: int = 0) -> None:
@@ -318,7 +318,7 @@ class Noise:
         self._left: Iterator[float] = iter(())
 
     def random(self) -> float:
-        """The next number from [0, 1); they are what one call for all of a frame's would give."""
+        """The next number from [0, 1): the same sequence as one call for all of a frame's numbers would give."""
         for number in self._left:
             return number
         if not self._begun:
@@ -333,6 +333,6 @@ def _flat(logits: np.ndarray) -> np.ndarray:
 
 
 def unusable(logits: np.ndarray) -> BadOutput:
-    """The error for logits of which nothing can be drawn."""
+    """The error for logits from which nothing can be drawn."""
     nan, inf = int(np.isnan(logits).sum()), int(np.isposinf(logits).sum())
     return BadOutput(f"no token can be drawn from {logits.size} logits: {nan} are NaN, {inf} are +inf, or all are -inf")

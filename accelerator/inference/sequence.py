@@ -1,4 +1,4 @@
-"""Sequences that are spoken together: what each was asked for, and how far it has come."""
+"""Sequences that are spoken together: what each was asked for, and how far it is."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ import numpy as np
 
 from .transformer import FrameSampler, StepTimes
 
-__all__ = ["Batching", "Guidance", "Lane", "Other", "Row", "State", "width_of"]
+__all__ = ["Batching", "Guidance", "Lane", "Row", "State", "Unconditional", "width_of"]
 
 S = TypeVar("S", bound="State")
 
 Batching = Literal["off", "invariant", "on"]
 """How a sequence may share its runs.
 
-off: alone, one row a run. Always the same answer, and the fastest for one sequence.
-invariant: in batches of an even number of rows, if need be beside an empty one. Always the same answer as well,
-whatever else is spoken; it may differ from that of "off" in the rounding of quantized weights.
+off: exclusive, one row a run. Always the same answer, and the fastest for one sequence.
+invariant: in batches of an even number of rows, with a padding row if need be. Also always the same answer, whatever
+else is spoken; it may differ from that of "off" in the rounding of quantized weights.
 on: whatever is fastest.
 """
 
-_IMPLAUSIBLE = -1e9  # a logit: finite, as all that a model answers has to be
+_IMPLAUSIBLE = -1e9  # a logit; finite, since non-finite logits are refused
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """Draw from logits that are extrapolated away from those of another prompt [1 + C, T], which gets the same frames:
-    `other + scale * (own - other)` (classifier-free guidance: Ho and Salimans 2022, arXiv:2207.12598).
+    """Classifier-free guidance: draw from `unconditional + scale * (conditioned - unconditional)` of the logits of two
+    rows that get the same frames (Ho and Salimans 2022, arXiv:2207.12598).
 
-    plausible: only what has at least so much of the likeliest one's probability without guidance can be drawn; 0 is all
-    (Li et al. 2022, "Contrastive Decoding", arXiv:2210.15097). Where both are sure of the same, the other prompt surer,
-    extrapolation would turn the order round.
+    prompt: the unconditional row's [1 + C, T]. plausible: only tokens with at least this share of the likeliest token's
+    conditioned probability can be drawn; 0 allows all (Li et al. 2022, "Contrastive Decoding", arXiv:2210.15097). Where
+    both rows are sure of the same token and the unconditional row is surer, extrapolation would reverse the order.
     """
 
     prompt: np.ndarray
     scale: float
     plausible: float = 0.0
 
-    def mix(self, logits: np.ndarray, own: int, other: int) -> None:
-        """Put the extrapolated logits in row `own` of logits [rows, n]."""
-        told = logits[own]
-        mixed = logits[other] + np.float32(self.scale) * (told - logits[other])
+    def mix(self, logits: np.ndarray, conditioned: int, unconditional: int) -> None:
+        """Put the extrapolated logits in row `conditioned` of logits [rows, n]."""
+        own, other = logits[conditioned], logits[unconditional]
+        mixed = other + np.float32(self.scale) * (own - other)
         if self.plausible:
-            mixed[told < told.max() + math.log(self.plausible)] = _IMPLAUSIBLE
-        logits[own] = mixed
+            mixed[own < own.max() + math.log(self.plausible)] = _IMPLAUSIBLE
+        logits[conditioned] = mixed
 
 
 class Row:
-    """One sequence: what it was asked for, and what has become of it."""
+    """One sequence: what it was asked for, and its state."""
 
     def __init__(
         self,
@@ -63,25 +63,25 @@ class Row:
         batching: Batching,
         times: StepTimes,
         guidance: Guidance | None = None,
-        end_may_come_first: bool = True,
+        prefill_may_end: bool = True,
     ) -> None:
         """prompt: int64 [1 + C, T], C codebooks or none. Else as for `batcher.DualARDecoder.generate`."""
         self.prompt, self.sampler, self.max_frames, self.times = prompt, sampler, max_frames, times
         self.before, self.batching = frames, batching
-        self.end_may_come_first = end_may_come_first or len(frames) > 0
-        self.cuts: Sequence[int] = ()  # columns behind which other prompts go on differently: see `prefix_cache`
-        self.out: deque[np.ndarray] = deque()  # frames nobody has taken yet
+        self.prefill_may_end = prefill_may_end or len(frames) > 0
+        self.cuts: Sequence[int] = ()  # columns after which other prompts may differ: see `prefix_cache`
+        self.out: deque[np.ndarray] = deque()  # frames not yet taken
         self.count = 0
         self.frame: np.ndarray | None = None  # the last one [1 + C], which the next step reads
         self.finished = False  # no more frames will come
-        self.gone = False  # nobody wants them
+        self.gone = False  # the caller has stopped iterating
         self.error: Exception | None = None
-        self.other = None if guidance is None else Other(self, guidance)
+        self.unconditional = None if guidance is None else Unconditional(self, guidance)
 
     @property
-    def rows(self) -> list[Row | Other]:
+    def rows(self) -> list[Row | Unconditional]:
         """The model's rows it needs, its own first."""
-        return [self] if self.other is None else [self, self.other]
+        return [self] if self.unconditional is None else [self, self.unconditional]
 
     @property
     def width(self) -> int:
@@ -89,7 +89,7 @@ class Row:
         return len(self.rows)
 
     def emit(self, frame: np.ndarray, *, ended: bool = False) -> None:
-        """Hand out a frame; after one that ended the sequence, or its last one, no more will come."""
+        """Hand out a frame. The sequence is finished if it `ended` or has reached its limit."""
         self.frame = frame
         self.count += 1
         self.times.frames += 1
@@ -100,8 +100,8 @@ class Row:
         self.error, self.finished = error, True
 
 
-class Other:
-    """The second row of a guided sequence: the same frames behind another prompt."""
+class Unconditional:
+    """The second row of a guided sequence: the same frames after the unconditional prompt."""
 
     def __init__(self, own: Row, guidance: Guidance) -> None:
         self.own, self.guidance, self.times = own, guidance, StepTimes()
@@ -129,7 +129,7 @@ class Other:
 
 
 class State(Protocol):
-    """What a model keeps of its rows from one step to the next: a transformer's key-value caches, say."""
+    """What a model keeps of its rows from one step to the next, such as a transformer's key-value caches."""
 
     @property
     def rows(self) -> int:
@@ -144,7 +144,7 @@ class State(Protocol):
         """Make room for so many positions in each row, if there is less."""
 
     def move(self, source: int, target: int) -> None:
-        """Give a row's sequence another row."""
+        """Move a sequence to another row."""
 
 
 class Lane(Generic[S]):
@@ -152,7 +152,7 @@ class Lane(Generic[S]):
 
     def __init__(self, state: S, invariant: bool) -> None:
         """invariant: whether the model's answer for a row is the same whatever is beside it."""
-        self.state, self.rows, self._invariant = state, list[Row | Other](), invariant
+        self.state, self.rows, self._invariant = state, list[Row | Unconditional](), invariant
 
     @property
     def width(self) -> int:
@@ -177,7 +177,7 @@ class Lane(Generic[S]):
                 self.remove(index)
 
 
-def width_of(rows: Sequence[Row | Other], invariant: bool) -> int:
-    """Rows of a run of these: with a padding row where an odd one out would round differently."""
+def width_of(rows: Sequence[Row | Unconditional], invariant: bool) -> int:
+    """Rows of a run of these, including a padding row where an odd number would round differently."""
     count = len(rows)
     return count if invariant or all(row.batching != "invariant" for row in rows) else count + count % 2

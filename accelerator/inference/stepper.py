@@ -1,7 +1,7 @@
-"""What one step of a model is, for the rows of a batch: how prompts are prefilled, frames fed back, tokens drawn.
+"""One step of a model for the rows of a batch: how prompts are prefilled, frames fed back and tokens drawn.
 
-A frame is what one step draws: a main token and, with a dual model, its codes: int64 [1 + C]. `batcher.Batcher` says
-when each of these is done; one more kind of model is one more stepper.
+A frame is what one step draws: a main token and, with a dual model, its codes, int64 [1 + C]. `batcher.Batcher` decides
+when each of these happens; another kind of model needs another stepper.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ from ..export.graph.dual_ar import DualARSpec
 from ..export.graph.specs import CausalSpec
 from .codebooks import Codes, Speaking
 from .prefix_cache import Prefixes
-from .sequence import Lane, Other, Row
+from .sequence import Lane, Row, Unconditional
 from .transformer import BLOCK, Embeddings, Runner, TokenEmbeddings, Transformer, check_room
 
 __all__ = ["CausalStepper", "DualARStepper", "Prefill", "Stepper"]
 
-Prefill = Callable[[Any, int], None]  # fills the rows of a state that begin with this one
+Prefill = Callable[[Any, int], None]  # (state, first row): fills that row and, if guided, the next
 
 
 class Stepper(Protocol):
     """A kind of model, as the loop sees it. Only the loop's leader calls it, one call at a time."""
 
-    invariant: bool  # whether a row's answer is the same whatever rows are beside it
+    invariant: bool  # whether a row's answer is the same whatever other rows run with it
 
     def state(self, rows: int, positions: int) -> Any:
         """A `State` with room for so many rows of so many positions."""
 
     def positions(self, row: Row) -> int:
-        """What a sequence needs of each of its rows to begin with."""
+        """How many positions a sequence needs in each of its rows to begin with."""
 
     def row_bytes(self, states: Sequence[Any], row: Row) -> int:
-        """Bytes of one row at most, if this sequence joins those of `states`."""
+        """The most bytes a row takes if this sequence joins those of `states`."""
 
     def prefill(self, row: Row) -> Prefill:
-        """What runs a sequence's prompts. Raises, before anything is run, what is wrong with them."""
+        """A function that runs a sequence's prompts. Raises for invalid prompts before anything is run."""
 
     def step(self, lane: Lane[Any]) -> None:
-        """Feed every row its last frame. What fails for a row only goes to `Row.fail`."""
+        """Feed every row its last frame. Errors that concern one row go to `Row.fail`."""
 
     def draw(self, lane: Lane[Any]) -> None:
-        """Draw every row's next frame from what the model answered, and `Row.emit` it."""
+        """Draw every row's next frame from the model's outputs, and `Row.emit` it."""
 
     def renew(self) -> None:
-        """Forget what may be in the middle of a step: this is a child of the process now."""
+        """Drop state that may be in mid-step: called in a forked child."""
 
 
 class CausalStepper:
@@ -61,12 +61,12 @@ class CausalStepper:
         graph: Runner,
         embeddings: TokenEmbeddings,
         prefixes: Prefixes,
-        wide: tuple[Runner, bool] | None = None,
-        wide_rows: int = 4,
+        prefill_graph: tuple[Runner, bool] | None = None,
+        prefill_graph_rows: int = 4,
     ) -> None:
         """Arguments as for `batcher.CausalDecoder`."""
         self.causal, self.graph, self.embeddings, self.prefixes = spec, graph, embeddings, prefixes
-        self.wide, self._wide_rows = wide, wide_rows
+        self.prefill_graph, self._prefill_graph_rows = prefill_graph, prefill_graph_rows
         self.invariant = graph.invariant
         self._ends, self._codebooks = frozenset(spec.end_ids), 0
 
@@ -74,8 +74,8 @@ class CausalStepper:
         """Nothing: a lane's state is all that a step changes."""
 
     def state(self, rows: int, positions: int) -> Transformer:
-        wide = None if self.wide is None else self.wide[0]
-        return Transformer(self.graph, self.causal.stack, self._outputs(), rows, positions, wide)
+        prefill_graph = None if self.prefill_graph is None else self.prefill_graph[0]
+        return Transformer(self.graph, self.causal.stack, self._outputs(), rows, positions, prefill_graph)
 
     def _outputs(self) -> dict[str, int]:
         return {"logits": len(self.causal.rows)}
@@ -102,8 +102,10 @@ class CausalStepper:
         return run
 
     def _prefill(self, model: Transformer, index: int, prompt: np.ndarray, x: np.ndarray, cuts: Sequence[int]) -> None:
-        """Fill a row of the model's cache with a prompt [1 + C, T], embedded x [T, D], piece by piece between its cuts:
-        see `prefix_cache`."""
+        """Fill a row of the model's cache with a prompt [1 + C, T], embedded x [T, D], in chunks between its cuts.
+
+        See `prefix_cache`.
+        """
         known, blocks = self.prefixes.longest(prompt, cuts)
         if known:
             model.cache.write(index, blocks)
@@ -133,16 +135,16 @@ class CausalStepper:
             assert row.frame is not None
             self.embeddings.frame(row.frame, x[index, 0])
         tock = time.perf_counter()
-        model.step(1, 0, lane.width, wide=self._is_wide(rows))
+        model.step(1, 0, lane.width, prefill_graph=self._takes_prefill_graph(rows))
         done = time.perf_counter()
         for row in rows:
             row.times.embed += tock - tick
             row.times.slow += done - tock
 
-    def _is_wide(self, rows: Sequence[Row | Other]) -> bool:
-        """Whether a run of these rows is one for the wide graphs: enough of them, and none that must be invariant."""
-        steps = self.wide is not None and self.wide[1]
-        return steps and len(rows) >= self._wide_rows and all(row.batching == "on" for row in rows)
+    def _takes_prefill_graph(self, rows: Sequence[Row | Unconditional]) -> bool:
+        """Whether a step of these rows runs the prefill graphs: enough of them, and none that must be invariant."""
+        steps = self.prefill_graph is not None and self.prefill_graph[1]
+        return steps and len(rows) >= self._prefill_graph_rows and all(row.batching == "on" for row in rows)
 
     def draw(self, lane: Lane[Transformer]) -> None:
         speaking = self._main_tokens(lane)
@@ -154,33 +156,33 @@ class CausalStepper:
                 row.emit(frame)
 
     def _main_tokens(self, lane: Lane[Transformer]) -> list[Speaking]:
-        """The frames that go on, with their main tokens only; those that end a sequence are handed out."""
+        """The frames that continue, with only their main tokens; frames that end a sequence are handed out."""
         logits = lane.state.outputs["logits"]
         tick = time.perf_counter()
-        speaking: list[Speaking] = []  # a guided row's other one follows it
+        speaking: list[Speaking] = []  # a guided row is followed by its unconditional one
         for index, row in enumerate(lane.rows):
-            if isinstance(row, Other):
+            if isinstance(row, Unconditional):
                 continue
             try:
-                if row.other is not None:
-                    row.other.guidance.mix(logits, index, lane.rows.index(row.other))
+                if row.unconditional is not None:
+                    row.unconditional.guidance.mix(logits, index, lane.rows.index(row.unconditional))
                 frame = self._main_token(row, logits[index])
-            except Exception as error:  # a sampler's refusal concerns its own row
+            except Exception as error:  # a sampler's error concerns its own row only
                 row.fail(error)
                 continue
-            if int(frame[0]) in self._ends and (row.end_may_come_first or row.count > 0):
+            if int(frame[0]) in self._ends and (row.prefill_may_end or row.count > 0):
                 row.emit(frame, ended=True)
             else:
                 speaking.append((index, row, frame))
-                if row.other is not None:
-                    speaking.append((lane.rows.index(row.other), row.other, frame))
+                if row.unconditional is not None:
+                    speaking.append((lane.rows.index(row.unconditional), row.unconditional, frame))
         drawn = time.perf_counter() - tick
         for row in lane.rows:
             row.times.sampling += drawn
         return speaking
 
     def _main_token(self, row: Row, logits: np.ndarray) -> np.ndarray:
-        """A frame that has its main token only."""
+        """A frame with only its main token."""
         if not np.isfinite(logits.sum()):
             raise BadOutput("the language model answered with non-finite logits")
         frame = np.zeros(1 + self._codebooks, np.int64)
@@ -188,11 +190,11 @@ class CausalStepper:
         return frame
 
     def _complete(self, model: Transformer, speaking: Sequence[Speaking]) -> None:
-        """Fill frames in beyond their main tokens: there is nothing more."""
+        """Fill in what follows the main tokens: nothing here."""
 
 
 class DualARStepper(CausalStepper):
-    """A dual autoregressive model: the causal one's states go into a second one, which draws a frame's codes."""
+    """A dual autoregressive model: the causal model's hidden states feed a second one, which draws a frame's codes."""
 
     embeddings: Embeddings
 
@@ -203,24 +205,25 @@ class DualARStepper(CausalStepper):
         fast: Runner,
         embeddings: Embeddings,
         prefixes: Prefixes,
-        wide: tuple[Runner, Runner | None] | None,
-        wide_rows: int,
+        prefill_graphs: tuple[Runner, Runner | None] | None,
+        prefill_graph_rows: int,
         rows: int,
     ) -> None:
         """Arguments as for `batcher.DualARDecoder`."""
-        wide_slow = None if wide is None else (wide[0], wide[1] is not None)
-        super().__init__(spec.causal, slow, embeddings, prefixes, wide_slow, wide_rows)
+        slow_prefill = None if prefill_graphs is None else (prefill_graphs[0], prefill_graphs[1] is not None)
+        super().__init__(spec.causal, slow, embeddings, prefixes, slow_prefill, prefill_graph_rows)
         self.codebook, self._codebooks = spec.codebook, spec.codebooks
-        self._fast, self._wide_fast, self._limit = fast, wide and wide[1], rows
+        self._fast, self._limit = fast, rows
+        self._fast_prefill_graph = prefill_graphs and prefill_graphs[1]
         self._hidden = spec.hidden.width
         self.renew()
 
     def renew(self) -> None:
-        self.codes = Codes(self._fast, self._wide_fast, self.codebook, self.embeddings, self._limit)
+        self.codes = Codes(self._fast, self._fast_prefill_graph, self.codebook, self.embeddings, self._limit)
 
     def _outputs(self) -> dict[str, int]:
         return {**super()._outputs(), "hidden": self._hidden}
 
     def _complete(self, model: Transformer, speaking: Sequence[Speaking]) -> None:
-        wide = self._is_wide([row for _, row, _ in speaking])
-        self.codes.fill(speaking, model.outputs["hidden"], wide=wide)
+        prefill_graph = self._takes_prefill_graph([row for _, row, _ in speaking])
+        self.codes.fill(speaking, model.outputs["hidden"], prefill_graph=prefill_graph)

@@ -1,8 +1,9 @@
 """Logits to tokens for causal language models, as transformers' `generate` does: temperature, then top-k, then top-p.
 
-The order matters: a temperature below 1 leaves fewer tokens within top_p, while `sampling.nucleus`, whose engines
-measure it before, always keeps the same. Source: transformers' `generation/logits_process.py` (TemperatureLogitsWarper,
-TopKLogitsWarper, TopPLogitsWarper, RepetitionPenaltyLogitsProcessor).
+The order matters: here a temperature below 1 leaves fewer tokens within top_p, while `sampling.nucleus`, whose engines
+apply top_p to untempered probabilities, keeps the same ones at any temperature. Source: transformers'
+`generation/logits_process.py` (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper,
+RepetitionPenaltyLogitsProcessor).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ def candidates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What may be drawn of float32 [n]: indices, likeliest first, int64 [k], and probabilities, float64 [k], 1 <= k.
 
-    The top_k largest logits stay (and equals of the last one), of which those in whose way less than top_p lies: the
-    token that crosses top_p is the last one kept. Raises BadOutput when the largest logit is not finite.
+    The top_k largest logits stay (and ties with the last one), and of these the likeliest up to the one whose
+    cumulative probability reaches top_p, which is kept. Raises BadOutput when the largest logit is not finite.
     """
     largest = logits.max(initial=-math.inf)  # NaN if any is
     if not math.isfinite(largest):
@@ -47,7 +48,7 @@ class TokenSampler:
     """Draws the tokens of one sequence: `main`, then `push` it. Not for sharing between threads: one per sequence.
 
     `params` must be resolved (temperature and top_p given). The random number of a token depends on the seed and the
-    token's number alone (Philox, Salmon et al. 2011), so `resume` continues exactly as the original would have.
+    token's number only (Philox, Salmon et al. 2011), so `resume` continues exactly as the original would have.
     """
 
     def __init__(
@@ -58,8 +59,8 @@ class TokenSampler:
         allowed: Sequence[tuple[int, int]] | None = None,
         prompt: Iterable[int] = (),
     ) -> None:
-        """rows: the exported head's vocabulary ids (`CausalSpec.rows`). allowed: ranges of ids, (first, behind the
-        last), that alone may be drawn; None is all. prompt: ids that a repetition penalty counts as said already.
+        """rows: the exported head's vocabulary ids (`CausalSpec.rows`). allowed: the ranges of ids (begin, end)
+        that may be drawn; None allows all. prompt: ids that a repetition penalty counts as already said.
         """
         if params.temperature is None or params.top_p is None:
             raise ValueError("a sampler needs a temperature and a top_p: resolve its params with SamplingParams.over")
@@ -85,7 +86,7 @@ class TokenSampler:
         logits = np.asarray(logits, np.float32).reshape(-1)
         if logits.size != len(self._rows):
             raise BadOutput(
-                f"the head answered {logits.size} logits instead of {len(self._rows)}; "
+                f"the head returned {logits.size} logits instead of {len(self._rows)}; "
                 "the export does not belong to this model"
             )
         if self._said:
@@ -105,7 +106,7 @@ class TokenSampler:
         return int(kept[min(found, len(kept) - 1)])  # the last sum may be rounded to less than 1
 
     def code(self, codebook: int, logits: np.ndarray) -> int:
-        """Never asked: a causal language model has no codebooks."""
+        """Never called: a causal language model has no codebooks."""
         raise AssertionError("a causal language model has no codebooks")
 
     def push(self, frame: Sequence[int] | np.ndarray) -> None:
@@ -116,7 +117,7 @@ class TokenSampler:
         self._noise.seek(self.tokens)
 
     def resume(self, tokens: Iterable[int]) -> TokenSampler:
-        """A new sampler that stands after `tokens`, with this one's seed and options."""
+        """A new sampler positioned after `tokens`, with this one's seed and options."""
         other = TokenSampler(self.params, self._rows, allowed=self._allowed, prompt=self._prompt)
         other.seed = self.seed
         other._noise = Noise(self.seed)

@@ -1,4 +1,4 @@
-"""What the decode loop runs on: the two transformers with their caches, and the embedding tables."""
+"""What the decode loop runs on: transformers with their key-value caches, and embedding tables."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class Transformer:
         outputs: dict[str, int],
         batch: int,
         capacity: int,
-        wide: Runner | None = None,
+        prefill_graph: Runner | None = None,
     ) -> None:
         """`outputs`: name -> width of the graph's outputs [B, width]. `batch`: rows there is room for.
 
-        wide: the same graph in weights that suit matrices better than vectors, over the same cache. It runs prompts,
-        and steps that ask for it.
+        prefill_graph: the same graph over the same cache, its weights quantized so that many rows run faster. It runs
+        prompts, and steps that ask for it.
         """
-        self._session, self._spec, self._wide = session, spec, wide
+        self._session, self._spec, self._prefill_graph = session, spec, prefill_graph
         dtype = session.inputs["past_key.0"][0] or np.float32
         self.cache = KVCache(spec.layers, batch, spec.kv_heads, spec.head_dim, min(capacity, spec.positions), dtype)
         self._widths = outputs
@@ -100,14 +100,18 @@ class Transformer:
         """The buffer [end - begin, length, D] that the next `step` of the same arguments reads."""
         end = self.rows if end is None else end
         own = self._inputs.get(length)
-        return self._binding(length, begin, end, self._is_wide(length))[0] if own is None else own[begin:end]
+        return (
+            self._binding(length, begin, end, self._takes_prefill_graph(length))[0] if own is None else own[begin:end]
+        )
 
-    def step(self, length: int, begin: int = 0, end: int | None = None, *, wide: bool = False) -> dict[str, np.ndarray]:
+    def step(
+        self, length: int, begin: int = 0, end: int | None = None, *, prefill_graph: bool = False
+    ) -> dict[str, np.ndarray]:
         """Run rows begin .. end over what their `input` holds; returns all rows' outputs, valid until the next step.
 
-        wide: by the wide graph, if there is one; it runs more than two positions in any case. Several rows may have
-        lengths of their own when `length` is 1; otherwise theirs must be equal. Raises GenerationError when the model's
-        positions are exceeded.
+        prefill_graph: whether to run the prefill graph, if there is one; it always runs more than two positions. Rows
+        may differ in their lengths only when `length` is 1. Raises GenerationError when the model's positions are
+        exceeded.
         """
         end = self.rows if end is None else end
         lengths = self.lengths[begin:end]
@@ -117,15 +121,15 @@ class Transformer:
             x = self.input(length, begin, end)
             self.grow(total)
             self.input(length, begin, end)[:] = x
-        wide = self._is_wide(length, wide)
-        _, binding = self._binding(length, begin, end, wide)
+        prefill_graph = self._takes_prefill_graph(length, prefill_graph)
+        _, binding = self._binding(length, begin, end, prefill_graph)
         np.add(lengths, length - 1, out=self._seqlens[begin:end])
         self._total.fill(total)
         self._prompt.fill(length > 2 or not lengths.any())
         binding.run()
         lengths += length
         if length > 2:
-            del self._bound[length, begin, end, wide]  # a prefill's buffers are not needed again
+            del self._bound[length, begin, end, prefill_graph]  # a prefill's buffers are not needed again
         return self.outputs
 
     @property
@@ -134,9 +138,9 @@ class Transformer:
         return isinstance(self._session, NativeSession)
 
     def codes(self, draws: Sequence[Draws], table: np.ndarray) -> tuple[np.ndarray, float]:
-        """Go on behind a step with the first `len(draws)` rows by one call for all steps of a frame: `CodeLoop.run`.
+        """All codes of a frame for the first `len(draws)` rows, in one call that follows a step: see `CodeLoop.run`.
 
-        table: embeddings of what is drawn.
+        table: embeddings of the codes.
         """
         rows = len(draws)
         x, binding = self._binding(1, 0, rows, False)
@@ -148,18 +152,18 @@ class Transformer:
         return drawn
 
     def grow(self, total: int) -> None:
-        """Make room for `total` positions, in blocks, at least half as much again, up to the model's limit."""
+        """Make room for `total` positions, in whole blocks, by at least half the capacity, up to the model's limit."""
         wanted = max(total, self.cache.capacity * 3 // 2)
         self.cache.grow(min(-(-wanted // BLOCK) * BLOCK, self._spec.positions))
         self._unbind()
 
     def reserve(self, positions: int) -> None:
-        """Make room for so many positions, or all that the model has, if there is less."""
+        """Make room for at least `positions` positions, as far as the model has them."""
         if min(positions, self._spec.positions) > self.cache.capacity:
             self.grow(positions)
 
     def make_rows(self, rows: int) -> None:
-        """Make room for so many rows; what the caches hold stays, and so do the outputs of the last step."""
+        """Make room for `rows` rows, keeping the caches' contents and the outputs of the last step."""
         lengths, outputs = self.lengths, self.outputs
         self.cache.grow(self.cache.capacity, rows)
         self._allocate(rows)
@@ -168,23 +172,25 @@ class Transformer:
             self.outputs[name][: len(array)] = array
 
     def move(self, source: int, target: int) -> None:
-        """Give a row's sequence another row."""
+        """Move a sequence to another row."""
         self.cache.move(source, target, int(self.lengths[source]))
         self.lengths[target] = self.lengths[source]
 
-    def _is_wide(self, length: int, asked: bool = False) -> bool:
-        return self._wide is not None and (asked or length > 2)
+    def _takes_prefill_graph(self, length: int, asked: bool = False) -> bool:
+        return self._prefill_graph is not None and (asked or length > 2)
 
-    def _binding(self, length: int, begin: int, end: int, wide: bool) -> tuple[np.ndarray, Binding | NativeBinding]:
-        key = length, begin, end, wide
+    def _binding(
+        self, length: int, begin: int, end: int, prefill_graph: bool
+    ) -> tuple[np.ndarray, Binding | NativeBinding]:
+        key = length, begin, end, prefill_graph
         if key not in self._bound:
             own = self._inputs.get(length)
             x = np.zeros((end - begin, length, self._spec.dim), np.float32) if own is None else own[begin:end]
-            self._bound[key] = x, self._bind(length, begin, end, x, wide)
+            self._bound[key] = x, self._bind(length, begin, end, x, prefill_graph)
         return self._bound[key]
 
-    def _bind(self, length: int, begin: int, end: int, x: np.ndarray, wide: bool) -> Binding | NativeBinding:
-        session = self._wide if wide and self._wide is not None else self._session
+    def _bind(self, length: int, begin: int, end: int, x: np.ndarray, prefill_graph: bool) -> Binding | NativeBinding:
+        session = self._prefill_graph if prefill_graph and self._prefill_graph is not None else self._session
         inputs = {
             "x": x,
             "seqlens_k": self._seqlens[begin:end],
@@ -199,7 +205,7 @@ class Transformer:
 
 
 def check_room(total: int, spec: TransformerSpec) -> None:
-    """Raises GenerationError if a model has fewer positions than that."""
+    """Raises GenerationError if a model has fewer than `total` positions."""
     if total > spec.positions:
         raise GenerationError(
             f"the sequence needs {total} positions, the model has {spec.positions}: shorten text or reference"
@@ -210,11 +216,11 @@ class TokenEmbeddings:
     """A causal model's embedding table; a frame is a token."""
 
     def __init__(self, tokens: Rows) -> None:
-        """tokens: float32 [vocabulary, D], or a table of it on disk."""
+        """tokens: float32 [vocabulary, D], in memory or a table on disk."""
         self._tokens = tokens
 
     def frames(self, tokens: np.ndarray) -> np.ndarray:
-        """[1, T] vocabulary ids -> [T, D]. Raises GenerationError for others."""
+        """[1, T] vocabulary ids -> [T, D]. Raises GenerationError for ids outside the vocabulary."""
         main = tokens[0]
         outside = (main < 0) | (main >= self._tokens.shape[0])
         if outside.any():

@@ -45,10 +45,10 @@ def compiled_kernels(
 
 
 def rewritten(component: Component, load: Load) -> Backend:
-    """The part rewritten in PyTorch, on PyTorch's threads: in float32, and in less where that was proven and is fast.
+    """The part rewritten in PyTorch, on PyTorch's threads: in float32, or in less where that is proven and fast.
 
-    The proof of `component` has the figures of "bf16" or "int16" under that name. One call at a time runs: two would be
-    in each other's way.
+    The proof of `component` has the figures of "bf16" or "int16" under that name. One call runs at a time, since two
+    would compete for the cores.
     """
 
     def offers(machine: Machine) -> Sequence[RunOptions]:
@@ -67,7 +67,7 @@ def rewritten(component: Component, load: Load) -> Backend:
 
 
 def wants_prefill() -> bool:
-    """Whether graphs of their own for prefill are worth it here: with AMX, or with VNNI where no kernels are."""
+    """Whether prefill graphs are worth it here: with AMX, or with VNNI where there are no compiled kernels."""
     return not {"amx_int8", *(() if kernels.available() else ("avx512_vnni",))}.isdisjoint(detect().isa)
 
 

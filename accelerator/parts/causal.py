@@ -1,7 +1,7 @@
-"""The part that a causal language model is: its embedding table and its graph, proven, on two backends.
+"""A causal language model as a part: its embedding table and its graph, proven, on two backends.
 
-What `language_model` is for dual autoregressive models. An adapter adds the spec, the weights and a trace; for models
-of transformers they are in `llama`.
+The counterpart of `language_model`, which is for dual autoregressive models. An adapter adds the spec, the weights and
+a trace; `llama` has them for models of transformers.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ __all__ = [
 ]
 
 EMBEDDINGS, CAUSAL, PREFILL = "embeddings", "causal", "prefill"
-OUTSIDE = 1e-3  # of a step's probability may lie outside of a head that is cut, at most
+OUTSIDE = 1e-3  # the most probability of a step that a cut head may leave out
 _PROOF_THREADS = 2
-_PREFILL = f"{PREFILL}_{NAME}"  # the same graph in integers by rows
+_PREFILL = f"{PREFILL}_{NAME}"  # the same graph, quantized by rows
 _SPEC, _RANGES = "spec.json", "ranges.npy"
 
 
@@ -65,22 +65,24 @@ def causal_components(
 ) -> tuple[Component, ...]:
     """The embedding table and the graph of a causal language model, and perhaps a graph for prefill.
 
-    weights: called while exporting only, "embeddings" [vocabulary, D] among them. trace: PyTorch's answers, recorded
+    weights: called only while exporting, "embeddings" [vocabulary, D] among them. trace: PyTorch's answers, recorded
     once; its `main_logits` [n, 1, vocabulary] or [n, vocabulary] are over the whole vocabulary, its key-value ranges as
     the model's own cache has them. dtype, prefill, recipes: as for `language_model.language_model_components`.
 
-    Two things are settled while building, by the trace. A head is cut to the spec's ranges only if PyTorch never gives
-    more than `OUTSIDE` to all other ids; else it has the whole vocabulary. And where an int8 key-value cache misses the
-    bar (large biases of keys may saturate it), the same weights get a float32 one.
+    The trace settles two things while building. The head is cut to the spec's ranges only if PyTorch never gives more
+    than `OUTSIDE` to all other ids; otherwise it has the whole vocabulary. And where an int8 key-value cache misses the
+    bar (large key biases may saturate it), the same weights get a float32 cache.
     """
     if prefill is None:
         prefill = wants_prefill()
     export = _Exporter(spec, weights, cache(trace), dtype, recipes)
     config = {**spec.to_dict(), "engine_dtype": dtype}
     quantized = tuple(precision for precision, recipe in recipes.items() if recipe.kv_bits == 8)
-    told = (weights, trace)
+    given = (weights, trace)
     made = (
-        Component(EMBEDDINGS, identity, spec.to_dict(), ("fp32",), export.build_table, export.prove_table, told, told),
+        Component(
+            EMBEDDINGS, identity, spec.to_dict(), ("fp32",), export.build_table, export.prove_table, given, given
+        ),
         Component(
             CAUSAL,
             identity,
@@ -88,8 +90,8 @@ def causal_components(
             tuple(recipes),
             export.build,
             export.prove,
-            told,
-            told,
+            given,
+            given,
             kernels.kind,
             {precision: vars(recipe) for precision, recipe in recipes.items()},
             spec.weight_bytes,
@@ -101,8 +103,8 @@ def causal_components(
             quantized,
             export.build_prefill,
             export.prove_prefill,
-            told,
-            told,
+            given,
+            given,
             recipes=dict.fromkeys(quantized, vars(BY_ROW)),
             beside=CAUSAL,
         ),
@@ -142,7 +144,7 @@ class _Exporter:
             np.save(directory / _RANGES, np.stack([ranges.keys, ranges.values]))
 
     def build_prefill(self, directory: Path, precision: str, progress: Progress, beside: Export) -> None:
-        """Over the cache of the graph that it is beside: in int8 by the same ranges, or in float32."""
+        """The prefill graph works on the other graph's cache: int8 by the same ranges, or float32."""
         ranges = beside.path / _RANGES
         kept = KVRanges(*np.load(ranges)) if ranges.exists() else None
         weights = self._counted(PREFILL, precision, progress)
@@ -162,7 +164,7 @@ class _Exporter:
         return {**report, "structure": structure}
 
     def prove_prefill(self, built: Built) -> dict[str, Any]:
-        """Prompts by this graph and steps by the other; and all of it by this one, as in a batch with AMX."""
+        """Prompts by this graph and steps by the other; then everything by this one, as in a batch with AMX."""
         assert built.beside is not None
         options, bar = RunOptions(threads=_PROOF_THREADS), self._bar(built.precision)
         own = Session(built.path / f"{_PREFILL}.onnx", options)
@@ -174,7 +176,7 @@ class _Exporter:
         return BARS["fp32/bf16" if precision == "fp32" and self.dtype != "fp32" else precision]
 
     def _counted(self, component: str, precision: str, progress: Progress) -> Weights:
-        """The weights, and how many of them have been asked for."""
+        """The weights, reporting progress as they are asked for."""
         total, seen = 3 + 6 * self.spec.stack.layers, 0  # about
 
         def counted(name: str) -> np.ndarray:
@@ -191,7 +193,7 @@ class _Exporter:
 
     @cached_property
     def _structure(self) -> dict[str, Any]:
-        """The same graph with float32 weights, which no quantization noise excuses. Built aside, then deleted."""
+        """The same graph with float32 weights, free of quantization noise. Built in a temporary directory."""
         with tempfile.TemporaryDirectory(prefix="structure-") as aside:
             spec = _settled(self.spec, self.trace())
             (Path(aside) / _SPEC).write_text(json.dumps(spec.to_dict()))
@@ -202,7 +204,7 @@ class _Exporter:
         """Compiled kernels over the same weights, held to the same bar."""
         try:
             report = self._judged(directory, open_graphs(directory, _spec_in(directory), [NAME], _PROOF_THREADS), bar)
-        except (SessionError, BadOutput) as error:  # sizes that they are not made for, or answers that cannot be right
+        except (SessionError, BadOutput) as error:  # unsupported sizes, or answers that cannot be right
             return {"passed": False, "error": str(error)}
         return report
 
@@ -211,10 +213,10 @@ class _Exporter:
         return self._judged(directory, [Session(directory / f"{name}.onnx", options) for name in names], bar)
 
     def _judged(self, directory: Path, sessions: Sequence[Runner], bar: Bar) -> dict[str, Any]:
-        """The figures of a graph that is fed with the trace's tokens; of two, the second one runs the prompt."""
+        """The figures of a graph that is fed the trace's tokens; of two graphs the second one runs the prompt."""
         spec, trace = _spec_in(directory), self.trace()
         prompts = (sessions[1], False) if len(sessions) > 1 else None
-        decoder = CausalDecoder(spec, sessions[0], TokenEmbeddings(self.weights(EMBEDDINGS)), wide=prompts)
+        decoder = CausalDecoder(spec, sessions[0], TokenEmbeddings(self.weights(EMBEDDINGS)), prefill_graph=prompts)
         expected = replace(trace, main_logits=_logits(trace)[:, spec.rows])
         answers = replay(lambda prompt, recorder, n: decoder.generate(prompt[0], recorder, n), expected)
         report = compare_logits({"main": (expected.main_logits, answers.main_logits)}, bar)
@@ -243,7 +245,7 @@ def _logits(trace: Trace) -> np.ndarray:
 
 
 def _spec_in(directory: Path) -> CausalSpec:
-    """What an export was built with."""
+    """The spec that an export was built with."""
     return CausalSpec.from_dict(json.loads((directory / _SPEC).read_text()))
 
 
@@ -264,8 +266,8 @@ def causal_backends(
 def load_causal(paths: Mapping[str, Path], options: RunOptions) -> CausalDecoder:
     """A decoder over the exports of `causal_components`; `decoder.spec.rows` are the ids that its head has.
 
-    With AMX, whose matrix instructions compiled kernels do not use, the prefill graph runs prompts for both backends;
-    and steps, too, in ONNX Runtime. Elsewhere it is the faster one for ONNX Runtime's prompts only.
+    Compiled kernels do not use AMX, so with AMX the prefill graph runs prompts for both backends, and steps of ONNX
+    Runtime too. Without AMX it is faster only for ONNX Runtime's prompts.
     """
     directory, compiled, amx = paths[CAUSAL], options.backend == COMPILED, "amx_int8" in detect().isa
     spec, embeddings = _spec_in(directory), TokenEmbeddings(Table(paths[EMBEDDINGS] / f"{EMBEDDINGS}.npy"))
@@ -279,4 +281,4 @@ def load_causal(paths: Mapping[str, Path], options: RunOptions) -> CausalDecoder
             graph = Session(directory / f"{NAME}.onnx", options)
         if PREFILL in paths and (amx or not compiled):
             prefill = Session(paths[PREFILL] / f"{_PREFILL}.onnx", sessions), amx and not compiled
-    return CausalDecoder(spec, graph, embeddings, wide=prefill)
+    return CausalDecoder(spec, graph, embeddings, prefill_graph=prefill)

@@ -14,20 +14,20 @@ __all__ = ["Decoding", "Joined", "Lookahead", "check_codes", "resuming", "window
 
 
 class Decoding:
-    """One segment, decoded window by window; the windows join to what the whole would be.
+    """One segment, decoded window by window; the windows join to exactly the whole.
 
-    call(codes [C, m], after=...): a route to a decoder part. A decoder without a memory is given `context` frames
-    before the window, and the audio is cut (see `windowed`); one that can go on where it ended keeps its state in
-    `state`. late: samples by which the codec's audio comes too late.
+    call(codes [C, m], after=...): a route to a decoder part. A stateless decoder gets `context` frames before the
+    window, and their audio is cut off (see `windowed`); a stateful one keeps its state in `state`. late: the samples by
+    which the codec delays its audio.
     """
 
     def __init__(self, call: Call, context: int, samples_per_frame: int, late: int = 0) -> None:
         self._call, self._context, self._late, self.samples_per_frame = call, context, late, samples_per_frame
         self.seen: np.ndarray | None = None  # the context's codes [C, up to context]
-        self.state: Any = None  # the decoder's own; None where it has not begun, or lost its way
+        self.state: Any = None  # the decoder's own; None before it begins, or after a failure
 
     def push(self, units: Sequence[np.ndarray], *, final: bool = False) -> np.ndarray:
-        """The audio of the next frames [1 + C] each, float32 [n]. Nothing is held back."""
+        """The audio of the next frames [1 + C] each, float32 [n]. Holds nothing back."""
         if not units:
             return np.zeros(0, np.float32)
         codes = np.stack(units, axis=1)[1:]
@@ -84,7 +84,7 @@ class Lookahead:
 
 
 def windowed(decode: Call) -> Call:
-    """A decoder without a memory, codes [C, m] -> audio, as a call that also takes `after`, a `Decoding`."""
+    """A stateless decoder, codes [C, m] -> audio, as a call that also takes `after`, a `Decoding`."""
 
     def call(codes: np.ndarray, *, after: Decoding | None = None) -> np.ndarray:
         if after is None or after.seen is None or not after.seen.shape[1]:
@@ -96,15 +96,15 @@ def windowed(decode: Call) -> Call:
 
 
 def resuming(decode: Any) -> Call:
-    """A decoder with a memory, as a call that takes `after`, a `Decoding`.
+    """A stateful decoder, as a call that takes `after`, a `Decoding`.
 
-    decode: codes -> audio; decode.stream() makes an object whose push(codes) goes on where it ended.
+    decode: codes -> audio; decode.stream() makes an object whose push(codes) continues where the last one ended.
     """
 
     def call(codes: np.ndarray, *, after: Decoding | None = None) -> np.ndarray:
         if after is None:
             return decode(codes)
-        stream, after.state = after.state, None  # lost, should this fail
+        stream, after.state = after.state, None  # dropped if this fails
         if stream is None:
             stream = decode.stream()
             if after.seen is not None and after.seen.shape[1]:

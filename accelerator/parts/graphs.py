@@ -1,6 +1,6 @@
-"""What is stored of a dual autoregressive model: its embedding tables, its graphs, and further graphs for prefill.
+"""The files of a dual autoregressive model: embedding tables, graphs, and prefill graphs.
 
-Only what shapes the files is in here and in what this imports: nothing that runs or judges them.
+This file and its imports hold only what determines the files, nothing that runs or judges them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 EMBEDDINGS, LANGUAGE_MODEL, PREFILL = "embeddings", "text2semantic", "prefill"
 TABLES = ("embeddings", "codebook_embeddings", "fast_embeddings")
 GRAPHS = ("slow", "fast")
-_RANGES = "ranges.npy"  # of an int8 cache: graphs that work on one are built with the same
+_RANGES = "ranges.npy"  # of an int8 cache: all graphs that work on it are built with the same ranges
 
 Build = Callable[[Path, str, Progress], None]
 
@@ -51,7 +51,7 @@ def tables(weights: Weights) -> Build:
 
 
 def graphs(spec: DualARSpec, weights: Weights, recipes: Mapping[str, Recipe], trace: Callable[[], Trace]) -> Build:
-    """Writes the graphs of the slow and of the fast model. trace: what the range of the cache is taken from."""
+    """Writes the graphs of the slow and of the fast model. trace: gives the ranges of the cache."""
 
     def build(directory: Path, precision: str, progress: Progress) -> None:
         counted, recipe, ranges = _counted(LANGUAGE_MODEL, spec, weights, precision, progress), recipes[precision], None
@@ -66,13 +66,13 @@ def graphs(spec: DualARSpec, weights: Weights, recipes: Mapping[str, Recipe], tr
 
 
 def prefill_graphs(spec: DualARSpec, weights: Weights) -> Callable[[Path, str, Progress, Export], None]:
-    """Writes both graphs once more, in integers by rows, over the cache of those that they are beside."""
+    """Writes both graphs quantized by rows, for the same cache as the graphs that they belong to."""
 
     def build(directory: Path, precision: str, progress: Progress, beside: Export) -> None:
         counted = _counted(PREFILL, spec, weights, precision, progress)
         slow, fast = prefill_names()
         if not (beside.path / _RANGES).exists():
-            raise ExportError(f"{PREFILL} needs a cache of int8, which {LANGUAGE_MODEL} as {precision} has not")
+            raise ExportError(f"{PREFILL} needs an int8 cache, which {LANGUAGE_MODEL} as {precision} does not have")
         build_slow(directory, spec, counted, BY_ROW, KVRanges(*np.load(beside.path / _RANGES)), name=slow)
         build_fast(directory, spec, counted, BY_ROW, name=fast)
 
@@ -86,13 +86,13 @@ def prefill_names() -> tuple[str, str]:
 
 
 def float32_graphs(directory: Path, spec: DualARSpec, weights: Weights) -> None:
-    """Write the same graphs with float32 weights, which no quantization noise excuses: for a proof."""
+    """Write the same graphs with float32 weights, free of quantization noise, for a proof."""
     build_slow(directory, spec, weights, RECIPES["fp32"])
     build_fast(directory, spec, weights, RECIPES["fp32"])
 
 
 def _counted(component: str, spec: DualARSpec, weights: Weights, precision: str, progress: Progress) -> Weights:
-    """The weights, and how many of them have been asked for."""
+    """The weights, reporting progress as they are asked for."""
     total = 4 + 5 * (spec.slow.layers + spec.fast.layers)  # about
     seen = 0
 

@@ -1,4 +1,4 @@
-"""The parts that all dual autoregressive engines share; an adapter adds its weights, its seam and its rules."""
+"""The language model part shared by all dual autoregressive engines; an adapter adds weights, prompts and rules."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _PROOF_THREADS = 2
-_ROUNDING = 1.1  # how much further from PyTorch other rounding of the same weights may be, where these miss the bar
+_ROUNDING = 1.1  # how much larger the kernels' error may be where the graphs themselves miss the bar
 
 
 def language_model_components(
@@ -56,12 +56,12 @@ def language_model_components(
 ) -> tuple[Component, ...]:
     """The embedding tables and the graphs of a dual autoregressive model, and perhaps its graphs for prefill.
 
-    weights: called while exporting only. trace: PyTorch's answers, recorded once and kept for all precisions. dtype:
+    weights: called only while exporting. trace: PyTorch's answers, recorded once and kept for all precisions. dtype:
     what the engine computes in, "fp32" or "bf16"; an engine that rounds to bfloat16 cannot be matched to float32's bar.
-    prefill: whether quantized graphs have others beside them, in integers by rows, which run prompts twice as fast with
-    AVX512-VNNI and several times with AMX, with which large batches are faster, too. None asks this machine. Compiled
-    kernels, where there are any, are proven over the weights of the graphs; with them prefill is worth it for AMX only.
-    recipes: what each precision means; another one than the shipped makes other exports, held to the same bars.
+    prefill: whether to add prefill graphs, quantized by rows, which run prompts twice as fast with AVX512-VNNI and
+    several times as fast with AMX, where large batches gain too; None decides by this machine. Compiled kernels, where
+    available, are proven with the graphs' weights; next to them, prefill graphs pay only with AMX. recipes: what each
+    precision means; recipes other than the shipped ones make other exports, judged by the same bars.
     """
     config = spec.to_dict()
     quantized = tuple(precision for precision, recipe in recipes.items() if recipe.kv_bits == 8)
@@ -108,7 +108,7 @@ def language_model_components(
 
 
 class _Proof:
-    """Holds what is exported of a model to what PyTorch answered."""
+    """Compares the exports of a model with PyTorch's answers."""
 
     def __init__(self, spec: DualARSpec, weights: Weights, trace: Callable[[], Trace], exact: Bar) -> None:
         """exact: the bar for float32."""
@@ -144,7 +144,7 @@ class _Proof:
         return {**report, **compiled, "structure": structure}
 
     def of_prefill(self, built: Built) -> dict[str, Any]:
-        """Prompts by the prefill graphs and steps by the others; and all of it by the former, as in a batch."""
+        """Prompts by the prefill graphs and steps by the others; then everything by the former, as in a batch."""
         assert built.beside is not None
         beside, options, bar = built.beside, RunOptions(threads=_PROOF_THREADS), BARS[built.precision]
         own = [Session(built.path / f"{name}.onnx", options) for name in prefill_names()]
@@ -161,7 +161,7 @@ class _Proof:
         """Compiled kernels over the same weights, held to the same bar. usable: whether they may replace the graphs."""
         try:
             report = self._judged(open_graphs(directory, self._spec, GRAPHS, _PROOF_THREADS), Bar(**beside["bar"]))
-        except (SessionError, BadOutput) as error:  # sizes that they are not made for, or answers that cannot be right
+        except (SessionError, BadOutput) as error:  # unsupported sizes, or answers that cannot be right
             return {"passed": False, "usable": False, "error": str(error)}
         return {**report, "usable": report["passed"] or _nearer(report, beside, _ROUNDING)}
 
@@ -174,7 +174,7 @@ class _Proof:
         slow, fast, *prefill = sessions
         pair = (prefill[0], prefill[1]) if prefill else None
         embeddings = _WeightEmbeddings(self._spec, self._weights)
-        answers = replay(DualARDecoder(self._spec, slow, fast, embeddings, wide=pair).generate, trace)
+        answers = replay(DualARDecoder(self._spec, slow, fast, embeddings, prefill_graphs=pair).generate, trace)
         pairs = {
             "main": (trace.main_logits, answers.main_logits),
             "codes": (trace.code_logits, answers.code_logits),
@@ -183,7 +183,7 @@ class _Proof:
 
 
 def _nearer(report: Mapping[str, Any], rejected: Mapping[str, Any], slack: float = 1.0) -> bool:
-    """Whether graphs that miss the bar do no harm to others that miss it, too, and are published under proof="warn"."""
+    """Whether figures that miss the bar are no worse than the main graphs', which miss it too (proof="warn")."""
     figures = rejected["bar"]
     return not rejected["passed"] and all(report[each] <= slack * float(rejected[each]) for each in figures)
 
@@ -210,8 +210,8 @@ def is_compiled(proof: Mapping[str, Any]) -> bool:
 def load_language_model(paths: Mapping[str, Path], options: RunOptions) -> DualARDecoder:
     """A decoder over the exports of `language_model_components`: with prefill graphs if they are among them.
 
-    With AMX, whose matrix instructions compiled kernels do not use, these run prompts for both backends; and steps,
-    too, in ONNX Runtime. Elsewhere they are the faster ones for its prompts only.
+    Compiled kernels do not use AMX, so with AMX these run prompts for both backends, and steps of ONNX Runtime too.
+    Without AMX they are faster only for ONNX Runtime's prompts.
     """
     directory = paths[LANGUAGE_MODEL]
     spec, amx = DualARSpec.from_dict(json.loads((directory / "spec.json").read_text())), "amx_int8" in detect().isa
@@ -229,7 +229,7 @@ def load_language_model(paths: Mapping[str, Path], options: RunOptions) -> DualA
             slow, fast = (Session(directory / f"{name}.onnx", options) for name in GRAPHS)
         prefill = [Session(paths[PREFILL] / f"{name}.onnx", sessions) for name in names]
     pair = (prefill[0], prefill[1] if len(prefill) > 1 else None) if prefill else None
-    return DualARDecoder(spec, slow, fast, Embeddings(paths[EMBEDDINGS], spec), wide=pair)
+    return DualARDecoder(spec, slow, fast, Embeddings(paths[EMBEDDINGS], spec), prefill_graphs=pair)
 
 
 class _WeightEmbeddings(Embeddings):

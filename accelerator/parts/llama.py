@@ -1,7 +1,7 @@
 """Causal language models of transformers that are stacks of Llama blocks, for `causal`: Llama, Qwen2, Qwen3 and kin.
 
-They are told by their modules' names and their configuration; transformers itself is not imported. Ran with 5.24, whose
-models these names are from: `model.embed_tokens`, `model.layers`, `model.norm`, `lm_head`.
+They are recognised by their modules' names and their configuration; transformers itself is not imported. Tested with
+5.24, whose names these are: `model.embed_tokens`, `model.layers`, `model.norm`, `lm_head`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _CHILDREN = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 def spec_of(
     model: Any, end_ids: Sequence[int], ranges: Sequence[tuple[int, int]] = (), positions: int | None = None
 ) -> CausalSpec:
-    """What is known of a `...ForCausalLM`. ranges: ids that may be drawn, (first, behind the last); () is all.
+    """The spec of a `...ForCausalLM`. ranges: ids that may be drawn, as (begin, end); () allows all.
 
-    positions: the longest sequence that will be asked for, if that is less than the model's. Raises UnsupportedEngine
-    for what the graphs do not have: other rotary embeddings, activations, norms, sliding windows.
+    positions: the longest sequence needed, if shorter than the model's. Raises UnsupportedEngine
+    for what the graphs do not support: other rotary embeddings, activations, norms, sliding windows.
     """
     _check(model)
     config, attention = model.config, model.model.layers[0].self_attn
@@ -61,16 +61,16 @@ def spec_of(
 
 
 def _rope(config: Any) -> dict[str, Any]:
-    """Before version 5 the base stood by itself, and a scaling beside it."""
+    """Before version 5 of transformers, base and scaling were separate attributes."""
     given = getattr(config, "rope_parameters", None)
     scaling = getattr(config, "rope_scaling", None) or {"rope_type": "default"}
     return dict(given) if given else {"rope_theta": getattr(config, "rope_theta", 1e4), **scaling}
 
 
 def _check(model: Any) -> None:
-    """Raises UnsupportedEngine for what is seen to be other than Llama blocks; what is not seen, the proof finds."""
+    """Raises UnsupportedEngine for visible differences from Llama blocks; others fail the proof."""
     if not hasattr(getattr(model, "model", None), "layers") or not hasattr(model, "lm_head"):
-        raise UnsupportedEngine(f"{type(model).__name__} has no model.layers and lm_head: it is not a Llama or its kin")
+        raise UnsupportedEngine(f"{type(model).__name__} has no model.layers and lm_head: it is not a Llama-like model")
     config, block = model.config, model.model.layers[0]
     rope, kinds = _rope(config), getattr(config, "layer_types", None) or ()
     attention, activation = block.self_attn, getattr(config, "hidden_act", None)
@@ -85,7 +85,7 @@ def _check(model: Any) -> None:
         and attention.q_norm.weight.shape != (attention.head_dim,),
     }
     if found := [what for what, is_so in odd.items() if is_so]:
-        raise UnsupportedEngine(f"{type(model).__name__} has {', '.join(found)}, which the graphs have not")
+        raise UnsupportedEngine(f"{type(model).__name__} has {', '.join(found)}, which the graphs do not support")
 
 
 def weight(model: Any, name: str) -> np.ndarray:
@@ -97,7 +97,7 @@ def weight(model: Any, name: str) -> np.ndarray:
 
 
 def _tensors(model: Any, name: str) -> list[Any]:
-    """The rows of a weight, one tensor below the other."""
+    """The tensors whose rows make up a weight, in order."""
     if name == "embeddings":
         return [model.model.embed_tokens.weight]
     _, rest = name.split(f"{NAME}.")
@@ -114,9 +114,10 @@ def _tensors(model: Any, name: str) -> list[Any]:
 
 
 def record(model: Any, spec: CausalSpec, prompt: np.ndarray, count: int) -> Trace:
-    """The model's greedy tokens behind a prompt int64 [T], and its logits [n, 1, vocabulary] at each: see `Trace`.
+    """The model's greedy tokens after a prompt int64 [T], and its logits [n, 1, vocabulary] at each: see `Trace`.
 
-    Of the ids that the spec lets be drawn, but for those that would end it. Its key-value ranges are of halves.
+    Only ids that the spec allows and that do not end the sequence are drawn. The key-value ranges are in the model's
+    own order, which pairs halves.
     """
     import torch
 
@@ -124,7 +125,7 @@ def record(model: Any, spec: CausalSpec, prompt: np.ndarray, count: int) -> Trac
     ends = np.isin(spec.rows, spec.end_ids)
     step, logits, tokens = torch.from_numpy(prompt)[None], [], []
     past: Any = None
-    # Later versions have renamed it, and warn of the older name.
+    # Renamed in later versions, which warn about the old name.
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     with torch.inference_mode():
         for _ in range(count):

@@ -1,6 +1,6 @@
-"""What is stored of a traced part: one module, as ONNX.
+"""The file of a traced part: one module, as ONNX.
 
-Only what shapes the file is in here and in what this imports: nothing that runs or judges it.
+This file and its imports hold only what determines that file, nothing that runs or judges it.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ Stage = Literal["text", "reference", "generate", "decode"]
 class Machine:
     """What a backend would run on: the hardware, and what its owner asks for.
 
-    tier: the first guess for a typical model. threads: of each session; None lets a probe choose.
+    tier: the first guess for a typical model. threads: per session; None lets a probe choose.
     precision: "auto", or the first one to try.
     """
 
@@ -43,8 +43,8 @@ class Backend:
     components: what is exported for it; two backends may share one. offers(machine): the settings worth trying; () if
     it cannot run here. proven(options, exports by component name): whether these exports may run so.
     load(directories by component name, options): the part's call, with the signature of `Part.original`; raises
-    SessionError; the directory of what is only beside another component may be missing. probed: only where a probe has
-    found it to be faster. concurrent: whether several threads may call it at once; if not, one waits for the other.
+    SessionError. The directory of a component that is `beside` another one may be missing. probed: used only where a
+    probe found it faster. concurrent: whether several threads may call it at once; if not, calls wait for each other.
     """
 
     name: str
@@ -60,11 +60,11 @@ class Backend:
 class Part:
     """One replaceable stage of an engine.
 
-    original: the engine's own implementation, which must not depend on anything that the routed copy changes; a backend
-    answers with what it answers with. probe(call): times a small typical piece of work on any implementation; seconds
-    per frame or per second of audio. backends: the likely winner first. runs_on: the original's name in metrics.
-    check(answer): raises BadOutput if an answer cannot be right (where it streams, it sees every item). streams: it
-    yields items and takes `resume`, a list of those that were yielded already, to go on behind them.
+    original: the engine's own implementation, which must not depend on anything that the routed copy changes; backends
+    answer with the same types. probe(call): times a small typical workload on any implementation, in seconds per frame
+    or per second of audio. backends: the likely winner first. runs_on: the original's name in metrics. check(answer):
+    raises BadOutput if an answer cannot be right (of a part that streams, it sees every item). streams: the part yields
+    items and takes `resume`, a list of the items already yielded, to continue after them.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A part that is traced from PyTorch into one ONNX graph, and held to PyTorch's own answers."""
+"""A part traced from PyTorch into one ONNX graph, and compared with PyTorch's own answers."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def traced(
 
     module: makes the torch.nn.Module to trace. inputs: name -> dynamic axes. examples: yields (inputs, PyTorch's
     answer); the first is traced, the others have lengths that the tracer never saw. codes_equal: for parts that answer
-    with codes, the share that must be equal; otherwise answers must agree within `tolerance`. builders: what else says
-    how the module is made, beside what the files of `module` and `examples` import.
+    with codes, the share that must be equal; otherwise answers must agree within `tolerance`. builders: further code
+    that determines the module, beyond what the files of `module` and `examples` import.
     """
     build = traced_module(name, module, examples, inputs, outputs)
 

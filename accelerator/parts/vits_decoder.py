@@ -7,7 +7,7 @@ Whoever has such a decoder hands over its weights under these names, convolution
     first, last                             HiFi-GAN's ends
     ups.<i>                                 its transposed convolutions, made plain by `codec.polyphase`
     blocks.<i>.<j>.<k>.{first,second}       behind the i-th: the k-th step of the j-th block; a ResBlock2 has no second
-    speaker, flows.<i>.speaker              [out, E + 1]: what is added for a speaker, if there are several
+    condition, flows.<i>.condition          [out, E + 1]: what is added for a speaker, if there are several
 
 and beside them slope (of the leaky rectifiers), flows (dilations of each), ups ([rate, padding] of each), blocks
 (dilations of each). Source: HiFi-GAN (Kong et al. 2020, arXiv:2010.05646).
@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import kernels
-from ..codec.convolutions import has_bf16, product
+from ..codec.convolutions import convolver, has_bf16
 from ..codec.layers import plainly
 from ..export.component import Built, Component, Progress, ProgressEvent
 from ..export.proof import SNR_DB, compare_arrays, compare_signals
@@ -59,12 +59,12 @@ class _Same:
     def __init__(self, tensors: Mapping[str, Tensor], name: str, dilation: int, dtype: torch.dtype) -> None:
         kernel, bias = tensors[f"{name}.kernel"], tensors.get(f"{name}.bias")
         self.dtype, self._pad = dtype, (kernel.shape[1] - 1) * dilation // 2
-        self._product = product(kernel, bias, dilation=dilation, dtype=dtype)
+        self._convolve = convolver(kernel, bias, dilation=dilation, dtype=dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[1, rows, in] -> float32 [1, rows, out]."""
         x = x.to(self.dtype)
-        return self._product(functional.pad(x, (0, 0, self._pad, self._pad)) if self._pad else x).float()
+        return self._convolve(functional.pad(x, (0, 0, self._pad, self._pad)) if self._pad else x).float()
 
 
 class _Up:
@@ -74,11 +74,11 @@ class _Up:
         kernel = tensors[f"{name}.kernel"]
         self.rate, self._pad = rate, pad
         self._before, self._behind = kernel.shape[1] - 1, -(-pad // rate)
-        self._product = product(kernel, tensors.get(f"{name}.bias"))
+        self._convolve = convolver(kernel, tensors.get(f"{name}.bias"))
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.shape[1]
-        y = self._product(functional.pad(x, (0, 0, self._before, self._behind)))
+        y = self._convolve(functional.pad(x, (0, 0, self._before, self._behind)))
         y = y.reshape(1, (rows + self._behind) * self.rate, -1)
         return y[:, self._pad : self._pad + rows * self.rate]
 
@@ -96,8 +96,8 @@ class Decoder:
                 for j, d in enumerate(dilations)
             ]
             ends = (_Same(tensors, f"{name}.pre", 1, exact), _Same(tensors, f"{name}.post", 1, exact))
-            self._flows.append((*ends, layers, tensors.get(f"{name}.speaker")))
-        self._first, self._speaker = _Same(tensors, "first", 1, exact), tensors.get("speaker")
+            self._flows.append((*ends, layers, tensors.get(f"{name}.condition")))
+        self._first, self._condition = _Same(tensors, "first", 1, exact), tensors.get("condition")
         self._slope, self._stages, self.hop = config["slope"], [], 1
         for i, (rate, pad) in enumerate(config["ups"]):
             blocks = [
@@ -129,11 +129,13 @@ class Decoder:
         return torch.cat(parts, dim=1)
 
     def _flow(self, x: Tensor, length: int, speaker: Tensor | None) -> Tensor:
-        for pre, post, layers, given in self._flows:
+        for pre, post, layers, condition in self._flows:
             first, second = x.flip(2).chunk(2, dim=2)
             h = _until(pre(first), length)
             total: Tensor | None = None
-            conditions = None if given is None or speaker is None else (given @ speaker[0])[:, 0].chunk(len(layers))
+            conditions = (
+                None if condition is None or speaker is None else (condition @ speaker[0])[:, 0].chunk(len(layers))
+            )
             for i, (inner, onward) in enumerate(layers):
                 both = inner(h)
                 if conditions is not None:
@@ -151,8 +153,8 @@ class Decoder:
     def _voice(self, x: Tensor, end: int, speaker: Tensor | None) -> Tensor:
         """Rows [1, rows, C], of which those from `end` on are none -> audio [1, rows * hop]."""
         x = self._first(x)
-        if self._speaker is not None and speaker is not None:
-            x = x + (self._speaker @ speaker[0])[:, 0]
+        if self._condition is not None and speaker is not None:
+            x = x + (self._condition @ speaker[0])[:, 0]
         for up, blocks in self._stages:
             x = up(_until(functional.leaky_relu(x, self._slope), end))
             end *= up.rate

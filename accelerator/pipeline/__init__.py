@@ -1,5 +1,5 @@
-"""One request from start to end: its checks, its segments, the parts' fallback, the stream that leaves.
+"""One request from start to end: its checks, its segments, the fallback of parts, the stream of audio.
 
-`selection` decides what a part runs in, `tuning` keeps it; the original engine is the last resort of `dispatch`.
-Nothing in here may know an engine, a backend's inside, or a file format.
+`selection` decides which backend a part runs on, and `tuning` keeps the decision; `dispatch` turns to the original
+engine as a last resort. Nothing in here may know an engine, the inside of a backend, or a file format.
 """

@@ -1,10 +1,10 @@
 """A request spoken in segments that share a decode loop: text -> segments -> units -> windows of audio, in order.
 
     segments  ──generate──>  units  ──decoder──>  windows  ──joiner──>  audio
-              (all at once, in one decode loop)  (the first that is not finished, as its units come)
+              (all at once, in one decode loop)  (of the first unfinished segment, as its units come)
 
-One thread does all of it: pulling the units of one segment advances all, so that those of the next ones are ready when
-their turn comes.
+One thread does all of it: pulling the units of one segment advances all segments, so that units of the next ones are
+ready when they are needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["STREAM_ROWS", "Batched"]
 
 logger = logging.getLogger(__name__)
 
-STREAM_ROWS = 2  # segments of a stream generated at once: more would make the one that is heard too slow
+STREAM_ROWS = 2  # segments of a stream generated at once: with more, the one being heard would be too slow
 
 
 class Batched:
@@ -42,7 +42,7 @@ class Batched:
         rows: int,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        """rows: segments that are generated at once. cancelled: asked before every unit; speech ends when it says so.
+        """rows: segments generated at once. cancelled: asked before every unit; speech ends when it returns True.
 
         Raises InvalidText.
         """
@@ -52,7 +52,7 @@ class Batched:
         self._voice = voice
         self._waits = len(self._all) > 1 and stages.waits(voice)
         self._begun = 0  # segments whose generation has begun
-        self._active: list[Spoken] = []  # of these, the ones with more units to come
+        self._active: list[Spoken] = []  # those of them with more units to come
 
     def speak(self) -> Iterator[np.ndarray]:
         """Audio in order. Raises what generating and decoding raise; GenerationError for a segment without audio."""
@@ -84,13 +84,13 @@ class Batched:
             raise GenerationError(f"the engine produced no audio for {spoken.segment.text!r}: try another seed or text")
 
     def _window(self, spoken: Spoken) -> np.ndarray | None:
-        """The next piece of audio, if enough units are there: all of them at the end, or else a stream's window."""
+        """The next window of audio, if there are enough units: all of them at the end, otherwise a stream's window."""
         ready, sizes = spoken.drawn - spoken.decoded, self._stages.windows if self._streaming else ()
         wanted = max(1, sizes[min(spoken.windows, len(sizes) - 1)]) if sizes else ready
         if not spoken.drawn or not (spoken.done or (sizes and ready >= wanted)):
             return None
         size = min(ready, wanted)
-        spoken.ended = spoken.done and size == ready  # maybe without a unit: a decoder may have held some back
+        spoken.ended = spoken.done and size == ready  # perhaps without units: a decoder may have held audio back
         units = spoken.units[spoken.decoded : spoken.decoded + size]
         if spoken.decoder is None:
             spoken.decoder = self._stages.decoder(spoken.voice, spoken.job)
@@ -109,20 +109,20 @@ class Batched:
         self._active = [spoken for spoken in self._active if not spoken.done]
 
     def _begin(self) -> None:
-        """Let as many segments join the decode loop as may."""
+        """Start as many segments as may join the decode loop."""
         while self._begun < len(self._all):
             first = self._all[0]
             if len(self._active) >= self._rows:
                 return
             if self._begun and not first.done and (self._waits or self._streaming):
-                return  # a stream's listener waits for it; so does, without a voice, the rest of the text
+                return  # a stream's listener waits for it; without a voice the rest of the text does
             spoken = self._all[self._begun]
             spoken.voice, spoken.begun = self._voice, True
             self._active.append(spoken)
             self._begun += 1
 
     def _pull(self, spoken: Spoken) -> None:
-        """The segment's next units. What fails is tried once more from where it stands; what says nothing, anew."""
+        """The segment's next units. A failed segment is continued once; one that says nothing is tried anew."""
         try:
             units = next(self._source(spoken), None)
         except InvalidInput:
@@ -147,7 +147,7 @@ class Batched:
     def _is_whole(self, spoken: Spoken) -> bool:
         """Whether a segment that has ended may be what its text says; False for one to be tried anew.
 
-        Raises GenerationError for one that cannot, and cannot be tried anew.
+        Raises GenerationError if it may not be, and cannot be tried anew.
         """
         if not spoken.drawn:
             return spoken.tries >= TRIES or len(self._all) == 1

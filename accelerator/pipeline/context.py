@@ -1,4 +1,4 @@
-"""What one optimizer runs on, found out when it is first needed."""
+"""What one optimizer runs on, determined on first use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Runtime:
     """The cache, the machine and the selector of one optimizer. Safe to use from several threads."""
 
     def __init__(self, settings: Settings, engine: str) -> None:
-        """engine: its name, which entries of the cache are given."""
+        """engine: the engine's name, recorded in cache entries."""
         self.settings, self._engine = settings, engine
         self.closed = False
         self._selector: Selector | None = None
@@ -30,12 +30,12 @@ class Runtime:
         renewed_in_children(self)
 
     def _forked(self) -> None:
-        """In a child nobody looks yet."""
+        """In a forked child the lock is free."""
         self._lock = threading.RLock()
 
     @property
     def selector(self) -> Selector:
-        """Decides what parts run on; detects the hardware when it is first asked for."""
+        """Decides what parts run on; detects the hardware on first use."""
         with self._lock:
             if self._selector is None:
                 settings, place = self.settings, self.settings.cache_dir
@@ -57,7 +57,7 @@ class Runtime:
 
     @property
     def voices(self) -> ContentCache:
-        """Where voices are remembered: beside the exports, unless there is another place for them."""
+        """The cache for voices: that of the exports, unless `voices_dir` is set."""
         place = self.settings.voices_dir
         if place is None:
             return self.cache
@@ -65,7 +65,7 @@ class Runtime:
 
     @property
     def workers(self) -> Workers:
-        """What all requests of a pooled engine share: one segment for each core that may be used is spoken at once."""
+        """The pool shared by all requests of a pooled engine: as many concurrent segments as usable cores."""
         with self._lock:
             if self._workers is None:
                 self._workers = Workers(self.settings.threads or self.selector.machine.profile.usable_cores)
@@ -77,7 +77,7 @@ class Runtime:
             raise Closed("this optimizer was closed: wrap the engine again")
 
     def close(self) -> bool:
-        """Nothing is begun any more; False if that was so already."""
+        """Refuse new work; False if it was closed already."""
         with self._lock:
             was, self.closed = self.closed, True
             return not was
@@ -91,7 +91,7 @@ class Runtime:
         return self.selector.tune(part, again=again)
 
     def status(self) -> dict[str, Any]:
-        """The tier and the cache, None where nobody has asked yet; JSON-able."""
+        """The tier and the cache, None before their first use; JSON-able."""
         found = self._selector
         return {
             "tier": None if found is None else vars(found.machine.tier).copy(),

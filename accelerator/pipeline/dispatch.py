@@ -1,4 +1,4 @@
-"""Who speaks a request: the routed engine through its stages, as a whole, or in the end the untouched original."""
+"""Who speaks a request: the routed engine, through its stages or as a whole, or finally the untouched original."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Dispatcher:
         renewed_in_children(self)
 
     def _forked(self) -> None:
-        """In a child no request is being spoken yet."""
+        """In a forked child no request is being spoken."""
         self._lock = threading.Lock()
-        self._requests: set[int] = set()  # being spoken or waiting, by `id`: who drops one is not kept from it
+        self._requests: set[int] = set()  # being spoken or waiting, by `id`, so that a dropped one can be collected
 
     def begin(self, running: Running) -> None:
         """Raises Closed, Overloaded."""
@@ -63,12 +63,12 @@ class Dispatcher:
             self._requests.discard(id(running))
 
     def release_torch(self) -> None:
-        """Drop the engine's own weights, if that is wanted, once every part runs on something else."""
+        """Drop the engine's own weights, if asked to, once every part runs on something else."""
         with self._lock:
             if not self._releases or not self.routes:
                 return
             if all(r.choice is not None and r.choice.call is not None for r in self.routes.values()):
-                self._releases = False  # asked once; an adapter may find that they could not come back
+                self._releases = False  # once: an adapter may refuse because they could not be loaded again
                 self.released = self.adapter.release() is not False
 
     def stages(self, request: SpeechRequest) -> Stages | None:
@@ -77,7 +77,7 @@ class Dispatcher:
         return stages if stages is not None and stages.accepts(request) else None
 
     def kept(self, request: SpeechRequest, meter: Meter) -> Arrays | None:
-        """What is kept of a request's recording, which is encoded only once."""
+        """The encoded form of a request's reference recording; each recording is encoded once."""
         stages = self.bound.stages
         if request.reference is None or stages is None:
             return None
@@ -106,7 +106,7 @@ class Running:
         self._chunks.close()
 
     def progress(self) -> list[dict[str, Any]]:
-        """What became of each segment so far; nothing of a text that is spoken as a whole."""
+        """The state of each segment; empty for a text that is spoken as a whole."""
         return [] if self._speaking is None else self._speaking.progress()
 
     def _run(self) -> Iterator[AudioChunk]:
@@ -120,7 +120,7 @@ class Running:
         try:
             while True:
                 try:
-                    check_heard(self.cancelled.is_set)  # an engine's own method cannot know
+                    check_heard(self.cancelled.is_set)  # an engine's own method does not check
                     with measuring(self.meter):
                         chunk = next(chunks)
                 except StopIteration:
@@ -151,7 +151,7 @@ class Running:
         return _lazily(lambda: self._adapter.original(self.request))
 
     def _check_length(self, seconds: float, before: Exception) -> None:
-        """Raises GenerationError for an answer of the original that cannot be the text either."""
+        """Raises GenerationError if the original's answer, too, is too short for the text."""
         stages = self._dispatcher.bound.stages
         if stages is not None and self.request.sampling.max_new_tokens is None:
             least = stages.shortest(self.request.text)
@@ -162,7 +162,7 @@ class Running:
                 ) from before
 
     def _speech(self) -> Iterator[AudioChunk]:
-        """As the routed engine speaks it: through its stages, or as a whole."""
+        """The routed engine's speech, through its stages or as a whole."""
         request, dispatcher = self.request, self._dispatcher
         kept = dispatcher.kept(request, self.meter)
         stages = dispatcher.stages(request)
@@ -184,7 +184,7 @@ class Running:
 
 
 class Voices:
-    """What an engine keeps of recordings; each is encoded once, and remembered on disk."""
+    """Encoded reference recordings; each is encoded once and kept on disk."""
 
     def __init__(self, routes: Mapping[str, Route], runtime: Runtime) -> None:
         self._routes = [route for route in routes.values() if route.part.stage == "reference"]
@@ -193,7 +193,7 @@ class Voices:
         self._lock = Lock()
 
     def of(self, request: SpeechRequest, stages: Stages, meter: Meter) -> Arrays:
-        """Of the request's reference. Raises what encoding raises."""
+        """The encoded reference of a request. Raises what encoding raises."""
         reference = request.reference
         assert reference is not None
         with self._lock:  # it may take an export
@@ -203,8 +203,8 @@ class Voices:
             return stages.encode(reference)
         if (known := self._store.get(reference.digest)) is not None:
             return known
-        # What the originals make may differ from what their replacements make: they are kept apart. What an original
-        # made because its replacement failed this once is not kept: the next request tries again.
+        # Originals may encode differently from their replacements, so the results are kept apart. What an original
+        # encoded because its replacement failed just now is not kept: the next request tries again.
         as_it_was = any(route.prepare().call is None for route in self._routes)
         return self._store.get_or_encode(
             f"{reference.digest}-original" if as_it_was else reference.digest,
@@ -213,27 +213,27 @@ class Voices:
         )
 
     def forget(self) -> None:
-        """Of what is known, keep only what lies on disk."""
+        """Forget what is in memory; entries on disk stay."""
         with self._lock:
             self._store = None
 
     def _key(self) -> str | None:
-        """Names what encodes: the weights of the parts.
+        """Identifies the encoder, by the weights of the parts.
 
-        Not their exports: to know these, the parts would have to be loaded, which a known voice does without.
+        Not by their exports: for these the parts would have to be loaded, which a known voice does not need.
         """
         try:
             if not all(route.part.components for route in self._routes):
-                return None  # nothing tells their weights
+                return None  # their weights have no identity
             names = [route.part.components[-1].identity() for route in self._routes]
         except (OSError, AcceleratorError) as error:
-            logger.warning("voices are not remembered, as it cannot be told what encodes them: %s", error)
+            logger.warning("voices are not kept, as their encoder cannot be identified: %s", error)
             return None
         return "-".join(names) or None
 
 
 def _lazily(speak: Callable[[], Iterator[AudioChunk]]) -> Any:
-    """An error of the call itself comes with the first item, as any other does."""
+    """Defer the call, so that its own errors come with the first item, like all others."""
     yield from speak()
 
 

@@ -3,9 +3,9 @@
 A route calls what the part runs on; if that fails, or answers what cannot be right, it logs the traceback, records the
 reason in the request's metrics and lets the original answer. A part that streams hands over at the item where it
 failed: what was produced is kept, and the original continues from there. A part that fails `MAX_FAILURES` times in a
-row is switched off for the process; a failure that the original shares is the request's, and does not count. If the
-original's audio is silent or clipped where the part's was, the engine means it: that check is retired, so that later
-requests do not run both.
+row is switched off for the process; a failure that the original shares is due to the request, and does not count. If
+the original's audio is silent or clipped where the part's was, the engine means it: that check is retired, so that
+later requests do not run both.
 
 These are the only broad `except` clauses of the package, beside those that translate a library's errors into ours.
 """
@@ -38,20 +38,20 @@ class Route:
         self._lock = Lock()
         self._choice: Choice | None = None
         self._failures = 0
-        self._retired: dict[str, str] = {}  # check of audio -> what the original answered that fails it, too
+        self._retired: dict[str, str] = {}  # check of audio -> the message of the original's failure
         self.errors: list[str] = []
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """The part's answer: a value, or for a part that streams an iterator of items.
 
-        exclusive: False for a caller beside others, who is given one thread.
+        exclusive: False where other calls run at the same time; the call then uses one thread.
         """
         return self._stream(*args, **options) if self.part.streams else self._once(*args, **options)
 
     def prepare(self, load: Callable[[Part], Choice] | None = None) -> Choice:
-        """Export, load and probe now if that was not done. A failure is recorded and leaves the part as it was.
+        """Export, load and probe unless done before. A failure is recorded, and the original goes on serving the part.
 
-        load: another way to do that, which replaces what was done before.
+        load: used instead of the route's own, even if the part was loaded before.
         """
         with self._lock:
             if self._choice is None or load is not None:
@@ -129,7 +129,7 @@ class Route:
         if call is None:
             meter.stays(self.part.name, choice.cause, choice.reason)
         else:
-            # Only what `call` raises is a failure of the part, not what a consumer throws in at a yield.
+            # Only what `call` raises is a failure of the part, not what a consumer throws at a yield.
             produced = _lazily(lambda: call(*args, resume=list(items), **options))
             while True:
                 try:
@@ -189,7 +189,7 @@ class Route:
                 raise
 
     def _compare(self, failure: Exception | None, answer: Any) -> None:
-        """What a failure means, once the original has answered instead."""
+        """Judge a failure once the original has answered instead."""
         if failure is None:
             return
         try:
@@ -207,11 +207,11 @@ class Route:
             self._count(failure)
 
     def _count(self, error: Exception) -> None:
-        """The original has served what the part could not: switch the part off if that happens too often."""
+        """The original has served what the part could not: switch the part off after too many failures in a row."""
         with self._lock:
             if isinstance(error, BatchFailed):
                 if error.counted:
-                    return  # one failed run, which all of its sequences report
+                    return  # one failed run, reported by all of its sequences
                 error.counted = True
             self._failures += 1
             if self._failures >= MAX_FAILURES and self._choice is not None and self._choice.call is not None:
@@ -223,7 +223,7 @@ class Route:
 
 
 def _after(failure: Exception | None, call: Callable[[], Any]) -> Any:
-    """Call the original; if it fails too, the error tells of both."""
+    """Call the original; if it fails too, the error names both."""
     try:
         return call()
     except Exception as error:

@@ -1,10 +1,10 @@
 """A request to a feed-forward engine: text -> segments -> audio, several segments at once on threads of their own.
 
     segments  ──generate, decoder──>  audio  ──joiner──>  chunks
-              (one alone, or each in a thread of the pool, a few ahead of the listener)
+              (a single one exclusively, or each in a thread of the pool, a few ahead of the listener)
 
-Such an engine makes a segment's audio in one go. With a thread for each segment nothing waits for the slowest thread of
-each operator, and the next segments are ready when the first one has been heard.
+Such an engine makes a segment's audio in one go. With one thread per segment, operators do not wait for their slowest
+thread, and the next segments are ready once the first one has been heard.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class Workers:
-    """Who speaks at once: no more than `count` segments, of whichever requests. Safe to use from several threads."""
+    """Bounds concurrent segments of all requests to `count`. Safe to use from several threads."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -42,14 +42,14 @@ class Workers:
         renewed_in_children(self)
 
     def _forked(self) -> None:
-        """In a child nobody speaks yet."""
+        """In a forked child nothing is being spoken."""
         self._free = threading.Semaphore(self.count)
         self._lock = threading.Lock()
         self._speaking = 0
 
     @contextlib.contextmanager
     def one(self, exclusive: bool) -> Iterator[bool]:
-        """Wait for a place; whether it is `exclusive`ly that the segment may still be spoken."""
+        """Wait for a place; yields whether the segment is still `exclusive`, with no other being spoken."""
         with self._free:
             with self._lock:
                 self._speaking += 1
@@ -75,7 +75,7 @@ class Pooled:
         workers: Workers,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        """workers: who else speaks; as many segments more may wait to be heard. Raises InvalidText."""
+        """workers: shared by all requests; as many segments again may wait to be heard. Raises InvalidText."""
         self._stages, self._voice, self._rate, self._meter = stages, voice, sample_rate, meter
         self._workers, self._streaming, self._cancelled = workers, request.streaming, cancelled
         self._all = segments_of(stages, request, meter, cancelled)
@@ -140,7 +140,7 @@ class Pooled:
 
     def _windows(self) -> Iterator[tuple[Spoken, Iterator[np.ndarray]]]:
         waiting = deque(self._all)
-        if self._streaming:  # somebody listens already: all threads for the first one
+        if self._streaming:  # a listener is waiting: all threads for the first segment
             first = waiting.popleft()
             yield first, self._first(first)
         with ThreadPoolExecutor(self._workers.count, "accelerator-segment") as pool:
@@ -149,11 +149,11 @@ class Pooled:
                 while waiting or ahead:
                     while waiting and len(ahead) < 2 * self._workers.count:
                         spoken = waiting.popleft()
-                        run = contextvars.copy_context().run  # the request's meter is found there
+                        run = contextvars.copy_context().run  # carries the request's meter
                         ahead.append((spoken, pool.submit(run, self._say, spoken, exclusive=False)))
                     spoken, future = ahead.popleft()
                     audio = future.result()
-                    del future  # and with it, once it is heard, its audio
+                    del future  # so that its audio is freed once heard
                     spoken.heard = True
                     yield spoken, iter([audio] if len(audio) else [])
             finally:
@@ -161,14 +161,14 @@ class Pooled:
                     future.cancel()
 
     def _say(self, spoken: Spoken, *, exclusive: bool) -> np.ndarray:
-        """The segment's audio. What fails is tried once more."""
+        """The segment's audio; a failure is tried once more."""
         spoken.begun = True
         while True:
             check_heard(self._cancelled)
             spoken.tries += 1
             try:
-                with self._workers.one(exclusive) as alone:
-                    audio = self._audio(spoken, alone)
+                with self._workers.one(exclusive) as still_exclusive:
+                    audio = self._audio(spoken, still_exclusive)
             except InvalidInput:
                 raise
             except Exception as error:

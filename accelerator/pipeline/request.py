@@ -40,7 +40,7 @@ class Asked:
 def make_request(
     adapter: Adapter, bound: Bound, meter: Meter, asked: Asked, *, unspeakable: Unspeakable, split_text: bool
 ) -> SpeechRequest:
-    """The request, checked. unspeakable, split_text: where the caller does not say.
+    """The request, checked. unspeakable, split_text: the defaults.
 
     Raises InvalidText, InvalidReference, InvalidOption.
     """
@@ -103,7 +103,7 @@ def _check_voice(adapter: Adapter, stages: Stages | None, request: SpeechRequest
         raise InvalidOption(f"{adapter.name} knows no voices by name here: give reference_audio")
     known = getattr(adapter, "voices", None)
     if known is not None and request.voice not in known():
-        stages.voice(request, None)  # it says what is wrong; a name that is known may take time to open
+        stages.voice(request, None)  # raises a precise error; known names are not opened, which may take time
 
 
 def _reference(adapter: Adapter, stages: Stages | None, audio: Any, text: str | None) -> Reference:
@@ -111,7 +111,7 @@ def _reference(adapter: Adapter, stages: Stages | None, audio: Any, text: str | 
 
     cloning = adapter.cloning
     if cloning is None:
-        raise InvalidOption(f"{adapter.name} imitates nobody: leave reference_audio out")
+        raise InvalidOption(f"{adapter.name} does not imitate voices: leave reference_audio out")
     said = (text or "").strip()
     if not said and cloning.transcript == "needed":
         raise InvalidReference("this voice has to know what the recording says: give reference_text, word for word")
@@ -119,7 +119,7 @@ def _reference(adapter: Adapter, stages: Stages | None, audio: Any, text: str | 
         raise InvalidReference(
             f"reference_text has what this voice cannot read ({foreign.foreign[0].text!r}); it speaks {foreign.speaks}"
         )
-    # Without a transcript a part of a recording does as well as all of it.
+    # Without a transcript the beginning of a recording serves as well as all of it.
     low, high = cloning.seconds
     rate = cloning.sample_rate or adapter.sample_rate or ANY_RATE
     return replace(load_reference(audio, text, sample_rate=rate, min_s=low, max_s=high, cut=not said), source=audio)

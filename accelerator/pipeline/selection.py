@@ -1,7 +1,7 @@
 """Part -> exports -> backends -> probe: decides what a part runs on here, and how.
 
-What is decided is a `tuning`: later processes follow it, and change of it only what the audio of a seed does not depend
-on. Backends are rows of a part's table: nothing here knows one by its name.
+The decision is a `tuning`: later processes follow it, and change only what a seed's audio does not depend on. Backends
+are rows of a part's table: nothing here knows one by name.
 """
 
 from __future__ import annotations
@@ -36,20 +36,19 @@ __all__ = ["Choice", "Selector"]
 
 logger = logging.getLogger(__name__)
 
-_CLOSE = 1.3  # times the best so far, below which a candidate is timed once more
+_CLOSE = 1.3  # a candidate within this factor of the best so far is timed again
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was decided for a part. `call` is None where it stays as it was, and `reason` says why.
+    """What was decided for a part. `call` is None where the original serves it, and `reason` says why.
 
-    shared: `call` for callers beside others, each on one thread. probe: the tuning; before: the one that it was
-    measured against, if it was.
+    shared: `call` for concurrent callers, on one thread each. probe: the tuning; before: the previous one, if any.
     """
 
     call: Call | None
     reason: str
-    cause: str = ""  # the reason in one word, where the part stays as it was: an error's name, or "Slower"
+    cause: str = ""  # the reason in one word where the original serves the part: an error's name, or "Slower"
     precision: str = "fp32"
     options: RunOptions | None = None
     exports: Mapping[str, Export] = field(default_factory=dict)
@@ -59,7 +58,7 @@ class Choice:
 
     @property
     def backend(self) -> str | None:
-        """The backend's name; None where the part stays as it was."""
+        """The backend's name; None where the original serves the part."""
         if self.call is None:
             return None
         return RunOptions().backend if self.options is None else self.options.backend
@@ -89,16 +88,16 @@ class Selector:
     progress: Progress = ignore_progress
     clock: Callable[[], BusyClock] = BusyClock
     now: Callable[[], float] = time.time
-    engine: str = ""  # its name, which entries of the cache are given
+    engine: str = ""  # the engine's name, recorded in cache entries
 
     def load(self, part: Part) -> Choice:
-        """Export (or find) what a part's backends need, load, and keep what is faster. Raises what goes wrong."""
+        """Export (or find) what a part's backends need, load it, and keep what is fastest. Raises any failure."""
         return self._rebuilt(part, None)
 
     def tune(self, part: Part, *, again: bool = False) -> Choice:
-        """Load it as `load` does, but change at once to what is proposed, and measure what is known of a busy machine.
+        """As `load`, but adopt a proposed change at once, and measure again what was measured on a busy machine.
 
-        again: measure in any case. Raises what goes wrong.
+        again: measure in any case. Raises any failure.
         """
         return self._rebuilt(part, again)
 
@@ -106,12 +105,12 @@ class Selector:
         with telling(self.progress):
             try:
                 return self._load(part, tune)
-            except CorruptEntry as error:  # found while it loaded, and set aside: build it anew
+            except CorruptEntry as error:  # found and set aside while loading: build it again
                 logger.warning("%s: %s", part.name, error)
                 return self._load(part, tune)
 
     def _load(self, part: Part, tune: bool | None) -> Choice:
-        """tune: None, or what `tune` was asked for."""
+        """tune: None for `load`, otherwise the `again` of `tune`."""
         here = [backend for backend in part.backends if backend.offers(self.machine)]
         if not here:
             return Choice(None, "there is nothing else to run it on here", "Unavailable")
@@ -119,7 +118,7 @@ class Selector:
             return self._unprobed(part, here)
         record, failed = self._record(part, here), False
         if tune is None and (tuning := record.read()) is not None and not record.is_due(tuning):
-            try:  # without so much as looking at what other backends need
+            try:  # without looking at what other backends need
                 return self._known(part, here, tuning)
             except (SessionError, ExportError) as error:
                 logger.warning("%s: %s; it is probed again", part.name, error)
@@ -128,7 +127,7 @@ class Selector:
             return self._tuned(part, here, record, tune, failed)
 
     def _record(self, part: Part, here: Sequence[Backend]) -> Record:
-        """What was chosen among other backends, or for other wishes, says nothing here."""
+        """The record for this choice of backends and settings; choices made among others do not apply."""
         wishes = str(self.machine.threads or "auto"), self.machine.precision
         kinds = {f"{backend.name}-{o.dtype}" for backend in here for o in backend.offers(self.machine)}
         names = self.machine.profile.fingerprint, *wishes, *sorted(kinds)
@@ -140,7 +139,7 @@ class Selector:
     # Exports
 
     def _candidates(self, part: Part, backends: Sequence[Backend]) -> Iterator[_Candidate]:
-        """All settings that are proven. Raises the last ExportError if no backend's exports can be had."""
+        """All proven settings. Raises the last ExportError if no backend could be exported."""
         known: dict[str, Export | None] = {}
         failure, found = None, False
         for backend in backends:
@@ -158,9 +157,9 @@ class Selector:
             raise failure
 
     def _exported(self, backend: Backend, known: dict[str, Export | None]) -> dict[str, Export]:
-        """A backend's exports in the precision asked for, or in what suits their size; without what it can do without.
+        """A backend's exports in the precision asked for, or in one that suits their size; optional ones may be absent.
 
-        known: what was exported so far; None for what cannot be.
+        known: what was exported so far; None for what could not be.
         """
         precision = self.machine.precision
         if precision == "auto":
@@ -178,7 +177,7 @@ class Selector:
             return export_beside(owned, other, self.cache, progress=self.progress)
         return export_best(owned, precision, self.cache, proof=self.proof, progress=self.progress)
 
-    # What is chosen
+    # Choosing
 
     def _unprobed(self, part: Part, here: Sequence[Backend]) -> Choice:
         wanted = self.machine.threads or self.machine.tier.threads
@@ -195,22 +194,22 @@ class Selector:
         raise failure or SessionError(f"nothing that {part.name} could run on was proven")
 
     def _known(self, part: Part, here: Sequence[Backend], tuning: Tuning) -> Choice:
-        """The part as a tuning says. Raises SessionError, ExportError."""
+        """The part as a tuning has it. Raises SessionError, ExportError."""
         if tuning.way == ORIGINAL:
             return _stays(tuning)
         backends = [backend for backend in here if backend.name == tuning.way.backend]
         alike = [c for c in self._candidates(part, backends) if c.way.sound == tuning.way.sound]
         exact = [c for c in alike if c.way == tuning.way] or alike
         if not exact:
-            raise SessionError(f"{tuning.way.name} cannot be had here")
+            raise SessionError(f"{tuning.way.name} is not available here")
         return replace(
             self._open(part, exact[0], _reason(tuning, "fastest when probed before")), probe=tuning.to_dict()
         )
 
     def _tuned(self, part: Part, here: Sequence[Backend], record: Record, tune: bool | None, failed: bool) -> Choice:
-        """Measure the part, or take what another process has measured while this one waited for its turn.
+        """Measure the part, or take what another process measured while this one waited for the lock.
 
-        failed: what was chosen before cannot be had in this process.
+        failed: whether the earlier choice cannot be loaded in this process.
         """
         before, opened = record.read(), None
         if before is None or failed or tune or (record.is_due(before) if tune is None else not before.calm):
@@ -228,7 +227,7 @@ class Selector:
     def _chosen(
         self, part: Part, here: Sequence[Backend], tuning: Tuning, opened: Mapping[Way, Choice] | None
     ) -> Choice:
-        """opened: what was kept of measuring it, if that was now. Raises SessionError, ExportError."""
+        """opened: calls kept from measuring, if that was done now. Raises SessionError, ExportError."""
         if tuning.proposed is not None:
             logger.info("%s: %s", part.name, tuning.waits)
         if opened is None:
@@ -242,7 +241,7 @@ class Selector:
         return replace(opened[tuning.way], reason=_reason(tuning, "fastest when probed"), probe=tuning.to_dict())
 
     def _probed(self, part: Part, here: Sequence[Backend], before: Tuning | None) -> tuple[Tuning, dict[Way, Choice]]:
-        """Time the part under each setting and as it was; also what was opened of the fastest."""
+        """Time the part under each setting and as the original; also returns the opened calls of the fastest."""
         seconds: dict[Way, float] = {}
         opened: dict[Way, Choice] = {}
         failure: SessionError | None = None
@@ -268,13 +267,13 @@ class Selector:
         return Tuning.of(part.name, seconds, clock.others_cpus(), self.now(), before), opened
 
     def _open(self, part: Part, candidate: _Candidate, reason: str) -> Choice:
-        """Load while the files' digests are still being checked, and wait for these before anything is used."""
+        """Load while the files' digests are still being checked, and wait for the check before anything is used."""
         backend, options, exports = candidate.backend, candidate.options, candidate.exports
         paths = {name: export.path for name, export in exports.items()}
         self.progress(ProgressEvent(part.name, "load", precision=_precision(candidate)))
         try:
             call = backend.load(paths, options)
-        finally:  # whatever a corrupt file made the loader say: what matters is that it is corrupt
+        finally:  # a corrupt file takes precedence over whatever the loader raised
             for export in exports.values():
                 export.entry.verified()
         call, shared = _calls(backend, call, paths, options)
@@ -282,7 +281,7 @@ class Selector:
 
 
 def _timed(part: Part, choice: Choice, best: float | None) -> float:
-    """Seconds of a probe; of the better of two where it comes near the best so far."""
+    """Seconds of a probe; of the better of two if close to the best so far."""
     taken = part.probe(choice.call)  # type: ignore[arg-type]
     if best is None or taken < _CLOSE * best:
         taken = min(taken, part.probe(choice.call))  # type: ignore[arg-type]
@@ -290,7 +289,7 @@ def _timed(part: Part, choice: Choice, best: float | None) -> float:
 
 
 def _precision(candidate: _Candidate) -> str:
-    """Of the export that computes, a backend's last; what is stored in float32 may be multiplied in less."""
+    """The precision of the computing export, a backend's last; float32 weights may be multiplied in less."""
     stored = list(candidate.exports.values())[-1].precision
     return candidate.options.dtype if stored == "fp32" else stored
 
@@ -304,7 +303,7 @@ def _stays(tuning: Tuning) -> Choice:
 
 
 def _calls(backend: Backend, call: Call, paths: Mapping[str, Path], options: RunOptions) -> tuple[Call, Call]:
-    """A backend's call for one who is alone, and for one beside others."""
+    """A backend's call for an exclusive caller, and for concurrent ones."""
     if not backend.concurrent:
         both = _one_by_one(call)
         return both, both
@@ -322,7 +321,7 @@ def _one_by_one(call: Call) -> Call:
 
 
 def _on_one_thread(backend: Backend, paths: Mapping[str, Path], options: RunOptions) -> Call:
-    """What any number of threads may call at once, each for itself; loaded when that is first asked for."""
+    """A call on one thread, which any number of threads may make at once; loaded on first use."""
     lock, opened = Lock(), list[Call]()
 
     def call(*arguments: Any, **given: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What an optimizer is told once, checked."""
+"""The settings of an optimizer, checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Settings"]
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of `UniversalOptimizer`. Raises InvalidOption for what cannot be meant."""
+    """The options of `UniversalOptimizer`. Raises InvalidOption for invalid values."""
 
     precision: str
     proof: Literal["strict", "warn"]
@@ -43,7 +43,7 @@ class Settings:
         check_unspeakable(self.unspeakable)
         for name in ("cache_dir", "voices_dir"):
             place = getattr(self, name)
-            if isinstance(place, (str, os.PathLike)):  # it is where it was when it was given
+            if isinstance(place, (str, os.PathLike)):  # relative to the working directory at this time
                 object.__setattr__(self, name, Path(place).absolute())
 
 

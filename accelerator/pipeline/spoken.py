@@ -1,4 +1,4 @@
-"""A request's segments on their way, whichever engine speaks them."""
+"""A request's segments while they are spoken, whichever engine speaks them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRIES = 2  # of a segment that fails, or says nothing
 
 @dataclass
 class Spoken:
-    """A segment on its way. drawn, decoded: units so far, and those of them that the decoder was given; ended: all."""
+    """A segment being spoken. drawn, decoded: units generated, and units given to the decoder; ended: all decoded."""
 
     segment: Segment
     job: Job
@@ -41,7 +41,7 @@ class Spoken:
     heard: bool = False  # all of its audio has been made
 
     def close(self) -> None:
-        """Give the generator's place to others."""
+        """Close the generator, which frees its row."""
         close = getattr(self.source, "close", None)
         if close is not None:
             close()
@@ -56,7 +56,7 @@ def segments_of(stages: Stages, request: SpeechRequest, meter: Meter, cancelled:
 
 
 def as_audio(answer: Any) -> np.ndarray:
-    """What a decoder answered, as float32 [n]. Raises BadOutput for what is no such audio."""
+    """What a decoder answered, as float32 [n]. Raises BadOutput for anything else."""
     audio = np.asarray(answer)
     if audio.ndim != 1 or audio.dtype.kind != "f":
         raise BadOutput(f"a decoder answered with {audio.dtype} of shape {audio.shape} instead of float32 [n]")
@@ -88,13 +88,13 @@ def progress(spoken: Iterable[Spoken], sample_rate: int) -> list[dict[str, Any]]
 def joined(
     windows: Iterable[tuple[Spoken, Iterator[np.ndarray]]], last: Spoken, sample_rate: int, meter: Meter
 ) -> Iterator[np.ndarray]:
-    """The segments' audio, each in windows, with their pauses between them. What has no sound has no pause either."""
+    """The segments' audio, each in windows, with their pauses between them. Segments without sound get no pause."""
     joiner = Joiner(sample_rate)
 
     def post(work: Callable[..., list[np.ndarray]], *arguments: Any) -> Iterator[np.ndarray]:
         with meter.stage("post"):
-            pieces = work(*arguments)
-            whole = np.concatenate(pieces) if len(pieces) > 1 else pieces[0] if pieces else None
+            chunks = work(*arguments)
+            whole = np.concatenate(chunks) if len(chunks) > 1 else chunks[0] if chunks else None
         if whole is not None and len(whole):
             yield whole
 

@@ -24,7 +24,7 @@ class SpeechStream:
         return self
 
     def __next__(self) -> AudioChunk:
-        if self._process != os.getpid():  # it may wait for threads that a fork has not taken along
+        if self._process != os.getpid():  # it may wait for threads that do not exist in a forked child
             raise GenerationError("this stream was begun before this process was forked: begin it anew here")
         try:
             return next(self._running)
@@ -45,10 +45,10 @@ class SpeechStream:
         self._running.meter.finish()
 
     def __del__(self) -> None:
-        """Whoever drops it gives its place to others, as who closes it."""
+        """Dropping a stream frees its place, as closing it does."""
         running = self.__dict__.get("_running")
         if running is not None and self._process == os.getpid():
-            with contextlib.suppress(Exception):  # of an engine's own cleanup: nobody is there to hear of it
+            with contextlib.suppress(Exception):  # of an engine's own cleanup: nobody could handle it here
                 running.cancelled.set()
                 running.close()
 

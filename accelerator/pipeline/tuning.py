@@ -1,9 +1,9 @@
-"""Tuning: what a probe found out about a part on this machine, and what of it later probes may change.
+"""Tuning: what a probe measured for a part on this machine, and what later probes may change.
 
-A tuning belongs to a part's weights and to the hardware, not to an export, so that a new version of a graph is not a
-reason to choose anew. The first one settles what the audio of a seed depends on (`Tuning.sound`). One that was measured
-while others used the processor is measured again later, but of what that finds only the rest takes effect: another
-sound is *proposed*, and waits for `accelerator tune`.
+A tuning belongs to a part's weights and to the hardware, not to an export, so that a new version of a graph does not
+cause a new choice. The first tuning settles what a seed's audio depends on (`Way.sound`). A part that was measured
+while other processes used the processor is measured again later, but then only settings that do not change the sound
+take effect: a faster way with another sound is *proposed*, and waits for `accelerator tune`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ..runtime.options import RunOptions
 
 __all__ = ["BUSY", "ORIGINAL", "WORTH", "Record", "Tuning", "Way", "known", "waiting"]
 
-BUSY = 0.25  # CPUs that others kept busy during a probe, above which it is not believed for good
-WORTH = 1.1  # times faster: for less, no seed is to sound different
-SOON_S, LATE_S = 60.0, 86_400.0  # until a busy machine is measured again: four times longer each time, up to a day
+BUSY = 0.25  # CPUs kept busy by others during a probe, above which it is repeated later
+WORTH = 1.1  # times faster: no seed may sound different for less
+SOON_S, LATE_S = 60.0, 86_400.0  # until measuring again after a busy probe: four times longer each time, up to a day
 
 
 class Way(NamedTuple):
@@ -32,11 +32,11 @@ class Way(NamedTuple):
 
     @property
     def sound(self) -> tuple[Any, ...]:
-        """What the audio of a seed depends on: ways of one sound answer alike to the last bit.
+        """What a seed's audio depends on: ways of one sound give bit-identical answers.
 
-        Compiled kernels share out rows, whose sums are one thread's; ONNX Runtime cuts some sums by threads (measured
-        with three and four in a codec's convolutions). A spin is never heard. Parts in PyTorch follow PyTorch's own
-        number of threads, which is the user's.
+        Compiled kernels divide work by rows, and one thread does each sum; ONNX Runtime divides some sums between
+        threads (measured with three and four in a codec's convolutions). Spinning changes no result. Parts in PyTorch
+        use PyTorch's own number of threads, which is up to the user.
         """
         if self.backend == "onnxruntime":
             return self.backend, self.options.threads, self.options.providers
@@ -70,9 +70,9 @@ ORIGINAL = Way("original", RunOptions(backend="original"))  # the engine's own c
 class Tuning:
     """The way a part runs on this machine, and what was measured.
 
-    seconds: per unit of the part's work, by the ways' names. others_cpus: kept busy by others meanwhile (None: the
-    system does not tell). probes: how often it was measured; measured_at: when last, in seconds since the epoch.
-    proposed: a faster way of another sound.
+    seconds: per unit of the part's work, by the ways' names. others_cpus: CPUs kept busy by others meanwhile (None: not
+    known on this system). probes: how often it was measured; measured_at: when last, in seconds since the epoch.
+    proposed: a faster way with another sound.
     """
 
     part: str
@@ -92,7 +92,7 @@ class Tuning:
         measured_at: float,
         before: Tuning | None = None,
     ) -> Tuning:
-        """What follows from the seconds of each way, the original among them, and from the tuning until now."""
+        """The tuning that follows from the seconds of each way, including the original, and the tuning before."""
         fastest = _fastest(seconds)
         names = {way.name: taken for way, taken in seconds.items()}
         new = cls(part, fastest, names, others_cpus, 1, measured_at)
@@ -100,9 +100,9 @@ class Tuning:
             return new
         new = replace(new, probes=before.probes + 1)
         alike = {way: taken for way, taken in seconds.items() if way.sound == before.way.sound}
-        if not alike:  # it cannot be had in this process
+        if not alike:  # not available in this process
             return new
-        if not new.calm and (before.others_cpus or 0.0) < (others_cpus or 0.0):  # what is known is worth more
+        if not new.calm and (before.others_cpus or 0.0) < (others_cpus or 0.0):  # the earlier one is better
             return replace(before, probes=new.probes, measured_at=measured_at)
         kept = min(alike, key=alike.__getitem__)
         faster = new.calm and fastest.sound != kept.sound and seconds[kept] >= WORTH * seconds[fastest]
@@ -118,12 +118,12 @@ class Tuning:
         return not self.calm and abs(now - self.measured_at) >= min(SOON_S * 4.0 ** (self.probes - 1), LATE_S)
 
     def accepted(self) -> Tuning:
-        """With what was proposed."""
+        """The tuning with the proposed way adopted."""
         return self if self.proposed is None else replace(self, way=self.proposed, proposed=None)
 
     @property
     def slower(self) -> str:
-        """Why a part stays as it was."""
+        """Why the original serves the part."""
         seconds = dict(self.seconds)
         original = seconds.pop(ORIGINAL.name)
         best = min(seconds.values())
@@ -133,7 +133,7 @@ class Tuning:
 
     @property
     def waits(self) -> str:
-        """What `accelerator tune` would change, or nothing."""
+        """What `accelerator tune` would change; empty if nothing."""
         if self.proposed is None:
             return ""
         now, then = self.seconds[self.way.name], self.seconds[self.proposed.name]
@@ -154,7 +154,7 @@ class Tuning:
 
     @classmethod
     def from_dict(cls, note: Mapping[str, Any] | None) -> Tuning | None:
-        """The inverse of `to_dict`, or None for whatever else is in a note."""
+        """The inverse of `to_dict`, or None for anything else in a note."""
         if note is None:
             return None
         try:
@@ -168,7 +168,7 @@ class Tuning:
                 float(note["measured_at"]),
                 None if proposed is None else Way.from_dict(proposed),
             )
-            _ = tuning.slower, tuning.waits  # the figures are there
+            _ = tuning.slower, tuning.waits  # checks that the figures exist
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
         return tuning
@@ -188,7 +188,7 @@ class Record:
     cache: ContentCache
     key: str
     note: str
-    backends: Collection[str]  # those that there are
+    backends: Collection[str]  # those available here
     now: Callable[[], float] = time.time
 
     @classmethod
@@ -201,7 +201,7 @@ class Record:
         backends: Collection[str],
         now: Callable[[], float],
     ) -> Record:
-        """names: of the hardware, and of what there is to choose from."""
+        """names: of the hardware and of the choices."""
         return cls(cache, make_key(tuning=part, weights=weights), "-".join(("tuning", *names)), backends, now)
 
     def read(self) -> Tuning | None:
@@ -212,17 +212,17 @@ class Record:
         return tuning if all(way == ORIGINAL or way.backend in self.backends for way in ways) else None
 
     def is_due(self, tuning: Tuning) -> bool:
-        """Whether to measure again, which is of no use where it cannot be remembered."""
+        """Whether to measure again; never where the result could not be stored."""
         return tuning.is_due(self.now()) and self.cache.writable
 
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
-        """Processes that measure the same at the same time disturb each other: one after the other."""
+        """One process at a time: concurrent measurements would disturb each other."""
         with self.cache.single_flight(make_key(key=self.key, note=self.note)):
             yield
 
     def publish(self, new: Tuning, before: Tuning | None) -> Tuning:
-        """Keep it, and answer what holds: what another process has published since `before` was read, if one has."""
+        """Store it; returns the tuning in effect, which another process may have published since `before` was read."""
         if before is None and self.cache.write_note(self.key, self.note, new.to_dict(), replace=False):
             return new
         found = self.read()
@@ -232,7 +232,7 @@ class Record:
         return new
 
     def write(self, new: Tuning) -> bool:
-        """Keep it whatever others say; False if it cannot be written."""
+        """Store it unconditionally; False if it cannot be written."""
         return self.cache.write_note(self.key, self.note, new.to_dict())
 
 
@@ -243,5 +243,5 @@ def known(cache: ContentCache, fingerprint: str) -> list[Tuning]:
 
 
 def waiting(cache: ContentCache, fingerprint: str) -> list[Tuning]:
-    """Those that wait for something: a calm machine, or `accelerator tune`."""
+    """The tunings that wait for a calm machine or for `accelerator tune`."""
     return [tuning for tuning in known(cache, fingerprint) if tuning.proposed or not tuning.calm]

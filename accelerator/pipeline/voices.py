@@ -1,6 +1,6 @@
-"""Voices that were encoded once: what an engine keeps of a recording, in memory and on disk, found again by content.
+"""Encoded voices: what an engine needs of a recording, in memory and on disk, found by content.
 
-    digest of the audio ──> memory (least recently used goes first) ──> cache entry (sha256 checked) ──> encode
+    digest of the audio ──> memory (least recently used is evicted first) ──> cache entry (sha256 checked) ──> encode
 
 The cache's guarantees hold for voices too: published in one step, shared by processes, a corrupt file is a miss and is
 replaced, and a disk that cannot be read or written costs an encoding, never a request.
@@ -48,18 +48,18 @@ class VoiceStats:
 
 @dataclass
 class _Flight:
-    """Threads that want one voice; the first one gets it for all."""
+    """Threads that want the same voice; the first one gets it for all."""
 
     lock: threading.Lock
     waiting: int = 0
 
 
 class VoiceStore:
-    """What is kept of reference recordings, by the sha256 of their audio; safe for any number of threads.
+    """Encoded reference recordings, by the sha256 of their audio; safe for any number of threads.
 
-    encoder_key: names what makes the arrays; whatever changes them must change it. `max_bytes` bounds what is kept in
+    encoder_key: identifies the encoder; whatever changes its results must change it. `max_bytes` bounds what is kept in
     memory; on disk, voices are entries of `cache` like any other and pruned with them. Raises InvalidOption for an
-    encoder without a name.
+    empty key.
     """
 
     def __init__(self, cache: ContentCache, encoder_key: str, *, max_bytes: int = 32 << 20) -> None:
@@ -72,7 +72,7 @@ class VoiceStore:
         self._counts = {"memory": 0, "disk": 0, "misses": 0}
 
     def _forked(self) -> None:
-        """In a child nobody encodes yet; what is known stays known."""
+        """In a forked child nothing is being encoded; voices in memory stay."""
         self._lock = threading.Lock()  # of all that follows
         self._kept_bytes = sum(map(_size, self._kept.values()))
         self._flights: dict[str, _Flight] = {}
@@ -87,7 +87,7 @@ class VoiceStore:
         """The voice, the caller's own copy, from memory or disk; None if it is not known."""
         voice = self._recall(reference_digest)
         if voice is None:
-            with self._alone(reference_digest):
+            with self._exclusively(reference_digest):
                 voice = self._recall(reference_digest)
                 if voice is None and (voice := self._read(self._key(reference_digest))) is not None:
                     self._keep(reference_digest, voice)
@@ -98,14 +98,15 @@ class VoiceStore:
     ) -> Arrays:
         """The voice, the caller's own copy; `encode` is called when it is found nowhere.
 
-        keep: asked after `encode`; what a stand-in for the encoder made is handed out, and forgotten.
-        Threads that ask for the same voice meanwhile wait for it; processes too, a bounded time. What `encode` raises
-        is passed on, and the next one that waits tries itself. Raises BadOutput for what is no arrays of numbers.
+        keep: asked after `encode`; if False, the voice is returned but not stored (a stand-in for the encoder made it).
+        Threads that ask for the same voice meanwhile wait for it; processes too, for a bounded time. What `encode`
+        raises is passed on, and the next waiting caller tries itself. Raises BadOutput for anything but arrays of
+        numbers.
         """
         voice = self._recall(reference_digest)
         if voice is None:
-            with self._alone(reference_digest):
-                voice = self._recall(reference_digest)  # by the one that was waited for
+            with self._exclusively(reference_digest):
+                voice = self._recall(reference_digest)  # by the caller that was waited for
                 if voice is None:
                     try:
                         voice = self._load(reference_digest, encode, keep)
@@ -115,7 +116,7 @@ class VoiceStore:
         return _copy(voice)
 
     @contextlib.contextmanager
-    def _alone(self, digest: str) -> Iterator[None]:
+    def _exclusively(self, digest: str) -> Iterator[None]:
         with self._lock:
             flight = self._flights.setdefault(digest, _Flight(threading.Lock()))
             flight.waiting += 1
@@ -171,7 +172,7 @@ class VoiceStore:
             with open(directory / _FILE, "xb") as file:
                 np.savez(file, allow_pickle=False, **made[0])
 
-        # Without a disk there is no use in the cache's temporary entries: memory does as well.
+        # Without a disk the cache's temporary entries are of no use: memory serves as well.
         if self._cache.writable:
             try:
                 entry = self._cache.get_or_create(key, build, name="voice", fields=self._fields(digest))
@@ -195,7 +196,7 @@ class VoiceStore:
 
 
 class _NotKept(Exception):
-    """Carries a voice that must not be stored past the cache, which publishes whatever is built."""
+    """Carries a voice that must not be stored out of the cache's `build`, whose results are published."""
 
     def __init__(self, voice: Arrays) -> None:
         super().__init__("this voice is not kept")
@@ -215,7 +216,7 @@ def _are_numbers(voice: Arrays) -> bool:
 
 
 def _read(entry: Entry | None) -> Arrays | None:
-    """An entry's arrays, whose sha256 has been checked; None if there are none to be had."""
+    """An entry's arrays, whose sha256 has been checked; None if they cannot be read."""
     if entry is None:
         return None
     try:

@@ -75,7 +75,7 @@ class LanguageModelConfig:
     repetition_penalty: float = 1.0  # the default of `generate`
     speakers: tuple[str, ...] = ()  # chosen by name: the speaker's token stands behind `im_start`
     speaker_begin: int = 0
-    untold: int | None = None  # stands for a byte of text the model is not told: what guidance compares with
+    untold: int | None = None  # stands for each byte of text in an unconditional row, for guidance
 
     def __post_init__(self) -> None:
         if self.slow.dim != self.fast.dim:
@@ -202,17 +202,16 @@ class CodecConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """A whole engine. `max_new_tokens` (frames) is the default bound of `generate`, `temperature` and `top_p` how it
-    draws when told nothing; `stream_context` bounds the frames decoded again before each streamed chunk (a codec whose
+    """A whole engine. `max_new_tokens` (frames) is the default bound of `generate`, `temperature` and `top_p` its
+    defaults for sampling; `stream_context` bounds the frames decoded again before each streamed chunk (a codec whose
     receptive field is shorter streams exactly).
 
     text: "spoken" sends every text through `spoken.spoken` first, as the voice has read nothing else, and "sounds" its
     words through `pronounce.pronounced`. longest_text: bytes of a turn's words that the voice can speak; a longer text
-    is spoken phrase after phrase. guidance: by how much a frame is what the text makes it rather than what would have
-    come without: logits are extrapolated from those of a model not told the text (classifier-free guidance: Ho and
-    Salimans 2022, arXiv:2207.12598); 1 is none. plausible: how likely a token must be without guidance to be drawn with
-    it, as a share of the likeliest one's probability (Li et al. 2022, "Contrastive Decoding", arXiv:2210.15097); 0 is
-    no bound.
+    is spoken phrase after phrase. guidance: the scale of classifier-free guidance, by which the conditioned row's
+    logits are extrapolated away from the unconditional row's (Ho and Salimans 2022, arXiv:2207.12598); 1 is none.
+    plausible: how likely a token must be without guidance to be drawn with it, as a share of the likeliest one's
+    probability (Li et al. 2022, "Contrastive Decoding", arXiv:2210.15097); 0 is no bound.
     """
 
     name: str

@@ -30,7 +30,7 @@ from .phrases import phrases
 from .pronounce import pronounced
 from .sampling import Sampling, draw, penalise, repetition_aware
 from .spoken import spoken
-from .tokenizer import build_prompt, frame_columns, untold
+from .tokenizer import build_prompt, frame_columns, unconditional
 from .transformer import KVCache
 from .weights import load_weights, random_weights, save_weights
 
@@ -134,10 +134,10 @@ class ReferenceEngine:
         max_new_tokens: int | None = None,
         chunk_frames: int = 8,
     ) -> Iterator[np.ndarray]:
-        """`synthesize` in pieces of `chunk_frames` frames: float32 mono [<= chunk_frames * hop] each.
+        """`synthesize` in chunks of `chunk_frames` frames: float32 mono [<= chunk_frames * hop] each.
 
-        Each piece is decoded behind enough of the frames before it to be what the whole would give (exactly, unless the
-        codec's receptive field exceeds `config.stream_context`). A codec's lag shortens a phrase's first piece.
+        Each chunk is decoded with enough of the frames before it to equal the same part of the whole (exactly, unless
+        the codec's receptive field exceeds `config.stream_context`). A codec's lag shortens a phrase's first chunk.
         """
         if chunk_frames < 1:
             raise ReferenceEngineError("chunk_frames must be 1 or more")
@@ -237,7 +237,7 @@ class ReferenceEngine:
                 f"max_new_tokens must be 1 or more, and the prompt below {lm.max_seq_len} columns (it has {start})"
             )
         bound = min(wanted, lm.max_seq_len - start)
-        rows = [columns] if self.config.guidance == 1 else [columns, untold(columns, lm)]
+        rows = [columns] if self.config.guidance == 1 else [columns, unconditional(columns, lm)]
         cache = self.language_model.slow_cache(start + bound, len(rows))
         fast_cache = self.language_model.fast_cache(len(rows))
         step = torch.from_numpy(np.stack(rows))  # [B, 1+C, T]
@@ -267,12 +267,14 @@ class ReferenceEngine:
         return self.codec.encode(torch.from_numpy(check_waveform(audio).copy())[None])[0].numpy()
 
     def _guided(self, logits: torch.Tensor) -> torch.Tensor:
-        """The logits to draw from, of those told the text and, with guidance, of those not told: [B, K] -> [K]."""
+        """The logits to draw from, of the conditioned and, with guidance, the unconditional row: [B, K] -> [K]."""
         if len(logits) == 1:
             return logits[0]
-        told, other = logits.unbind()
-        guided, plausible = torch.lerp(other, told, self.config.guidance), self.config.plausible
-        return guided.masked_fill(told < told.max() + math.log(plausible), -math.inf) if plausible else guided
+        conditioned, unconditioned = logits.unbind()
+        guided, plausible = torch.lerp(unconditioned, conditioned, self.config.guidance), self.config.plausible
+        if plausible:
+            guided = guided.masked_fill(conditioned < conditioned.max() + math.log(plausible), -math.inf)
+        return guided
 
     def _choose(self, logits: torch.Tensor, past: list[int], sampling: Sampling, generator: torch.Generator) -> int:
         """Index of the next main token among `candidate_ids`; logits [K+1]."""
@@ -337,7 +339,7 @@ class ReferenceEngine:
                 return
 
     def phrases(self, text: str) -> list[str]:
-        """The text in pieces that the voice can speak in one turn, as words; the text itself where it has no bound."""
+        """The text as phrases that the voice can speak in one turn, in words; the text itself if it has no bound."""
         longest = self.config.longest_text
         if longest is None or not isinstance(text, str):
             return [text]

@@ -1,4 +1,4 @@
-"""A long text in pieces short enough to be spoken in one breath, cut where a reader would pause.
+"""A long text in phrases short enough to be spoken in one breath, cut where a reader would pause.
 
 phrases("One. Two, and a long rest of the sentence.", longest=20) -> ["One. Two,", "and a long rest of", ...]
 """
@@ -11,7 +11,7 @@ __all__ = ["phrases"]
 
 
 def phrases(text: str, longest: int) -> list[str]:
-    """The pieces, of at most `longest` UTF-8 bytes (unless a single character has more). Nothing is lost but spaces.
+    """The phrases, of at most `longest` UTF-8 bytes (unless a single character has more). Nothing is lost but spaces.
 
     Ends of sentences are preferred to commas, these to spaces, and these to a cut within a word. Pieces that fit
     together stay together.

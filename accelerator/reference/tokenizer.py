@@ -11,7 +11,7 @@ import numpy as np
 
 from .config import LanguageModelConfig
 
-__all__ = ["build_prompt", "encode_bytes", "frame_columns", "text_columns", "untold"]
+__all__ = ["build_prompt", "encode_bytes", "frame_columns", "text_columns", "unconditional"]
 
 
 def encode_bytes(text: str) -> list[int]:
@@ -49,8 +49,8 @@ def build_prompt(
     return np.concatenate(parts, axis=1)
 
 
-def untold(columns: np.ndarray, config: LanguageModelConfig) -> np.ndarray:
-    """A copy of columns [1+C, T] in which no byte of text can be read; the model must have the token for it."""
+def unconditional(columns: np.ndarray, config: LanguageModelConfig) -> np.ndarray:
+    """A copy of columns [1+C, T] with every byte of text hidden; the model must have a token for that."""
     assert config.untold is not None
     hidden = columns.copy()
     hidden[0, columns[0] < 256] = config.untold

@@ -134,9 +134,9 @@ def save_weights(
 
 def _rounded(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """int8 and float32 [rows, 1], whose product is near the matrix."""
-    wide = matrix.float()
-    scale = wide.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
-    return (wide / scale).round().to(torch.int8), scale
+    floats = matrix.float()
+    scale = floats.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+    return (floats / scale).round().to(torch.int8), scale
 
 
 def load_weights(path: str | os.PathLike[str]) -> tuple[EngineConfig, LanguageModel, Codec]:

@@ -1,4 +1,4 @@
-"""ONNX Runtime behind a narrow door, and the options that any backend is run with.
+"""ONNX Runtime behind a narrow interface, and the options that every backend is run with.
 
-Only this room imports onnxruntime, whose telemetry it switches off before.
+Only this folder imports onnxruntime, after switching off its telemetry.
 """

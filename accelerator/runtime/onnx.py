@@ -35,8 +35,8 @@ _DTYPES = {
 def library() -> Any:
     """The module onnxruntime, without its telemetry unless the environment says otherwise.
 
-    Merely imported, version 1.32 on Linux writes an identifier of the device and a queue of events below the user's
-    cache directory. What of it happened before, because somebody else had imported it, cannot be undone here.
+    On import, version 1.32 on Linux writes a device identifier and a queue of events below the user's cache directory.
+    If something else imported it before, that cannot be undone here.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
@@ -50,7 +50,7 @@ def runtime_version() -> str:
 
 
 def can_bound_spinning() -> bool:
-    """Whether this ONNX Runtime knows `session.intra_op.spin_duration_us`; older ones would spin without end."""
+    """Whether this ONNX Runtime has `session.intra_op.spin_duration_us`; older ones cannot bound their spinning."""
     release = tuple(int(n) for n in re.findall(r"\d+", runtime_version())[:2])
     return release >= (1, 31)
 
@@ -63,10 +63,10 @@ def available_providers() -> list[str]:
 class Session:
     """One loaded graph. Safe to run from several threads at once; a `Binding` belongs to one thread at a time.
 
-    In a child of the process it is loaded anew on first use: the threads of its pool are gone there.
+    In a forked child it is loaded again on first use, since the threads of its pool do not exist there.
     """
 
-    invariant = False  # whether a row's answer is the same whatever rows are beside it
+    invariant = False  # whether a row's answer is the same whatever other rows run with it
 
     def __init__(self, model: Path | bytes, options: RunOptions | None = None, *, settings: Any = None) -> None:
         """model: a file, or a file's content. settings: session options to use as they are, instead of `options`.
@@ -83,12 +83,12 @@ class Session:
 
     def _forked(self) -> None:
         if self._ort is not None:
-            # Never freed: that would wait for its threads, at the latest when the child ends.
+            # Never freed: that would wait for its threads, at the latest when the child exits.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._ort))
             self._ort = None
 
     def opened(self) -> Any:
-        """ONNX Runtime's session, this process's own. Raises SessionError."""
+        """ONNX Runtime's session in this process. Raises SessionError."""
         if self._ort is None:
             with self._opening:
                 self._ort = self._ort or self._load()
@@ -100,7 +100,7 @@ class Session:
         model = self._model if isinstance(self._model, bytes) else str(self._model)
         settings = self._tuned(ort) if self._settings is None else self._settings
         try:
-            # In a thread of its own: the first session's denormal mode stays with the thread that made it, for good.
+            # In a separate thread: creating a session changes the denormal mode of the creating thread for good.
             with ThreadPoolExecutor(1) as maker:
                 providers = list(self.options.providers)
                 return maker.submit(ort.InferenceSession, model, settings, providers=providers).result()

@@ -17,14 +17,14 @@ BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # processors that multiply bfl
 class RunOptions:
     """How a part runs. The defaults suit a shared machine; the probe picks `threads`.
 
-    spin_us: how long idle threads burn their core before they sleep, in microseconds. Left to itself ONNX Runtime spins
-    long enough to halve the speed of everything else in the process, and collapses when another process needs the core;
-    not at all costs a wake-up per operator. Some tens of microseconds bridge the gaps within one run.
-    arena: keep freed memory for the next run; off for graphs whose lengths vary a lot, since arenas never shrink.
-    prepack: keep a copy of the weights in the kernels' own order; off, they stay in the mapped file, and runs are slow.
-    backend, dtype: "onednn" is the part rewritten in PyTorch (on PyTorch's threads), which multiplies in dtype: "fp32",
-    or where that is accurate enough "bf16", or "int16" on processors without it; "native" is this package's compiled
-    kernels, which know `threads` only; all else here is for "onnxruntime".
+    spin_us: how long idle threads spin before they sleep, in microseconds. By default ONNX Runtime spins long enough to
+    halve the speed of everything else in the process, and collapses when another process needs the core; without
+    spinning, every operator pays for a wake-up. Some tens of microseconds bridge the gaps within one run. arena: keep
+    freed memory for the next run; off for graphs whose lengths vary a lot, since arenas never shrink. prepack: keep a
+    copy of the weights in the kernels' own order; if off, they stay in the mapped file and runs are slow. backend,
+    dtype: "onednn" is the part rewritten in PyTorch (on PyTorch's threads), which multiplies in `dtype`: "fp32", or
+    where accurate enough "bf16", or "int16" on processors without bfloat16; "native" is this package's compiled
+    kernels, for which only `threads` applies; the other fields are for "onnxruntime".
     """
 
     threads: int = 1

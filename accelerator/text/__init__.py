@@ -1,4 +1,4 @@
-"""What may be asked to be said: characters checked, stretches that a voice cannot read, segments.
+"""The text of a request: checked characters, stretches that a voice cannot read, segments.
 
-A leaf: it knows of no engine but what is handed in.
+It imports no other folder, and knows about an engine only what is passed in.
 """

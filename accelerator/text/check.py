@@ -1,8 +1,8 @@
 """What may be spoken: checks that refuse a text with a clear message, and never change one.
 
 Text reaches the engine exactly as given. Normalising it (even to NFC) or stripping characters would make a wrapped
-engine speak something else than the same engine alone. Only what the engine cannot read, and would leave out without a
-word, is found here: it is refused, or on request left out with a word.
+engine speak differently from the unwrapped one. Only what the engine cannot read, and would silently leave out, is
+found here: it is refused, or on request left out and reported.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Unread:
-    """What a voice cannot read of a text, in order.
+    """What a voice cannot read in a text, in order.
 
-    foreign: letters and digits, which would be lost. marks: anything else that has no reading, and is a pause or
-    nothing. speaks: what the voice does read, for messages.
+    foreign: letters and digits, which would be lost. marks: anything else without a reading, which becomes a pause or
+    nothing. speaks: what the voice can read, for messages.
     """
 
     foreign: tuple[Stretch, ...] = ()
@@ -73,7 +73,7 @@ class Unread:
 
 
 def stretches(text: str, lacks: Callable[[str], bool]) -> tuple[Stretch, ...]:
-    """The letters and digits of which `lacks` is true; runs with nothing but spaces and marks in between are one."""
+    """The letters and digits for which `lacks` is true; runs with only spaces and marks in between are joined."""
     found: list[list[int]] = []  # [start, end]
     joined = False
     for place, char in enumerate(text):
@@ -90,9 +90,9 @@ def stretches(text: str, lacks: Callable[[str], bool]) -> tuple[Stretch, ...]:
 
 
 def readable(text: str, unread: Unread, unspeakable: Unspeakable) -> tuple[str, tuple[Stretch, ...]]:
-    """The text that is spoken, and what is left out of it. What is foreign becomes spaces, so that places stay.
+    """The text to be spoken, and what is left out. Foreign stretches become spaces, so that positions stay valid.
 
-    unspeakable: "error" refuses a text with anything foreign. Raises InvalidText then, and where nothing would be left.
+    unspeakable: "error" refuses a text with anything foreign. Raises InvalidText then, and if nothing would be left.
     """
     if not unread.foreign:
         return text, unread.marks
@@ -128,7 +128,7 @@ def check_characters(
     """The text itself, unchanged, when a tokenizer can take it; `what` names it in messages.
 
     Raises `error` for what is not a str, is longer than `max_chars`, has a surrogate (UTF-8 has no such code) or a NUL.
-    NUL ends a string in C, so part of the text would be lost without a word; other control characters are harmless.
+    NUL ends a string in C, so part of the text would be lost silently; other control characters are harmless.
     """
     if not isinstance(text, str):
         hint = ": decode it first, as in data.decode('utf-8')" if isinstance(text, (bytes, bytearray)) else ""

@@ -1,12 +1,12 @@
-"""Text -> segments: a long text cut where a reader would breathe, with nothing lost, added or moved.
+"""Text -> segments: a long text cut where a reader would breathe; nothing is lost, added or moved.
 
     text ──> cuts, each with its grade: PARAGRAPH > SENTENCE > CLAUSE > SPACE > CLUSTER
          ──> units: what lies between sentence ends; longer ones also at clause marks, spaces, grapheme clusters
          ──> segments: units packed so that their lengths are even and their ends natural
 
 Sentences are found by sentencex (rules and abbreviations by language, one pass). The language is not known, so every
-language that script and function words allow is asked, and a sentence ends where all agree. An end that is missed makes
-a segment a little longer; a wrong one would be heard.
+language compatible with script and function words is tried, and a sentence ends where all agree. A missed end makes a
+segment a little longer; a wrong one would be heard.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Grade(IntEnum):
 PAUSE_S = {Grade.CLUSTER: 0.0, Grade.SPACE: 0.0, Grade.CLAUSE: 0.15, Grade.SENTENCE: 0.4, Grade.PARAGRAPH: 0.75}
 _END_COST = {Grade.CLUSTER: 3.0, Grade.SPACE: 1.5, Grade.CLAUSE: 0.5, Grade.SENTENCE: 0.1, Grade.PARAGRAPH: 0.0}
 _CROSSING_COST = 0.7  # of a paragraph's end within a segment
-_HEADING_COST = 0.2  # the same behind a heading, which belongs to what follows
+_HEADING_COST = 0.2  # the same after a heading, which belongs to what follows
 _LONG_COST = 16.0  # being longer than comfortable weighs four times as much as being shorter
 _SHORTEST = 10  # a limit below about two words makes no sense
 _GRAINS = 16  # units of less than comfortable / _GRAINS are joined first, which bounds the work per character
@@ -55,13 +55,13 @@ _WEIGHTS = {
     r"\p{Arabic}\p{Hebrew}\p{Syriac}\p{Thaana}": 1.3,  # short vowels are not written
 }
 _DIGIT_WEIGHT = 4.0  # 1945: nineteen forty-five
-_GAP_WEIGHT = 1.0  # white space and marks behind something spoken, however many
+_GAP_WEIGHT = 1.0  # white space and marks after something spoken, however many
 _NEAR = 80  # characters beside a place, among which a word is looked for
 _BARE = r"[\p{Latin}\p{Greek}\p{Cyrillic}\p{Arabic}\p{Hebrew}\p{Inherited}\p{Common}]"  # their accents are not spoken
 
 _LANGUAGES = {  # by script; sentence marks of all scripts are known to each, its abbreviations are not
     r"\p{Cyrillic}": ("ru", "uk", "bg"),
-    r"\p{Greek}": ("el",),  # alone: its question mark is a semicolon
+    r"\p{Greek}": ("el",),  # no other language: its question mark is a semicolon
     r"\p{Devanagari}": ("hi", "mr"),
 }
 _FUNCTION_WORDS = {  # of languages in Latin letters; words that one can hardly write without
@@ -78,7 +78,7 @@ _FUNCTION_WORDS = {  # of languages in Latin letters; words that one can hardly 
 
 @dataclass(frozen=True)
 class Segment:
-    """A slice of the text, text[start : start + len(segment.text)], and the silence that belongs behind it, seconds.
+    """A slice of the text, text[start : start + len(segment.text)], and the silence after it, in seconds.
 
     pause_s: None where the engine's own silence is to stay as it is. content: what an engine has made of it already
     (phonemes, say), for itself.
@@ -109,13 +109,13 @@ def split(
     """Cut a text (already checked by `text.check_text`) into segments whose texts joined are the text itself.
 
     comfortable, longest: the length aimed at and never exceeded, in Latin letters' worth of speech: see
-    `speech_weight`. first: the same aim for the first segment alone, so that its audio comes sooner. Sentences up to
+    `speech_weight`. first: the length aimed at for the first segment, so that its audio comes sooner. Sentences up to
     `longest` stay whole (the first one up to `first`); longer ones are cut at clause marks, else at white space, else
     between grapheme clusters. Each segment has a letter or digit to speak. Only a single grapheme cluster can weigh
     more than `longest`. Time grows linearly with the text.
 
-    read: what the engine says of a text, where that is not its letters ("$5" is "five dollars"); lengths are then
-    those of the reading, and what is read otherwise apart than together ("$5 | million") is not cut at its space.
+    read: how the engine reads a text, if not by its letters ("$5" is "five dollars"); lengths are then those of the
+    reading, and words that read differently apart than together ("$5 | million") are not separated at a space.
     Raises InvalidOption for lengths that make no sense.
     """
     if not _SHORTEST <= comfortable <= longest:
@@ -141,7 +141,7 @@ def _split(text: str, comfortable: float, longest: float, first: int | None, rea
 
 
 def _bounded(segments: Sequence[Segment], comfortable: float, longest: float, read: Read) -> list[Segment]:
-    """The segments, those cut again whose words together are longer than the sum of what each is by itself."""
+    """The segments, with those cut again whose reading is longer than the sum of their words' readings."""
     bounded: list[Segment] = []
     for segment in segments:
         excess = len(read(segment.text).strip()) / longest
@@ -180,7 +180,7 @@ class _Scale:
         self._spoken = [0, *itertools.accumulate(map(is_spoken, text))]
 
     def apart(self, start: int, place: int, end: int) -> bool:
-        """Whether what is before a place, and what is behind it, is read as it is when both are together."""
+        """Whether the text before and after `place` is read apart as it is read together."""
         return True
 
     def between(self, start: int, end: int) -> float:
@@ -191,12 +191,12 @@ class _Scale:
         return self._spoken[end] > self._spoken[start]
 
     def reach(self, start: int, weight: float) -> int:
-        """The largest place up to which text[start:place] weighs no more than `weight`."""
+        """The largest `place` for which text[start:place] weighs no more than `weight`."""
         return bisect.bisect_right(self._sums, self._sums[start] + weight) - 1
 
 
 class _ReadScale(_Scale):
-    """The same by what an engine reads: a word's reading is weighed, and spread evenly over its characters."""
+    """The same by an engine's reading: each word's reading is weighed, and spread evenly over its characters."""
 
     def __init__(self, text: str, read: Read) -> None:
         weights, spoken = [0.0] * (len(text) + 1), [0] * (len(text) + 1)
@@ -212,13 +212,13 @@ class _ReadScale(_Scale):
         self._sums, self._spoken = list(itertools.accumulate(weights)), list(itertools.accumulate(spoken))
 
     def apart(self, start: int, place: int, end: int) -> bool:
-        # The words beside the place tell: what changes a number's reading stands next to it.
+        # The words next to the place suffice: what changes a number's reading stands beside it.
         before = self._text[max(start, place - _NEAR) : place].split()
         behind = self._text[place : min(end, place + _NEAR)].split()
         if not before or not behind:
             return True
-        together, *alone = (self._read(each).split() for each in (f"{before[-1]} {behind[0]}", before[-1], behind[0]))
-        return together == [*alone[0], *alone[1]]
+        together, *apart = (self._read(each).split() for each in (f"{before[-1]} {behind[0]}", before[-1], behind[0]))
+        return together == [*apart[0], *apart[1]]
 
     def _size(self, word: str) -> int:
         return len(self._read(word).strip())
@@ -263,22 +263,25 @@ _OPENING = r"[\p{Ps}\p{Pi}\"'¿¡„‚]+$"
 
 
 def _units(text: str, scale: _Scale, comfortable: float, longest: float, first: int | None) -> list[_Unit]:
-    """The text in pieces that each speak, weigh at most `longest` and, a bounded number of them, a segment's worth."""
+    """The text as units that each have something to speak and weigh at most `longest`.
+
+    Small ones are joined, so that a bounded number of units makes a segment.
+    """
     clusters = {match.end() for match in _pattern(r"\X").finditer(text)}
-    limits = [longest if first is None else min(first, longest)]  # of the sentence at hand: the first one's is another
+    limits = [longest if first is None else min(first, longest)]  # of the current sentence: the first one has its own
 
     def between(
         start: int, end: int, cuts: Callable[[str], Iterable[int]], *, whole: bool = False
     ) -> Iterator[tuple[int, int]]:
-        """text[start:end] cut at those of the places that tear no cluster, nor (`whole`) what is read together."""
+        """text[start:end] cut at places that split no cluster, nor (`whole`) what must be read together."""
         places = {start + place for place in cuts(text[start:end])}
         inner = sorted(place for place in places if start < place < end and place in clusters)
         if whole:
             inner = [place for place in inner if scale.apart(start, place, end)] or inner
         return itertools.pairwise([start, *inner, end])
 
-    def pieces(start: int, end: int, grade: Grade, finer: Sequence[Any]) -> Iterator[_Unit]:
-        """The unit cut by the first of the `finer` ways that finds a place, each piece again by the rest of them."""
+    def cut(start: int, end: int, grade: Grade, finer: Sequence[Any]) -> Iterator[_Unit]:
+        """The unit cut in the first of the `finer` ways that finds a place, and each part again in the other ways."""
         if scale.between(start, end) <= limits[0] or not finer:
             yield _Unit(start, end, grade)
             return
@@ -287,26 +290,26 @@ def _units(text: str, scale: _Scale, comfortable: float, longest: float, first: 
             yield _Unit(start, end, grade)  # for a first segment no clause is torn
             return
         for a, b in between(start, end, cuts, whole=kind is Grade.SPACE):
-            yield from pieces(a, b, grade if b == end else kind, rest)
+            yield from cut(a, b, grade if b == end else kind, rest)
 
-    def by_cluster(piece: str) -> Iterator[int]:
-        weights, place = _Scale(piece), 0
-        ends = [match.end() for match in _pattern(r"\X").finditer(piece)]
+    def by_cluster(part: str) -> Iterator[int]:
+        weights, place = _Scale(part), 0
+        ends = [match.end() for match in _pattern(r"\X").finditer(part)]
         while (near := bisect.bisect_right(ends, weights.reach(place, comfortable))) < len(ends):
             place = ends[near - 1] if near and ends[near - 1] > place else ends[near]  # at least one cluster
             yield place
 
     finer = (
-        (Grade.SENTENCE, lambda piece: _sentence_ends(_pattern(_QUOTES).sub(" ", piece), piece)),
+        (Grade.SENTENCE, lambda part: _sentence_ends(_pattern(_QUOTES).sub(" ", part), part)),
         (Grade.CLAUSE, _clause_ends),
-        (Grade.SPACE, lambda piece: (match.end() for match in _pattern(r"\s+").finditer(piece))),
+        (Grade.SPACE, lambda part: (match.end() for match in _pattern(r"\s+").finditer(part))),
         (Grade.CLUSTER, by_cluster),
     )
     found: list[_Unit] = []
     begin = 0
     for end in [*(end for end in _paragraph_ends(text) if end in clusters), len(text)]:
         for a, b in between(begin, end, lambda paragraph: _sentence_ends(paragraph, paragraph)):
-            found += pieces(a, b, Grade.PARAGRAPH if b == end else Grade.SENTENCE, finer)
+            found += cut(a, b, Grade.PARAGRAPH if b == end else Grade.SENTENCE, finer)
             if scale.speaks(0, b):
                 limits[0] = longest
         found[-1] = replace(found[-1], heading=_is_heading(text[begin:end]))
@@ -315,7 +318,7 @@ def _units(text: str, scale: _Scale, comfortable: float, longest: float, first: 
 
 
 def _paragraph_ends(text: str) -> list[int]:
-    """Behind each white space that holds an empty line, between two paragraphs."""
+    """The end of each white space with an empty line, between two paragraphs."""
     ends = []
     for match in re.finditer(r"\s+", text):
         lines = match[0].replace("\r\n", "\n")
@@ -329,15 +332,15 @@ def _is_heading(paragraph: str) -> bool:
     return last in (":", "：") or (last != "" and is_spoken(last))
 
 
-def _clause_ends(piece: str) -> Iterator[int]:
-    for match in _pattern(_CLAUSE).finditer(piece):
+def _clause_ends(part: str) -> Iterator[int]:
+    for match in _pattern(_CLAUSE).finditer(part):
         yield match.end()
 
 
 def _sentence_ends(text: str, original: str) -> set[int]:
-    """Where sentences end, white space included, opening quotes behind it not.
+    """Where sentences end: after the white space, before opening quotes that follow.
 
-    `text` is what is searched and `original` what it was before its quotes were hidden, place by place.
+    `text` is searched; `original` is the same text, position by position, before its quotes were hidden.
     """
     # White space of several bytes makes sentencex 1.0 slice within a character and panic.
     plain = _pattern(r"[^\S\n ]").sub(" ", text)
@@ -351,7 +354,7 @@ def _sentence_ends(text: str, original: str) -> set[int]:
         ends.update(keep)
         start = len(plain) if last else max([*keep, start + _WINDOW // 2])
     blanks = [match.span() for match in re.finditer(r"\s+", text)]
-    for end in list(ends):  # white space is never a piece of its own
+    for end in list(ends):  # white space is never a part of its own
         begun = bisect.bisect_right(blanks, (end, len(text))) - 1
         if begun >= 0 and end < blanks[begun][1]:
             ends.remove(end)
@@ -376,7 +379,7 @@ def _agreed_ends(window: str) -> set[int]:
 
 
 def _languages(window: str) -> Sequence[str]:
-    """English and those whose script, or some of whose function words, are there; all of them where none is."""
+    """English and the languages whose script or function words occur in the text; all of them if none do."""
     for script, languages in _LANGUAGES.items():
         if len(_pattern(script).findall(window)) > len(window) / 4:
             return languages
@@ -390,14 +393,14 @@ def _languages(window: str) -> Sequence[str]:
 
 @functools.cache
 def _own_words() -> dict[str, frozenset[str]]:
-    """Function words by language, without those that English has too ("die" is no reason to think of German)."""
+    """Function words by language, without those that English has too ("die" does not suggest German)."""
     english = frozenset(_FUNCTION_WORDS["en"].split())
     own = {language: frozenset(words.split()) - english for language, words in _FUNCTION_WORDS.items()}
     return {**own, "en": english}
 
 
 def _before_opening(text: str, end: int) -> int:
-    """The place moved before quotes and brackets that open what follows: `Yes. “` ends behind the space."""
+    """The place moved before quotes and brackets that open what follows: `Yes. “` ends after the space."""
     opening = _pattern(_OPENING).search(text, max(0, end - 8), end)
     if opening and opening.start() and text[opening.start() - 1].isspace():
         return int(opening.start())
@@ -405,7 +408,7 @@ def _before_opening(text: str, end: int) -> int:
 
 
 def _goes_on(text: str, end: int) -> bool:
-    """Whether a sentence goes on all the same: 「…。」と, or a number behind a short word, Ch. 3."""
+    """Whether a sentence continues nevertheless: 「…。」と, or a number after a short word, Ch. 3."""
     if text[end - 1 : end] in ("」", "』"):
         return _pattern(r"\p{Hiragana}").match(text, end) is not None
     number = text[end : end + 1].isdigit()
@@ -413,7 +416,7 @@ def _goes_on(text: str, end: int) -> bool:
 
 
 def _join_small(units: Iterable[_Unit], scale: _Scale, least: float, longest: float) -> list[_Unit]:
-    """Units of less than `least`, and those with nothing to speak, joined to the neighbour they belong to more."""
+    """Units of less than `least`, and those with nothing to speak, joined to the neighbour that they fit better."""
     joined: list[_Unit] = []
     for unit in units:
         if joined:
@@ -434,7 +437,7 @@ def _join_small(units: Iterable[_Unit], scale: _Scale, least: float, longest: fl
 def _pack(
     units: Sequence[_Unit], scale: _Scale, comfortable: float, longest: float, first: int | None
 ) -> Iterator[_Unit]:
-    """Units joined to segments, by the least sum of costs: uneven lengths and unnatural ends cost."""
+    """Units joined into segments with the least total cost: uneven lengths and unnatural ends cost."""
     best = [0.0] * (len(units) + 1)
     came = [0] * (len(units) + 1)
     for end in range(1, len(units) + 1):
@@ -459,6 +462,6 @@ def _pack(
 
 
 def _cost(weight: float, aim: float) -> float:
-    """Of a segment's length: 0 at the aim, 1 at none of it."""
+    """The cost of a segment's length: 0 at the aim, 1 at length 0."""
     off = weight / aim - 1
     return off * off * (_LONG_COST if off > 0 else 1.0)

@@ -19,7 +19,7 @@ from accelerator.codec.layers import (
     Transformer,
     Unit,
     Weights,
-    in_pieces,
+    in_tiles,
     upsampled,
 )
 from accelerator.codec.polyphase import polyphase
@@ -111,15 +111,15 @@ def test_a_residual_unit_folds_its_snakes() -> None:
 
 def test_a_convnext_block() -> None:
     depth, norm = nn.Conv1d(6, 6, 7, groups=6), nn.LayerNorm(6, eps=1e-6)
-    wide, narrow, gamma = nn.Linear(6, 24), nn.Linear(24, 6), seeded(6)
+    expand, contract, gamma = nn.Linear(6, 24), nn.Linear(24, 6), seeded(6)
     x = seeded(2, 20, 6)
     with torch.no_grad():
         hidden = depth(functional.pad(x.transpose(1, 2), (6, 0))).transpose(1, 2)
-        expected = x + gamma * narrow(functional.gelu(wide(norm(hidden))))
+        expected = x + gamma * contract(functional.gelu(expand(norm(hidden))))
         weights = {"depth.kernel": kernel_of(depth.weight), "depth.bias": depth.bias}
-        for name, layer in (("norm", norm), ("wide", wide)):
+        for name, layer in (("norm", norm), ("expand", expand)):
             weights |= {f"{name}.weight": layer.weight, f"{name}.bias": layer.bias}
-        weights |= {"narrow.weight": narrow.weight * gamma[:, None], "narrow.bias": narrow.bias * gamma}
+        weights |= {"contract.weight": contract.weight * gamma[:, None], "contract.bias": contract.bias * gamma}
         block = ConvNeXt(Weights(weights), 1e-6)
         torch.testing.assert_close(block(x, {}), expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(windows(block, x, 3), expected, rtol=1e-4, atol=1e-4)
@@ -194,13 +194,13 @@ def test_positions_end_where_the_table_ends() -> None:
         made(seeded(1, 4, 8), state)
 
 
-def test_pieces_join() -> None:
+def test_tiles_join() -> None:
     x, seen = seeded(2, 10, 3), []
 
     def run(piece: Tensor) -> Tensor:
         seen.append(piece.shape[1])
         return piece * 2
 
-    torch.testing.assert_close(in_pieces(x, 4, run), x * 2)
+    torch.testing.assert_close(in_tiles(x, 4, run), x * 2)
     assert seen == [4, 4, 2]
-    assert in_pieces(x, 0, run).shape == x.shape
+    assert in_tiles(x, 0, run).shape == x.shape

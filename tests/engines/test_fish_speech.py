@@ -120,8 +120,8 @@ def test_the_window_is_what_the_engine_looks_back_on(count: int) -> None:
 def test_a_function_sees_other_globals_while_its_module_does_not() -> None:
     module = types.ModuleType("m")
     exec("factor = 2\ndef times(x, *, plus=1): return x * factor + plus", vars(module))
-    twin = with_globals(module.times, {"factor": 10})
-    assert (twin(3), twin(3, plus=0), module.times(3), module.factor) == (31, 30, 7, 2)
+    copied = with_globals(module.times, {"factor": 10})
+    assert (copied(3), copied(3, plus=0), module.times(3), module.factor) == (31, 30, 7, 2)
     with pytest.raises(UnsupportedEngine, match="not a plain function"):
         with_globals(functools.partial(module.times), {})
 
@@ -220,10 +220,10 @@ def test_a_replica_shares_weights_or_has_none() -> None:
 
     module, x = Nested(), torch.randn(2, 3)
     expected = module(x)
-    twin = replica(module, shared)
-    assert twin.a is not module.a
-    assert all(a is b for a, b in zip(twin.parameters(), module.parameters(), strict=True))
-    torch.testing.assert_close(twin(x), expected)
+    copied = replica(module, shared)
+    assert copied.a is not module.a
+    assert all(a is b for a, b in zip(copied.parameters(), module.parameters(), strict=True))
+    torch.testing.assert_close(copied(x), expected)
     shell = replica(module, on_meta)
     assert all(p.is_meta for p in shell.parameters())
     assert shell.d.is_meta
@@ -375,8 +375,8 @@ def compare(original: Any, ours: Any) -> list[str]:
 
 
 @real
-@pytest.mark.parametrize("twin", ["onnxruntime", "pytorch"])
-def test_greedy_codes_equal_the_engines_own_token_for_token(module: Any, fast: Any, twin: str) -> None:
+@pytest.mark.parametrize("backend", ["onnxruntime", "pytorch"])
+def test_greedy_codes_equal_the_engines_own_token_for_token(module: Any, fast: Any, backend: str) -> None:
     adapter, count = fast.adapter, 64
     prompt = adapter._proof_prompt()
     options: dict[str, Any] = {"temperature": 0.7, "top_p": 1e-6, "repetition_penalty": 1.0}
@@ -390,7 +390,7 @@ def test_greedy_codes_equal_the_engines_own_token_for_token(module: Any, fast: A
         audio_parts=None,
         **options,
     )[:, prompt.shape[1] :].numpy()
-    call = fast._routes["text2semantic"] if twin == "onnxruntime" else adapter._generate_in_torch
+    call = fast._routes["text2semantic"] if backend == "onnxruntime" else adapter._generate_in_torch
     frames = np.stack(list(call(prompt, replace(GREEDY, max_new_tokens=count))), axis=1)
     np.testing.assert_array_equal(frames, own)
     assert len(set(own[0])) > 10, "a checkpoint that repeats itself proves little"
@@ -504,7 +504,7 @@ class Fault(RuntimeError):
 
 
 def break_after(fast: Any, part: str, items: int) -> None:
-    """The part's ONNX twin fails; a generator part does after so many items."""
+    """The part's ONNX export fails; a generator part does after so many items."""
     route = fast._routes[part]
     call = route._choice.call
 

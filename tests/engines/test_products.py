@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from accelerator.codec import convolutions
-from accelerator.codec.convolutions import Form, Kernel, Packed, Plain, Split, has_bf16, packs, product, splits
+from accelerator.codec.convolutions import Form, Kernel, Packed, Plain, Split, convolver, has_bf16, packs, splits
 from accelerator.codec.layers import Convolution
 
 needs_packing = pytest.mark.skipif(not packs(), reason="this PyTorch takes no ordered weights")
@@ -84,8 +84,8 @@ def test_pairs_of_int8_are_close_to_float32(shape: tuple[int, ...], how: dict[st
 @pytest.mark.parametrize("taps", [1, 3])
 def test_quiet_channels_count_by_what_they_contribute(taps: int) -> None:
     """An input channel a thousand times smaller, with weights a thousand times larger, loses nothing."""
-    levels = 10 ** torch.linspace(-3, 3, 64)
-    kernel, x = seeded(32, taps, 64) / levels, seeded(1, 50, 64) * levels
+    scales = 10 ** torch.linspace(-3, 3, 64)
+    kernel, x = seeded(32, taps, 64) / scales, seeded(1, 50, 64) * scales
     assert snr_db(Plain(kernel, None)(x), Split(kernel, None)(x)) > 70
 
 
@@ -105,7 +105,7 @@ def test_any_number_of_rows_of_a_single_tap_multiplies_the_same_copy_of_the_weig
     assert len(split._by_order) == 1
 
 
-def test_plain_products_take_a_part_of_an_array() -> None:
+def test_plain_convolutions_take_a_part_of_an_array() -> None:
     kernel, x = seeded(5, 3, 6), seeded(2, 30, 6)
     torch.testing.assert_close(Plain(kernel, None)(x[:, :20]), Plain(kernel, None)(x[:, :20].clone()))
 
@@ -123,7 +123,7 @@ def test_stored_weights_are_read_once_for_an_order() -> None:
     forms: list[tuple[Form, float]] = [("plain", 100), ("packed", 100), ("split", 70)]
     for form, bar in forms:
         reads = 0
-        made = product(stored, None, form=form)
+        made = convolver(stored, None, form=form)
         for _ in range(3):
             assert snr_db(Plain(kernel, None)(x), made(x)) > bar
         assert reads == 1
@@ -142,7 +142,7 @@ def test_silence_and_missing_weights_stay_zero() -> None:
 @needs_packing
 def test_threads_share_a_layer() -> None:
     kernel = seeded(64, 7, 64) / 20
-    shared, plain = product(kernel, None, form="split"), Plain(kernel, None)
+    shared, plain = convolver(kernel, None, form="split"), Plain(kernel, None)
 
     def run(length: int) -> float:
         x = seeded(1, length, 64, seed=length)
@@ -159,7 +159,7 @@ def test_without_the_operators_pytorchs_own_are_used(forgotten: None, monkeypatc
     monkeypatch.setattr(torch, "ops", nothing)
     assert not packs()
     assert not splits()
-    made = product(kernel, bias, dilation=2, form="split")
+    made = convolver(kernel, bias, dilation=2, form="split")
     assert isinstance(made, Plain)
     torch.testing.assert_close(made(x), expected)
     low = Convolution(kernel, bias, dtype=torch.bfloat16)(x, {})
@@ -180,7 +180,7 @@ def test_operators_that_fail_or_are_wrong_are_not_used(forgotten: None, monkeypa
 
 def test_without_amx_nothing_is_split(forgotten: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert not isinstance(product(seeded(8, 3, 6), None, form="split"), Split)
+    assert not isinstance(convolver(seeded(8, 3, 6), None, form="split"), Split)
 
 
 @pytest.mark.parametrize(

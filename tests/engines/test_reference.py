@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from doubles import twin, voice
+from doubles import replica, voice
 
 from accelerator import SpeechRequest, UniversalOptimizer
 from accelerator.audio.reference import Reference
@@ -157,7 +157,7 @@ def test_a_voice_brings_its_own_way_of_drawing(tiny: Any) -> None:
 
 def test_settings_are_obeyed_whoever_sets_them(tiny: Any) -> None:
     engine = copy.copy(tiny)
-    optimizer = twin(engine)
+    optimizer = replica(engine)
     optimizer.config = dataclasses.replace(engine.config, max_new_tokens=7)
     assert engine.config is optimizer.config
     assert len(optimizer.synthesize("Hello there.", temperature=0).audio) == 7 * engine.hop

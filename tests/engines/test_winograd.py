@@ -11,7 +11,7 @@ from torch import Tensor
 
 from accelerator import kernels
 from accelerator.codec import convolutions, winograd
-from accelerator.codec.convolutions import WIDE, Kernel, Plain, Split, product
+from accelerator.codec.convolutions import MANY, Kernel, Plain, Split, convolver
 from accelerator.codec.layers import Convolution
 from accelerator.codec.winograd import TAPS, Minimal, Winograd
 from accelerator.kernels import filters
@@ -60,7 +60,7 @@ def test_any_length_gives_what_a_convolution_gives(taps: int, dilation: int, bat
 def test_it_is_nearly_as_exact_as_a_sum(taps: int) -> None:
     kernel, x = seeded(64, taps, 192) / (192 * taps) ** 0.5, seeded(1, 512, 192)
     exact = torch.nn.functional.conv1d(x.double().transpose(1, 2), kernel.double().permute(0, 2, 1)).transpose(1, 2)
-    ours, plain = ((product(x) - exact).square().mean().sqrt() for product in (made(kernel), Plain(kernel, None)))
+    ours, plain = ((convolve(x) - exact).square().mean().sqrt() for convolve in (made(kernel), Plain(kernel, None)))
     assert ours < 1e-5
     assert ours < 12 * plain
 
@@ -84,26 +84,26 @@ def test_what_was_before_in_memory_does_not_matter() -> None:
 @pytest.mark.usefixtures("no_kernels")
 def test_wide_filters_of_such_lengths_are_computed_so() -> None:
     for taps in (1, 2, 3, 5, 7):
-        kernel = seeded(WIDE, taps, WIDE)
-        assert isinstance(product(kernel, None, form="winograd"), Winograd) == (taps in TAPS)
-    kernel = seeded(WIDE, 7, WIDE)
-    assert not isinstance(product(kernel, None, form="plain"), Winograd)
-    assert not isinstance(product(kernel, None, form="packed"), Winograd)
-    assert not isinstance(product(kernel, None, form="winograd", stride=2), Winograd)
-    assert not isinstance(product(kernel, None, form="winograd", dtype=torch.bfloat16), Winograd)
-    assert not isinstance(product(seeded(1, 7, WIDE), None, form="winograd"), Winograd)
+        kernel = seeded(MANY, taps, MANY)
+        assert isinstance(convolver(kernel, None, form="winograd"), Winograd) == (taps in TAPS)
+    kernel = seeded(MANY, 7, MANY)
+    assert not isinstance(convolver(kernel, None, form="plain"), Winograd)
+    assert not isinstance(convolver(kernel, None, form="packed"), Winograd)
+    assert not isinstance(convolver(kernel, None, form="winograd", stride=2), Winograd)
+    assert not isinstance(convolver(kernel, None, form="winograd", dtype=torch.bfloat16), Winograd)
+    assert not isinstance(convolver(seeded(1, 7, MANY), None, form="winograd"), Winograd)
 
 
 @pytest.mark.usefixtures("no_kernels")
 def test_it_stands_in_where_nothing_can_be_split(monkeypatch: pytest.MonkeyPatch) -> None:
     for splits in (False, True):
         monkeypatch.setattr(convolutions, "splits", lambda answer=splits: answer)
-        assert isinstance(product(seeded(WIDE, 7, WIDE), None, form="split"), Split if splits else Winograd)
+        assert isinstance(convolver(seeded(MANY, 7, MANY), None, form="split"), Split if splits else Winograd)
 
 
 @pytest.fixture(params=["compiled", "not compiled"])
 def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
-    """What products of form "winograd" are, with compiled kernels and without."""
+    """What convolutions of form "winograd" are, with compiled kernels and without."""
     if request.param == "compiled" and not kernels.available():
         pytest.skip("compiled kernels need AVX2 and numba")
     monkeypatch.setattr(kernels, "available", lambda: request.param == "compiled")
@@ -111,25 +111,25 @@ def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
 
 
 def test_a_layer_goes_on_where_it_ended(either: type) -> None:
-    conv, x = Convolution(seeded(WIDE, 7, WIDE) / 20, seeded(WIDE), dilation=3, form="winograd"), seeded(1, 90, WIDE)
+    conv, x = Convolution(seeded(MANY, 7, MANY) / 20, seeded(MANY), dilation=3, form="winograd"), seeded(1, 90, MANY)
     state: dict[int, Tensor] = {}
     joined = torch.cat([conv(part, state) for part in x.split([1, 30, 7, 52], dim=1)], dim=1)
     torch.testing.assert_close(joined, conv(x, {}), rtol=1e-4, atol=1e-3)
 
 
 def test_weights_are_read_once_and_shared_by_threads(either: type) -> None:
-    kernel, reads = seeded(WIDE, 7, WIDE) / 20, []
+    kernel, reads = seeded(MANY, 7, MANY) / 20, []
 
     def read() -> Tensor:
         reads.append(1)
         return kernel
 
-    shared, plain = product(Kernel(tuple(kernel.shape), read), None, form="winograd"), Plain(kernel, None)
+    shared, plain = convolver(Kernel(tuple(kernel.shape), read), None, form="winograd"), Plain(kernel, None)
     assert isinstance(shared, either)
     assert not reads
 
     def run(length: int) -> float:
-        x = seeded(1, length, WIDE, seed=length)
+        x = seeded(1, length, MANY, seed=length)
         return float((shared(x) - plain(x)).abs().max())
 
     with ThreadPoolExecutor(8) as pool:

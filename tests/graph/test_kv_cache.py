@@ -45,10 +45,10 @@ def transformer(graphs: dict[int, Path], adapter: ReferenceAdapter, bits: int, c
     return Transformer(Session(graphs[bits] / "slow.onnx"), spec.slow, outputs, 1, capacity)
 
 
-def run(model: Transformer, x: np.ndarray, pieces: list[int]) -> list[np.ndarray]:
+def run(model: Transformer, x: np.ndarray, chunks: list[int]) -> list[np.ndarray]:
     """Logits after each piece of x [T, D]."""
     answers, at = [], 0
-    for length in pieces:
+    for length in chunks:
         model.input(length)[0] = x[at : at + length]
         answers.append(model.step(length)["logits"][0].copy())
         at += length
@@ -85,16 +85,16 @@ def test_scales_hold_what_was_seen_and_what_rotation_can_make_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "pieces", [[20, *[1] * 12], [1] * 24, [8, 5, 3, 1, 1, 7]], ids=["prefill", "steps", "appended"]
+    "chunks", [[20, *[1] * 12], [1] * 24, [8, 5, 3, 1, 1, 7]], ids=["prefill", "steps", "appended"]
 )
 def test_an_int8_cache_answers_as_a_float_one(
-    graphs: dict[int, Path], adapter: ReferenceAdapter, pieces: list[int]
+    graphs: dict[int, Path], adapter: ReferenceAdapter, chunks: list[int]
 ) -> None:
-    x = inputs(adapter, sum(pieces), seed=1)
-    exact = run(transformer(graphs, adapter, 32), x, pieces)
-    quantized = run(transformer(graphs, adapter, 8), x, pieces)
+    x = inputs(adapter, sum(chunks), seed=1)
+    exact = run(transformer(graphs, adapter, 32), x, chunks)
+    quantized = run(transformer(graphs, adapter, 8), x, chunks)
     assert 0 < relative_error(exact, quantized) < 0.03
-    np.testing.assert_array_equal(exact[0] if pieces[0] > 1 else quantized[0], quantized[0])
+    np.testing.assert_array_equal(exact[0] if chunks[0] > 1 else quantized[0], quantized[0])
 
 
 def test_a_prefill_fills_its_slots_and_leaves_the_others(graphs: dict[int, Path], adapter: ReferenceAdapter) -> None:
@@ -136,9 +136,9 @@ def test_a_step_writes_one_slot_in_place(graphs: dict[int, Path], adapter: Refer
 
 def test_growing_an_int8_cache_changes_nothing(graphs: dict[int, Path], adapter: ReferenceAdapter) -> None:
     x = inputs(adapter, 40, seed=4)
-    pieces = [20, *[1] * 20]
+    chunks = [20, *[1] * 20]
     small = transformer(graphs, adapter, 8, capacity=22)
-    np.testing.assert_array_equal(run(small, x, pieces), run(transformer(graphs, adapter, 8), x, pieces))
+    np.testing.assert_array_equal(run(small, x, chunks), run(transformer(graphs, adapter, 8), x, chunks))
     assert small.cache.capacity > 22
 
 
@@ -148,22 +148,22 @@ def test_a_graph_without_ranges_keeps_a_float_cache(adapter: ReferenceAdapter, t
 
 
 @pytest.mark.usefixtures("exact_sums")
-@pytest.mark.parametrize("pieces", [[20, 1, 1, 1], [12, 6, 1, 1, 5, 1]], ids=["prompt", "appended"])
+@pytest.mark.parametrize("chunks", [[20, 1, 1, 1], [12, 6, 1, 1, 5, 1]], ids=["prompt", "appended"])
 def test_prompts_and_steps_by_different_graphs_on_one_cache(
-    adapter: ReferenceAdapter, ranges: KVRanges, tmp_path: Path, pieces: list[int]
+    adapter: ReferenceAdapter, ranges: KVRanges, tmp_path: Path, chunks: list[int]
 ) -> None:
     """What the prompt's graph leaves in the cache is what the other would have left, so steps go on from it."""
     spec, outputs = adapter._spec, {"logits": len(adapter._spec.rows), "hidden": adapter._spec.fast.dim}
-    for name in ("slow", "wide"):
+    for name in ("slow", "prefill"):
         recipe = Recipe(kv_bits=8) if name == "slow" else BY_ROW
         build_slow(tmp_path, spec, adapter.backbone()[1], recipe, ranges, name=name)
-    sessions = {name: Session(tmp_path / f"{name}.onnx") for name in ("slow", "wide")}
-    steps, prompts = (Transformer(sessions[name], spec.slow, outputs, 1, 64) for name in ("slow", "wide"))
+    sessions = {name: Session(tmp_path / f"{name}.onnx") for name in ("slow", "prefill")}
+    steps, prompts = (Transformer(sessions[name], spec.slow, outputs, 1, 64) for name in ("slow", "prefill"))
     prompts.cache = steps.cache
-    x = inputs(adapter, sum(pieces), seed=4)
-    exact = run(Transformer(sessions["slow"], spec.slow, outputs, 1, 64), x, pieces)
+    x = inputs(adapter, sum(chunks), seed=4)
+    exact = run(Transformer(sessions["slow"], spec.slow, outputs, 1, 64), x, chunks)
     answers, at = [], 0
-    for length in pieces:
+    for length in chunks:
         model = prompts if length > 1 else steps
         model.lengths[:] = at
         model.input(length)[0] = x[at : at + length]

@@ -30,7 +30,7 @@ SHAPES = [(1, 32), (5, 64), (3, 96), (7, 40), (4, 33), (2, 1), (6, 300)]  # odd 
 
 
 def by_hand(row: np.ndarray, bits: int, symmetric: bool) -> tuple[list[int], float, int]:
-    """One block, in plain Python: (levels, scale, zero point)."""
+    """One block, in plain Python: (quantized, scale, zero point)."""
     values = [float(v) for v in row]
     top = 2**bits - 1
     if symmetric:
@@ -66,11 +66,11 @@ def test_every_block_as_done_by_hand(shape: tuple[int, int], bits: int, block: i
     padded = np.pad(weight, ((0, 0), (0, blocks * block - shape[1])))
     for row in range(shape[0]):
         for at in range(blocks):
-            levels, scale, zero = by_hand(padded[row, at * block : (at + 1) * block], bits, symmetric)
+            quantized, scale, zero = by_hand(padded[row, at * block : (at + 1) * block], bits, symmetric)
             assert scales[row, at] == pytest.approx(scale, rel=1e-6)
             stored = unpack(packed[row, at], bits)
-            assert all(abs(a - b) <= 1 for a, b in zip(stored, levels, strict=True)), "float32 may round a tie"
-            assert sum(a != b for a, b in zip(stored, levels, strict=True)) <= 1
+            assert all(abs(a - b) <= 1 for a, b in zip(stored, quantized, strict=True)), "float32 may round a tie"
+            assert sum(a != b for a, b in zip(stored, quantized, strict=True)) <= 1
             if points is not None:
                 assert unpack(points[row], bits)[at] == zero
 
@@ -78,7 +78,7 @@ def test_every_block_as_done_by_hand(shape: tuple[int, int], bits: int, block: i
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(("bits", "block"), CASES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_round_trip_errs_by_half_a_level(shape: tuple[int, int], bits: int, block: int, symmetric: bool) -> None:
+def test_the_round_trip_errs_by_half_a_step(shape: tuple[int, int], bits: int, block: int, symmetric: bool) -> None:
     weight = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     packed, scales, points = quantize_blocks(weight, bits, block, symmetric=symmetric)
     again = dequantize_blocks(packed, scales, points, bits, shape[1])
@@ -86,7 +86,7 @@ def test_the_round_trip_errs_by_half_a_level(shape: tuple[int, int], bits: int, 
     assert again.dtype == np.float32
     step = np.repeat(np.abs(scales), block, axis=1)[:, : shape[1]]
     error = np.abs(again - weight)
-    if symmetric:  # one end of the levels is one short: what lies there is clipped, by a level at most
+    if symmetric:  # one end has one value less: weights there are clipped, by one step at most
         clipped = np.abs(weight) >= (2 ** (bits - 1) - 0.5) * step
         assert (error <= step * 1.001).all()
         assert (error[~clipped] <= 0.501 * step[~clipped]).all()
@@ -121,14 +121,14 @@ def test_no_other_bits(bits: int, symmetric: bool) -> None:
         quantize_blocks(np.zeros((2, 32), np.float32), bits, 32, symmetric=symmetric)
 
 
-def test_fewer_bits_are_the_lowest_levels_of_four(tmp_path: Path) -> None:
+def test_fewer_bits_are_the_lowest_values_of_four(tmp_path: Path) -> None:
     weight = np.random.default_rng(0).standard_normal((16, 160)).astype(np.float32)
     x = np.random.default_rng(1).standard_normal((4, 160)).astype(np.float32)
     errors = []
     for bits in (4, 3, 2):
         packed, scales, points = quantize_blocks(weight, bits, 32, symmetric=False)
-        levels = [level for byte in packed.reshape(-1, packed.shape[2]) for level in unpack(byte, 4)]
-        assert set(levels) == set(range(2**bits))
+        quantized = [value for byte in packed.reshape(-1, packed.shape[2]) for value in unpack(byte, 4)]
+        assert set(quantized) == set(range(2**bits))
         again = dequantize_blocks(packed, scales, points, bits, 160)
         errors.append(np.linalg.norm(again - weight) / np.linalg.norm(weight))
         y = run(tmp_path, Recipe(bits=bits, block=32, symmetric=False), weight, x, None, True)
@@ -355,8 +355,8 @@ def test_the_integer_product_is_the_float_one_of_what_was_rounded(tmp_path: Path
     bias = rng.standard_normal(70).astype(np.float32) if biased else None
     quantized, scales = quantize_rows(weight)
     largest = np.abs(x).max(axis=-1, keepdims=True)
-    levels = np.rint(x / largest * 127)
-    expected = levels / 127 * largest @ (quantized * scales[:, None]).T + (bias if biased else 0)
+    activations = np.rint(x / largest * 127)
+    expected = activations / 127 * largest @ (quantized * scales[:, None]).T + (bias if biased else 0)
     (y,) = by_row(tmp_path, weight, bias).run({"x": x})
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-3)
     exact = x @ weight.T + (bias if biased else 0)

@@ -7,7 +7,7 @@ import soundfile
 import torch
 
 from accelerator.reference import SIZES, ReferenceEngine, ReferenceEngineError, load
-from accelerator.reference.tokenizer import untold
+from accelerator.reference.tokenizer import unconditional
 
 TEXT = "Hello there."
 
@@ -267,8 +267,8 @@ def test_guidance_goes_away_from_what_comes_without_the_text(tiny):
     frames = list(engine.generate(prompt, temperature=0, repetition_penalty=1.0, max_new_tokens=12))
     bare = prompt.copy()
     bare[0, [*range(1, 8), *range(14, 26)]] = 259
-    assert untold(prompt, lm).tolist() == bare.tolist()
-    model, told = engine.language_model, []
+    assert unconditional(prompt, lm).tolist() == bare.tolist()
+    model, guided = engine.language_model, []
     with torch.inference_mode():
         for at in range(len(frames)):
             logits = []
@@ -276,14 +276,14 @@ def test_guidance_goes_away_from_what_comes_without_the_text(tiny):
                 columns = np.concatenate((columns, *(f[:, None] for f in frames[:at])), axis=1)
                 cache = model.slow_cache(columns.shape[1])
                 logits.append(model.slow(torch.from_numpy(columns)[None], cache, 0)[0][0])
-            told.append(int((logits[1] + 2.5 * (logits[0] - logits[1]))[:-1].argmax()))
-    assert told == [int(frame[1]) for frame in frames]
+            guided.append(int((logits[1] + 2.5 * (logits[0] - logits[1]))[:-1].argmax()))
+    assert guided == [int(frame[1]) for frame in frames]
     plain = list(tiny.generate(prompt, temperature=0, repetition_penalty=1.0, max_new_tokens=12))
     assert not np.array_equal(frames, plain)
 
 
 def test_what_is_implausible_without_guidance_is_not_said(tiny):
-    """Each greedy code is the guided maximum among those that are plausible to the model told the text."""
+    """Each greedy code is the guided maximum among those that are plausible in the conditioned row."""
     lm = replace(tiny.config.language_model, untold=259)
     engine = copy.copy(tiny)
     engine.config = replace(tiny.config, language_model=lm, guidance=4.0, plausible=0.6)
@@ -293,7 +293,7 @@ def test_what_is_implausible_without_guidance_is_not_said(tiny):
     with torch.inference_mode():
         for at, frame in enumerate(frames):
             logits = []
-            for columns in (prompt, untold(prompt, lm)):
+            for columns in (prompt, unconditional(prompt, lm)):
                 columns = np.concatenate((columns, *(f[:, None] for f in frames[:at])), axis=1)
                 logits.append(model.slow(torch.from_numpy(columns)[None], model.slow_cache(columns.shape[1]), 0)[0][0])
             guided = logits[1] + 4 * (logits[0] - logits[1])

@@ -217,12 +217,12 @@ def test_a_corpus_without_a_reference_is_an_error():
         pack_rows(corpus, LM, 4, np.random.default_rng(0))
 
 
-def test_some_documents_are_not_told():
+def test_some_documents_are_unconditional():
     """Their bytes cannot be read, nor is a head guided to them; what is learnt of them stays."""
     corpus = spoken(6)
-    told = pack_rows(corpus, LM, 2, np.random.default_rng(0))
-    assert not (told.columns[:, 0] == LM.untold).any()
-    rows = pack_rows(corpus, LM, 4, np.random.default_rng(0), untold_share=0.5)
+    conditioned = pack_rows(corpus, LM, 2, np.random.default_rng(0))
+    assert not (conditioned.columns[:, 0] == LM.untold).any()
+    rows = pack_rows(corpus, LM, 4, np.random.default_rng(0), unconditional_share=0.5)
     tokens = rows.columns[:, 0]
     hidden = 0
     for row in range(4):

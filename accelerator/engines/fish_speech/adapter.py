@@ -319,7 +319,7 @@ class FishSpeechAdapter:
                 params.max_new_tokens - len(resume),
                 frames=resume,
                 batching=batching,
-                end_may_come_first=False,
+                prefill_may_end=False,
                 times=times,
             )
 

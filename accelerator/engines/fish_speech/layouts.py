@@ -1,4 +1,4 @@
-"""The layouts of fish-speech's code that are supported, as a table; which one is installed is told by its functions."""
+"""The supported layouts of fish-speech's code, as a table; the installed one is recognised by its functions."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ says what is in the file. In bfloat16 mode the decoder's residual units multiply
 behind the first stage, four fifths of the decoder's arithmetic; where compiled filters are faster, only what mixes the
 channels, in every stage. What comes before is amplified by all the stages behind, so it is not rounded like that: its
 products are those of pairs of int8 with AMX (`convolutions.Split`, about 80 dB each), with compiled kernels those of
-int16 (`convolutions.Levels`, 70 dB) or float32. The rest, and every sum, is float32.
+int16 (`convolutions.Dense`, 70 dB) or float32. The rest, and every sum, is float32.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from ... import kernels
 from ...codec import convolutions
 from ...codec.convolutions import Kernel
 from ...codec.layers import (
-    PIECE,
+    TILE,
     ConvNeXt,
     Convolution,
     State,
     Transformer,
     Unit,
     Weights,
-    in_pieces,
-    in_turn,
+    in_tiles,
+    leasing_cores,
     plainly,
     snaked,
     upsampled,
@@ -56,19 +56,19 @@ __all__ = ["DecodeCall", "Decoder", "EncodeCall", "Encoder", "Stream", "componen
 FRAMES = 16  # of a window that the later convolutions work on
 FIRST = 4  # of a stream's first window, which asks for another order of some weights
 LONG = 64  # of a window for the layers whose weights are large: they are read once for each
-_LARGE = 65_536  # weights of a product that are worth reading again for each order, rather than keeping
-_PRODUCT = re.compile(r"\.(kernel|qkv|out|gate_up|down|(wide|narrow|input|output)\.weight)$")
+_LARGE = 65_536  # weights of a matrix from which it is read again for each order, rather than kept
+_MATRIX = re.compile(r"\.(kernel|qkv|out|gate_up|down|(expand|contract|input|output)\.weight)$")
 
 
 class Decoder:
     """Codes int64 [B, C, frames] -> audio float32 [B, frames * hop]. Safe to call from several threads."""
 
     def __init__(self, weights: Weights, config: Mapping[str, Any], *, dtype: Dtype = "fp32") -> None:
-        """dtype: of most products, in `convolutions`' forms for the rest; see `RunOptions`."""
+        """dtype: of most multiplications; the rest follows the forms of `convolutions`. See `RunOptions`."""
         low, less = torch.bfloat16 if dtype == "bf16" else torch.float32, dtype != "fp32"
         self._frames = LONG if less else LONG // 2  # of a window; the longer one would ask for a second order
         quick, split = replace(weights, form="winograd"), replace(weights, form="split" if less else "winograd")
-        amx, levels = less and convolutions.splits(), replace(weights, form="levels" if less else "winograd")
+        amx, int16 = less and convolutions.splits(), replace(weights, form="int16" if less else "winograd")
         self._sizes = torch.tensor(config["sizes"])[:, None]
         self._offsets = self._sizes.cumsum(0) - self._sizes
         self._books = weights("books"), weights("projection.weight"), weights("projection.bias")
@@ -83,9 +83,9 @@ class Decoder:
             exact = (
                 i == 0 and dtype == "bf16" and convolutions.of_filters(low) == low
             )  # where filters are bfloat16, too
-            how, products_ = (split, torch.float32) if exact else (levels if dtype == "int16" else quick, low)
-            units = [Unit(how.within(f"stages.{i}.units.{j}"), d, products_) for j, d in enumerate(config["dilations"])]
-            conv = _convolution(split if amx and i < 2 else levels, f"stages.{i}")  # later ones are too small to split
+            how, dtype_ = (split, torch.float32) if exact else (int16 if dtype == "int16" else quick, low)
+            units = [Unit(how.within(f"stages.{i}.units.{j}"), d, dtype_) for j, d in enumerate(config["dilations"])]
+            conv = _convolution(split if amx and i < 2 else int16, f"stages.{i}")  # later ones are too small to split
             self._stages.append((weights(f"stages.{i}.alpha"), conv, rate, units))
         self._last = weights("last.alpha"), _convolution(quick, "last")
 
@@ -94,9 +94,9 @@ class Decoder:
         return torch.cat([self._window(part, state) for part in codes.split(self._frames, dim=2)], dim=1)
 
     def _window(self, codes: Tensor, state: State) -> Tensor:
-        z = in_turn(functools.partial(self._begin, state))(codes)
-        piece = max(1, FRAMES * z.shape[1] // codes.shape[2])
-        return in_pieces(z, piece, in_turn(functools.partial(self._finish, self._stages[1:], state)))[..., 0]
+        z = leasing_cores(functools.partial(self._begin, state))(codes)
+        tile = max(1, FRAMES * z.shape[1] // codes.shape[2])
+        return in_tiles(z, tile, leasing_cores(functools.partial(self._finish, self._stages[1:], state)))[..., 0]
 
     def _begin(self, state: State, codes: Tensor) -> Tensor:
         """What is worth doing for a whole window: up to the first stage's answer."""
@@ -119,15 +119,15 @@ class Decoder:
         return x
 
     def _finish(self, stages: Sequence[Any], state: State, x: Tensor) -> Tensor:
-        """The audio of a piece, which goes through all stages before the next one does."""
+        """The audio of a tile, which goes through all stages before the next one does."""
         if not stages:
             alpha, conv = self._last
             return torch.tanh(snaked(conv, x, alpha, state))
 
-        def stage(piece: Tensor) -> Tensor:
-            return self._finish(stages[1:], state, self._stage(stages[0], state, piece))
+        def stage(tile: Tensor) -> Tensor:
+            return self._finish(stages[1:], state, self._stage(stages[0], state, tile))
 
-        return in_pieces(x, PIECE // (x.shape[2] // 2 * stages[0][2]), stage)  # channels halve, rows multiply
+        return in_tiles(x, TILE // (x.shape[2] // 2 * stages[0][2]), stage)  # channels halve, rows multiply
 
 
 class Encoder:
@@ -160,17 +160,17 @@ class Encoder:
         return torch.cat([self._quantize(self._window(w[..., None], state)) for w in windows], dim=2)
 
     def _window(self, x: Tensor, state: State) -> Tensor:
-        piece = max(1, PIECE // (len(self._stages[0][1]) * self.hop)) * self.hop
+        tile = max(1, TILE // (len(self._stages[0][1]) * self.hop)) * self.hop
         start = 0
-        for i, (_, _, _, transformer) in enumerate(self._stages):  # convolutions up to each transformer go by pieces
+        for i, (_, _, _, transformer) in enumerate(self._stages):  # convolutions up to each transformer go by tiles
             if transformer is not None or i == len(self._stages) - 1:
                 part = self._stages[start : i + 1]
-                x = in_pieces(x, piece, in_turn(functools.partial(self._convolve, part, start == 0, state)))
-                x = x if transformer is None else in_turn(functools.partial(transformer, state=state))(x)
+                x = in_tiles(x, tile, leasing_cores(functools.partial(self._convolve, part, start == 0, state)))
+                x = x if transformer is None else leasing_cores(functools.partial(transformer, state=state))(x)
                 for stage in part:
-                    piece = max(1, piece // stage[2].stride)
+                    tile = max(1, tile // stage[2].stride)
                 start = i + 1
-        return in_turn(functools.partial(self._finish, state))(x)
+        return leasing_cores(functools.partial(self._finish, state))(x)
 
     def _finish(self, state: State, x: Tensor) -> Tensor:
         """A window's latents, behind all stages."""
@@ -217,7 +217,7 @@ def component(
     config: Mapping[str, Any],
     examples: Callable[[], Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]],
 ) -> Component:
-    """The rewrite of one direction, proven in float32 as the ONNX export is, and what less costs where it can be told.
+    """The rewrite of one direction, proven in float32 like the ONNX export, and in lower precision where it can run.
 
     examples: yields (inputs, PyTorch's answer), as for `traced`.
     """
@@ -322,7 +322,7 @@ def load(path: Path, *, stored: bool = False) -> tuple[Weights, dict[str, Any]]:
         tensors, filters = {}, {}
         for name in file.keys():  # noqa: SIM118
             shape = tuple(file.get_slice(name).get_shape())
-            if _PRODUCT.search(name) and math.prod(shape) >= _LARGE:
+            if _MATRIX.search(name) and math.prod(shape) >= _LARGE:
                 filters[name] = Kernel(shape, functools.partial(_read, path, name))
             else:
                 tensors[name] = file.get_tensor(name).clone()  # a view would keep the whole file mapped

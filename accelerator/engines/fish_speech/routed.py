@@ -78,7 +78,7 @@ def _serving(request: _Request) -> Iterator[None]:
 
 
 class _Requests(queue.Queue[Any]):
-    """A queue whose items remember the context they were put in. Raises Closed when nobody serves it any more.
+    """A queue whose items remember the context they were put in. Raises Closed when it is no longer served.
 
     start: begins to serve it, with the first item; called once in a process, as a fork takes no threads along.
     """
@@ -146,7 +146,7 @@ class Routed:
         engine.send_Llama_request = send_with_seed
         engine.load_by_hash = load_known_voice
         self.stages = FishSpeechStages(adapter, engine, calls)
-        engine._accelerated_by = self  # whoever holds the copy keeps its thread
+        engine._accelerated_by = self  # the copy keeps its thread alive
         weakref.finalize(self, self._requests.put, None).atexit = False
 
     def _start(self) -> None:
@@ -186,7 +186,7 @@ class Routed:
             options = {"model": self._adapter.model.shell, "decode_one_token": module.decode_one_token_ar}
             for chunk in generate_long(**options, **request.request):
                 reply(module.WrappedGenerateResponse(status="success", response=chunk))
-        except Exception as error:  # whoever waits for the reply has to hear of it
+        except Exception as error:  # passed on to the caller that waits for the reply
             logger.warning("fish-speech could not serve a request: %s", error)
             reply(module.WrappedGenerateResponse(status="error", response=error))
 

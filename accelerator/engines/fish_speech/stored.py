@@ -135,9 +135,9 @@ class _File:
             raise ValueError("a ConvNeXt block of another kind")
         self.convolution(f"{name}.depth", block.dwconv)
         self.linear(f"{name}.norm", block.norm.weight, block.norm.bias)
-        self.linear(f"{name}.wide", block.pwconv1.weight, block.pwconv1.bias)
+        self.linear(f"{name}.expand", block.pwconv1.weight, block.pwconv1.bias)
         gamma = block.gamma
-        self.linear(f"{name}.narrow", block.pwconv2.weight * gamma[:, None], block.pwconv2.bias * gamma)
+        self.linear(f"{name}.contract", block.pwconv2.weight * gamma[:, None], block.pwconv2.bias * gamma)
 
     def transformer(self, name: str, module: Any) -> dict[str, Any] | None:
         """A transformer limited to a window, its layer scales folded; None for no transformer at all."""

@@ -65,7 +65,7 @@ def load_language_model(folder: Path, dtype: torch.dtype | None) -> Any:
     """The text2semantic model of a checkpoint folder; float types as stored if `dtype` is None. Raises EngineError.
 
     The engine's own loader first fills a model with random numbers, which takes longer than reading the weights; on the
-    meta device it only reads them. The attention mask stays there: `with_cache` makes the piece a request needs.
+    meta device it only reads them. The attention mask stays there: `with_cache` makes the part that a request needs.
     """
     model = _from_pretrained(folder, load_weights=True)
     missing = unloaded(model)

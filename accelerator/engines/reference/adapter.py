@@ -41,7 +41,7 @@ __all__ = ["ReferenceAdapter"]
 
 PROBE_FRAMES = 12
 SILENT_S = 0.03
-LEARNT_S = (1.0, 12.0)  # seconds of a reference: it has learnt from turns of up to ten, and babbles from 16 on
+LEARNT_S = (1.0, 12.0)  # seconds of a reference: it was trained on turns of up to ten, and babbles from 16 on
 
 
 class ReferenceAdapter:
@@ -96,7 +96,7 @@ class ReferenceAdapter:
                 original=self._decode_in_torch,
                 probe=lambda call: seconds(call, examples.codes(engine, 32)),
                 backends=(onnx_runtime((self._codec_part("decoder"),), self._load_decoder),),
-                # Pieces are short; one that is digitally silent is a pause only if PyTorch says so.
+                # Windows are short; a digitally silent one is a pause only if PyTorch agrees.
                 check=lambda audio: check_audio(audio, self.sample_rate, silent_s=SILENT_S),
             ),
         )
@@ -127,7 +127,7 @@ class ReferenceAdapter:
         """Nothing: the engine's weights are the user's."""
 
     def defaults(self) -> SamplingParams:
-        """What `ReferenceEngine.generate` does when told nothing."""
+        """The defaults of `ReferenceEngine.generate`."""
         config = self.engine.config
         return SamplingParams(
             temperature=config.temperature,
@@ -203,9 +203,9 @@ class ReferenceAdapter:
         config = self.engine.config
         if config.guidance == 1:
             return None
-        from ...reference.tokenizer import untold
+        from ...reference.tokenizer import unconditional
 
-        return Guidance(untold(np.asarray(prompt), config.language_model), config.guidance, config.plausible)
+        return Guidance(unconditional(np.asarray(prompt), config.language_model), config.guidance, config.plausible)
 
     def _probe_language_model(self, call: Call) -> float:
         prompt = self.engine.encode_text(examples.PROOF_TEXT)

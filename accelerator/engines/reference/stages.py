@@ -27,7 +27,7 @@ _LETTERS_A_SECOND = 40.0  # its teachers speak 12 to 20: faster nobody does
 
 @dataclass(frozen=True)
 class Spoken:
-    """A voice: codes [C, m] of a recording and what it says, or a speaker's name, or nobody's in particular."""
+    """A voice: codes [C, m] of a recording and what it says, or a speaker's name, or neither."""
 
     codes: np.ndarray | None = None
     text: str = ""

@@ -85,7 +85,7 @@ class VitsStages:
         return 0.0
 
     def encode(self, reference: Reference) -> Arrays:
-        raise InvalidOption("VITS imitates nobody: leave reference_audio out")
+        raise InvalidOption("VITS does not imitate voices: leave reference_audio out")
 
     def voice(self, request: SpeechRequest, kept: Arrays | None) -> int | None:
         return None if request.voice is None else self._own.speaker(request.voice)
@@ -145,9 +145,9 @@ class VitsStages:
         model = self._own.model
         outdated = self._own.outdated()
         whole = attention_mask is None or bool(attention_mask.all())
-        told = speaker_id is None or (isinstance(speaker_id, int) and 0 <= speaker_id < model.config.num_speakers)
+        known = speaker_id is None or (isinstance(speaker_id, int) and 0 <= speaker_id < model.config.num_speakers)
         one = input_ids is not None and input_ids.shape[0] == 1
-        if outdated is not None or not (one and whole and told and _is_plain(model.config, options)):
+        if outdated is not None or not (one and whole and known and _is_plain(model.config, options)):
             if drawing is not None:
                 raise EngineError(outdated or "the pipeline asks its model for what the exports do not answer")
             if outdated is not None:
@@ -172,14 +172,14 @@ class VitsStages:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(audio [1, n], latents [1, C, L]). rate: None for the model's own. drawing: None for PyTorch's own noise."""
         generator, exclusive = (None, True) if drawing is None else (drawing.generator, drawing.exclusive)
-        config, told = self._own.model.config, self._own.embedding(speaker)
+        config, voice = self._own.model.config, self._own.embedding(speaker)
         model = self._own.model  # its attributes are the user's to change
         noise = np.zeros((1, 2, tokens.shape[1]), np.float32)
         if config.use_stochastic_duration_prediction:
             drawn = torch.randn(1, 2, tokens.shape[1], generator=generator)
             noise = drawn.numpy() * np.float32(model.noise_scale_duration)
         beside = {} if exclusive else {"exclusive": False}
-        prior = self._calls[TEXT](tokens, noise, told, **beside)[0]  # [T, 2C + 1]
+        prior = self._calls[TEXT](tokens, noise, voice, **beside)[0]  # [T, 2C + 1]
         length_scale = 1.0 / (model.speaking_rate if rate is None else rate)  # as transformers rounds it
         lasting = torch.ceil(torch.exp(torch.from_numpy(prior[:, -1].copy())) * length_scale).long().numpy()
         frames = prior.repeat(lasting, axis=0) if lasting.sum() else np.zeros_like(prior[:1])
@@ -188,7 +188,7 @@ class VitsStages:
         rest = torch.empty(1, *means.shape).transpose(1, 2).normal_(generator=generator)[0].numpy()
         latents = means.T + rest * np.exp(variances.T) * np.float32(model.noise_scale)
         latents = np.ascontiguousarray(latents[None], np.float32)
-        audio = self._calls[DECODER](latents, told, **beside)
+        audio = self._calls[DECODER](latents, voice, **beside)
         current_meter().add_frames(latents.shape[2])
         return audio, latents
 

@@ -32,13 +32,13 @@ def weights(made: Callable[[], Any]) -> Weights:
             put(f"{name}.in.{j}", inner)
             put(f"{name}.out.{j}", onward)
         if hasattr(net, "cond_layer"):
-            tensors[f"{name}.speaker"] = net.cond_layer.weight[:, :, 0]
+            tensors[f"{name}.condition"] = net.cond_layer.weight[:, :, 0]
         config["flows"].append([int(inner.dilation[0]) for inner in net.in_layers])
     voice = model.decoder
     put("first", voice.conv_pre)
     put("last", voice.conv_post)
     if hasattr(voice, "cond"):
-        tensors["speaker"] = voice.cond.weight[:, :, 0]
+        tensors["condition"] = voice.cond.weight[:, :, 0]
     for i, up in enumerate(voice.upsampler):
         tensors[f"ups.{i}.kernel"], bias = polyphase(up.weight, up.bias, int(up.stride[0]))
         tensors[f"ups.{i}.kernel"] = tensors[f"ups.{i}.kernel"].transpose(1, 2)

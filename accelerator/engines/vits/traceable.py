@@ -29,12 +29,12 @@ class Text(nn.Module):
         super().__init__()
         self.encoder, self.durations = model.text_encoder, model.duration_predictor
         self.stochastic = model.config.use_stochastic_duration_prediction
-        self.told = getattr(model, "told", False)
+        self.flagged = getattr(model, "flagged", False)
 
     def forward(self, tokens: Tensor, noise: Tensor, speaker: Tensor | None = None) -> Tensor:
         mask = torch.ones_like(tokens).unsqueeze(-1).to(noise.dtype)  # [1, T, 1]
         encoded = self.encoder(input_ids=tokens, padding_mask=mask, return_dict=True)
-        hidden, speaker = encoded.last_hidden_state.transpose(1, 2), _named(speaker, self.told)
+        hidden, speaker = encoded.last_hidden_state.transpose(1, 2), _named(speaker, self.flagged)
         mask = mask.transpose(1, 2)
         if self.stochastic:
             log_durations = self._backwards(hidden, mask, noise, speaker)
@@ -63,10 +63,10 @@ class Decoder(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.flow, self.decoder = model.flow, model.decoder
-        self.told = getattr(model, "told", False)
+        self.flagged = getattr(model, "flagged", False)
 
     def forward(self, latents: Tensor, speaker: Tensor | None = None) -> Tensor:
-        speaker = _named(speaker, self.told)
+        speaker = _named(speaker, self.flagged)
         x = self.flow(latents, torch.ones_like(latents[:, :1]), speaker, reverse=True)
         return self.decoder(x, speaker).squeeze(1)
 
@@ -88,15 +88,15 @@ def speaker_input(model: Any, speaker: int | None) -> np.ndarray | None:
     config = model.config
     if config.num_speakers < 2:
         return None
-    told = np.zeros((1, config.speaker_embedding_size + 1, 1), np.float32)
+    given = np.zeros((1, config.speaker_embedding_size + 1, 1), np.float32)
     if speaker is not None:
-        told[0, :-1, 0], told[0, -1, 0] = model.embed_speaker.weight[speaker].detach().numpy(), 1.0
-    return told
+        given[0, :-1, 0], given[0, -1, 0] = model.embed_speaker.weight[speaker].detach().numpy(), 1.0
+    return given
 
 
-def _named(speaker: Tensor | None, told: bool) -> Tensor | None:
-    """What the engine's own modules take: an embedding, or None. Exported ones take the whole input."""
-    if speaker is None or told:
+def _named(speaker: Tensor | None, flagged: bool) -> Tensor | None:
+    """What the engine's own modules take: an embedding, or None. Exported ones take the flag after it as well."""
+    if speaker is None or flagged:
         return speaker
     return speaker[:, :-1] if bool(speaker[0, -1, 0]) else None
 
@@ -114,7 +114,7 @@ def exportable(model: Any) -> Any:
         for name, child in model.named_children()
         if name in ("text_encoder", "duration_predictor", "flow", "decoder")
     }
-    made.told = model.config.num_speakers > 1
+    made.flagged = model.config.num_speakers > 1
     for owner in list(made.modules()):
         for name, child in owner.named_children():
             if "parametrizations" in child._modules:
@@ -149,10 +149,10 @@ def _folded(module: Any) -> nn.Module:
 
 def _with_bias_inside(conv: Any) -> nn.Conv1d:
     """The same of an input with a one behind it; of zeros, zeros."""
-    wide = nn.Conv1d(conv.in_channels + 1, conv.out_channels, 1, bias=False)
+    folded = nn.Conv1d(conv.in_channels + 1, conv.out_channels, 1, bias=False)
     bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
-    wide.weight = nn.Parameter(torch.cat((conv.weight, bias[:, None, None]), dim=1).detach(), requires_grad=False)
-    return wide
+    folded.weight = nn.Parameter(torch.cat((conv.weight, bias[:, None, None]), dim=1).detach(), requires_grad=False)
+    return folded
 
 
 def attend(own: Any, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
@@ -185,10 +185,10 @@ def attend(own: Any, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
 def _gated(own: Any, inputs: Tensor, padding_mask: Tensor, global_conditioning: Tensor | None = None) -> Tensor:
     """`VitsWaveNet` of [1, D, L]."""
     size, total = own.hidden_size, torch.zeros_like(inputs)
-    told = None if global_conditioning is None else own.cond_layer(global_conditioning).split(2 * size, dim=1)
+    conditions = None if global_conditioning is None else own.cond_layer(global_conditioning).split(2 * size, dim=1)
     x = inputs
     for i, (layer, onward) in enumerate(zip(own.in_layers, own.res_skip_layers, strict=True)):
-        both = layer(x) if told is None else layer(x) + told[i]
+        both = layer(x) if conditions is None else layer(x) + conditions[i]
         answer = onward(both[:, :size].tanh() * both[:, size:].sigmoid())
         if i + 1 < own.num_layers:
             x = (x + answer[:, :size]) * padding_mask

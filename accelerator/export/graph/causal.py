@@ -1,4 +1,4 @@
-"""A causal language model, as Llama and Qwen2 are, as one ONNX graph."""
+"""A causal language model, such as Llama or Qwen2, as one ONNX graph."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def build_causal(
 ) -> None:
     """Write <name>.onnx: embedded tokens [B, S, D] in, logits of the next one [B, rows] out.
 
-    weights: the model's own; "causal.head" is [vocabulary, D], of which `spec.rows` are exported. ranges: as
-    the model's own cache has them; see `build_stack`.
+    weights: the model's own; "causal.head" is [vocabulary, D], of which `spec.rows` are exported. ranges:
+    in the order of the model's own cache; see `build_stack`.
     """
     if spec.half_split:
         weights, ranges = interleaved(weights, spec.stack), ranges and interleaved_ranges(ranges)

@@ -1,7 +1,7 @@
 """The dual autoregressive language model as two ONNX graphs: `slow` over frames, `fast` over a frame's codebooks.
 
-The architecture is Fish-Speech's (Liao et al. 2024, arXiv:2411.01156): a causal language model (see `causal`) whose
-states a second stack turns into codes.
+The architecture is Fish-Speech's (Liao et al. 2024, arXiv:2411.01156): a causal language model (see `causal`), and a
+second stack that generates codes from its hidden states.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DualARSpec:
-    """A dual autoregressive model: a causal one over frames, and what stands on top of it over a frame's codebooks."""
+    """A dual autoregressive model: a causal model over frames, and on top of it one over a frame's codebooks."""
 
     slow: TransformerSpec
     fast: TransformerSpec
@@ -66,21 +66,21 @@ class DualARSpec:
 
     @property
     def causal(self) -> CausalSpec:
-        """The slow model alone."""
+        """The slow model."""
         return CausalSpec(self.slow, ((self.semantic_begin, self.semantic_end + 1),), (self.end_id,))
 
     @property
     def codebook(self) -> CodebookSpec:
-        """What stands on top of it."""
+        """The fast model."""
         return CodebookSpec(self.fast, self.codebooks, self.codebook_size, self.fast_codes, self.semantic_begin)
 
     @property
     def hidden(self) -> Hidden:
-        """What the slow model hands to the fast one."""
+        """What the slow model passes to the fast one."""
         return Hidden(self.fast.dim, self.fast_input == "post_norm", self.fast_projection)
 
     def graph(self, name: str) -> tuple[TransformerSpec, Hidden | None]:
-        """The stack of the graph "slow" or "fast", and the state that it answers with."""
+        """The stack of the graph "slow" or "fast", and the hidden state that it outputs."""
         return (self.slow, self.hidden) if name == "slow" else (self.fast, None)
 
 
@@ -95,7 +95,7 @@ def build_slow(
 ) -> None:
     """Write <name>.onnx: embedded frames in, logits of the next main token and the fast model's input out.
 
-    ranges: makes the key-value cache int8 if the recipe wants that; see `build_stack`.
+    ranges: makes the key-value cache int8 if the recipe asks for that; see `build_stack`.
     """
     build_stack(directory, spec.causal, weights, recipe, ranges, name=name, prefix="slow", hidden=spec.hidden)
 

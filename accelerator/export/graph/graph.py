@@ -33,8 +33,7 @@ class Graph:
     """Collects nodes and writes `<directory>/<name>.onnx` with its weights beside it in `<name>.data`.
 
     Values are plain strings. Weights are written as they arrive, so that the peak memory of an export is one tensor,
-    not
-    one model. Use as a context manager; nothing is written to `<name>.onnx` unless the block ends without an error.
+    not one model. Use as a context manager; nothing is written to `<name>.onnx` unless the block ends without an error.
     """
 
     def __init__(self, directory: Path, name: str) -> None:

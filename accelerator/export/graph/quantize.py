@@ -1,13 +1,13 @@
-"""Weight quantization for ONNX Runtime's MatMulNBits, by blocks, and its integer product, by rows; recipes of both.
+"""Weight quantization by blocks, for ONNX Runtime's MatMulNBits, and by rows, for its integer matrix product.
 
 Every row of a weight [N, K] is cut into blocks along K; a block of `block` weights shares one float32 scale (and, if
 asymmetric, one zero point). MatMulNBits then multiplies with activations quantized to int8 on the fly (accuracy level
 4, VNNI/dot-product kernels). The layout is that of the operator's documentation (onnxruntime, ContribOperators.md).
 
-Where one scale serves a whole row of the weight, and one a whole row of activations, the sum over K is one of integers
+With one scale for a whole row of the weight and one for a whole row of activations, the sum over K is in integers
 (MatMulIntegerToFloat), for which processors with AMX have matrix instructions: many times faster on prompts and
-batches, a little coarser. Integer sums are exact, so that a row's answer does not depend on the rows beside it.
-Processors without VNNI must not use it: ONNX Runtime's kernel for them lets pairs of products saturate.
+batches, a little coarser. Integer sums are exact, so a row's result does not depend on the other rows of its batch.
+Processors without VNNI must not use it: on them ONNX Runtime's kernel lets sums of two products saturate.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 
 WHOLE_ROWS = 0  # as a block's size: one scale per row of a weight, and integer matrix multiplication
-_SLICE = 2**18  # weights that are quantized at once
+_SLICE = 2**18  # weights quantized at a time
 _THREADS = 8
 
 
@@ -52,7 +52,7 @@ class Recipe:
     head_bits: int = 32  # output heads decide the argmax, so a recipe may keep them wider
     head_block: int = 32
     kv_bits: int = 32  # the slow model's key-value cache, 8 or 32
-    wider: tuple[str, ...] = ()  # patterns of names of matrices that are stored as heads are: "*.down", "fast.*"
+    wider: tuple[str, ...] = ()  # name patterns of matrices that are stored like heads: "*.down", "fast.*"
 
     def head(self) -> Recipe:
         """The same recipe for an output head."""
@@ -70,12 +70,12 @@ RECIPES = {
     # seventh faster, but a divergence of 1.02 nats on a random S1-mini (whose logits are peaked) fails the proof.
     "int4": Recipe(bits=4, block=64, symmetric=False, fit="clipped", head_bits=8, head_block=64, kv_bits=8),
 }
-# For prompts on processors that add up products of int8 (VNNI, AMX), and with AMX for large batches.
+# For prompts on processors with int8 dot products (VNNI, AMX), and with AMX for large batches.
 BY_ROW = Recipe(bits=8, block=WHOLE_ROWS, head_bits=8, head_block=128, kv_bits=8)
 
 
 def _stored(bits: int) -> int:
-    """The bits that a level takes in memory: fewer than four are the lowest levels of four."""
+    """The bits that a quantized value takes in memory: fewer than four are stored as four."""
     return max(bits, 4)
 
 
@@ -84,7 +84,7 @@ def quantize_blocks(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Quantize float32 `weight` [N, K] to `bits` in blocks along K, their scales chosen as `fit` says.
 
-    bits: 4 or 8; 2 or 3, not symmetric, uses the lowest levels of 4, to measure what fewer would cost. Returns packed
+    bits: 4 or 8; 2 or 3, not symmetric, uses the lowest values of 4, to measure the loss of fewer bits. Returns packed
     values uint8 [N, ceil(K/block), block*bits/8], scales float32 [N, ceil(K/block)] and, if not symmetric, zero points
     uint8 [N, ceil(ceil(K/block)*bits/8)]. Works in slices of rows, several at once: they stay in the processor's
     caches, and the memory needed beside the result is small.
@@ -103,9 +103,9 @@ def quantize_blocks(
         if blocks * block != columns:
             part = np.pad(part, ((0, 0), (0, blocks * block - columns)))
         fitted = fit_blocks(part.reshape(-1, block), used, symmetric, fit)
-        levels = _pack_nibbles(fitted.levels) if bits == 4 else fitted.levels
+        quantized = _pack_nibbles(fitted.quantized) if bits == 4 else fitted.quantized
         shape = len(part), blocks
-        packed[begin : begin + step] = levels.reshape(*shape, -1)
+        packed[begin : begin + step] = quantized.reshape(*shape, -1)
         scales[begin : begin + step] = fitted.scales.reshape(shape)
         zero[begin : begin + step] = fitted.zero.reshape(shape)
 
@@ -125,7 +125,7 @@ def quantize_blocks(
 def dequantize_blocks(
     packed: np.ndarray, scales: np.ndarray, points: np.ndarray | None, bits: int, columns: int
 ) -> np.ndarray:
-    """The float32 [N, `columns`] that `quantize_blocks`' result stands for."""
+    """Dequantize a result of `quantize_blocks`: float32 [N, `columns`]."""
     rows, blocks = scales.shape
     bits = _stored(bits)
     values = (unpack_nibbles(packed) if bits == 4 else packed).reshape(rows, blocks, -1)
@@ -182,8 +182,8 @@ def _by_row(graph: Graph, x: str, name: str, weight: np.ndarray, bias: np.ndarra
     largest = graph.op("ReduceMax", graph.op("Abs", x), graph.constant([-1]), keepdims=1)
     largest = graph.op("Max", largest, graph.constant(SMALLEST, np.float32))  # a row of zeros stays zero
     step, middle = graph.constant(1 / 127, np.float32), graph.constant(128, np.uint8)
-    levels = graph.op("QuantizeLinear", graph.op("Div", x, largest), step, middle)
+    activations = graph.op("QuantizeLinear", graph.op("Div", x, largest), step, middle)
     values, scale = graph.weight(f"{name}.q8", quantized.T), graph.weight(f"{name}.scales", scales)
-    y = graph.fused("MatMulIntegerToFloat", levels, values, step, scale, middle)
+    y = graph.fused("MatMulIntegerToFloat", activations, values, step, scale, middle)
     y = graph.op("Mul", y, largest)
     return y if bias is None else graph.op("Add", y, graph.weight(f"{name}.bias", bias))

@@ -4,7 +4,7 @@
     snake x + sin(ax)^2 / a  -> (z + sin(z)^2) / a with z = ax, both factors folded into the neighbouring convolutions
 
 Weights change in place in the data file where their size stays, otherwise they are appended. Whatever does not match a
-pattern to the letter is left alone; the proof compares the result with PyTorch as it does any other export.
+pattern exactly is left as it is; the proof compares the result with PyTorch as it does any other export.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A head's dimensions are rotated in pairs, each by an angle of its own. Meta's Llama and fish-speech pair neighbours (2i,
 2i + 1); transformers pairs the two halves (i, i + d/2). Attention scores do not depend on the order of a head's
-dimensions, as long as queries and keys have the same: so the rows of their projections are reordered at export, and all
+dimensions, as long as queries and keys share it. So the rows of their projections are reordered at export, and all
 graphs and kernels rotate neighbours.
 """
 

@@ -1,4 +1,4 @@
-"""What the graphs and the decode loop must know of a language model: its dimensions, and which tokens it may draw."""
+"""What graphs and the decode loop must know about a language model: its dimensions and the tokens it may draw."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 __all__ = ["CausalSpec", "CodebookSpec", "Hidden", "KVRanges", "TransformerSpec", "Weights"]
 
-KV_MARGIN = 2.0  # room above the largest magnitude seen: other speakers have larger ones, and an int8 cache saturates
+KV_MARGIN = 2.0  # headroom above the largest magnitude seen: other speakers exceed it, and an int8 cache saturates
 
 Weights = Callable[[str], np.ndarray]
-"""name -> float32 array, loaded when asked for. The names are those the graphs use; linear weights are [out, in]."""
+"""name -> float32 array, loaded on demand. The names are those of the graphs; linear weights are [out, in]."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TransformerSpec:
     qk_norm: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
-    rope_bf16: bool = False  # the engine rounds its table of cosines to bfloat16
+    rope_bf16: bool = False  # the engine rounds its rotary table to bfloat16
 
     @property
     def matrix_weights(self) -> int:
@@ -51,7 +51,7 @@ class KVRanges:
     def scales(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """The int8 steps of a layer, [kv_heads, 1, head_dim] each.
 
-        Rotation turns a pair of key dimensions by any angle later on, so both get the step of the pair's length.
+        Later positions rotate a pair of key dimensions by any angle, so both get a step that fits the pair's length.
         """
         pairs = self.keys[layer].reshape(len(self.keys[layer]), -1, 2)
         keys = np.repeat(np.sqrt(np.square(pairs).sum(axis=-1)), 2, axis=-1)
@@ -64,7 +64,7 @@ class KVRanges:
 class Hidden:
     """The state [B, width] that a causal model hands to the model of a frame's codes, beside its logits.
 
-    normed: taken behind the last norm. projected: through a matrix of its own.
+    normed: taken after the last norm. projected: passed through a matrix of its own.
     """
 
     width: int
@@ -76,9 +76,9 @@ class Hidden:
 class CausalSpec:
     """A causal language model, by itself or as the first stack of a dual one.
 
-    ranges: the vocabulary ids that may be drawn, as (first, behind the last); the exported head has their rows only.
-    end_ids: ids that end a sequence. half_split: the weights are for rotary embeddings of a head's two halves
-    (transformers' `rotate_half`) in place of neighbours (Meta's and fish-speech's).
+    ranges: the vocabulary ids that may be drawn, as (begin, end); the exported head has only their rows.
+    end_ids: ids that end a sequence. half_split: the rotary embeddings pair a head's two halves (transformers'
+    `rotate_half`) instead of neighbours (Meta's and fish-speech's).
     """
 
     stack: TransformerSpec
@@ -87,7 +87,7 @@ class CausalSpec:
     half_split: bool = False
 
     def __post_init__(self) -> None:
-        assert len(np.unique(self.rows)) == len(self.rows), f"ids that stand twice in {self.ranges} or {self.end_ids}"
+        assert len(np.unique(self.rows)) == len(self.rows), f"ids that occur twice in {self.ranges} or {self.end_ids}"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -110,7 +110,7 @@ class CausalSpec:
         return 4 * (self.stack.matrix_weights + len(self.rows) * self.stack.dim)
 
     def graph(self, name: str) -> tuple[TransformerSpec, Hidden | None]:
-        """The stack of a graph, and the state that it answers with."""
+        """The stack of a graph, and the hidden state that it outputs."""
         return self.stack, None
 
 
@@ -118,8 +118,8 @@ class CausalSpec:
 class CodebookSpec:
     """What a dual model has on top of a causal one: a second stack, run once for each codebook of a frame.
 
-    The first code is the main token's own, counted from the id `begin`; the others are drawn, of the first `drawn` rows
-    of the second stack's head. size: codes of a codebook.
+    The main token determines the first code, counted from the id `begin`; the others are drawn from the first `drawn`
+    rows of the second stack's head. size: codes in a codebook.
     """
 
     stack: TransformerSpec

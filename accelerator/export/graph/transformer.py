@@ -1,4 +1,4 @@
-"""Stacks of Llama blocks (Touvron et al. 2023) as ONNX graphs, and the language model that such a stack is.
+"""Stacks of Llama blocks (Touvron et al. 2023) as ONNX graphs, and language models made of one.
 
 The graphs serve prefill and decode steps: KV caches are buffers [B, kv_heads, capacity, head_dim] that are input and
 output at once.
@@ -38,10 +38,10 @@ def build_stack(
 ) -> None:
     """Write <name>.onnx: embedded tokens or frames in, logits of the next token out, [B, rows], and a hidden state.
 
-    weights: called by names that begin with `prefix`, but for the projection's; of a model that rotates neighbours,
-    and whose head has the rows that may be drawn.
-    ranges: makes the key-value cache int8 if the recipe wants that. Graphs of different recipes built with the same
-    ranges can work on one cache: one for prompts, say, and one for steps. hidden: the state to answer with as well.
+    weights: called with names that begin with `prefix`, except for the projection's. The model must rotate neighbouring
+    pairs, and its head must have only the rows that may be drawn. ranges: makes the key-value cache int8 if the recipe
+    asks for that. Graphs of different recipes built with the same ranges can share a cache, for instance one graph for
+    prompts and one for steps. hidden: the state to output as well.
     """
     stack = spec.stack
     with Graph(directory, name) as graph:
@@ -154,10 +154,10 @@ def _attend_with_int8_cache(
     scales: tuple[np.ndarray, np.ndarray],
     outputs: Sequence[str],
 ) -> None:
-    """Decode reads a quarter of the bytes; a prompt is attended to in float32, whose kernel is a matrix one.
+    """Decoding reads a quarter of the bytes; a prompt is attended to in float32, whose kernel is a matrix kernel.
 
-    What the cache holds is taken for what it stands for, and what is new is rounded and put behind it. The decoding
-    branch still works in place: `If` hands the bound buffers through to the operator.
+    For a prompt the cache is dequantized, and the new keys and values are quantized and appended. The decoding branch
+    still works in place: `If` passes the bound buffers through to the operator.
     """
     steps = [graph.weight(f"{name}.{kind}_scale", s) for kind, s in zip(("key", "value"), scales, strict=True)]
 
@@ -171,9 +171,9 @@ def _attend_with_int8_cache(
         for old, head, both, step in zip(past, before, fresh, steps, strict=True):
             one, zero = graph.constant(1, np.float32), graph.constant(0, np.int8)
             new = graph.op("Slice", both, start, end, axis)
-            levels = graph.op("QuantizeLinear", graph.op("Div", new, step), one, zero)  # rounds and saturates
+            quantized = graph.op("QuantizeLinear", graph.op("Div", new, step), one, zero)  # rounds and saturates
             rest = graph.op("Slice", old, end, graph.constant([_END]), axis)
-            filled.append(graph.op("Concat", head, levels, rest, axis=2))
+            filled.append(graph.op("Concat", head, quantized, rest, axis=2))
         return [(attended, np.float32), (filled[0], np.int8), (filled[1], np.int8)]
 
     def go_on() -> list[tuple[str, Any]]:

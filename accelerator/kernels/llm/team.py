@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 
 from ...hardware.forks import renewed_in_children
-from ...hardware.lease import TURNS
+from ...hardware.lease import CORES
 from ..compiler import Function, function
 from ..descriptors import ASLEEP, NOW
 from ..opcodes import END, FRAME, LEAD, SERVE
@@ -52,7 +52,7 @@ class Team:
         return self.threads if self._control is None else int(self._control[NOW])
 
     def _do(self, what: int, numbers: np.ndarray) -> None:
-        with self._lock, TURNS.of("steps", self.threads):
+        with self._lock, CORES.lease("steps", self.threads):
             if self._control is None:
                 self._control = self._started()
             self._call(what, numbers.ctypes.data, self._control.ctypes.data)

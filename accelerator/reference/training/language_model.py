@@ -26,7 +26,7 @@ from ..config import EngineConfig, LanguageModelConfig
 from ..errors import ReferenceEngineError
 from ..language_model import LanguageModel
 from ..pronounce import pronounced
-from ..tokenizer import encode_bytes, frame_columns, text_columns, untold
+from ..tokenizer import encode_bytes, frame_columns, text_columns, unconditional
 from ..transformer import Block, rope_table, rotate
 from ..weights import load_weights, random_weights
 from .loop import Average, Checkpoint, Schedule, cosine, run
@@ -58,7 +58,7 @@ _TRIES = 1000
 _SPELT = 0.1  # share of known words that are shown in letters, so that the voice can read what no dictionary has
 _HIDDEN = (-0.25, 0.9)  # share of a document's frames that are hidden: uniform between, negative is none
 _NOISE = 0.05  # share of frames shown as another one
-_UNTOLD = 0.15  # share of documents without their text, which is what guidance compares with
+_UNCONDITIONAL = 0.15  # share of documents without their text, which is what guidance compares with
 _CODES = 0.33  # share of frames whose other codes are learnt in a step: reading the text is what takes long
 _GUIDED_LAYERS, _GUIDED_HEADS = (1, 2, 3), 2  # the heads of the first key-value head
 _GUIDE_WIDTH = 2.5  # letters: the standard deviation of where they are looked for
@@ -140,12 +140,12 @@ class LanguageModelTask:
         self.pace = pace(train, self.read)
         self.model = (_prepared(config, schedule.seed) if voice is None else grown(voice, config)).to(device)
         self.modules: dict[str, nn.Module] = {"language_model": self.model}
-        wide = [p for p in self.model.parameters() if p.ndim > 1]
+        matrices = [p for p in self.model.parameters() if p.ndim > 1]
         flat = [p for p in self.model.parameters() if p.ndim < 2]
-        groups: list[dict[str, Any]] = [{"params": wide, "weight_decay": 0.05}, {"params": flat}]
+        groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": 0.05}, {"params": flat}]
         adam = torch.optim.AdamW(groups, lr=_PEAK, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
         self.optimizers: dict[str, torch.optim.Optimizer] = {"language_model": adam}
-        self.untold_share = _UNTOLD if self.config.untold is not None else 0.0
+        self.unconditional_share = _UNCONDITIONAL if self.config.untold is not None else 0.0
         self.average: Average | None = Average(self.model, 0.999)
 
     def step(self, step: int, random: np.random.Generator) -> dict[str, float]:
@@ -156,7 +156,7 @@ class LanguageModelTask:
             random,
             pace=self.pace,
             read=self.read,
-            untold_share=self.untold_share,
+            unconditional_share=self.unconditional_share,
         )
         shown = noisy(rows, self.config, random).to(self.device)
         rows = rows.to(self.device)
@@ -218,11 +218,12 @@ def pack_rows(
     *,
     pace: np.ndarray | None = None,
     read: Read = _as_they_are,
-    untold_share: float = 0.0,
+    unconditional_share: float = 0.0,
 ) -> Rows:
     """Documents drawn at random, each into the first row that has place for it, until a few in turn find none.
 
-    pace: how long each byte takes, see `pace`; None: all as long. untold_share: documents whose text is not told.
+    pace: how long each byte takes, see `pace`; None: all as long. unconditional_share: of documents, without their
+    text.
     """
     paced = np.ones(256) if pace is None else pace
     table = torch.zeros(rows, 1 + config.codebooks, columns, dtype=torch.int64)
@@ -239,11 +240,11 @@ def pack_rows(
             continue
         misfits, number[row] = 0, number[row] + 1
         part = slice(filled[row], filled[row] + length)
-        told = not untold_share or random.random() >= untold_share
-        table[row, :, part] = torch.from_numpy(document if told else untold(document, config))
+        conditioned = not unconditional_share or random.random() >= unconditional_share
+        table[row, :, part] = torch.from_numpy(document if conditioned else unconditional(document, config))
         owner[row, part] = number[row]
         target[row, part] = torch.from_numpy(_targets(document[0], config))
-        if told:
+        if conditioned:
             letter[row, :, part] = torch.from_numpy(_letters(document[0], config, filled[row], paced))
         filled[row] += length
     return Rows(table, owner, target, letter)
