@@ -333,6 +333,15 @@ class UniversalOptimizer:
         return self._adapter
 
     @property
+    def engine(self) -> Any:
+        """The engine on the replaced parts, with its own interface: its `synthesize`, where it has one, is this one's.
+
+        None where the engine is still on disk.
+        """
+        self._check_open()
+        return self._bound.engine
+
+    @property
     def __class__(self) -> Any:  # a drop-in answers isinstance() as the engine does
         bound = self.__dict__.get("_bound")
         return UniversalOptimizer if bound is None or bound.engine is None else type(bound.engine)

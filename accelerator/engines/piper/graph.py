@@ -44,7 +44,7 @@ def take_apart(content: bytes) -> Taken:
         raise ExportError(f"it draws {len(noises)} times and has {len(whole.outputs)} outputs, where Piper has 2 and 1")
     latents, std = _sum(whole, noises[1])
     mean = noises[1].like
-    text, decoder = whole.cut(latents, [mean, std])
+    text, decoder = whole.cut(latents, [mean, std], _embedding(whole))
     return Taken(bytes(text), bytes(decoder), latents, mean, std, text.outputs[2:])
 
 
@@ -63,6 +63,15 @@ def _sum(model: Model, noise: Noise) -> tuple[str, str]:
                 raise ExportError("its second noise is not added to the mean that it is shaped like, as Piper's is")
             return value, factors[0]
         factors += others
+
+
+def _embedding(model: Model) -> list[str]:
+    """The name of a speaker's embedding [1, E, 1], if there are several speakers."""
+    for looked_up in model.consumers("sid"):
+        for node in model.consumers(looked_up.outputs[0]):
+            if node.kind == "Unsqueeze":
+                return [node.outputs[0]]
+    return []
 
 
 def weights(decoder: bytes) -> Weights:
@@ -98,7 +107,7 @@ class _Renaming:
         self._put("first", "dec.conv_pre")
         self._put("last", "dec.conv_post")
         if "dec.cond" in self._layers:
-            self._tensors["speaker"] = self._conditioning("dec.cond")
+            self._tensors["condition"] = self._conditioning("dec.cond")
         for i in range(ups):
             config["ups"].append(self._up(f"ups.{i}", f"dec.ups.{i}"))
             dilations = [self._block(f"blocks.{i}.{j}", f"dec.resblocks.{i * blocks + j}") for j in range(blocks)]
@@ -109,7 +118,7 @@ class _Renaming:
         self._put(f"{name}.pre", f"{own}.pre")
         self._put(f"{name}.post", f"{own}.post")
         if f"{own}.enc.cond_layer" in self._layers:
-            self._tensors[f"{name}.speaker"] = self._conditioning(f"{own}.enc.cond_layer")
+            self._tensors[f"{name}.condition"] = self._conditioning(f"{own}.enc.cond_layer")
         dilations = []
         for j in range(self._count(f"{own}.enc.in_layers.{{}}")):
             dilations.append(self._put(f"{name}.in.{j}", f"{own}.enc.in_layers.{j}"))

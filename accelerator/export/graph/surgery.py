@@ -110,17 +110,20 @@ class Model:
             found.append(Noise(name, node.input[0]))
         return Model(proto), tuple(found)
 
-    def cut(self, at: str, head_outputs: Sequence[str]) -> tuple[Model, Model]:
+    def cut(self, at: str, head_outputs: Sequence[str], shared: Sequence[str] = ()) -> tuple[Model, Model]:
         """(head, tail). The tail computes this model's outputs from `at`, its first input, and from what else it needs.
 
-        The head answers with `head_outputs`, and then with what else the tail needs, under the same names.
+        The head answers with `head_outputs`, and then with what else the tail needs, under the same names. shared: what
+        follows from these values alone is computed by the tail, which is given them.
         """
         behind = self._behind(at)
         wanted = {name for node in behind for name in _used(node)} - {name for node in behind for name in node.output}
-        fixed = self._fixed()
-        beside = sorted(name for name in wanted - {at} if name not in fixed)
-        head = self._part(list(self.inputs), [*head_outputs, *(name for name in beside if name not in self.inputs)])
-        return head, self._part([at, *beside], list(self.outputs))
+        fixed, known = self._following(()), self._following(shared)
+        beside = {name for name in wanted - {at} if name not in known}
+        beside |= {each for each in shared if any(name in known - fixed for name in wanted)}
+        needed = sorted(beside)
+        head = self._part(list(self.inputs), [*head_outputs, *(name for name in needed if name not in self.inputs)])
+        return head, self._part([at, *needed], list(self.outputs))
 
     def _behind(self, value: str) -> list[onnx.NodeProto]:
         """All nodes that depend on a value."""
@@ -131,13 +134,13 @@ class Model:
                 reached.update(node.output)
         return found
 
-    def _fixed(self) -> set[str]:
-        """The values that depend on no input."""
-        fixed = {"", *self._tensors}
+    def _following(self, values: Iterable[str]) -> set[str]:
+        """These values, and all that depend on nothing but them."""
+        known = {"", *self._tensors, *values}
         for node in self._proto.graph.node:
-            if fixed.issuperset(_used(node)) and node.op_type not in _RANDOM:
-                fixed.update(node.output)
-        return fixed
+            if known.issuperset(_used(node)) and node.op_type not in _RANDOM:
+                known.update(node.output)
+        return known
 
     def _part(self, inputs: Sequence[str], outputs: Sequence[str]) -> Model:
         """What computes `outputs` from `inputs`; of these, those that it needs, in this order."""
