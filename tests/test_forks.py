@@ -23,8 +23,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doubles import twin, voice
-from test_pool import Utterer, segments, speaker, whole
 
 import accelerator
 from accelerator import UniversalOptimizer
@@ -39,6 +37,8 @@ from accelerator.pipeline.fallback import Route
 from accelerator.pipeline.pooled import Workers
 from accelerator.pipeline.selection import Choice
 from accelerator.pipeline.voices import VoiceStore
+from tests.doubles import twin, voice
+from tests.pipeline.utterers import Utterer, segments, speaker, whole
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doubles import QuickAdapter, twin, voice
 
 import accelerator
 from accelerator import AudioChunk, ProgressEvent, Speech, SpeechRequest, UniversalOptimizer
@@ -45,6 +44,7 @@ from accelerator.pipeline.selection import Choice
 from accelerator.pipeline.stream import SpeechStream
 from accelerator.pipeline.voices import VoiceStore
 from accelerator.reference import ReferenceEngine, load
+from tests.doubles import QuickAdapter, twin, voice
 
 ROOT = Path(__file__).parents[1]
 TEXT = "Hello there."

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doubles import BareStages, component
 
 from accelerator import UniversalOptimizer
 from accelerator.engines.base import Adapter, Bound, Cloning, Job, Stages
@@ -26,6 +25,7 @@ from accelerator.parts.backends import onnx_runtime
 from accelerator.parts.part import Call, Part
 from accelerator.speech import AudioChunk, SpeechRequest
 from accelerator.text.segments import Segment, split
+from tests.doubles import BareStages, component
 
 RATE, HOP = 8_000, 80
 LONG = "The first sentence is here. Then there comes a second one. A third one ends it, at last."

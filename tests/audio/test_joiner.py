@@ -5,12 +5,12 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Iterator, Sequence
 
-import doubles
 import numpy as np
 import pytest
 
 from accelerator.audio.joiner import Joiner
 from accelerator.errors import InvalidOption
+from tests import doubles
 
 RATE = 16_000
 FRAME, FADE = 160, 80  # 10 ms and 5 ms

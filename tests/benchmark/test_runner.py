@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doubles import part, probe
 
 from accelerator.benchmark import BenchOptions, run, to_markdown, to_svg
 from accelerator.benchmark import arms as the_arms
@@ -36,6 +35,7 @@ from accelerator.pipeline.selection import Choice, Selector
 from accelerator.reference import load
 from accelerator.runtime.options import RunOptions
 from accelerator.speech import AudioChunk, SamplingParams, SpeechRequest
+from tests.doubles import part, probe
 
 SVG = "{http://www.w3.org/2000/svg}"
 

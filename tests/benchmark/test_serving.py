@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doubles import BareStages
 from typer.testing import CliRunner
 
 from accelerator.benchmark import serving_neighbours
@@ -28,6 +27,7 @@ from accelerator.errors import EngineError, InvalidOption
 from accelerator.inference.prefix_cache import Prefixes
 from accelerator.speech import Speech, SpeechRequest
 from accelerator.text.segments import Segment, split
+from tests.doubles import BareStages
 
 SVG = "{http://www.w3.org/2000/svg}"
 QUICK = ServingPlan.of(ServingOptions(quick=True))

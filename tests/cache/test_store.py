@@ -18,11 +18,11 @@ from accelerator.cache import ContentCache, default_root, make_key
 from accelerator.cache import disk as disk_module
 from accelerator.cache import store as store_module
 from accelerator.errors import CacheError, CorruptEntry, InvalidOption
+from tests import ROOT
 
 KEY = make_key(component="slow", precision="int8")
 MODEL = b"model" * 200
 WEIGHTS = bytes(range(256)) * 16
-PROJECT = Path(__file__).resolve().parents[1]
 
 
 def build(directory: Path) -> dict[str, object]:
@@ -157,7 +157,7 @@ class TestRoot:
 
     def test_checkout_second(self, monkeypatch):
         monkeypatch.setenv("ACCELERATOR_CACHE", "")
-        assert default_root() == PROJECT / "onnx_cache"
+        assert default_root() == ROOT / "onnx_cache"
 
     @pytest.mark.parametrize("project", ['[project]\nname = "other"\n', None])
     def test_user_cache_last(self, monkeypatch, tmp_path, project):
@@ -763,5 +763,5 @@ def test_importing_is_light():
         "import sys, accelerator.cache; "
         "print([m for m in ('torch', 'onnx', 'onnxruntime', 'numpy', 'filelock', 'platformdirs') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from accelerator.cache import ContentCache, make_key, strict_json
 from accelerator.cache import store as store_module
 from accelerator.errors import CacheError, CorruptEntry
+from tests import ROOT
 
 KEY = make_key(component="slow", precision="int8")
 MODEL = b"model" * 200
 WEIGHTS = bytes(range(256)) * 16
-PROJECT = Path(__file__).resolve().parents[1]
 
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="forks, signals or mounts")
 
@@ -44,7 +44,7 @@ def never(directory: Path) -> None:
 
 def script(code: str, *arguments: object, **options: Any) -> str:
     """Runs `code` in a process of its own and returns what it prints."""
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *map(str, arguments)],
         env=environment,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from exact_convolutions import decibels, exact, seeded
 from torch import Tensor
 
 from accelerator import kernels
 from accelerator.codec.convolutions import Kernel, Minimal, Packed, Plain, Split, product, splits
 from accelerator.codec.dense import Levels, Single
+from tests.exact_convolutions import decibels, exact, seeded
 
 compiled = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
 

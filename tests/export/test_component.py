@@ -25,8 +25,7 @@ from accelerator.export.component import (
     key_fields,
     proof_note,
 )
-
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
 
 
 class Fake:

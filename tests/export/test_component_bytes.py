@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from doubles import component
 
 import accelerator
 from accelerator.cache import ContentCache
 from accelerator.engines.reference import examples
 from accelerator.export.component import Built, export_component
 from accelerator.export.tracing import on_one_thread
+from tests import ROOT
+from tests.doubles import component
 
 PACKAGE = Path(accelerator.__file__).parent
 
@@ -36,10 +37,10 @@ from accelerator.export.component import export_beside, export_component
 root, kind, threads, backwards = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "backwards"
 torch.set_num_threads(threads)
 if kind == "vits":
-    sys.path[:0] = [sys.argv[5], str(Path(sys.argv[5]).parent)]
+    sys.path.insert(1, sys.argv[5])
     warnings.simplefilter("ignore")
     from accelerator.engines.vits.adapter import VitsAdapter
-    from test_vits import pipeline
+    from tests.engines.vits.tiny import pipeline
 
     root.mkdir()
     parts = VitsAdapter(pipeline(root)).parts()
@@ -93,7 +94,7 @@ def test_two_machines_in_one_make_the_same_exports(kind: str, files: int, tmp_pa
             "OPENBLAS_NUM_THREADS": str(threads),
             "ACCELERATOR_KERNELS": "none",  # machine code is another matter, and takes a minute to make
         }
-        told = [str(place / "made"), kind, str(threads), order, str(Path(__file__).parent / "engines")]
+        told = [str(place / "made"), kind, str(threads), order, str(ROOT)]
         command = [sys.executable, "-W", "ignore", "-c", EXPORT, *told]
         running.append(subprocess.Popen(command, cwd=place, env=environment, stdout=subprocess.PIPE, text=True))
     first, second = (json.loads(each.communicate(timeout=250)[0].splitlines()[-1]) for each in running)

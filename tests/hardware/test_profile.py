@@ -28,8 +28,9 @@ from accelerator.hardware import (
     detect,
 )
 from accelerator.hardware.parse import cpu_list, size
+from tests import ROOT
 
-FIXTURES = Path(__file__).parent / "fixtures" / "hardware"
+FIXTURES = ROOT / "tests" / "fixtures" / "hardware"
 GIB = 1 << 30
 KIB = 1 << 10
 

@@ -6,7 +6,6 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import plain_sampling as plain
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -15,6 +14,7 @@ from accelerator.engines.fish_speech import layouts
 from accelerator.errors import BadOutput
 from accelerator.inference.sampling import Sampler, SamplingRule, TokenLayout, draw, nucleus, penalise
 from accelerator.speech import SamplingParams
+from tests import plain_sampling as plain
 
 HEAD, S1 = layouts.HEAD.rule, layouts.S1.rule
 LAYOUT = TokenLayout(semantic_begin=100, semantic_end=163, end_id=90, n_codebooks=4)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_causal_lm import END, VOCABULARY, drawn, made, of_transformers, prompt_of
 
 from accelerator import kernels
 from accelerator.cache import ContentCache
@@ -34,6 +33,7 @@ from accelerator.parts.causal import (
 from accelerator.parts.llama import record, spec_of, weight
 from accelerator.parts.part import Machine
 from accelerator.runtime.options import RunOptions
+from tests.parts.llamas import END, VOCABULARY, drawn, made, of_transformers, prompt_of
 
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doubles import BareStages, twin
 
 from accelerator.engines.base import Job, Stages
 from accelerator.errors import GenerationError, InvalidText
@@ -16,6 +15,7 @@ from accelerator.parts.decoding import Decoding, windowed
 from accelerator.pipeline.batched import Batched
 from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
 from accelerator.text.segments import Segment
+from tests.doubles import BareStages, twin
 
 HOP = 100
 RATE = 1000

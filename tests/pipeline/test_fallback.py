@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doubles import QuickAdapter, component, probe, twin, voice
 
 from accelerator import UniversalOptimizer
 from accelerator.audio.checks import check_audio
@@ -20,6 +19,7 @@ from accelerator.parts.decoding import Decoding
 from accelerator.parts.part import Part
 from accelerator.pipeline.fallback import MAX_FAILURES, Route
 from accelerator.pipeline.selection import Choice
+from tests.doubles import QuickAdapter, component, probe, twin, voice
 
 FRAMES = 12
 GREEDY: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1.0, "max_new_tokens": FRAMES}

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doubles import twin
 
 from accelerator import UniversalOptimizer
 from accelerator.errors import GenerationError, InvalidOption, InvalidReference, InvalidText
 from accelerator.reference import ReferenceEngine, load
 from accelerator.speech import SamplingParams, SpeechRequest
 from accelerator.text.check import Stretch, Unread, readable, stretches
+from tests.doubles import twin
 
 RATE = 16_000
 ENGLISH = "The first paragraph is plain."

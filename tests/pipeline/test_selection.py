@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doubles import component
-from doubles import part as quick_part
 
 from accelerator.cache import ContentCache, make_key
 from accelerator.errors import SessionError
@@ -19,6 +17,8 @@ from accelerator.parts.part import Backend, Part
 from accelerator.parts.part import Machine as On
 from accelerator.pipeline.selection import Selector
 from accelerator.runtime.options import RunOptions
+from tests.doubles import component
+from tests.doubles import part as quick_part
 
 
 class Machine:

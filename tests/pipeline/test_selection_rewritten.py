@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doubles import component
-from doubles import part as quick_part
 
 from accelerator.cache import ContentCache
 from accelerator.errors import SessionError
@@ -19,6 +17,8 @@ from accelerator.pipeline.selection import Selector
 from accelerator.pipeline.tuning import BUSY, LATE_S, SOON_S
 from accelerator.runtime.options import RunOptions
 from accelerator.runtime.threads import torch_threads
+from tests.doubles import component
+from tests.doubles import part as quick_part
 
 PROVEN = {"passed": True, "bar": {}, "bf16": {"passed": True, "bar": {"snr_db": 40.0}, "snr_db": 41.0}}
 

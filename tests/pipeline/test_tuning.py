@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doubles import component
-from doubles import part as quick_part
 
 from accelerator.cache import ContentCache
 from accelerator.errors import SessionError
@@ -21,6 +19,8 @@ from accelerator.parts.part import Part
 from accelerator.pipeline.selection import Selector
 from accelerator.pipeline.tuning import BUSY, ORIGINAL, SOON_S, WORTH, Tuning, Way, waiting
 from accelerator.runtime.options import RunOptions
+from tests.doubles import component
+from tests.doubles import part as quick_part
 
 
 def way(backend: Any, threads: int = 1, **options: Any) -> Way:

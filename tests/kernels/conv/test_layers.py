@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exact_convolutions import decibels, exact, seeded
 from torch import Tensor
 
 from accelerator import kernels
@@ -20,6 +19,7 @@ from accelerator.errors import SessionError
 from accelerator.kernels import Filter, Mix, job, opcodes, parallel, tiles
 from accelerator.kernels import compiler as compiled_
 from accelerator.kernels.conv import layers as conv_layers
+from tests.exact_convolutions import decibels, exact, seeded
 
 compiled = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
 low_ones = pytest.mark.skipif(not Mix.takes((32, 32), "bf16"), reason="needs products of bfloat16")

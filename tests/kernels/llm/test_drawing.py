@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from plain_sampling import hard_logits
 
 from accelerator import kernels
 from accelerator.engines.fish_speech.layouts import HEAD, S1
 from accelerator.inference.frame_loop import draw as compiled_draw
 from accelerator.inference.sampling import Draws, Sampler, TokenLayout, draw, nucleus, penalise
 from accelerator.speech import SamplingParams
+from tests.plain_sampling import hard_logits
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
 

@@ -49,6 +49,7 @@ from accelerator.parts import language_model
 from accelerator.parts.language_model import LANGUAGE_MODEL, language_model_components, load_language_model
 from accelerator.runtime.options import RunOptions
 from accelerator.speech import SamplingParams
+from tests import ROOT
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
 
@@ -665,7 +666,10 @@ def test_the_environment_can_do_without_them(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.skipif(not features.is_wide(), reason="all tests are of AVX2 here")
 def test_those_for_older_processors_compute_the_same(exports: Path) -> None:
     """What is tested here and of a codec's layers, once more in a process whose kernels use AVX2."""
-    files = [Path(__file__).with_name(f"test_{name}.py") for name in ("native", "filters", "dense")]
+    files = [
+        ROOT / "tests" / f"{name}.py"
+        for name in ("kernels/llm/test_step", "kernels/conv/test_layers", "codec/test_dense")
+    ]
     chosen = "formulas or beside_it or pieces or steps_are or number or levels or mix"
     asked = {"ACCELERATOR_KERNELS": "avx2", "ACCELERATOR_TEST_CACHE": str(exports)}
     command = [
