@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import types
 import wave
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,6 @@ from typer.testing import CliRunner
 from accelerator import reference
 from accelerator.benchmark.demo import FRAMES, UNTRAINED, DemoOptions, open_voice, run
 from accelerator.cli import app
-from accelerator.cli import demo as cli_demo
-from accelerator.cli.console import Output
 from accelerator.errors import EngineError, InvalidOption, InvalidText
 
 PRECISIONS = ["--precision", "fp32", "--precision", "int8"]
@@ -165,28 +162,30 @@ def test_refuses(args: list[str], exit_code: int, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-class TestVoice:
-    def test_random_until_one_is_bundled(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(reference, "bundled_voice", lambda: None)
-        voice = open_voice("tiny")
-        assert (voice.size, voice.trained) == ("tiny", False)
+def test_random_until_one_is_bundled(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reference, "bundled_voice", lambda: None)
+    voice = open_voice("tiny")
+    assert (voice.size, voice.trained) == ("tiny", False)
 
-    def test_a_bundled_one_is_found(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-        reference.load("small", seed=7).save(tmp_path / "voice.safetensors")
-        monkeypatch.setattr(reference, "bundled_voice", lambda: tmp_path / "voice.safetensors")
-        voice = open_voice()
-        assert (voice.size, voice.trained) == ("small", True)
-        assert not open_voice("tiny").trained
 
-    def test_a_saved_one(self, tmp_path: Path):
-        reference.load("tiny").save(tmp_path / "mine.safetensors")
-        assert open_voice(path=tmp_path / "mine.safetensors").size == "tiny"
-        with pytest.raises(EngineError, match="not 'small'"):
-            open_voice("small", tmp_path / "mine.safetensors")
+def test_a_bundled_one_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    reference.load("small", seed=7).save(tmp_path / "voice.safetensors")
+    monkeypatch.setattr(reference, "bundled_voice", lambda: tmp_path / "voice.safetensors")
+    voice = open_voice()
+    assert (voice.size, voice.trained) == ("small", True)
+    assert not open_voice("tiny").trained
 
-    def test_an_unknown_size(self):
-        with pytest.raises(EngineError, match="unknown size"):
-            open_voice("enormous")
+
+def test_a_saved_one(tmp_path: Path):
+    reference.load("tiny").save(tmp_path / "mine.safetensors")
+    assert open_voice(path=tmp_path / "mine.safetensors").size == "tiny"
+    with pytest.raises(EngineError, match="not 'small'"):
+        open_voice("small", tmp_path / "mine.safetensors")
+
+
+def test_an_unknown_size():
+    with pytest.raises(EngineError, match="unknown size"):
+        open_voice("enormous")
 
 
 def test_options_are_checked():
@@ -194,35 +193,3 @@ def test_options_are_checked():
         DemoOptions(rounds=0)
     with pytest.raises(InvalidText):
         run(DemoOptions(text="?"), report=lambda line: None)
-
-
-class TestPlay:
-    @pytest.fixture
-    def played(self, monkeypatch: pytest.MonkeyPatch) -> list:
-        played: list = []
-
-        def play(command: list[str], check: bool) -> types.SimpleNamespace:
-            played.append(command)
-            return types.SimpleNamespace(returncode=1 if "bad" in command[-1] else 0)
-
-        monkeypatch.setattr(cli_demo.subprocess, "run", play)
-        monkeypatch.setattr(cli_demo.sys, "platform", "linux")
-        return played
-
-    def test_with_the_first_player_there_is(self, played: list, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(cli_demo.shutil, "which", lambda name: name if name in ("aplay", "ffplay") else None)
-        cli_demo._play(Output(), cli_demo._player(), Path("a.wav"))
-        assert played == [["aplay", "-q", "a.wav"]]
-
-    def test_says_when_it_cannot(self, played: list, capsys: pytest.CaptureFixture[str]):
-        cli_demo._play(Output(), ("afplay",), Path("bad.wav"))
-        assert "afplay could not play bad.wav" in capsys.readouterr().err
-
-    def test_refuses_before_the_work_without_a_player(
-        self, played: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ):
-        monkeypatch.setattr(cli_demo.shutil, "which", lambda name: None)
-        result = CliRunner().invoke(app, ["demo", "--play", "-o", str(tmp_path / "demo.wav"), "--json"])
-        assert result.exit_code == 1
-        assert "none is installed" in json.loads(result.stdout)["error"]["message"]
-        assert not list(tmp_path.iterdir())
