@@ -19,7 +19,6 @@ from accelerator.errors import CacheError
 from tests.cache.entries import KEY, MODEL, build, files_below, flip, needs_posix, never, script
 
 
-# Disks that do not take it
 @contextlib.contextmanager
 def mounted(path: Path, *options: str) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,6 @@ from accelerator.cache import ContentCache, make_key, strict_json
 from tests.cache.entries import KEY, MODEL
 
 
-# Entries that were made to do harm
 def sign(body: dict[str, Any]) -> bytes:
     """A manifest with a valid digest, as someone would write it who knows the format."""
     body = {name: value for name, value in body.items() if name != "digest"}

@@ -31,11 +31,6 @@ from accelerator.speech import SamplingParams
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
 
 
-@pytest.fixture(scope="module")
-def adapter(tiny: Any) -> ReferenceAdapter:
-    return ReferenceAdapter(tiny)
-
-
 def exported(adapter: ReferenceAdapter, root: Path, precision: str = "int8") -> dict[str, Export]:
     components = language_model_components(*adapter.backbone(), lambda: "0" * 64, adapter._trace, prefill=False)
     return {

@@ -12,40 +12,20 @@ import numpy as np
 import pytest
 
 from accelerator import UniversalOptimizer
-from accelerator.audio.checks import check_audio
 from accelerator.errors import BadOutput, BatchFailed, GenerationError, InvalidOption, InvalidReference, SessionError
 from accelerator.metrics import Meter, measuring
 from accelerator.parts.decoding import Decoding
 from accelerator.parts.part import Part
 from accelerator.pipeline.fallback import MAX_FAILURES, Route
 from accelerator.pipeline.selection import Choice
-from tests.doubles import QuickAdapter, component, probe, twin, voice
-
-FRAMES = 12
-GREEDY: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1.0, "max_new_tokens": FRAMES}
-TEXT = "Hi there."
-
-
-def speak(optimizer: UniversalOptimizer, how: str, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
-    options = GREEDY | options
-    if how == "blocking":
-        audio, _, metrics = optimizer.synthesize(TEXT, **options)
-        return audio, metrics
-    stream = optimizer.stream(TEXT, **options)
-    chunks = list(stream)
-    assert len(chunks) == 2, "twelve frames in pieces of eight"
-    return np.concatenate([chunk.audio for chunk in chunks]), stream.metrics
+from tests.doubles import twin, voice
+from tests.pipeline.greedy import FRAMES, GREEDY, TEXT, same, speak
 
 
 @pytest.fixture(scope="module")
 def expected(tiny: Any) -> np.ndarray:
     """The greedy answer of the engine alone."""
     return np.concatenate(list(tiny.stream(TEXT, **GREEDY)))
-
-
-def same(audio: np.ndarray, expected: np.ndarray) -> None:
-    """Equal, but for the rounding of windows of other lengths."""
-    np.testing.assert_allclose(audio, expected, rtol=0, atol=2e-6)
 
 
 def frames_until(at: int, error: BaseException | None) -> Callable[[Part], Any]:
@@ -338,84 +318,6 @@ def _never_silent(audio: np.ndarray) -> None:
         raise BadOutput("silent")
 
 
-LOUD, SILENT, BROKEN = np.full(16_000, 1.5), np.zeros(32_000), np.full(16_000, np.nan)
-
-
-def checked_route(answer: np.ndarray, pytorch: np.ndarray, *, generator: bool = False) -> tuple[Route, list[str]]:
-    """A route whose two implementations answer so, and who was called."""
-    called: list[str] = []
-
-    def implementation(name: str, audio: np.ndarray) -> Any:
-        def once(**_: Any) -> np.ndarray:
-            called.append(name)
-            return audio
-
-        def items(**_: Any) -> Iterator[np.ndarray]:
-            yield once()
-
-        return items if generator else once
-
-    part = Part(
-        "decoder",
-        "decode",
-        implementation("pytorch", pytorch),
-        lambda call: 1.0,
-        check=lambda audio: check_audio(audio, 16_000),
-        streams=generator,
-    )
-    return Route(part, lambda _: Choice(implementation("part", answer), "")), called
-
-
-@pytest.mark.parametrize("generator", [False, True])
-@pytest.mark.parametrize(("audio", "check"), [(LOUD, "clipped"), (SILENT, "silent")])
-def test_a_check_that_pytorch_fails_too_is_retired(
-    audio: np.ndarray, check: str, generator: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Nobody is worse off: an engine that is loud by itself is not run twice at every request."""
-    route, called = checked_route(audio, audio, generator=generator)
-    ask = (lambda: list(route()).pop()) if generator else route
-    meters = [Meter() for _ in range(4)]
-    for meter in meters:
-        with measuring(meter):
-            np.testing.assert_array_equal(ask(), audio)
-    assert called == ["part", "pytorch", "part", "part", "part"]
-    assert [len(meter.result()["fallback"]) for meter in meters] == [1, 0, 0, 0], "what happened once is said once"
-    assert list(route.status()["retired_checks"]) == [check]
-    json.dumps(route.status())
-    assert route.status()["precision"], "no failure of the part's: it is still there"
-    assert sum("not checked any more" in record.message for record in caplog.records) == 1
-
-
-def test_what_pytorch_does_better_is_still_checked() -> None:
-    """Three loud answers to PyTorch's quiet ones switch the part off, as ever."""
-    route, called = checked_route(LOUD, LOUD / 3)
-    for _ in range(MAX_FAILURES + 1):
-        np.testing.assert_array_equal(route(), LOUD / 3)
-    assert called == ["part", "pytorch"] * MAX_FAILURES + ["pytorch"]
-    assert route.status()["retired_checks"] == {}
-
-
-def test_what_no_engine_means_is_never_retired() -> None:
-    """NaN from both, or one silent and the other loud: both are run each time."""
-    for answer, pytorch in [(BROKEN, BROKEN), (SILENT, LOUD), (LOUD, SILENT), (LOUD, BROKEN)]:
-        route, called = checked_route(answer, pytorch)
-        for _ in range(MAX_FAILURES + 1):
-            route()
-        assert called == ["part", "pytorch"] * (MAX_FAILURES + 1)
-        assert route.status()["retired_checks"] == {}
-
-
-def test_a_retired_check_leaves_the_others() -> None:
-    """An engine that clips is still caught when its export answers with NaN."""
-    answers = [LOUD, BROKEN]
-    part = Part("d", "decode", lambda: LOUD, lambda call: 1.0, check=lambda audio: check_audio(audio, 16_000))
-    route = Route(part, lambda _: Choice(lambda: answers[0], ""))
-    route()
-    del answers[0]
-    np.testing.assert_array_equal(route(), LOUD)
-    assert route._failures == 1
-
-
 @pytest.mark.parametrize("how", ["close", "throw"])
 def test_what_a_consumer_does_at_a_yield_is_no_failure(tiny: Any, how: str) -> None:
     optimizer = twin(tiny)
@@ -541,69 +443,3 @@ def test_a_closed_route_answers_with_pytorch() -> None:
         assert route() == "torch"
         assert route() == "torch"
     assert meter.result()["fallback"] == [{"part": "p", "reason": "Closed", "message": "closed"}], "said once"
-
-
-# Faults before a part ever runs: they need a loader, a cache and an adapter whose exports are broken on purpose.
-
-
-def raising(error: BaseException) -> Any:
-    def call(*_: Any, **__: Any) -> Any:
-        raise error
-
-    return call
-
-
-PREPARATION_FAULTS: dict[str, tuple[Callable[[str], dict[str, Any]], str, str]] = {
-    "export": (lambda n: {"components": (component(n, build=raising(KeyError("op"))),)}, "ExportError", "op"),
-    "export out of memory": (
-        lambda n: {"components": (component(n, build=raising(MemoryError("2 GB"))),)},
-        "MemoryError",
-        "2 GB",
-    ),
-    "unfaithful": (
-        lambda n: {"components": (component(n, prove=lambda *_: {"passed": False, "bar": {"kl": 1}, "kl": 2.0}),)},
-        "ProofFailed",
-        "kl 2",
-    ),
-    "NaN in the proof": (
-        lambda n: {"components": (component(n, prove=lambda *_: {"passed": False, "kl": float("nan")}),)},
-        "ProofFailed",
-        "kl: nan",
-    ),
-    "bad output in the proof": (
-        lambda n: {"components": (component(n, prove=raising(BadOutput("non-finite logits"))),)},
-        "ProofFailed",
-        "non-finite logits",
-    ),
-    "load": (lambda n: {"load": raising(SessionError("bad graph"))}, "SessionError", "bad graph"),
-    "identity": (
-        lambda n: {"components": (replace(component(n), identity=raising(OSError("unreadable"))),)},
-        "OSError",
-        "unreadable",
-    ),
-    "probe": (lambda n: {"probe": raising(StopIteration())}, "StopIteration", ""),
-    "slower": (lambda n: {"probe": probe(slow="onnx")}, "Slower", "slower here"),
-}
-
-
-@pytest.mark.parametrize("part", ["encoder", "text2semantic", "decoder"])
-@pytest.mark.parametrize("fault", PREPARATION_FAULTS)
-def test_a_part_that_cannot_be_prepared_stays_in_pytorch(tiny: Any, tmp_path: Any, part: str, fault: str) -> None:
-    faults, reason, message = PREPARATION_FAULTS[fault]
-    adapter = QuickAdapter(tiny, **{part: faults(part)})
-    optimizer = UniversalOptimizer(tiny, adapter=adapter, precision="fp32", threads=1, cache_dir=tmp_path)
-    audio, rate = voice(tiny)
-    expected = np.concatenate(list(tiny.stream(TEXT, audio, "a", **GREEDY)))
-    answer, metrics = speak(optimizer, "blocking", reference_audio=(audio, rate), reference_text="a")
-    same(answer, expected)
-    assert [(f["part"], f["reason"]) for f in metrics["fallback"]] == [(part, reason)]
-    assert message in metrics["fallback"][0]["message"]
-    assert metrics["backends"][part] == "pytorch"
-    status = optimizer.status()["parts"][part]
-    assert status["backend"] == "pytorch"
-    assert message in status["reason"]
-    json.dumps(optimizer.status())
-    again = speak(optimizer, "blocking", reference_audio=(audio, rate), reference_text="a")[1]
-    known = part == "encoder" and fault != "identity"  # a voice that is remembered needs no encoder
-    said = [] if known else [(part, reason)]
-    assert [(f["part"], f["reason"]) for f in again["fallback"]] == said, "each request says so"

@@ -1,28 +1,10 @@
-"""fish-speech through the wrapper: what the engine answered before is what it answers now.
-
-The tests marked `engine` run on the real package. Set
-
-    ACCELERATOR_FISH_SPEECH_ROOT        a checkout; one layout per process: what runs S1-mini, or the current one
-    ACCELERATOR_FISH_SPEECH_CHECKPOINT  a checkpoint folder for it, with codec.pth; best a tiny one, of random weights
-    ACCELERATOR_FISH_SPEECH_CODEC       the codec's configuration in the checkout's configs (default: modded_dac_vq)
-
-The others need PyTorch only.
-"""
+"""fish-speech through the wrapper: what the engine answered before is what it answers now. Setup: see installed.py."""
 
 from __future__ import annotations
 
-import contextvars
-import functools
 import gc
-import io
-import os
-import queue
-import sys
 import threading
-import types
-import warnings
 import weakref
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -31,226 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from accelerator import ContentCache, UniversalOptimizer
-from accelerator.audio.checks import write_wav
-from accelerator.engines.fish_speech import examples, layouts, routed, weights
+from accelerator.engines.fish_speech import examples, routed
 from accelerator.engines.fish_speech.adapter import FishSpeechAdapter
 from accelerator.engines.fish_speech.language_model import with_cache
-from accelerator.engines.fish_speech.layouts import HEAD, S1, check_engine, layout_of
+from accelerator.engines.fish_speech.layouts import HEAD
 from accelerator.engines.fish_speech.pytorch import generate
-from accelerator.engines.fish_speech.reach import reach
-from accelerator.engines.fish_speech.structure import on_meta, replica, shared, with_globals
-from accelerator.errors import Closed, EngineError, InvalidOption, InvalidText, UnsupportedEngine
-from accelerator.inference import sampling
+from accelerator.errors import Closed, EngineError, InvalidOption, InvalidText
 from accelerator.metrics import Meter, measuring
 from accelerator.pipeline.voices import VoiceStore
 from accelerator.speech import SamplingParams
+from tests.engines.fish_speech.installed import CHECKPOINT, CODEC, TEXT, Fault, break_after, real, tone, tts, wav
 
-ROOT = os.environ.get("ACCELERATOR_FISH_SPEECH_ROOT")
-CHECKPOINT = os.environ.get("ACCELERATOR_FISH_SPEECH_CHECKPOINT")
-CODEC = os.environ.get("ACCELERATOR_FISH_SPEECH_CODEC", "modded_dac_vq")
-TEXT = "Hello world, this is a test."
 GREEDY = SamplingParams(temperature=0.0, top_p=1.0, top_k=1, repetition_penalty=1.0)
-engine_test = [
-    pytest.mark.engine,
-    pytest.mark.skipif(not ROOT or not CHECKPOINT, reason="needs a fish-speech checkout and checkpoint: see above"),
-    pytest.mark.filterwarnings("ignore"),  # of the engine and the dozens of packages it imports
-]
-
-
-def real(test: Any) -> Any:
-    return functools.reduce(lambda decorated, mark: mark(decorated), engine_test, test)
-
-
-# Without the engine: recognising, reaching, copying
-
-
-def inference_module(*options: str, drop: str = "") -> types.ModuleType:
-    module = types.ModuleType("inference")
-    parameters = ", ".join(["model", "x", "input_pos", *options, "audio_masks", "audio_parts", "previous_tokens=None"])
-    exec(f"def decode_one_token_ar({parameters}): pass", vars(module))
-    for name in ("generate", "generate_long", "sample", "multinomial_sample_one_no_sync"):
-        if name != drop:
-            setattr(module, name, lambda: None)
-    return module
-
-
-@pytest.mark.parametrize("layout", [S1, HEAD], ids=lambda layout: layout.name)
-def test_a_layout_is_told_by_what_its_step_takes(layout: layouts.Layout) -> None:
-    assert layout_of(inference_module(*layout.options)) is layout
-
-
-@pytest.mark.parametrize(
-    ("module", "message"),
-    [
-        (inference_module("temperature"), "samples with temperature"),
-        (inference_module(*S1.options, drop="sample"), "lacks sample"),
-    ],
-)
-def test_other_versions_are_declined_with_advice(module: types.ModuleType, message: str) -> None:
-    with pytest.raises(UnsupportedEngine, match=message) as caught:
-        layout_of(module)
-    assert "S1-mini" in str(caught.value)
-
-
-def test_older_engines_are_declined_with_advice() -> None:
-    firefly = type("FireflyArchitecture", (), {})()
-    with pytest.raises(UnsupportedEngine, match=r"1\.4 and 1\.5.*S1-mini"):
-        check_engine(types.SimpleNamespace(decoder_model=firefly, llama_queue=queue.Queue()), "decode")
-    with pytest.raises(UnsupportedEngine, match="llama_queue"):
-        check_engine(types.SimpleNamespace(decoder_model=object()), "decode")
-
-
-@pytest.mark.parametrize("count", [0, 1, 9, 10, 15, 16, 17, 40])
-def test_the_window_is_what_the_engine_looks_back_on(count: int) -> None:
-    frames = np.arange(1, count * 3 + 1).reshape(count, 3)
-    kept = np.zeros((3, 4096), np.int64)  # as S1 keeps them: all frames, from the left
-    rolled = np.zeros((3, 10), np.int64)  # as head does: the newest on the right
-    for i, frame in enumerate(frames):
-        kept[:, i] = frame
-        rolled = np.concatenate([rolled[:, 1:], frame[:, None]], axis=1)
-    np.testing.assert_array_equal(S1.window(frames), kept[:, :16] if count < 16 else kept[:, count - 16 : count])
-    np.testing.assert_array_equal(HEAD.window(frames), rolled)
-    for layout in (S1, HEAD):  # older frames do not matter
-        np.testing.assert_array_equal(layout.window(frames[-layout.rule.window :]), layout.window(frames))
-
-
-def test_a_function_sees_other_globals_while_its_module_does_not() -> None:
-    module = types.ModuleType("m")
-    exec("factor = 2\ndef times(x, *, plus=1): return x * factor + plus", vars(module))
-    twin = with_globals(module.times, {"factor": 10})
-    assert (twin(3), twin(3, plus=0), module.times(3), module.factor) == (31, 30, 7, 2)
-    with pytest.raises(UnsupportedEngine, match="not a plain function"):
-        with_globals(functools.partial(module.times), {})
-
-
-def serving(input_queue: queue.Queue[Any], loaded: Any, checkpoint_path: str) -> threading.Thread:
-    """A thread as fish-speech's launch_thread_safe_queue starts it."""
-
-    def worker() -> None:
-        model, _ = loaded, checkpoint_path
-        while input_queue.get() is not None:
-            del model
-
-    thread = threading.Thread(target=worker, daemon=True)
-    thread.start()
-    return thread
-
-
-def test_the_model_is_found_in_its_thread_among_others() -> None:
-    queues, models = [queue.Queue[Any]() for _ in range(3)], [object() for _ in range(3)]
-    threads = [serving(*pair, f"folder {i}") for i, pair in enumerate(zip(queues, models, strict=True))]
-    try:
-        for i, (requests, model) in enumerate(zip(queues, models, strict=True)):
-            found = reach(types.SimpleNamespace(llama_queue=requests), timeout=0.01)
-            assert found.model is model
-            assert found.checkpoint_path == f"folder {i}"
-    finally:
-        for requests in queues:
-            requests.put(None)
-        for thread in threads:
-            thread.join()
-    with pytest.raises(UnsupportedEngine, match="launch_thread_safe_queue"):
-        reach(types.SimpleNamespace(llama_queue=queue.Queue()), timeout=0.01)
-
-
-def test_the_model_is_asked_for_where_it_cannot_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, requests, model = types.ModuleType(layouts.INFERENCE), queue.Queue[Any](), object()
-
-    def generate_long(**options: Any) -> Iterator[Any]:
-        yield options
-
-    module.generate_long = generate_long  # type: ignore[attr-defined]
-    module.GenerateResponse = types.SimpleNamespace  # type: ignore[attr-defined]
-    module.GenerateRequest = types.SimpleNamespace  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, layouts.INFERENCE, module)
-
-    def hidden() -> None:
-        while (item := requests.get()) is not None:
-            for chunk in vars(module)["generate_long"](model=model, **item.request):
-                item.response_queue.put(chunk)
-
-    thread = threading.Thread(target=hidden, daemon=True)
-    thread.start()
-    assert reach(types.SimpleNamespace(llama_queue=requests), timeout=10).model is model
-    requests.put(None)
-    thread.join()
-    assert module.generate_long is generate_long
-
-
-def test_requests_keep_the_context_they_were_made_in() -> None:
-    requests, seen = routed._Requests(), contextvars.ContextVar("seen", default=0)
-    for value in (1, 2):
-        contextvars.Context().run(lambda v=value: (seen.set(v), requests.put(f"request {v}")))  # type: ignore[misc]
-    for value in (1, 2):
-        context, item = requests.get()
-        assert (context[seen], item) == (value, f"request {value}")
-    assert seen.get() == 0
-    requests.closed = True
-    with pytest.raises(Closed):
-        requests.put("late")
-    requests.put(None)
-
-
-def test_batches_of_a_request_draw_different_numbers() -> None:
-    request = routed._Request(SamplingParams(seed=7, temperature=0.0))
-    first, second = (request.params({"temperature": 0.8, "top_p": 0.7, "repetition_penalty": 0.9}, 5) for _ in range(2))
-    assert (first.seed, first.temperature, first.top_p, first.repetition_penalty) == (7, 0.0, 0.7, 0.9)
-    assert first.max_new_tokens == 5
-    assert second.seed not in (7, None)
-    again = routed._Request(SamplingParams(seed=7))
-    assert [again.params({}, 5).seed for _ in range(2)] == [7, second.seed]
-
-
-def test_a_replica_shares_weights_or_has_none() -> None:
-    class Nested(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a = nn.Linear(3, 3)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self.b = nn.utils.weight_norm(nn.Conv1d(3, 3, 1))  # keeps a tensor that is no parameter
-            self.c = nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 3, 1))
-            self.register_buffer("d", torch.ones(2), persistent=False)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.c(self.b(self.a(x)[:, :, None]))[..., 0]
-
-    module, x = Nested(), torch.randn(2, 3)
-    expected = module(x)
-    twin = replica(module, shared)
-    assert twin.a is not module.a
-    assert all(a is b for a, b in zip(twin.parameters(), module.parameters(), strict=True))
-    torch.testing.assert_close(twin(x), expected)
-    shell = replica(module, on_meta)
-    assert all(p.is_meta for p in shell.parameters())
-    assert shell.d.is_meta
-    torch.testing.assert_close(module(x), expected)
-    other = nn.Identity()
-    assert replica(module, shared, replaced=[(module.a, other)]).a is other
-
-
-def test_weights_are_let_go_and_come_back() -> None:
-    module = nn.Linear(2, 2)
-    alive, held = weakref.ref(module), weights.Held(module, None, None)
-    assert held.shell is held.get() is module
-    held.release(lambda: nn.Linear(2, 2))
-    del module
-    gc.collect()
-    assert (alive(), held.loaded, held.shell.weight.is_meta) == (None, False, True)
-    assert held.get() is held.get()
-    assert held.loaded
-    assert held.shell.weight.is_meta
-
-
-def test_weights_that_differ_are_seen() -> None:
-    stored = {"a": torch.tensor([1.0, 2.0]), "b": torch.ones(1)}
-    assert weights.same([("a", torch.tensor([1.0, 2.0], dtype=torch.bfloat16))], stored)
-    assert not weights.same([("a", torch.tensor([1.0, 3.0]))], stored)
-    assert not weights.same([("a", torch.ones(1))], stored)
-    assert not weights.same([("c", torch.ones(1))], stored)
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -260,99 +36,6 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         FishSpeechAdapter.from_checkpoint(tmp_path, device="cuda")
     with pytest.raises(InvalidOption, match="bf16"):
         FishSpeechAdapter.from_checkpoint(tmp_path, dtype="int4")  # type: ignore[arg-type]
-
-
-# On the real engine
-
-
-@pytest.fixture(scope="module")
-def module() -> Any:
-    """fish-speech's inference module."""
-    assert ROOT is not None
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        patch.syspath_prepend(ROOT)
-        _, inference = layouts.installed()
-        from loguru import logger
-
-        logger.remove()
-        torch.set_num_threads(2)
-        yield inference
-
-
-@pytest.fixture(scope="module")
-def load_engine(module: Any) -> Callable[..., Any]:
-    """Makes an engine as fish-speech's own tools do. Its codec has no 32768 x 32768 masks, which nothing reads."""
-    from fish_speech.inference_engine import TTSInferenceEngine
-
-    assert CHECKPOINT is not None
-    file = Path(CHECKPOINT) / "codec.pth"
-
-    def make(dtype: torch.dtype = torch.float32) -> Any:
-        requests = module.launch_thread_safe_queue(CHECKPOINT, "cpu", dtype)
-        codec = weights.load_codec(weights.codec_shell(CODEC, file), file)
-        return TTSInferenceEngine(llama_queue=requests, decoder_model=codec, precision=dtype, compile=False)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def engine(load_engine: Any) -> Iterator[Any]:
-    engine = load_engine()
-    yield engine
-    engine.llama_queue.put(None)
-
-
-@pytest.fixture(scope="module")
-def fast(engine: Any) -> Iterator[Any]:
-    with UniversalOptimizer(engine, precision="fp32", threads=2, probe=False) as optimizer:
-        optimizer.prepare()
-        assert {name: part["backend"] for name, part in optimizer.status()["parts"].items()} == {
-            "encoder": "onnxruntime",
-            "text2semantic": "onnxruntime",
-            "decoder": "onnxruntime",
-        }, optimizer.status()
-        yield optimizer
-
-
-@pytest.fixture(autouse=True)
-def whole_again(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whatever a test did to the routes of `fast` is undone."""
-    if "fast" not in request.fixturenames:
-        yield
-        return
-    routes = request.getfixturevalue("fast")._routes
-    before = {name: route._choice for name, route in routes.items()}
-    yield
-    for name, route in routes.items():
-        route._choice, route._failures = before[name], 0
-
-
-@pytest.fixture
-def greedy(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
-    """Both the engine and its copy draw the most likely token, whatever the request says."""
-    monkeypatch.setattr(sampling, "draw", lambda logits, rng, **_: int(logits.argmax()))
-    monkeypatch.setattr(
-        module, "multinomial_sample_one_no_sync", lambda probs: probs.argmax(dim=-1, keepdim=True).to(torch.int)
-    )
-
-
-def tone(seconds: float = 1.3, rate: int = 44100) -> np.ndarray:
-    t = np.arange(int(seconds * rate)) / rate
-    noise = np.random.default_rng(0).standard_normal(len(t)) * 0.02
-    return (0.3 * np.sin(2 * np.pi * 180 * t) * (0.6 + 0.4 * np.sin(9 * t)) + noise).astype(np.float32)
-
-
-def wav(seconds: float = 1.3, rate: int = 44100) -> bytes:
-    file = io.BytesIO()
-    write_wav(file, tone(seconds, rate), rate)
-    return file.getvalue()
-
-
-def tts(text: str = TEXT, **options: Any) -> Any:
-    from fish_speech.utils.schema import ServeTTSRequest
-
-    return ServeTTSRequest(text=text, **{"max_new_tokens": 24, **options})
 
 
 def compare(original: Any, ours: Any) -> list[str]:
@@ -497,29 +180,6 @@ def test_the_engine_is_left_as_it_was(engine: Any, fast: Any, module: Any) -> No
         assert layer.attention.kv_cache is cache
         torch.testing.assert_close(cache.k_cache, content)
     assert isinstance(fast, type(engine))
-
-
-class Fault(RuntimeError):
-    pass
-
-
-def break_after(fast: Any, part: str, items: int) -> None:
-    """The part's ONNX twin fails; a generator part does after so many items."""
-    route = fast._routes[part]
-    call = route._choice.call
-
-    def failing(*args: Any, **options: Any) -> Any:
-        if not route.part.streams:
-            raise Fault(part)
-        return failing_stream(*args, **options)
-
-    def failing_stream(*args: Any, **options: Any) -> Any:
-        frames = call(*args, **options)
-        for _ in range(items):
-            yield next(frames)
-        raise Fault(part)
-
-    route._choice = replace(route._choice, call=failing)
 
 
 @real
@@ -720,83 +380,6 @@ def test_closing_ends_the_thread_and_leaves_the_engine(engine: Any) -> None:
         thread.join(10)
         assert not thread.is_alive()
     assert [r.code for r in engine.inference(tts(max_new_tokens=3))] == ["final"]
-
-
-@real
-def test_weights_are_released_and_come_back(load_engine: Any) -> None:
-    engine = load_engine()
-    options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 8}
-    optimizer = UniversalOptimizer(engine, precision="fp32", threads=2, probe=False, release_torch=True)
-    parameters = [weakref.ref(next(m.parameters())) for m in (optimizer.adapter.model.get(), engine.decoder_model)]
-    expected = optimizer.synthesize(TEXT, **options)
-    optimizer.prepare()
-    assert optimizer.status()["torch_released"] is True
-    del engine
-    gc.collect()
-    assert [ref() for ref in parameters] == [None, None]
-    np.testing.assert_array_equal(optimizer.synthesize(TEXT, **options).audio, expected.audio)
-    assert not optimizer.adapter.model.loaded
-    for part in ("text2semantic", "decoder"):
-        break_after(optimizer, part, 3)
-    audio, _, metrics = optimizer.synthesize(TEXT, **options)
-    np.testing.assert_allclose(audio, expected.audio, atol=2e-4)
-    assert {f["part"] for f in metrics["fallback"]} == {"text2semantic", "decoder"}
-    np.testing.assert_allclose(
-        np.concatenate([c.audio for c in optimizer.adapter.original(_request(TEXT, options))]),
-        expected.audio,
-        atol=2e-4,
-    )
-    optimizer.close()
-
-
-def _request(text: str, options: dict[str, Any]) -> Any:
-    from accelerator.speech import SpeechRequest
-
-    return SpeechRequest(text, None, SamplingParams(**options))
-
-
-@real
-def test_weights_that_could_not_come_back_stay(load_engine: Any) -> None:
-    engine = load_engine()
-    with UniversalOptimizer(engine, precision="fp32", threads=2, probe=False, release_torch=True) as optimizer:
-        with torch.no_grad():
-            next(engine.decoder_model.parameters()).add_(1e-3)  # no longer what the folder has
-        optimizer.adapter._identities["codec"] = lambda: "0" * 64
-        optimizer.prepare()
-        assert optimizer.status()["torch_released"] is False
-        assert [r.code for r in engine.inference(tts(max_new_tokens=3))] == ["final"]
-    engine.llama_queue.put(None)
-
-
-@real
-def test_a_checkpoint_opens_without_its_weights(fast: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert CHECKPOINT is not None
-    options: dict[str, Any] = {"decoder_config_name": CODEC, "precision": "fp32", "threads": 2, "probe": False}
-    voice = {"reference_audio": wav(), "reference_text": "words", "temperature": 0, "max_new_tokens": 12}
-    with UniversalOptimizer.from_checkpoint(CHECKPOINT, "fish-speech", **options) as first:
-        expected = first.synthesize(TEXT, **voice)
-        first.prepare()
-        assert not first.adapter.model.loaded
-        assert not first.adapter.codec.loaded
-
-    def never(*_: Any) -> Any:
-        raise AssertionError("weights were read")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(weights, "load_language_model", never)
-        patch.setattr(weights, "load_codec", never)
-        second = UniversalOptimizer.from_checkpoint(CHECKPOINT, "fish-speech", **options)
-        audio, _, metrics = second.synthesize(TEXT, **voice)
-        assert metrics["backend"] == "onnxruntime"
-        assert set(metrics["cache"].values()) == {"hit"}
-    np.testing.assert_array_equal(audio, expected.audio)
-    np.testing.assert_allclose(audio, fast.synthesize(TEXT, **voice).audio, atol=2e-4)
-    break_after(second, "text2semantic", 5)
-    break_after(second, "decoder", 0)
-    np.testing.assert_allclose(second.synthesize(TEXT, **voice).audio, expected.audio, atol=2e-4)
-    assert second.adapter.model.loaded
-    assert [r.code for r in second.inference(tts(max_new_tokens=3, streaming=True))] == ["header", "segment", "final"]
-    second.close()
 
 
 @real

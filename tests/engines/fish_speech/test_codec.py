@@ -1,9 +1,8 @@
-"""fish-speech's codec beside its PyTorch rewrite, whole and window by window. See test_fish_speech for the setup."""
+"""fish-speech's codec beside its PyTorch rewrite, whole and window by window. Setup: see installed.py."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,15 +25,9 @@ from accelerator.errors import SessionError, UnsupportedEngine
 from accelerator.export.component import Built, Component
 from accelerator.export.proof import compare_signals
 from accelerator.runtime.options import Dtype, RunOptions
+from tests.engines.fish_speech.installed import CHECKPOINT, CODEC, ROOT, engine_test
 
-ROOT = os.environ.get("ACCELERATOR_FISH_SPEECH_ROOT")
-CHECKPOINT = os.environ.get("ACCELERATOR_FISH_SPEECH_CHECKPOINT")
-CODEC = os.environ.get("ACCELERATOR_FISH_SPEECH_CODEC", "modded_dac_vq")
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.skipif(not ROOT or not CHECKPOINT, reason="needs a fish-speech checkout and checkpoint"),
-    pytest.mark.filterwarnings("ignore"),  # of the engine and the dozens of packages it imports
-]
+pytestmark = engine_test
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@ import copy
 import dataclasses
 import json
 import pickle
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from types import SimpleNamespace
@@ -15,51 +14,17 @@ from typer.testing import CliRunner
 
 from accelerator import UniversalOptimizer
 from accelerator.cli import app
-from accelerator.codec.convolutions import has_bf16
 from accelerator.engines import adapter_for, vits
 from accelerator.engines.base import Job
 from accelerator.engines.passthrough import PassThroughAdapter
-from accelerator.engines.vits import examples, rewrite, stored
-from accelerator.engines.vits.traceable import attend, exportable, spline_back
-from accelerator.errors import EngineError, InvalidOption, InvalidText, SessionError
+from accelerator.engines.vits.traceable import exportable
+from accelerator.errors import EngineError, InvalidOption, InvalidText
 from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
 from tests.doubles import joined
-from tests.engines.vits.tiny import pipeline, transformers
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of what PyTorch will do without one day
-    from transformers.models.vits import modeling_vits
+from tests.engines.vits.tiny import close, pipeline, transformers
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
-
 LONG = "The first sentence is here. And another one follows it, with a clause. " * 8
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    return pipeline(tmp_path_factory.mktemp("one"))
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    """Three speakers, and durations that are not drawn."""
-    folder = tmp_path_factory.mktemp("many")
-    return pipeline(folder, num_speakers=3, speaker_embedding_size=8, use_stochastic_duration_prediction=False)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def fast(engine, cache):
-    with UniversalOptimizer(engine, cache_dir=cache, probe=False, threads=2) as optimizer:
-        yield optimizer.prepare()
-
-
-def close(actual, expected):
-    np.testing.assert_allclose(np.reshape(actual, -1), np.reshape(expected, -1), atol=1e-4)
 
 
 def test_the_pipeline_answers_as_before(engine, fast):
@@ -194,28 +159,6 @@ def test_the_engine_stays_as_it_was(engine, fast):
     assert np.isfinite(engine("still here")["audio"]).all()
 
 
-@torch.inference_mode()
-def test_splines_are_those_of_the_engine():
-    random = torch.Generator().manual_seed(0)
-    y = 4 * torch.randn(1, 1, 400, generator=random)  # some beyond the bound
-    y[0, 0, :2] = torch.tensor([-5.0, 5.0])
-    widths, heights = (torch.randn(1, 1, 400, 10, generator=random) for _ in range(2))
-    slopes = torch.randn(1, 1, 400, 9, generator=random)
-    expected, _ = modeling_vits._unconstrained_rational_quadratic_spline(
-        y, widths, heights, slopes, reverse=True, tail_bound=5.0
-    )
-    torch.testing.assert_close(spline_back(y, widths, heights, slopes, 5.0), expected, atol=1e-4, rtol=1e-4)
-    assert (y.abs() > 5).any()
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("length", [1, 3, 4, 5, 40])
-def test_attention_is_that_of_the_engine(engine, length):
-    own = engine.model.text_encoder.encoder.layers[0].attention
-    x = torch.randn(1, length, 32, generator=torch.Generator().manual_seed(length))
-    torch.testing.assert_close(attend(own, x)[0], own(x)[0], atol=1e-5, rtol=1e-5)
-
-
 def test_other_pipelines_pass_through(engine):
     bark = SimpleNamespace(config=SimpleNamespace(model_type="bark"))
     other = SimpleNamespace(model=bark, sample_rate=24_000, synthesize=None, tts=lambda text: None)
@@ -228,51 +171,6 @@ def test_other_pipelines_pass_through(engine):
     )
     assert isinstance(vits.adapter(half), PassThroughAdapter)
     assert isinstance(adapter_for(engine), vits.VitsAdapter)
-
-
-@pytest.mark.parametrize("length", [1, 31, 32, 33, 512, 513, 1300])
-@pytest.mark.parametrize("speakers", [1, 3])
-def test_the_rewritten_decoder_says_what_pytorch_says(engine, many, tmp_path, length, speakers):
-    own = vits.VitsAdapter(engine if speakers == 1 else many)
-    file = tmp_path / stored.FILE
-    stored.save(exportable(own.model), file)
-    latents, speaker = examples.decoder_inputs(own.model, length)
-    expected = own._decode_in_torch(latents, speaker)
-    close(rewrite.DecodeCall(file)(latents, speaker), expected)
-    if has_bf16():
-        rounded = rewrite.DecodeCall(file, bf16=True)(latents, speaker)
-        assert 1e-6 < np.abs(rounded - expected).max() < 0.03
-    if speaker is not None:
-        nobody = np.zeros_like(speaker)
-        close(rewrite.DecodeCall(file)(latents, nobody), own._decode_in_torch(latents, nobody))
-
-
-def test_a_broken_rewrite_is_told_of(tmp_path):
-    (tmp_path / stored.FILE).write_bytes(b"nothing")
-    with pytest.raises(SessionError, match="PyTorch rewrite failed"):
-        rewrite.DecodeCall(tmp_path / stored.FILE)
-
-
-def test_the_rewrite_speaks_where_it_is_fastest(engine, cache, monkeypatch):
-    with UniversalOptimizer(engine, cache_dir=cache, probe=False) as plain:
-        expected = plain.synthesize(LONG, seed=3).audio
-    part = vits.VitsAdapter.parts
-
-    def slow_elsewhere(self):
-        text, decoder = part(self)
-        seconds = iter(range(1, 100))
-
-        def probe(call):
-            call(*examples.decoder_inputs(self.model, 40))
-            return 0.001 if "_load_decoder" in call.__qualname__ else float(next(seconds))
-
-        return text, dataclasses.replace(decoder, probe=probe)
-
-    monkeypatch.setattr(vits.VitsAdapter, "parts", slow_elsewhere)
-    with UniversalOptimizer(engine, cache_dir=cache, precision="fp32") as fast:
-        speech = fast.synthesize(LONG, seed=3)
-        assert speech.metrics["backends"]["decoder"] == "onednn"
-        close(speech.audio, expected)
 
 
 def test_a_checkpoint_folder_speaks(engine, cache, tmp_path):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 
+import numpy as np
 import pytest
 import torch
 
-__all__ = ["pipeline", "transformers"]
+__all__ = ["close", "modeling_vits", "pipeline", "transformers"]
 
 transformers = pytest.importorskip("transformers", reason="pip install transformers")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of what PyTorch will do without one day
+    from transformers.models.vits import modeling_vits
 
 
 def pipeline(folder, **options):
@@ -43,3 +48,7 @@ def pipeline(folder, **options):
         if config.get("use_stochastic_duration_prediction", True):
             model.duration_predictor.flows[0].log_scale.fill_(0.3)
     return transformers.pipeline("text-to-speech", model=model, tokenizer=tokenizer)
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(np.reshape(actual, -1), np.reshape(expected, -1), atol=1e-4)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from accelerator.export.graph.quantize import RECIPES
-from tests.kernels.llm.stacks import SPEC, build
-
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from accelerator.export.graph.quantize import RECIPES
+    from tests.kernels.llm.stacks import SPEC, build
+
     return build(tmp_path_factory.mktemp("graphs"), SPEC, RECIPES["int4"])
