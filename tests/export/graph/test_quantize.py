@@ -115,25 +115,11 @@ def test_blocks_without_a_range(bits: int, symmetric: bool) -> None:
     assert not again[4].any()
 
 
-@pytest.mark.parametrize(("bits", "symmetric"), [(1, False), (5, False), (2, True), (3, True)])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [1, 2, 3, 5, 16])
 def test_no_other_bits(bits: int, symmetric: bool) -> None:
     with pytest.raises(ValueError, match=f"not {bits}"):
         quantize_blocks(np.zeros((2, 32), np.float32), bits, 32, symmetric=symmetric)
-
-
-def test_fewer_bits_are_the_lowest_levels_of_four(tmp_path: Path) -> None:
-    weight = np.random.default_rng(0).standard_normal((16, 160)).astype(np.float32)
-    x = np.random.default_rng(1).standard_normal((4, 160)).astype(np.float32)
-    errors = []
-    for bits in (4, 3, 2):
-        packed, scales, points = quantize_blocks(weight, bits, 32, symmetric=False)
-        levels = [level for byte in packed.reshape(-1, packed.shape[2]) for level in unpack(byte, 4)]
-        assert set(levels) == set(range(2**bits))
-        again = dequantize_blocks(packed, scales, points, bits, 160)
-        errors.append(np.linalg.norm(again - weight) / np.linalg.norm(weight))
-        y = run(tmp_path, Recipe(bits=bits, block=32, symmetric=False), weight, x, None, True)
-        np.testing.assert_allclose(y, x @ again.T, atol=1e-3)
-    assert errors[0] < 0.12 < errors[1] < 0.25 < errors[2] < 0.6
 
 
 def test_the_weight_itself_is_left_alone() -> None:
