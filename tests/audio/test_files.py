@@ -255,53 +255,58 @@ def test_a_shells_process_substitution() -> None:
         assert len(load_reference(pipe.read(), sample_rate=RATE).audio) == 0.2 * RATE
 
 
-class TestByPyav:
-    """AAC, and a second opinion on the others' files from a reader that is not their writer."""
+# AAC, and a second opinion on the others' files from a reader that is not their writer.
 
-    @pytest.fixture
-    def av(self):
-        return pytest.importorskip("av", reason='pip install -e ".[formats]"')
 
-    def decoded(self, av, file) -> tuple[np.ndarray, int]:  # type: ignore[no-untyped-def]
-        with av.open(file) as container:
-            rate = container.streams.audio[0].rate
-            resampler = av.AudioResampler(format="fltp", rate=rate)
-            pieces = [p.to_ndarray()[0] for f in container.decode(audio=0) for p in resampler.resample(f)]
-        return np.concatenate(pieces), rate
+@pytest.fixture
+def av():
+    return pytest.importorskip("av", reason='pip install -e ".[formats]"')
 
-    @pytest.mark.parametrize("name", FORMATS)
-    def test_another_reader(self, av, name: str, tmp_path: Path) -> None:
-        write_audio(tmp_path / f"a.{name}", melody(), RATE)
-        heard, rate = self.decoded(av, str(tmp_path / f"a.{name}"))
-        said = soxr.resample(melody(), RATE, rate)
-        late = 1024 if name == "m4a" and len(heard) > len(said) + 1024 else 0
-        assert_alike(np.pad(heard, (0, 400)), said, late=late, tolerance=0.1)
 
-    @pytest.mark.parametrize("name", FORMATS)
-    def test_another_reader_of_streams(self, av, name: str) -> None:
-        pipe = Pipe()
-        with AudioWriter(pipe, RATE, name) as writer:
-            for chunk in chunks(melody()):
-                writer.write(chunk)
-        heard, rate = self.decoded(av, io.BytesIO(pipe.data))
-        said = soxr.resample(melody(), RATE, rate)
-        late = {"mp3": 1105, "m4a": 1024}.get(name, 0)
-        assert_alike(np.pad(heard, (0, 400)), said, late=late, tolerance=0.1)
+def decoded(av, file) -> tuple[np.ndarray, int]:  # type: ignore[no-untyped-def]
+    with av.open(file) as container:
+        rate = container.streams.audio[0].rate
+        resampler = av.AudioResampler(format="fltp", rate=rate)
+        pieces = [p.to_ndarray()[0] for f in container.decode(audio=0) for p in resampler.resample(f)]
+    return np.concatenate(pieces), rate
 
-    @pytest.mark.parametrize("rate", [16_000, 22_050, 44_100, 96_000])
-    def test_m4a_is_a_reference_too(self, av, rate: int, tmp_path: Path) -> None:
-        write_audio(tmp_path / "a.m4a", melody(rate), rate)
-        reference = load_reference(tmp_path / "a.m4a", sample_rate=rate)
-        assert abs(len(reference.audio) - 3 * rate) < 0.1 * rate
-        assert_alike(np.pad(reference.audio, (0, 2)), melody(rate), tolerance=0.1)
 
-    def test_a_full_disk(self, av) -> None:
-        class Full(Pipe):
-            def write(self, data) -> int:  # type: ignore[no-untyped-def, override]
-                raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("name", FORMATS)
+def test_another_reader(av, name: str, tmp_path: Path) -> None:
+    write_audio(tmp_path / f"a.{name}", melody(), RATE)
+    heard, rate = decoded(av, str(tmp_path / f"a.{name}"))
+    said = soxr.resample(melody(), RATE, rate)
+    late = 1024 if name == "m4a" and len(heard) > len(said) + 1024 else 0
+    assert_alike(np.pad(heard, (0, 400)), said, late=late, tolerance=0.1)
 
-        with pytest.raises(OSError, match="No space left"), AudioWriter(Full(), RATE, "m4a") as writer:
-            writer.write(melody())
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_another_reader_of_streams(av, name: str) -> None:
+    pipe = Pipe()
+    with AudioWriter(pipe, RATE, name) as writer:
+        for chunk in chunks(melody()):
+            writer.write(chunk)
+    heard, rate = decoded(av, io.BytesIO(pipe.data))
+    said = soxr.resample(melody(), RATE, rate)
+    late = {"mp3": 1105, "m4a": 1024}.get(name, 0)
+    assert_alike(np.pad(heard, (0, 400)), said, late=late, tolerance=0.1)
+
+
+@pytest.mark.parametrize("rate", [16_000, 22_050, 44_100, 96_000])
+def test_m4a_is_a_reference_too(av, rate: int, tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.m4a", melody(rate), rate)
+    reference = load_reference(tmp_path / "a.m4a", sample_rate=rate)
+    assert abs(len(reference.audio) - 3 * rate) < 0.1 * rate
+    assert_alike(np.pad(reference.audio, (0, 2)), melody(rate), tolerance=0.1)
+
+
+def test_a_full_disk(av) -> None:
+    class Full(Pipe):
+        def write(self, data) -> int:  # type: ignore[no-untyped-def, override]
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"), AudioWriter(Full(), RATE, "m4a") as writer:
+        writer.write(melody())
 
 
 def test_m4a_without_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
