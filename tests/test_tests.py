@@ -1,4 +1,4 @@
-"""The tests mirror the package: a folder for a room, a file for a module or for something that it does, none too long."""
+"""The tests mirror the package: a folder for a room, a file for a module or something it does, none too long."""
 
 from __future__ import annotations
 

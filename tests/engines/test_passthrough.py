@@ -23,33 +23,46 @@ from accelerator.errors import EngineError, GenerationError, InvalidOption, Inva
 from tests.engines.plain import TONE, Plain
 
 
-def test_a_plain_engine_speaks_as_before_and_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    engine = Plain()
-    before = dict(vars(engine))
-    optimizer = UniversalOptimizer(engine)
-    for _ in range(3):
-        audio, rate, metrics = optimizer.synthesize("Hello.")
-        np.testing.assert_array_equal(audio, TONE)
-        assert (audio.dtype, rate) == (np.float32, 8000)
-        assert metrics["backend"] == "pytorch"
-        assert metrics["backends"] == {"engine": "pytorch"}
-        assert metrics["fallback"] == []
-        assert metrics["audio_s"] == pytest.approx(0.1)
-        assert (metrics["precision"], metrics["cache"]) == ({}, {})
-    assert engine.calls == [("Hello.", {})] * 3
-    assert vars(engine) == before
-    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert len(warnings) == 1
-    assert "Plain is not an engine this package knows: it is passed through and runs as before" in warnings[0]
+def test_a_plain_engine_speaks_as_before() -> None:
+    optimizer = UniversalOptimizer(Plain())
+    audio, rate, metrics = optimizer.synthesize("Hello.")
+    np.testing.assert_array_equal(audio, TONE)
+    assert (audio.dtype, rate) == (np.float32, 8000)
+    assert metrics["backend"] == "pytorch"
+    assert metrics["backends"] == {"engine": "pytorch"}
+    assert metrics["fallback"] == []
+    assert metrics["audio_s"] == pytest.approx(0.1)
+    assert (metrics["precision"], metrics["cache"]) == ({}, {})
     (chunk,) = optimizer.stream("Hello.")
     np.testing.assert_array_equal(chunk.audio, TONE)
-    status = optimizer.prepare().status()
-    json.dumps(status)
-    assert (status["engine"], status["parts"]) == ("pass-through", {})
+
+
+def test_it_is_said_once_that_an_engine_is_passed_through(caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = UniversalOptimizer(Plain())
+    for _ in range(3):
+        optimizer.synthesize("Hello.")
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "Plain is not an engine this package knows: it is passed through and runs as before" in warning
+
+
+def test_a_plain_engine_is_asked_and_not_changed() -> None:
+    engine = Plain()
+    before = dict(vars(engine))
+    with UniversalOptimizer(engine) as optimizer:
+        for _ in range(3):
+            optimizer.synthesize("Hello.")
+    assert engine.calls == [("Hello.", {})] * 3
+    assert vars(engine) == before
+    assert engine.synthesize("after")[1] == 8000
+
+
+def test_what_wraps_a_plain_engine_is_one() -> None:
+    engine = Plain()
+    optimizer = UniversalOptimizer(engine)
     assert isinstance(optimizer, Plain)
     assert optimizer.calls is engine.calls
-    optimizer.close()
-    assert engine.synthesize("after")[1] == 8000
+    status = json.loads(json.dumps(optimizer.prepare().status()))
+    assert (status["engine"], status["parts"]) == ("pass-through", {})
 
 
 def test_options_reach_it_as_given_and_only_those_given() -> None:

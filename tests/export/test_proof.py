@@ -131,24 +131,39 @@ def test_logits_of_any_leading_shape() -> None:
     assert compare_logits({"x": (x, x)}, FP32)["x"]["steps"] == 15
 
 
-def test_arrays() -> None:
-    a = np.linspace(-0.5, 0.5, 100, dtype=np.float32)
-    assert compare_arrays([(a, a + 1e-5)], 1e-4)["passed"] is True
-    report = compare_arrays([(a, a), (a[:50], a[:50] + 2e-4)], 1e-4)
-    assert report["passed"] is False
-    assert report["max_error"] == pytest.approx(4e-4, rel=0.01), "relative to the largest of all"
-    assert compare_arrays([(a, a), (a / 50, a / 50 + 4e-5)], 1e-4)["passed"] is True, "a quiet one among louder ones"
-    assert compare_arrays([(a / 50, a / 50 + 4e-5)], 1e-4)["passed"] is False, "quiet ones by themselves"
-    assert compare_arrays([(a * 0, a * 0 + 5e-6)], 1e-4)["passed"] is True, "which are not held to what is not heard"
-    assert compare_arrays([(a * 0, a * 0 + 2e-5)], 1e-4)["passed"] is False
-    assert report["lengths"] == [100, 50]
-    assert compare_arrays([(a * 200, a * 200 + 5e-3)], 1e-4)["passed"] is True, "relative beyond 1"
-    assert compare_arrays([(a, a[:99])], 1.0) == {"passed": False, "bar": {"max_error": 1.0}, "shapes": [[100], [99]]}
-    for value in (np.nan, np.inf):
-        broken = a.copy()
-        broken[7] = value
-        assert compare_arrays([(a, broken)], 1e3)["passed"] is False
-    assert compare_arrays([], 1.0)["passed"] is False, "nothing compared, nothing proven"
+RAMP = np.linspace(-0.5, 0.5, 100, dtype=np.float32)
+
+
+def test_arrays_are_compared_relative_to_the_largest_of_all() -> None:
+    assert compare_arrays([(RAMP, RAMP + 1e-5)], 1e-4)["passed"] is True
+    report = compare_arrays([(RAMP, RAMP), (RAMP[:50], RAMP[:50] + 2e-4)], 1e-4)
+    assert (report["passed"], report["lengths"]) == (False, [100, 50])
+    assert report["max_error"] == pytest.approx(4e-4, rel=0.01)
+    assert compare_arrays([(RAMP * 200, RAMP * 200 + 5e-3)], 1e-4)["passed"] is True, "relative beyond 1"
+
+
+def test_quiet_arrays_are_not_held_to_what_is_not_heard() -> None:
+    quiet, silent = RAMP / 50, RAMP * 0
+    assert compare_arrays([(RAMP, RAMP), (quiet, quiet + 4e-5)], 1e-4)["passed"] is True, "one among louder ones"
+    assert compare_arrays([(quiet, quiet + 4e-5)], 1e-4)["passed"] is False, "quiet ones by themselves"
+    assert compare_arrays([(silent, silent + 5e-6)], 1e-4)["passed"] is True
+    assert compare_arrays([(silent, silent + 2e-5)], 1e-4)["passed"] is False
+
+
+def test_arrays_of_other_shapes_do_not_pass() -> None:
+    expected = {"passed": False, "bar": {"max_error": 1.0}, "shapes": [[100], [99]]}
+    assert compare_arrays([(RAMP, RAMP[:99])], 1.0) == expected
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_arrays_that_are_not_finite_do_not_pass(value: float) -> None:
+    broken = RAMP.copy()
+    broken[7] = value
+    assert compare_arrays([(RAMP, broken)], 1e3)["passed"] is False
+
+
+def test_nothing_compared_is_nothing_proven() -> None:
+    assert compare_arrays([], 1.0)["passed"] is False
 
 
 def test_codes() -> None:

@@ -129,17 +129,26 @@ def test_one_leads_and_all_others_follow() -> None:
     assert stepper.leaders <= {thread.ident for thread in threads}
 
 
-def test_what_fails_fails_where_it_happened() -> None:
+def test_what_cannot_begin_fails_alone() -> None:
     batcher = Batcher(Counting())
-    good, unlucky = batcher.run(row_of(31)), batcher.run(row_of(11))
+    good = batcher.run(row_of(31))
     assert int(next(good)[0]) == 31
-    assert int(next(unlucky)[0]) == 11
     with pytest.raises(GenerationError, match="below zero"):
         next(batcher.run(row_of(-1)))
-    assert int(next(unlucky)[0]) == 12
+    assert [int(frame[0]) for frame in good] == list(range(32, 41))
+
+
+def test_a_row_that_fails_on_its_way_fails_alone() -> None:
+    batcher = Batcher(Counting())
+    good, unlucky = batcher.run(row_of(31)), batcher.run(row_of(11))
+    assert [int(next(each)[0]) for each in (good, unlucky, unlucky)] == [31, 11, 12]
     with pytest.raises(GenerationError, match="unlucky"):
         next(unlucky)
     assert [int(frame[0]) for frame in good] == list(range(32, 41))
+
+
+def test_a_step_that_fails_is_an_error_for_all_rows_in_it_and_none_later() -> None:
+    batcher = Batcher(Counting())
     streams = [batcher.run(row_of(begin)) for begin in (664, 51)]
     for stream in streams:
         next(stream)

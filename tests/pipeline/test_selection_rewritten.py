@@ -209,39 +209,63 @@ def test_a_damaged_twin_is_built_anew(loader: Selector) -> None:
     assert (again.path / "weights.bin").read_bytes() == b"1"
 
 
-@pytest.mark.parametrize("twin", [True, False])
-def test_a_probe_on_a_busy_machine_is_taken_again(loader: Selector, twin: bool) -> None:
-    """Others used the cores, and the wrong way won: a later process measures again, and proposes the right one.
+class Busy:
+    """A part that was probed while others used the cores, so that the wrong way won; since then the machine is calm."""
 
-    It does not change to it: the audio of a seed would not be what it was. `tune` does.
-    """
-    machine = Machine(onnxruntime=0.5)
-    changed: dict[str, Any] = {} if twin else {"twin": None}
-    clock, now = Clock(1.4, 0.02, 0.02), [1e9]
-    here = replace(loader, clock=clock, now=lambda: now[0])  # type: ignore[arg-type]
-    first = here.load(machine.part(**changed))
-    assert (first.backend, first.probe["others_cpus"], first.probe["probes"]) == ("onnxruntime", 1.4, 1)
-    assert first.probe["calm"] is False
-    machine.seconds["onnxruntime"], machine.seconds["pytorch"] = 5.0, 4.0
-    now[0] += SOON_S
-    probes = machine.probes
-    second = here.load(machine.part(**changed))
-    assert machine.probes > probes
-    right = "onednn" if twin else "original"
-    assert (second.backend, second.options) == ("onnxruntime", first.options)
-    assert second.probe["proposed"]["backend"] == right
+    def __init__(self, loader: Selector, twin: bool) -> None:
+        self.machine, self.changed = Machine(onnxruntime=0.5), {} if twin else {"twin": None}
+        self.now, self.right = 1e9, "onednn" if twin else "original"
+        clock = Clock(1.4, 0.02, 0.02)
+        self._loader = replace(loader, clock=clock, now=lambda: self.now)  # type: ignore[arg-type]
+        self.first = self.load()
+        self.machine.seconds["onnxruntime"], self.machine.seconds["pytorch"] = 5.0, 4.0
+        self.now += SOON_S
+
+    def load(self) -> Any:
+        return self._loader.load(self.machine.part(**self.changed))
+
+    def tune(self) -> Any:
+        return self._loader.tune(self.machine.part(**self.changed))
+
+
+@pytest.fixture(params=[True, False], ids=["a twin", "no twin"])
+def busy(loader: Selector, request: pytest.FixtureRequest) -> Busy:
+    return Busy(loader, request.param)
+
+
+def test_a_probe_on_a_busy_machine_says_so(busy: Busy) -> None:
+    probe = busy.first.probe
+    assert (busy.first.backend, probe["others_cpus"], probe["probes"]) == ("onnxruntime", 1.4, 1)
+    assert probe["calm"] is False
+
+
+def test_a_probe_on_a_busy_machine_is_taken_again(busy: Busy) -> None:
+    """And proposes the right way. It does not change to it: the audio of a seed would not be what it was."""
+    probes = busy.machine.probes
+    second = busy.load()
+    assert busy.machine.probes > probes
+    assert (second.backend, second.options) == ("onnxruntime", busy.first.options)
+    assert second.probe["proposed"]["backend"] == busy.right
     assert "kept, as when it was first probed; `accelerator tune` changes it to" in second.reason
     assert (second.probe["others_cpus"], second.probe["probes"], second.probe["calm"]) == (0.02, 2, True)
-    probes = machine.probes
-    now[0] += 10 * LATE_S
-    assert here.load(machine.part(**changed)).backend == second.backend
-    assert machine.probes == probes, "an idle machine's probe is believed"
-    tuned = here.tune(machine.part(**changed))
-    assert machine.probes == probes, "what is proposed is known"
-    assert (tuned.backend or "original", tuned.probe["proposed"]) == (right, None)
+
+
+def test_the_probe_of_a_calm_machine_is_believed(busy: Busy) -> None:
+    busy.load()
+    probes = busy.machine.probes
+    busy.now += 10 * LATE_S
+    assert busy.load().backend == "onnxruntime"
+    assert busy.machine.probes == probes
+
+
+def test_tuning_changes_to_what_was_proposed_without_measuring(busy: Busy) -> None:
+    busy.load()
+    probes = busy.machine.probes
+    tuned = busy.tune()
+    assert (tuned.backend or "original", tuned.probe["proposed"]) == (busy.right, None)
     assert tuned.before["backend"] == "onnxruntime"
-    assert (here.load(machine.part(**changed)).backend or "original") == right
-    assert machine.probes == probes
+    assert (busy.load().backend or "original") == busy.right
+    assert busy.machine.probes == probes
 
 
 def test_a_machine_that_is_always_busy_is_measured_ever_more_rarely_but_never_given_up(loader: Selector) -> None:
