@@ -207,6 +207,7 @@ def test_nothing_happens_before_the_first_use(tiny: Any, tmp_path: Path) -> None
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_a_relative_cache_stays_where_it_was_given(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "later").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -251,6 +251,7 @@ def test_a_full_disk(stream: list, cache: Path):
     assert "'/dev/full' cannot be written (No space left on device)" in found["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no /dev/stdout in this file system")
 def test_stdout_by_name_and_descriptors(cache: Path, tmp_path: Path):
     """What is said for people goes to stderr then, or it would be in the audio."""

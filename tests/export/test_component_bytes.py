@@ -73,6 +73,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "files"),
     [("language model", 3 + 5 + 2 * 6), ("codec", 2 * 2), ("vits", 2 * 2 + 1)],  # at least, beside their manifests
@@ -97,7 +98,7 @@ def test_two_machines_in_one_make_the_same_exports(kind: str, files: int, tmp_pa
         told = [str(place / "made"), kind, str(threads), order, str(ROOT)]
         command = [sys.executable, "-W", "ignore", "-c", EXPORT, *told]
         running.append(subprocess.Popen(command, cwd=place, env=environment, stdout=subprocess.PIPE, text=True))
-    first, second = (json.loads(each.communicate(timeout=250)[0].splitlines()[-1]) for each in running)
+    first, second = (json.loads(each.communicate(timeout=600)[0].splitlines()[-1]) for each in running)
     assert len(first) >= files + sum("manifest.json" in name for name in first)
     assert first == second
 

@@ -46,6 +46,7 @@ def test_the_environment_can_do_without_them(monkeypatch: pytest.MonkeyPatch) ->
         features.available.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not features.is_wide(), reason="all tests are of AVX2 here")
 def test_those_for_older_processors_compute_the_same(exports: Path) -> None:
     """What is tested of steps, activations and a codec's layers, once more in a process whose kernels use AVX2."""
