@@ -163,7 +163,14 @@ def lay_out(page: Path, folder: Path, *, installed: bool) -> None:
         (meta / "entry_points.txt").write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("block", [pytest.param(each, id=each.name) for each in blocks() if each.runs])
+def marked(block: Block) -> tuple[pytest.MarkDecorator, ...]:
+    """Blocks of these pages begin with exports of a whole engine, the voice in the box or a VITS."""
+    return (pytest.mark.slow,) if block.page.name in ("README.md", "getting-started.md") else ()
+
+
+@pytest.mark.parametrize(
+    "block", [pytest.param(each, id=each.name, marks=marked(each)) for each in blocks() if each.runs]
+)
 def test_a_block_runs(block: Block, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     code, needed = block.code, block.note.removeprefix("needs: ") if block.note.startswith("needs: ") else None
     if needed == "fish-speech":
@@ -180,7 +187,7 @@ def test_a_block_runs(block: Block, tmp_path: Path, request: pytest.FixtureReque
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     run = ["-m", "pytest", "-q", block.file] if block.file else ["-c", code]
     done = subprocess.run(
-        [sys.executable, *run], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
+        [sys.executable, *run], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, f"{block.name} fails:\n{done.stdout}\n{done.stderr}"
     for written in re.findall(r'save\("([^"]+)"\)', code):

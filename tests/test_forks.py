@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import multiprocessing
 import os
-import pickle
-import queue
-import select
-import signal
 import subprocess
 import sys
 import threading
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,61 +17,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doubles import replica, voice
-from test_pool import Utterer, segments, speaker, whole
 
-import accelerator
 from accelerator import UniversalOptimizer
 from accelerator.cache import ContentCache, digest, make_key
-from accelerator.engines.fish_speech import adapter as fish_speech
-from accelerator.engines.fish_speech.adapter import FishSpeechAdapter
-from accelerator.engines.fish_speech.routed import _Requests
 from accelerator.errors import GenerationError
-from accelerator.hardware.forks import Lock
 from accelerator.kernels import available, snake
 from accelerator.pipeline.fallback import Route
 from accelerator.pipeline.pooled import Workers
 from accelerator.pipeline.selection import Choice
 from accelerator.pipeline.voices import VoiceStore
+from tests.children import WAIT, held, in_child
+from tests.doubles import replica, voice
+from tests.pipeline.utterers import Utterer, segments, speaker, whole
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-PACKAGE = Path(accelerator.__file__).parent
-WAIT = 60.0  # seconds: a child takes one or two
 TEXT = "One two three."
 OPTIONS: dict[str, Any] = {"seed": 3, "max_new_tokens": 6}
 BACKENDS = ("compiled", "onnxruntime", "pytorch")
-
-
-def fork() -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later warn of a fork beside threads
-        return os.fork()
-
-
-def in_child(work: Callable[[], Any], wait: float = WAIT) -> Any:
-    """What `work` answers in a forked child. One that does not answer in time is killed, and the test fails."""
-    read, write = os.pipe()
-    if not (child := fork()):
-        try:
-            answer = True, work()
-        except BaseException as error:
-            answer = False, f"{type(error).__name__}: {error}"
-        with os.fdopen(write, "wb") as pipe:
-            pickle.dump(answer, pipe)
-        os._exit(0)
-    os.close(write)
-    answered, end = b"", time.monotonic() + wait
-    with os.fdopen(read, "rb", buffering=0) as pipe:
-        while select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0] and (more := pipe.read(1 << 16)):
-            answered += more
-    if time.monotonic() >= end:
-        os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    assert answered, f"the child did not answer within {wait:g} s"
-    done, answer = pickle.loads(answered)
-    assert done, answer
-    return answer
 
 
 @pytest.fixture(scope="module")
@@ -274,29 +230,6 @@ def test_a_known_voice_is_known_in_a_child(optimizers: dict[str, UniversalOptimi
     assert misses <= 1  # the parent's own
 
 
-# What a thread of the parent may hold
-
-
-@contextlib.contextmanager
-def held(hold: Callable[[Callable[[], Any]], Any], *, ends_after: float | None = None) -> Iterator[None]:
-    """Another thread that calls `hold` with a function which returns at the end, or so many seconds later."""
-    begun, end = threading.Event(), threading.Event()
-
-    def work() -> None:
-        begun.set()
-        end.wait(WAIT if ends_after is None else ends_after)
-
-    thread = threading.Thread(target=hold, args=(work,))
-    thread.start()
-    try:
-        assert begun.wait(WAIT)
-        yield
-    finally:
-        end.set()
-        thread.join(WAIT)
-    assert not thread.is_alive()
-
-
 def test_places_for_segments_are_free_in_a_child() -> None:
     workers = Workers(1)
 
@@ -406,43 +339,6 @@ def test_a_part_that_the_parent_prepares_is_prepared_by_the_child() -> None:
     assert route.prepare().reason == f"by {parent}"
 
 
-def test_a_lock_that_another_thread_holds_is_free_in_a_child() -> None:
-    lock = Lock()
-
-    def hold(work: Callable[[], Any]) -> None:
-        with lock:
-            work()
-
-    def take() -> str:
-        with lock:
-            return "taken"
-
-    with held(hold):
-        assert in_child(take, 10) == "taken"
-
-
-def test_a_lock_that_the_forking_thread_holds_stays_held_in_the_child() -> None:
-    lock = Lock()
-
-    def excluded() -> tuple[bool, bool]:
-        entered = threading.Event()
-
-        def enter() -> None:
-            with lock:
-                entered.set()
-
-        thread = threading.Thread(target=enter, daemon=True)
-        thread.start()
-        before = entered.wait(0.2)
-        lock.__exit__(None, None, None)
-        return before, entered.wait(10)
-
-    with lock:
-        assert in_child(excluded, 20) == (False, True)
-    with lock:
-        pass
-
-
 @pytest.mark.skipif(not available(), reason="compiled kernels need AVX2 and numba")
 def test_a_codecs_kernels_have_threads_in_a_child(engine: Any) -> None:
     x = np.random.default_rng(0).standard_normal((4000, 64)).astype(np.float32)
@@ -457,128 +353,7 @@ def test_a_codecs_kernels_have_threads_in_a_child(engine: Any) -> None:
         np.testing.assert_array_equal(in_child(snaked, 20), snaked())
 
 
-def test_fish_speechs_queue_is_served_by_a_thread_of_the_childs() -> None:
-    started = list[str]()
-
-    class Server:
-        def start(self) -> None:
-            started.append("started")
-            threading.Thread(target=self.serve, daemon=True).start()
-
-        def serve(self) -> None:
-            while (item := requests.get()[1]) is not None:
-                item.put(os.getpid())
-
-    def ask() -> int:
-        answers: queue.Queue[int] = queue.Queue()
-        requests.put(answers)
-        return answers.get(timeout=10)
-
-    server = Server()
-    requests = _Requests(weakref.WeakMethod(server.start))
-    assert started == []
-    assert [ask(), ask()] == [os.getpid()] * 2
-    assert in_child(lambda: (ask() == os.getpid(), ask() == os.getpid(), started), 30) == (True, True, ["started"] * 2)
-    requests.put(None)
-
-
-def test_a_live_fish_speech_is_not_asked_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its thread is not there: its parts in PyTorch speak."""
-
-    class Parts:
-        def __init__(self, *_: Any) -> None:
-            pass
-
-        def stream(self, request: Any) -> Iterator[str]:
-            yield "its parts"
-
-        def close(self) -> None:
-            pass
-
-    result = SimpleNamespace(code="segment", audio=(8000, np.zeros(3)))
-    live = FishSpeechAdapter.__new__(FishSpeechAdapter)
-    live._live, live._process, live.engine = True, os.getpid(), SimpleNamespace(inference=lambda request: [result])
-    monkeypatch.setattr(fish_speech, "tts_request", lambda request, wav: request)
-    monkeypatch.setattr(fish_speech, "Routed", Parts)
-    monkeypatch.setattr(FishSpeechAdapter, "parts", lambda self: ())
-    request: Any = SimpleNamespace(reference=None)
-    assert [chunk.sample_rate for chunk in live.original(request)] == [8000]
-    assert in_child(lambda: list(live.original(request)), 10) == ["its parts"]
-
-
-# What nobody has thought of yet
-
-KINDS = {"Lock", "RLock", "Condition", "Event", "Semaphore", "BoundedSemaphore", "Barrier"}
-KEPT_THOUGH = {  # where threads are waited for by what `_forked` does not make -> why a child does not wait for ever
-    "hardware.forks Lock.__init__": "it is what makes itself anew",
-    "hardware.lease CoreLease._begin": "in a table that `_forked` empties",
-    "cache.store ContentCache.single_flight": "in a table that `_forked` empties",
-    "pipeline.voices VoiceStore._alone": "in a table that `_forked` empties",
-    "cache.store ContentCache._check_later": "a child does not wait for it, and checks itself",
-    "optimizer UniversalOptimizer._executor": "forgotten by `_forked`",
-    "kernels.parallel _pool": "one for each process, by its number",
-    "optimizer UniversalOptimizer._stream": "a flag of one stream, which raises in a child; nobody waits for it",
-    "engines.fish_speech.routed _Request": "a flag of one request, which its parent speaks; nobody waits for it",
-    "cli.progress Bars.__init__": "of the command, which does not fork",
-    "reference.training.loop _termination": "of a program that does not fork",
-}
-
-
-def waits(path: Path) -> Iterator[str]:
-    """Where a module makes what threads wait for, beside what is made anew in a child and pools that end in a block."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    annotations = [getattr(node, name, None) for node in ast.walk(tree) for name in ("annotation", "returns")]
-    passed = {id(node) for each in annotations if each is not None for node in ast.walk(each)}
-    module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-
-    def visit(node: ast.AST, place: str) -> Iterator[str]:
-        if isinstance(node, ast.ClassDef):
-            passed.update(id(each) for method in renewing(node) for each in ast.walk(method))
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            place = f"{place}.{node.name}" if place else node.name
-        if isinstance(node, ast.withitem):
-            passed.add(id(node.context_expr))
-        if id(node) in passed:
-            return
-        name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
-        pool = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("ThreadPoolExecutor")
-        if pool or name in {f"threading.{kind}" for kind in KINDS}:
-            yield f"{module} {place}"
-        for child in ast.iter_child_nodes(node):
-            yield from visit(child, place)
-
-    return visit(tree, "")
-
-
-def renewing(kind: ast.ClassDef) -> list[ast.FunctionDef]:
-    """`_forked`, and the methods that it calls, of a class that has itself renewed in children."""
-    if "renewed_in_children(self)" not in ast.unparse(kind):
-        return []
-    methods = {each.name: each for each in kind.body if isinstance(each, ast.FunctionDef)}
-    return [
-        each
-        for name, each in methods.items()
-        if name == "_forked" or f"self.{name}(" in ast.unparse(methods["_forked"])
-    ]
-
-
-def test_whatever_threads_wait_for_is_made_anew_in_a_child() -> None:
-    found = {place for path in sorted(PACKAGE.rglob("*.py")) for place in waits(path)}
-    assert found == set(KEPT_THOUGH)
-
-
-def test_nobody_hides_from_that() -> None:
-    """By another name for what makes locks."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom):
-                assert node.module not in ("threading", "_thread", "multiprocessing"), path
-            elif isinstance(node, ast.Import):
-                assert all(each.asname is None for each in node.names if each.name == "threading"), path
-
-
 # A child that ends as programs do: what is left of ONNX Runtime's sessions must not keep it
-
 
 PROGRAM = """
 import os, sys, time

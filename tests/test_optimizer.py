@@ -1,67 +1,38 @@
-"""The wrapper as its users see it: options, drop-in, metrics, life cycle, threads, processes."""
+"""The wrapper as its users see it: answers, drop-in, life cycle."""
 
 from __future__ import annotations
 
-import asyncio
 import copy
-import functools
 import gc
 import json
-import logging
-import math
-import os
-import subprocess
-import sys
 import threading
 import tracemalloc
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from doubles import QuickAdapter, replica, voice
 
-import accelerator
-from accelerator import AudioChunk, ProgressEvent, Speech, SpeechRequest, UniversalOptimizer
-from accelerator.cache import ContentCache
-from accelerator.engines.base import Bound, Cloning
-from accelerator.engines.options import SAMPLING
+from accelerator import AudioChunk, ProgressEvent, Speech, UniversalOptimizer
 from accelerator.errors import (
     AcceleratorError,
     Closed,
     GenerationError,
     InvalidInput,
     InvalidOption,
-    InvalidReference,
     InvalidText,
-    Overloaded,
 )
-from accelerator.metrics import Meter, current_meter
+from accelerator.metrics import Meter
 from accelerator.optimizer import _whole
-from accelerator.parts.part import Part
 from accelerator.pipeline.selection import Choice
 from accelerator.pipeline.stream import SpeechStream
-from accelerator.pipeline.voices import VoiceStore
 from accelerator.reference import ReferenceEngine, load
+from tests.doubles import QuickAdapter, replica, voice
 
 ROOT = Path(__file__).parents[1]
 TEXT = "Hello there."
 SHORT: dict[str, Any] = {"max_new_tokens": 10}
-
-
-def python(script: str, **environment: str) -> str:
-    """What a fresh interpreter, in which warnings are errors, prints."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 # The answer
@@ -108,143 +79,6 @@ def test_a_long_answer_is_in_memory_once() -> None:
     assert audio.nbytes < peak < 1.3 * audio.nbytes
 
 
-# Options
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"precision": "int3"},
-        {"precision": None},
-        {"proof": "lenient"},
-        {"threads": 0},
-        {"threads": -1},
-        {"threads": 1.5},
-        {"threads": True},
-        {"threads": "2"},
-    ],
-)
-def test_bad_options_are_refused(tiny: Any, options: dict[str, Any]) -> None:
-    with pytest.raises(InvalidOption, match=next(iter(options))):
-        UniversalOptimizer(tiny, **options)
-
-
-def test_unknown_options_are_refused(tiny: Any, fast: UniversalOptimizer) -> None:
-    with pytest.raises(TypeError, match="quantisation"):
-        UniversalOptimizer(tiny, quantisation="int8")  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="speed"):
-        fast.synthesize(TEXT, speed=2)  # type: ignore[call-arg]
-    with pytest.raises(InvalidOption, match="speed"):
-        fast.stream(TEXT, speed=2)
-    with pytest.raises(InvalidOption, match="no part called 'vocoder'"):
-        fast.prepare(["vocoder"])
-
-
-SAMPLING_ERRORS = [
-    {"temperature": -0.1},
-    {"temperature": 2.1},
-    {"temperature": math.nan},
-    {"temperature": "hot"},
-    {"top_p": 0.0},
-    {"top_p": 1.01},
-    {"top_k": 0},
-    {"top_k": 1.5},
-    {"repetition_penalty": 0.9},
-    {"seed": -1},
-    {"seed": 2**63},
-    {"max_new_tokens": 0},
-    {"max_new_tokens": True},
-]
-
-
-@pytest.mark.parametrize("options", SAMPLING_ERRORS, ids=str)
-def test_sampling_out_of_range(fast: UniversalOptimizer, options: dict[str, Any]) -> None:
-    with pytest.raises(InvalidOption, match=next(iter(options))):
-        fast.synthesize(TEXT, **options)
-    with pytest.raises(InvalidOption, match=next(iter(options))):
-        fast.stream(TEXT, **options)
-
-
-# Bad input: a clear error, at once, and nobody falls back
-
-BAD_TEXTS: list[Any] = ["", "  \n\t", "?!...", "🙂🙂", "nul\0byte", "half \ud83d", "a" * 1_000_000, b"bytes", None, 7]
-
-
-@pytest.mark.parametrize("text", BAD_TEXTS, ids=lambda t: repr(t)[:20])
-def test_texts_that_cannot_be_spoken(tiny: Any, text: Any) -> None:
-    optimizer = replica(tiny)
-    with pytest.raises(InvalidText):
-        optimizer.synthesize(text)
-    with pytest.raises(InvalidText):
-        optimizer.stream(text)
-    assert all(not part["errors"] for part in optimizer.status()["parts"].values())
-
-
-@pytest.mark.parametrize("text", ["emoji 🙂 too", "שלום עולם", "你好。", "a\u0301 b\r\n c\x07", "1"])
-def test_texts_of_all_kinds_are_spoken(fast: UniversalOptimizer, text: str) -> None:
-    audio, _, metrics = fast.synthesize(text, seed=1, max_new_tokens=3)
-    assert len(audio) == 3 * fast.hop
-    assert metrics["fallback"] == []
-
-
-def bad_references(tmp_path: Path) -> dict[str, Any]:
-    tone = np.sin(np.arange(16_000) / 9).astype(np.float32) * 0.3
-    text = tmp_path / "not audio.wav"
-    text.write_text("This is no audio.")
-    empty = tmp_path / "empty.wav"
-    empty.write_bytes(b"")
-    broken = tone.copy()
-    broken[5] = np.nan
-    return {
-        "empty": (np.zeros(0, np.float32), 16_000),
-        "too short": (tone[:800], 16_000),
-        "too long": (np.tile(tone, 600), 16_000),
-        "NaN": (broken, 16_000),
-        "silent": (np.zeros(16_000, np.float32), 16_000),
-        "no scale": (tone * 32_768, 16_000),
-        "rate of zero": (tone, 0),
-        "missing": tmp_path / "missing.wav",
-        "a directory": tmp_path,
-        "not audio": text,
-        "an empty file": empty,
-        "bytes": b"RIFF....",
-        "a number": 5,
-    }
-
-
-BAD_REFERENCES = (
-    *("empty", "too short", "too long", "NaN", "silent", "no scale", "rate of zero"),
-    *("missing", "a directory", "not audio", "an empty file", "bytes", "a number"),
-)
-
-
-@pytest.mark.parametrize("kind", BAD_REFERENCES)
-def test_references_that_cannot_be_used(tiny: Any, tmp_path: Path, kind: str) -> None:
-    optimizer = replica(tiny)
-    with pytest.raises(InvalidReference):
-        optimizer.synthesize(TEXT, bad_references(tmp_path)[kind], "what it says")
-    assert all(not part["errors"] for part in optimizer.status()["parts"].values())
-
-
-def test_a_transcript_without_a_voice(fast: UniversalOptimizer) -> None:
-    with pytest.raises(InvalidReference, match="reference_text without"):
-        fast.synthesize(TEXT, reference_text="hello")
-
-
-def test_references_of_any_rate_and_shape(
-    fast: UniversalOptimizer, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fast._dispatcher.voices, "_store", VoiceStore(ContentCache(tmp_path), "nothing known"))
-    t = np.arange(8000) / 8000
-    stereo = np.stack([np.sin(1000 * t), np.sin(1000 * t)], axis=1).astype(np.float32) * 0.3
-    audio, _, metrics = fast.synthesize(TEXT, (stereo, 8000), "a voice", temperature=0, **SHORT)
-    mono = fast.synthesize(TEXT, (8000, (stereo[:, 0] * 32768).astype(np.int16)), "a voice", temperature=0, **SHORT)
-    assert len(audio) == 10 * tiny.hop
-    np.testing.assert_allclose(mono.audio, audio, atol=0.02)
-    assert metrics["backends"]["encoder"] == "onnxruntime"
-    assert metrics["stages"]["reference"] > 0
-
-
 # What comes out
 
 
@@ -289,112 +123,6 @@ def test_a_stream_joined_is_the_blocking_answer(fast: UniversalOptimizer) -> Non
         next(stream)
     stream.close()
     assert stream.metrics == final
-
-
-# Metrics, by a clock and an engine of our own
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class FakeEngine:
-    sample_rate = 1000
-
-
-class FakeAdapter:
-    """encoder 0.2 s, 0.1 s a frame, decoder 0.5 s; 0.3 s in no stage; two chunks of one second."""
-
-    name, sample_rate = "fake", 1000
-    cloning, options = Cloning(), SAMPLING
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-
-    def parts(self) -> Sequence[Part]:
-        def encode(audio: np.ndarray) -> np.ndarray:
-            self.clock.now += 0.2
-            return np.zeros((1, 3), np.int64)
-
-        def generate(*, resume: Sequence[Any] = ()) -> Iterator[int]:
-            for frame in range(len(resume), 4):
-                self.clock.now += 0.1
-                yield frame
-
-        def decode(frames: list[int]) -> np.ndarray:
-            self.clock.now += 0.5
-            return np.full(1000, 0.1, np.float32)
-
-        return [
-            Part("encoder", "reference", encode, lambda call: 1.0),
-            Part("text2semantic", "generate", generate, lambda call: 1.0, streams=True),
-            Part("decoder", "decode", decode, lambda call: 1.0),
-        ]
-
-    def bind(self, calls: Mapping[str, Any]) -> Any:
-        def stream(request: SpeechRequest, kept: Any) -> Iterator[AudioChunk]:
-            assert kept is None, "an engine without stages encodes by itself"
-            if request.reference is not None:
-                calls["encoder"](request.reference.audio)
-            frames = []
-            for frame in calls["text2semantic"]():
-                current_meter().add_frames(1)
-                frames.append(frame)
-            yield AudioChunk(calls["decoder"](frames), 1000)
-            self.clock.now += 0.3
-            yield AudioChunk(calls["decoder"](frames), 1000)
-
-        return Bound(FakeEngine(), stream=stream)
-
-    def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
-        raise AssertionError("not needed")
-
-    def release(self) -> None:
-        pass
-
-
-@pytest.mark.parametrize("backend", ["onnxruntime", "pytorch"])
-def test_every_metric_against_a_clock(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    clock = Clock()
-    monkeypatch.setattr("accelerator.optimizer.Meter", functools.partial(Meter, clock))
-    optimizer = UniversalOptimizer(None, adapter=FakeAdapter(clock))
-    for route in optimizer._routes.values():
-        route._choice = Choice(route.part.original if backend == "onnxruntime" else None, "a test", "Test")
-    tone = np.sin(np.arange(1000) / 5).astype(np.float32) * 0.3
-    audio, rate, metrics = optimizer.synthesize("Hello", (tone, 1000), "hello")
-    assert (audio.shape, rate) == ((2000,), 1000)
-    assert metrics.pop("peak_rss_bytes") > 0
-    exact = {k: metrics.pop(k) for k in ("backend", "backends", "fallback", "precision", "cache", "frames", "segments")}
-    assert metrics.pop("skipped") == []
-    parts = ["encoder", "text2semantic", "decoder"]
-    fallback = [] if backend == "onnxruntime" else [{"part": p, "reason": "Test", "message": "a test"} for p in parts]
-    assert exact == {
-        "backend": backend,
-        "backends": dict.fromkeys(parts, backend),
-        "fallback": fallback,
-        "precision": dict.fromkeys(parts, "fp32") if backend == "onnxruntime" else {},
-        "cache": {},
-        "frames": 4,
-        "segments": [],
-    }
-    stages = metrics.pop("stages")
-    assert stages == pytest.approx({"text": 0, "reference": 0.2, "generate": 0.4, "decode": 1.0, "post": 0})
-    assert metrics == pytest.approx(
-        {"rtf": 0.95, "rtfx": 2 / 1.9, "audio_s": 2.0, "elapsed_s": 1.9, "ttfa_s": 1.1, "frames_per_s": 10.0}
-    )
-    clock.now += 50
-    stream = optimizer.stream("Hello")
-    first = next(stream)
-    clock.now += 7  # the consumer thinks
-    list(stream)
-    clock.now += 50
-    assert len(first.audio) == 1000
-    assert stream.metrics["elapsed_s"] == pytest.approx(0.4 + 0.5 + 7 + 0.3 + 0.5)
-    assert stream.metrics["ttfa_s"] == pytest.approx(0.9)
-    assert stream.metrics["stages"]["generate"] == pytest.approx(0.4), "not the consumer's time"
 
 
 # Drop-in
@@ -479,6 +207,7 @@ def test_nothing_happens_before_the_first_use(tiny: Any, tmp_path: Path) -> None
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_a_relative_cache_stays_where_it_was_given(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "later").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -572,305 +301,9 @@ def test_closing_frees_the_sessions(tiny: Any, fast: UniversalOptimizer) -> None
     assert reference() is None
 
 
-def test_no_audio_is_an_error(tiny: Any) -> None:
-    class Mute(FakeAdapter):
-        def bind(self, calls: Mapping[str, Any]) -> Any:
-            return replace(super().bind(calls), stream=lambda request, kept: iter(()))
-
-    with pytest.raises(GenerationError, match="no audio"):
-        UniversalOptimizer(None, adapter=Mute(Clock())).synthesize("Hello")
-
-
 def test_a_checkpoint_needs_a_known_engine(tmp_path: Path) -> None:
     with pytest.raises(AcceleratorError, match="no engine called 'nobody'"):
         UniversalOptimizer.from_checkpoint(tmp_path, engine="nobody")
-
-
-# Threads
-
-
-def test_concurrent_requests_equal_their_serial_requests(fast: UniversalOptimizer, tiny: Any) -> None:
-    voices = [None, voice(tiny), (voice(tiny)[0][::-1].copy(), tiny.sample_rate)]
-    requests = [
-        {"text": f"Number {n}.", "reference_audio": voices[n % 3], "seed": n % 8, "max_new_tokens": 3 + n % 5}
-        for n in range(32)
-    ]
-    serial = [fast.synthesize(**request).audio for request in requests]
-    answers: dict[int, np.ndarray] = {}
-    gate = threading.Barrier(32)
-
-    def work(n: int) -> None:
-        gate.wait()
-        answers[n] = fast.synthesize(**requests[n]).audio
-
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(32)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for n, expected in enumerate(serial):
-        np.testing.assert_array_equal(answers[n], expected, err_msg=str(n))
-
-
-def test_streams_may_interleave(fast: UniversalOptimizer) -> None:
-    expected = [fast.synthesize(f"Stream {n}.", seed=n, max_new_tokens=24).audio for n in range(3)]
-    streams = [fast.stream(f"Stream {n}.", seed=n, max_new_tokens=24) for n in range(3)]
-    turns = [[next(stream).audio for stream in streams] for _ in range(3)]
-    for n, stream in enumerate(streams):
-        assert list(stream) == []
-        np.testing.assert_allclose(np.concatenate([turn[n] for turn in turns]), expected[n], rtol=0, atol=2e-6)
-        assert stream.metrics["frames"] == 24
-
-
-def test_a_long_run_keeps_memory_flat(fast: UniversalOptimizer) -> None:
-    psutil = pytest.importorskip("psutil")
-    process = psutil.Process()
-    lengths = [3, 16, 7, 12, 2]
-
-    def run(count: int) -> int:
-        for n in range(count):
-            fast.synthesize("word " * (1 + n % 40), seed=n, max_new_tokens=lengths[n % 5])
-        gc.collect()
-        return int(process.memory_info().rss)
-
-    before = run(40)
-    assert run(100) - before < 16 << 20
-
-
-# Many at once
-
-WORDS = ["One.", "Two and three.", "Four.", "Five, six, seven.", "Eight."]
-
-
-def test_a_batch_is_what_one_by_one_would_be(fast: UniversalOptimizer) -> None:
-    options: dict[str, Any] = {"seed": 4, "max_new_tokens": 20}
-    answers = fast.synthesize_batch(WORDS, **options)
-    for text, answer in zip(WORDS, answers, strict=True):
-        assert isinstance(answer, Speech)
-        np.testing.assert_array_equal(answer.audio, fast.synthesize(text, **options).audio)
-        assert answer.metrics["frames"] == 20
-    assert fast.synthesize_batch([]) == []
-    with pytest.raises(InvalidOption, match="list of texts"):
-        fast.synthesize_batch("one text")
-    with pytest.raises(InvalidOption, match="speed"):
-        fast.synthesize_batch(WORDS, speed=2)
-
-
-def test_a_batch_with_a_bad_text_speaks_the_others(fast: UniversalOptimizer) -> None:
-    texts = [WORDS[0], "?!", WORDS[1]]
-    first, bad, last = fast.synthesize_batch(texts, seed=4, max_new_tokens=5, return_exceptions=True)
-    assert isinstance(bad, InvalidText)
-    for text, answer in ((WORDS[0], first), (WORDS[1], last)):
-        assert isinstance(answer, Speech)
-        np.testing.assert_array_equal(answer.audio, fast.synthesize(text, seed=4, max_new_tokens=5).audio)
-    with pytest.raises(InvalidText):
-        fast.synthesize_batch(texts, max_new_tokens=5)
-
-
-def test_asyncio(fast: UniversalOptimizer) -> None:
-    async def several() -> list[Speech]:
-        ticks = 0
-
-        async def ticking() -> None:
-            nonlocal ticks
-            while True:
-                ticks += 1
-                await asyncio.sleep(0)
-
-        clock = asyncio.create_task(ticking())
-        answers = await asyncio.gather(*(fast.asynthesize(t, seed=4, max_new_tokens=20) for t in WORDS))
-        clock.cancel()
-        assert ticks > 1, "the event loop goes on meanwhile"
-        with pytest.raises(InvalidText):
-            await fast.asynthesize("")
-        return answers
-
-    for text, answer in zip(WORDS, asyncio.run(several()), strict=True):
-        np.testing.assert_array_equal(answer.audio, fast.synthesize(text, seed=4, max_new_tokens=20).audio)
-
-
-def test_a_cancelled_task_ends_its_generation(tiny: Any) -> None:
-    drawn, begun, left = [], threading.Event(), threading.Event()
-
-    def endless(part: Part) -> Any:
-        def call(prompt: np.ndarray, params: Any, **_: Any) -> Iterator[np.ndarray]:
-            frame = next(part.original(prompt, params))
-            try:
-                while len(drawn) < 10**6:
-                    drawn.append(1)
-                    begun.set()
-                    yield frame
-            finally:
-                left.set()
-
-        return call
-
-    async def main(optimizer: UniversalOptimizer) -> None:
-        task = asyncio.create_task(optimizer.asynthesize("Never mind."))
-        await asyncio.to_thread(begun.wait, 30)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert await asyncio.to_thread(left.wait, 30)
-
-    asyncio.run(main(replica(tiny, text2semantic=endless)))
-    assert len(drawn) < 10**6
-
-
-def test_a_stream_may_be_closed_by_another_thread(tiny: Any) -> None:
-    going = threading.Event()
-
-    def endless(part: Part) -> Any:
-        def call(prompt: np.ndarray, params: Any, **_: Any) -> Iterator[np.ndarray]:
-            frame = next(part.original(prompt, params))
-            while True:
-                going.set()
-                yield frame
-
-        return call
-
-    optimizer = replica(tiny, {"split_text": False}, text2semantic=endless)
-    stream = optimizer.stream("Never mind.")
-    errors: list[BaseException] = []
-
-    def listen() -> None:
-        try:
-            for _ in stream:
-                pass
-        except GenerationError as error:
-            errors.append(error)
-
-    listener = threading.Thread(target=listen)
-    listener.start()
-    assert going.wait(30)
-    stream.close()
-    listener.join(30)
-    assert not listener.is_alive()
-    assert not errors or "nobody listens" in str(errors[0])
-
-
-def test_the_queue_is_bounded(tiny: Any) -> None:
-    optimizer = replica(tiny, {"queue_size": 2})
-    streams = [optimizer.stream(TEXT, **SHORT) for _ in range(3)]
-    for stream in streams[:2]:
-        next(stream)
-    with pytest.raises(Overloaded, match="2 requests"):
-        next(streams[2])
-    with pytest.raises(Overloaded):
-        optimizer.synthesize(TEXT, **SHORT)
-    streams[0].close()
-    assert len(optimizer.synthesize(TEXT, **SHORT).audio) > 0
-    streams[1].close()
-    for wrong in (0, True, "8"):
-        with pytest.raises(InvalidOption, match="queue_size"):
-            UniversalOptimizer(tiny, queue_size=wrong)  # type: ignore[arg-type]
-
-
-def test_a_voice_by_name(tiny: Any, fast: UniversalOptimizer) -> None:
-    with pytest.raises(InvalidOption, match="no voice 'anna'"):
-        fast.synthesize(TEXT, voice="anna", **SHORT)
-    with pytest.raises(InvalidOption, match="give one of them"):
-        fast.synthesize(TEXT, voice(tiny), voice="anna", **SHORT)
-
-    class Anyone:
-        sample_rate = 8000
-
-        def synthesize(self, text: str) -> np.ndarray:
-            return np.full(800, 0.1, np.float32)
-
-    with pytest.raises(InvalidOption, match="knows no voices"):
-        UniversalOptimizer(Anyone()).synthesize(TEXT, voice="anna")
-
-
-def test_a_voice_is_encoded_once_also_by_the_next_process(tiny: Any, tmp_path: Path) -> None:
-    counts = []
-    for _ in range(2):
-        calls: list[int] = []
-
-        def counted(part: Part, calls: list[int] = calls) -> Any:
-            return lambda audio: calls.append(1) or part.original(audio)  # type: ignore[func-returns-value]
-
-        optimizer = replica(tiny, {"cache_dir": tmp_path}, encoder=counted)
-        answers = [optimizer.synthesize(TEXT, voice(tiny), "la", seed=1, **SHORT).audio for _ in range(2)]
-        np.testing.assert_array_equal(answers[0], answers[1])
-        counts.append(len(calls))
-    assert counts == [1, 0]
-
-
-# Processes
-
-
-def test_importing_loads_nothing_heavy() -> None:
-    heavy = "('torch', 'onnxruntime', 'onnx', 'numpy', 'soundfile')"
-    script = f"import accelerator, sys; print(sorted(set({heavy}) & set(sys.modules)), dir(accelerator))"
-    assert python(script).startswith("[] ")
-    script = f"import accelerator.optimizer, accelerator.cli, sys; print(sorted(set({heavy}[:2]) & set(sys.modules)))"
-    assert python(script).strip() == "[]"
-
-
-def test_public_names_exist() -> None:
-    for name in accelerator.__all__:
-        assert getattr(accelerator, name).__name__ == name
-    assert set(accelerator.__all__) <= set(dir(accelerator))
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
-        _ = accelerator.Nothing
-
-
-SECOND_PROCESS = """
-import json
-from accelerator import UniversalOptimizer
-from accelerator.reference import load
-stages = set()
-optimizer = UniversalOptimizer(
-    load("tiny"), precision="fp32", threads=1, probe=False, progress=lambda event: stages.add(event.stage)
-)
-audio, rate, metrics = optimizer.synthesize("Hello there.", temperature=0, max_new_tokens=6)
-print(json.dumps([sorted(stages), metrics["cache"], metrics["backend"], float(abs(audio).sum())]))
-"""
-
-
-def test_a_second_process_builds_nothing(fast: UniversalOptimizer, exports: Path) -> None:
-    """And warns of nothing: its warnings are errors."""
-    stages, cache, backend, total = json.loads(python(SECOND_PROCESS, ACCELERATOR_CACHE=str(exports)))
-    assert stages == ["hash", "load"]
-    assert cache == {"text2semantic": "hit", "decoder": "hit"}
-    assert backend == "onnxruntime"
-    here = fast.synthesize(TEXT, temperature=0, max_new_tokens=6).audio
-    assert total == pytest.approx(float(abs(here).sum()), rel=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["file", "forbidden", "missing parent"])
-def test_a_cache_that_cannot_be_written_never_fails_synthesis(tiny: Any, tmp_path: Path, kind: str) -> None:
-    place = tmp_path / "cache"
-    if kind == "file":
-        place.write_text("in the way")
-    elif kind == "missing parent":
-        (tmp_path / "file").write_text("in the way")
-        place = tmp_path / "file" / "cache"
-    else:
-        place = Path("/proc/accelerator-cache")
-    optimizer = UniversalOptimizer(tiny, adapter=QuickAdapter(tiny), cache_dir=place, threads=1)
-    audio, _, metrics = optimizer.synthesize(TEXT, temperature=0, **SHORT)
-    np.testing.assert_array_equal(audio, tiny.synthesize(TEXT, temperature=0, **SHORT)[0])
-    assert metrics["fallback"] == []
-    assert metrics["backend"] == "onnxruntime"
-    exports = [e for p in optimizer.status()["parts"].values() for e in p.get("exports", {}).values()]
-    assert {e["layer"] for e in exports} == {"ephemeral"}
-
-
-# What is said to whoever listens
-
-
-@pytest.mark.usefixtures("fast")  # whose exports are used
-def test_a_short_request_says_nothing_at_info(tiny: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """By this package or by another: not the first one, which loads what was exported before, and not the next ones."""
-    caplog.set_level(logging.INFO)
-    with UniversalOptimizer(tiny, precision="fp32", threads=1, probe=False) as optimizer:
-        for seed in (1, 2):
-            speech = optimizer.synthesize(TEXT, seed=seed, **SHORT)
-            assert speech.metrics["backend"] == "onnxruntime"
-            assert len(list(optimizer.stream(TEXT, seed=seed, **SHORT))) > 0
-    assert [f"{record.name}: {record.getMessage()}" for record in caplog.records] == []
 
 
 # Memory of the weights

@@ -41,8 +41,6 @@ CANDIDATES: Mapping[str, Recipe] = {
     # Too coarse on purpose: where a loss begins to be heard is where the proof's bar belongs.
     "coarse-128": Recipe(bits=4, block=128, head_bits=4, head_block=128, kv_bits=8),
     "coarse-256": Recipe(bits=4, block=256, head_bits=4, head_block=256, kv_bits=8),
-    "three-bits": _four(64, bits=3, fit="clipped"),
-    "two-bits": _four(64, bits=2, fit="clipped"),
 }
 """Ways to store weights that are no precision of the product: name -> recipe, tried in the place of int4."""
 

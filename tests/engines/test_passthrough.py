@@ -1,19 +1,16 @@
 from __future__ import annotations
 
 import array
-import asyncio
 import copy
 import importlib
 import io
 import json
 import pickle
-import threading
 import warnings
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Optional, Union
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,48 +20,49 @@ from accelerator import UniversalOptimizer
 from accelerator.audio.checks import write_wav
 from accelerator.engines.passthrough import _PARTS, _SPEAKING
 from accelerator.errors import EngineError, GenerationError, InvalidOption, InvalidText, UnsupportedEngine
-
-TONE = (0.3 * np.sin(np.arange(800) / 7)).astype(np.float32)
-
-
-class Plain:
-    sample_rate = 8000
-
-    def __init__(self, answer: Any = None) -> None:
-        self.answer, self.calls = answer, []  # type: ignore[var-annotated]
-
-    def synthesize(self, text: str, **options: Any) -> Any:
-        self.calls.append((text, options))
-        return (TONE, 8000) if self.answer is None else self.answer
+from tests.engines.plain import TONE, Plain
 
 
-def test_a_plain_engine_speaks_as_before_and_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    engine = Plain()
-    before = dict(vars(engine))
-    optimizer = UniversalOptimizer(engine)
-    for _ in range(3):
-        audio, rate, metrics = optimizer.synthesize("Hello.")
-        np.testing.assert_array_equal(audio, TONE)
-        assert (audio.dtype, rate) == (np.float32, 8000)
-        assert metrics["backend"] == "pytorch"
-        assert metrics["backends"] == {"engine": "pytorch"}
-        assert metrics["fallback"] == []
-        assert metrics["audio_s"] == pytest.approx(0.1)
-        assert (metrics["precision"], metrics["cache"]) == ({}, {})
-    assert engine.calls == [("Hello.", {})] * 3
-    assert vars(engine) == before
-    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert len(warnings) == 1
-    assert "Plain is not an engine this package knows: it is passed through and runs as before" in warnings[0]
+def test_a_plain_engine_speaks_as_before() -> None:
+    optimizer = UniversalOptimizer(Plain())
+    audio, rate, metrics = optimizer.synthesize("Hello.")
+    np.testing.assert_array_equal(audio, TONE)
+    assert (audio.dtype, rate) == (np.float32, 8000)
+    assert metrics["backend"] == "pytorch"
+    assert metrics["backends"] == {"engine": "pytorch"}
+    assert metrics["fallback"] == []
+    assert metrics["audio_s"] == pytest.approx(0.1)
+    assert (metrics["precision"], metrics["cache"]) == ({}, {})
     (chunk,) = optimizer.stream("Hello.")
     np.testing.assert_array_equal(chunk.audio, TONE)
-    status = optimizer.prepare().status()
-    json.dumps(status)
-    assert (status["engine"], status["parts"]) == ("pass-through", {})
+
+
+def test_it_is_said_once_that_an_engine_is_passed_through(caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = UniversalOptimizer(Plain())
+    for _ in range(3):
+        optimizer.synthesize("Hello.")
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "Plain is not an engine this package knows: it is passed through and runs as before" in warning
+
+
+def test_a_plain_engine_is_asked_and_not_changed() -> None:
+    engine = Plain()
+    before = dict(vars(engine))
+    with UniversalOptimizer(engine) as optimizer:
+        for _ in range(3):
+            optimizer.synthesize("Hello.")
+    assert engine.calls == [("Hello.", {})] * 3
+    assert vars(engine) == before
+    assert engine.synthesize("after")[1] == 8000
+
+
+def test_what_wraps_a_plain_engine_is_one() -> None:
+    engine = Plain()
+    optimizer = UniversalOptimizer(engine)
     assert isinstance(optimizer, Plain)
     assert optimizer.calls is engine.calls
-    optimizer.close()
-    assert engine.synthesize("after")[1] == 8000
+    status = json.loads(json.dumps(optimizer.prepare().status()))
+    assert (status["engine"], status["parts"]) == ("pass-through", {})
 
 
 def test_options_reach_it_as_given_and_only_those_given() -> None:
@@ -296,195 +294,6 @@ def test_files_are_read(tmp_path: Path) -> None:
         assert rate == 22_050
 
 
-def test_coroutines_are_run() -> None:
-    class Later:
-        async def tts(self, text: str) -> Any:
-            return TONE, 8000
-
-    class Pieces:
-        async def tts(self, text: str) -> Any:
-            yield TONE, 8000
-            yield TONE, 8000
-
-    assert len(UniversalOptimizer(Later()).synthesize("Hello.").audio) == 800
-    assert len(UniversalOptimizer(Pieces()).synthesize("Hello.").audio) == 1600
-
-    async def within() -> Any:
-        optimizer = UniversalOptimizer(Later())
-        with pytest.raises(EngineError, match="await asynthesize"):
-            optimizer.synthesize("Hello.")
-        return await optimizer.asynthesize("Hello.")
-
-    assert len(asyncio.run(within()).audio) == 800
-
-
-async def pieces(said: list[Any], count: int = 3) -> AsyncIterator[Any]:
-    """Notes what it does, and that it does it all in one task, as time limits and task groups need it."""
-    task = asyncio.current_task()
-    try:
-        for number in range(count):
-            said.append(number)
-            yield TONE, 8000
-    finally:
-        await asyncio.sleep(0)
-        said.append("closed" if asyncio.current_task() is task else "closed elsewhere")
-
-
-class Asynchronous:
-    def __init__(self) -> None:
-        self.said: list[Any] = []
-
-    def tts(self, text: str) -> Any:
-        return pieces(self.said)
-
-
-class AsynchronousLater(Asynchronous):
-    async def tts(self, text: str) -> Any:
-        return pieces(self.said)
-
-
-class Iterating(Asynchronous):
-    """Not a generator, but an object with the methods of one."""
-
-    def tts(self, text: str) -> Any:
-        return Pieces(pieces(self.said))
-
-
-class Pieces:
-    def __init__(self, own: Any) -> None:
-        self.own = own
-
-    def __aiter__(self) -> Any:
-        return self
-
-    async def __anext__(self) -> Any:
-        return await self.own.__anext__()
-
-    async def aclose(self) -> None:
-        await self.own.aclose()
-
-
-class Synchronous(Asynchronous):
-    def tts(self, text: str) -> Any:
-        try:
-            for number in range(3):
-                self.said.append(number)
-                yield TONE, 8000
-        finally:
-            self.said.append("closed")
-
-
-@pytest.mark.parametrize("kind", [Synchronous, Asynchronous, AsynchronousLater, Iterating])
-def test_pieces_are_heard_as_they_come_and_what_makes_them_is_closed(kind: Any) -> None:
-    engine = kind()
-    stream = UniversalOptimizer(engine).stream("Hello.")
-    next(stream)
-    assert engine.said == [0]
-    next(stream)
-    assert engine.said == [0, 1]
-    stream.close()
-    assert engine.said == [0, 1, "closed"]
-    engine.said.clear()
-    assert len(UniversalOptimizer(engine).synthesize("Hello.").audio) == 2400
-    assert engine.said == [0, 1, 2, "closed"]
-
-
-@pytest.mark.parametrize("kind", [Synchronous, Asynchronous])
-def test_a_stream_may_be_closed_in_an_event_loop(kind: Any) -> None:
-    engine = kind()
-    stream = UniversalOptimizer(engine).stream("Hello.")
-    next(stream)
-
-    async def close() -> None:
-        stream.close()
-
-    asyncio.run(close())
-    assert engine.said == [0, "closed"]
-
-
-def test_a_stream_that_another_thread_closes_ends_with_the_piece_that_is_being_made() -> None:
-    going, closed = threading.Event(), threading.Event()
-
-    class Busy(Synchronous):
-        def tts(self, text: str) -> Any:
-            for number, piece in enumerate(super().tts(text)):
-                if number == 1:
-                    going.set()
-                    assert closed.wait(30)
-                yield piece
-
-    engine = Busy()
-    stream = UniversalOptimizer(engine).stream("Hello.")
-    heard: list[Any] = []
-    listener = threading.Thread(target=lambda: heard.extend(until_an_error(stream)))
-    listener.start()
-    assert going.wait(30)
-    stream.close()
-    closed.set()
-    listener.join(30)
-    assert len(heard) == 3
-    assert "nobody listens" in str(heard[-1])
-    assert engine.said == [0, 1, "closed"]
-
-
-def until_an_error(stream: Iterator[Any]) -> Iterator[Any]:
-    try:
-        yield from stream
-    except GenerationError as error:
-        yield error
-
-
-def test_what_makes_pieces_is_closed_when_one_is_no_audio() -> None:
-    answer = Closing()
-    with pytest.raises(EngineError, match="not audio"):
-        UniversalOptimizer(Plain(answer)).synthesize("Hello.")
-    assert answer.closed
-
-
-class Closing:
-    closed = False
-
-    def __iter__(self) -> Any:
-        return self
-
-    def __next__(self) -> Any:
-        return object()
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def test_errors_of_asynchronous_engines_are_told() -> None:
-    class Broken:
-        async def tts(self, text: str) -> Any:
-            yield TONE, 8000
-            raise RuntimeError("out of order")
-
-    stream = UniversalOptimizer(Broken()).stream("Hello.")
-    next(stream)
-    with pytest.raises(GenerationError, match="RuntimeError: out of order"):
-        next(stream)
-
-
-def test_what_an_asynchronous_engine_began_ends_with_it() -> None:
-    ended: list[str] = []
-
-    class Producing:
-        async def tts(self, text: str) -> Any:
-            async def produce() -> None:
-                try:
-                    await asyncio.sleep(60)
-                finally:
-                    ended.append("ended")
-
-            self.task = asyncio.get_running_loop().create_task(produce())
-            await asyncio.sleep(0)
-            yield TONE, 8000
-
-    assert len(UniversalOptimizer(Producing()).synthesize("Hello.").audio) == 800
-    assert ended == ["ended"]
-
-
 def test_coqui_speaks() -> None:
     class Synthesizer:
         output_sample_rate = 24_000
@@ -541,94 +350,6 @@ def test_kokoros_pipeline_speaks_by_the_method_that_takes_a_text() -> None:
     audio, rate, _ = optimizer.synthesize("Hello, you.", voice="af_heart")
     np.testing.assert_array_equal(audio, np.tile(TONE, 2))
     assert rate == 24_000
-
-
-def first(text: Any, voice: Any = None) -> Any:
-    return text, voice
-
-
-def by_position(text: Any, voice: Any = None, /) -> Any:
-    return text, voice
-
-
-def behind(speaker: Any, words: Any) -> Any:
-    return words, speaker
-
-
-def behind_by_position(speaker: Any, words: Any, /) -> Any:
-    return words, speaker
-
-
-def named(voice_id: Any, style: Any = None, *, text: Any) -> Any:
-    return text, voice_id
-
-
-def another_first(style: Any = None, sentence: Any = "", speaker: Any = None) -> Any:
-    return sentence, speaker
-
-
-def any_of_them(*arguments: Any, voice: Any = None) -> Any:
-    return arguments[0], voice
-
-
-def anything(**options: Any) -> Any:
-    return options["text"], options["voice"]
-
-
-def whatever(*arguments: Any, **options: Any) -> Any:
-    return arguments[0], options["voice"]
-
-
-SIGNATURES = [first, by_position, behind, behind_by_position, named, another_first, any_of_them, anything, whatever]
-
-
-@pytest.mark.parametrize("function", SIGNATURES)
-def test_a_text_and_a_voice_stand_in_many_places(function: Any) -> None:
-    said: list[Any] = []
-
-    class Engine:
-        tts = staticmethod(function)
-
-    def speaks(*arguments: Any, **options: Any) -> Any:
-        said.append(function(*arguments, **options))
-        return TONE, 8000
-
-    speaks.__wrapped__ = function  # type: ignore[attr-defined]  # so that it has its signature
-    Engine.tts = staticmethod(speaks)  # type: ignore[assignment]
-    for engine in (Engine(), speaks):
-        UniversalOptimizer(engine).synthesize("Hello.", voice="Ana")
-    assert said == [("Hello.", "Ana")] * 2
-
-
-def counted(text: str, speaker_id: int) -> Any: ...
-def counted_or_not(text: str, speaker_id: int | None = None) -> Any: ...
-def counted_in_typing(text: str, speaker_id: Any = None) -> Any: ...
-def counted_by_default(text, speaker_id=0) -> Any: ...  # type: ignore[no-untyped-def]
-def named_in_words(text: str, speaker_id: str = "0") -> Any: ...
-def either(text: str, speaker_id: Any = None) -> Any: ...
-def unsaid(text, speaker_id=None) -> Any: ...  # type: ignore[no-untyped-def]
-
-
-counted_in_typing.__annotations__["speaker_id"] = Optional[int]  # noqa: UP045  # not a string
-either.__annotations__["speaker_id"] = Union[int, str]  # noqa: UP007
-NUMBERS = [(each, 3) for each in (counted, counted_or_not, counted_in_typing, counted_by_default)]
-NUMBERS += [(each, "3") for each in (named_in_words, either, unsaid)]
-
-
-@pytest.mark.parametrize(("function", "expected"), NUMBERS)
-def test_a_voices_number_is_a_number_where_voices_are_counted(function: Any, expected: Any) -> None:
-    said: list[Any] = []
-
-    def tts(text: str, speaker_id: Any = None) -> Any:
-        said.append(speaker_id)
-        return TONE, 8000
-
-    tts.__wrapped__ = function  # type: ignore[attr-defined]
-    UniversalOptimizer(SimpleNamespace(tts=tts)).synthesize("Hello.", voice="3")
-    assert said == [expected]
-    assert type(said[0]) is type(expected)
-    UniversalOptimizer(SimpleNamespace(tts=tts)).synthesize("Hello.", voice="anna")
-    assert said[1] == "anna"
 
 
 def test_pieces_do_not_change_when_the_engine_writes_the_next_one_over_them() -> None:

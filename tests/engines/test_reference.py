@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from doubles import replica, voice
 
 from accelerator import SpeechRequest, UniversalOptimizer
 from accelerator.audio.reference import Reference
 from accelerator.engines.reference import ReferenceAdapter
 from accelerator.reference import load
 from accelerator.speech import SamplingParams
+from tests.doubles import replica, voice
 
 TEXT = "An adapter."
 

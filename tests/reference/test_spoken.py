@@ -4,12 +4,12 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from normalisers import main, rows
 
 from accelerator.reference import bundled_voice, load, pronounce
 from accelerator.reference.numerals import library
 from accelerator.reference.pronounce import SYMBOLS, pronounced
 from accelerator.reference.spoken import Stretch, read, spoken
+from tests.reference.normalisers import main, rows
 
 TABLE = list(rows())
 NAMES = """

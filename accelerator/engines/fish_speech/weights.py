@@ -37,10 +37,6 @@ class Held:
                 self._module = self._load()
             return self._module
 
-    @property
-    def loaded(self) -> bool:
-        return self._module is not None
-
     def release(self, load: Callable[[], Any] | None = None) -> None:
         """Let the weights go; `get` reads them again, by `load` if given."""
         with self._lock:

@@ -43,7 +43,7 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the linear layers of a graph are stored. `bits` 32 is plain float32; 2 and 3 are stored as 4."""
+    """How the linear layers of a graph are stored. `bits` is 4, 8 or 32, plain float32."""
 
     bits: int = 32
     block: int = 32  # WHOLE_ROWS with 8 bits only
@@ -74,24 +74,17 @@ RECIPES = {
 BY_ROW = Recipe(bits=8, block=WHOLE_ROWS, head_bits=8, head_block=128, kv_bits=8)
 
 
-def _stored(bits: int) -> int:
-    """The bits that a quantized value takes in memory: fewer than four are stored as four."""
-    return max(bits, 4)
-
-
 def quantize_blocks(
     weight: np.ndarray, bits: int, block: int, *, symmetric: bool = True, fit: Fit = "extremes"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Quantize float32 `weight` [N, K] to `bits` in blocks along K, their scales chosen as `fit` says.
 
-    bits: 4 or 8; 2 or 3, not symmetric, uses the lowest values of 4, to measure the loss of fewer bits. Returns packed
-    values uint8 [N, ceil(K/block), block*bits/8], scales float32 [N, ceil(K/block)] and, if not symmetric, zero points
-    uint8 [N, ceil(ceil(K/block)*bits/8)]. Works in slices of rows, several at once: they stay in the processor's
-    caches, and the memory needed beside the result is small.
+    bits: 4 or 8. Returns packed values uint8 [N, ceil(K/block), block*bits/8], scales float32 [N, ceil(K/block)] and,
+    if not symmetric, zero points uint8 [N, ceil(ceil(K/block)*bits/8)]. Works in slices of rows, several at once: they
+    stay in the processor's caches, and the memory needed beside the result is small.
     """
-    if bits not in (2, 3, 4, 8) or (symmetric and bits < 4):
-        raise ValueError(f"bits must be 4 or 8, or 2 or 3 and not symmetric, not {bits}")
-    used, bits = bits, _stored(bits)
+    if bits not in (4, 8):
+        raise ValueError(f"bits must be 4 or 8, not {bits}")
     rows, columns = weight.shape
     blocks = -(-columns // block)
     packed = np.empty((rows, blocks, block * bits // 8), np.uint8)
@@ -102,7 +95,7 @@ def quantize_blocks(
         part = weight[begin : begin + step]
         if blocks * block != columns:
             part = np.pad(part, ((0, 0), (0, blocks * block - columns)))
-        fitted = fit_blocks(part.reshape(-1, block), used, symmetric, fit)
+        fitted = fit_blocks(part.reshape(-1, block), bits, symmetric, fit)
         quantized = _pack_nibbles(fitted.quantized) if bits == 4 else fitted.quantized
         shape = len(part), blocks
         packed[begin : begin + step] = quantized.reshape(*shape, -1)
@@ -127,7 +120,6 @@ def dequantize_blocks(
 ) -> np.ndarray:
     """Dequantize a result of `quantize_blocks`: float32 [N, `columns`]."""
     rows, blocks = scales.shape
-    bits = _stored(bits)
     values = (unpack_nibbles(packed) if bits == 4 else packed).reshape(rows, blocks, -1)
     if points is None:
         zero = np.full((rows, blocks), 2 ** (bits - 1), np.float32)
@@ -166,13 +158,12 @@ def linear(graph: Graph, recipe: Recipe, x: str, name: str, weight: np.ndarray, 
     packed, scales, points = quantize_blocks(
         weight, recipe.bits, recipe.block, symmetric=recipe.symmetric, fit=recipe.fit
     )
-    bits = _stored(recipe.bits)
-    inputs = [x, graph.weight(f"{name}.q{bits}", packed), graph.weight(f"{name}.scales", scales.reshape(-1))]
+    inputs = [x, graph.weight(f"{name}.q{recipe.bits}", packed), graph.weight(f"{name}.scales", scales.reshape(-1))]
     if points is not None or bias is not None:
         inputs.append("" if points is None else graph.weight(f"{name}.zero_points", points.reshape(-1)))
     if bias is not None:
         inputs += ["", graph.weight(f"{name}.bias", bias)]
-    attributes: dict[str, Any] = {"K": columns, "N": rows, "bits": bits, "block_size": recipe.block}
+    attributes: dict[str, Any] = {"K": columns, "N": rows, "bits": recipe.bits, "block_size": recipe.block}
     return graph.fused("MatMulNBits", *inputs, **attributes, accuracy_level=4)
 
 

@@ -1,0 +1,102 @@
+"""`doctor`: the machine, the versions, what runs, and what to do about it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import accelerator
+from tests.cli.commands import answer, run
+
+
+def test_json(cache: Path):
+    found = answer("doctor", "--cache-dir", cache)
+    parts = {"hardware", "tier", "versions", "providers", "cache", "engines", "kernels", "choices", "warnings"}
+    assert set(found) == parts
+    assert found["versions"]["accelerator"] == accelerator.__version__
+    assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert "CPUExecutionProvider" in found["providers"]
+    assert found["tier"]["threads"] >= 1
+    assert found["hardware"]["usable_cores"] >= 1
+    assert len(found["hardware"]["fingerprint"]) == 16
+    place = found["cache"]
+    assert (place["path"], place["writable"], place["parents"]) == (str(cache), True, [])
+    assert place["entries"] == 4
+    assert place["bytes"] > 100_000
+    engines = {engine["name"]: engine for engine in found["engines"]}
+    assert engines["reference"]["available"]
+    assert engines["fish-speech"]["checkpoints"]
+
+
+def test_text(tmp_path: Path):
+    result = run("doctor", "--cache-dir", tmp_path)
+    assert result.exit_code == 0
+    for word in ("Processor", "Tier", "onnxruntime", "Writable", "reference", str(tmp_path)):
+        assert word in result.stdout
+
+
+def test_says_what_runs(exported: dict, cache: Path):
+    found = answer("doctor", "--cache-dir", cache)
+    choices = {choice["part"]: choice for choice in found["choices"]}
+    for name, part in exported["parts"].items():
+        assert choices[name]["backend"] == part["backend"]
+        assert choices[name]["seconds"] == part["probe"]["seconds"]
+    text = run("doctor", "--cache-dir", cache).stdout
+    assert "text2semantic" in text
+    assert "Compiled kernels" in text
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"), [("none", "ACCELERATOR_KERNELS=none"), ("sse", "ACCELERATOR_KERNELS is 'sse'")]
+)
+def test_says_why_there_are_no_kernels(wanted: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from accelerator.kernels import compiler
+
+    monkeypatch.setenv("ACCELERATOR_KERNELS", wanted)
+    compiler.available.cache_clear()
+    try:
+        found = answer("doctor", "--cache-dir", tmp_path)["kernels"]
+        assert not found["available"]
+        assert says in found["reason"]
+        assert says in run("doctor", "--cache-dir", tmp_path).stdout
+    finally:
+        compiler.available.cache_clear()
+
+
+def test_what_a_warm_cache_means_that_cannot_be_written(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("accelerator.cache.ContentCache.writable", False)
+    (warning,) = [w for w in answer("doctor", "--cache-dir", cache)["warnings"] if "cannot be written" in w]
+    assert "its 4 entries are used" in warning
+
+
+def test_what_is_missing_and_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("accelerator.cli.doctor._PACKAGES", ("no-such-package",))
+    monkeypatch.setattr("accelerator.cli.doctor._versions", lambda: {"onnxruntime": "1", "no-such-package": None})
+    (warning,) = [w for w in answer("doctor", "--cache-dir", tmp_path)["warnings"] if "Not installed" in w]
+    assert warning.startswith("Not installed: no-such-package. Install them: pip install -e ")
+
+
+def test_warns_of_a_cache_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").write_text("not a directory")
+    found = answer("doctor", "--cache-dir", tmp_path / "file")
+    assert not found["cache"]["writable"]
+    assert any("cannot be written" in warning for warning in found["warnings"])
+
+
+def test_warnings_of_the_hardware(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from dataclasses import replace
+
+    from accelerator.hardware import detect
+
+    profile = replace(
+        detect(), cpu_quota=0.5, virtualised=True, threads_per_core=1, logical_cpus=8, memory_available=1 << 30
+    )
+    monkeypatch.setattr("accelerator.hardware.detect", lambda **_: profile)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    warnings = " ".join(answer("doctor", "--cache-dir", tmp_path)["warnings"])
+    assert "allows 0.5 CPUs" in warnings
+    assert "8 CPUs as cores" in warnings
+    assert "1.0 GiB of memory" in warnings
+    assert "OMP_NUM_THREADS=3" in warnings
