@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import piper_double as double
 import pytest
 
 from accelerator import UniversalOptimizer
@@ -22,6 +21,7 @@ from accelerator.engines.piper.stages import settings
 from accelerator.errors import ExportError, InvalidOption
 from accelerator.parts import vits_decoder
 from accelerator.runtime.onnx import Session
+from tests.engines import piper_double as double
 
 TEXT = "Hello there. This is a test. Good."
 QUIET = {"noise_scale": 0.0, "noise_w_scale": 0.0}
