@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import math
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,6 @@ from typer.core import TyperGroup
 from ..errors import InvalidOption
 from . import engine as engines
 from . import formats
-from .console import Output
 from .options import CacheDir, Checkpoint, Debug, Engine, PrecisionName, ProofName, Size, SizeName, Threads, Verbose
 from .synth import check_target
 
@@ -21,6 +21,8 @@ __all__ = ["app"]
 
 _DEFAULT = "engine"
 _MEASURES = ("serving", "quality", "recipes", "llama-cpp", "feed-forward")  # `bench --serving` is `bench serving`
+_PLACES = ("--json", "--markdown", "--svg", "--cache-dir")  # where files go is no part of what was measured
+_COMMAND = f"{__name__}.command"
 
 
 class _Measures(TyperGroup):
@@ -34,7 +36,18 @@ class _Measures(TyperGroup):
             args = [asked[0], *(word for word in args if word != f"--{asked[0]}")]
         elif not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
             args = [_DEFAULT, *args]
+        ctx.meta[_COMMAND] = _command(args)
         return list(super().parse_args(ctx, args))
+
+
+def _command(words: list[str]) -> str:
+    """The command line, as somebody else would give it."""
+    kept = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if before not in _PLACES and word.partition("=")[0] not in _PLACES
+    ]
+    return shlex.join(["accelerator", "bench", *kept])
 
 
 app = typer.Typer(
@@ -99,7 +112,7 @@ def engine_(
     given = _of_an_engine(engine, size, checkpoint, frames, seconds, json, markdown, svg)
     given |= {"rounds": rounds, "proof": proof.value, "threads": threads, "cache_dir": cache_dir, "quick": quick}
     given |= {"precisions": _fixed(precision), "contexts": tuple(context) if context else None, "compiled": compiled}
-    _measure(ctx.obj, benchmark, benchmark.BenchOptions(**_known(given)), json, markdown, svg)
+    _measure(ctx, benchmark, benchmark.BenchOptions(**_known(given)), json, markdown, svg)
 
 
 @app.command("serving")
@@ -140,7 +153,7 @@ def serving_(
         raise typer.BadParameter("serving is measured at one precision", param_hint="--precision")
     given |= {"requests": requests}
     given |= {"scenarios": tuple(scenario or ()), "full": full, "precision": (_fixed(precision) or [None])[0]}
-    _measure(ctx.obj, serving, serving.ServingOptions(**_known(given)), json, markdown, svg)
+    _measure(ctx, serving, serving.ServingOptions(**_known(given)), json, markdown, svg)
 
 
 @app.command("quality")
@@ -173,7 +186,7 @@ def quality_(
         "recipes": tuple(recipe) if recipe else None,
     }
     given |= {"sentences": sentences, "draws": draws, "cache_dir": cache_dir}
-    _measure(ctx.obj, quality, quality.QualityOptions(**_known(given)), json, markdown)
+    _measure(ctx, quality, quality.QualityOptions(**_known(given)), json, markdown)
 
 
 @app.command("recipes")
@@ -198,7 +211,7 @@ def recipes_(
     _check_targets(json, markdown)
     given: dict[str, Any] = {"voice": checkpoint, "recipes": tuple(recipe) if recipe else None}
     given |= {"sentences": sentences, "cache_dir": cache_dir}
-    _measure(ctx.obj, recipes, recipes.RecipeOptions(**_known(given)), json, markdown)
+    _measure(ctx, recipes, recipes.RecipeOptions(**_known(given)), json, markdown)
 
 
 @app.command("llama-cpp")
@@ -233,7 +246,7 @@ def llama_cpp_(
     given = _of_an_engine(engine, size, checkpoint, frames, None, json, markdown)
     given |= {"rounds": rounds, "proof": proof.value, "threads": threads, "cache_dir": cache_dir, "quick": quick}
     given |= {"precisions": _fixed(precision), "contexts": tuple(context) if context else None}
-    _measure(ctx.obj, yardstick, BenchOptions(**{**yardstick.DEFAULTS, **_known(given)}), json, markdown)
+    _measure(ctx, yardstick, BenchOptions(**{**yardstick.DEFAULTS, **_known(given)}), json, markdown)
 
 
 @app.command("feed-forward")
@@ -253,7 +266,35 @@ def feed_forward_(
 
     _check_targets(json, markdown)
     given = _known({"rounds": rounds, "threads": threads, "cache_dir": cache_dir, "quick": quick})
-    _measure(ctx.obj, feed_forward, feed_forward.FeedForwardOptions(**given), json, markdown)
+    _measure(ctx, feed_forward, feed_forward.FeedForwardOptions(**given), json, markdown)
+
+
+@app.command("tables")
+def tables_(
+    ctx: typer.Context,
+    folder: Annotated[
+        Path, typer.Argument(help="Has the page, index.md, and records, results/DATE-CPU/NAME.json.")
+    ] = Path("docs/benchmarks"),
+    check: Annotated[bool, typer.Option("--check", help="Only say whether the page is what it should be.")] = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Make the tables of the page of benchmarks from what benchmarks wrote by --json."""
+    from ..benchmark.page import updated
+
+    page = folder / "index.md"
+    try:
+        text = page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidOption(f"{str(page)!r} cannot be read: {error.strerror or error}: name its folder") from error
+    wanted = updated(text, folder / "results")
+    if wanted == text:
+        ctx.obj.line(f"{page} is up to date")
+    elif check:
+        raise InvalidOption(f"{page} differs from its records: run `accelerator bench tables {folder}`")
+    else:
+        _write(page, wanted)
+        ctx.obj.line(f"wrote {page}")
 
 
 def _of_an_engine(
@@ -299,10 +340,16 @@ def _known(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure(
-    out: Output, benchmark: Any, options: Any, json: Path | None, markdown: Path | None, svg: Path | None = None
+    ctx: typer.Context,
+    benchmark: Any,
+    options: Any,
+    json: Path | None,
+    markdown: Path | None,
+    svg: Path | None = None,
 ) -> None:
     """Run one of the benchmark's modules, which all have the same three functions; print its table, write its files."""
-    result = benchmark.run(options, report=out.note)
+    out = ctx.obj
+    result = {"command": ctx.meta[_COMMAND], **benchmark.run(options, report=out.note)}
     table = benchmark.to_markdown(result)
     for target, text in (
         (json, lambda: jsonlib.dumps(formats.plain(result), indent=2, allow_nan=False) + "\n"),
