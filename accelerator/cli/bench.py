@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from ..errors import InvalidOption
 from . import engine as engines
 from . import formats
-from .options import CacheDir, Checkpoint, Debug, Engine, PrecisionName, ProofName, Size, SizeName, Threads, Verbose
+from .group import Listing
+from .options import CacheDir, Checkpoint, Debug, PrecisionName, ProofName, Size, SizeName, Threads, Verbose
 from .synth import check_target
 
 __all__ = ["app"]
@@ -25,7 +25,7 @@ _PLACES = ("--json", "--markdown", "--svg", "--cache-dir")  # where files go is 
 _COMMAND = f"{__name__}.command"
 
 
-class _Measures(TyperGroup):
+class _Measures(Listing):
     """Commands of which `engine` is meant where none is named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -59,13 +59,29 @@ app = typer.Typer(
 Precisions = Annotated[
     list[PrecisionName] | None, typer.Option("--precision", help="Repeat it for several. [default: all]")
 ]
-Rounds = Annotated[
-    int | None, typer.Option("--rounds", min=1, help="Rounds that medians are taken of. [default: 5; serving 3]")
-]
+_ROUNDS = "Rounds that medians are taken of. [default: {}]"
+Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help=_ROUNDS.format(5))]
+FewRounds = Annotated[int | None, typer.Option("--rounds", min=1, help=_ROUNDS.format(3))]
+_STEPS = "Steps whose mean is a frame's time{}. [default: 24{}]"
+Steps = Annotated[int | None, typer.Option("--frames", min=1, help=_STEPS.format("", ""))]
 Frames = Annotated[
-    int | None, typer.Option("--frames", min=1, help="Frames to generate. [default: 24 and a sentence; serving 32]")
+    int | None,
+    typer.Option("--frames", min=1, help=_STEPS.format(", and frames of speech", "; of speech a whole sentence")),
 ]
-Seconds = Annotated[float | None, typer.Option("--seconds", min=0.1, help="The same as speech.")]
+SegmentFrames = Annotated[
+    int | None, typer.Option("--frames", min=1, help="Frames of each segment at most. [default: 32]")
+]
+Seconds = Annotated[
+    float | None, typer.Option("--seconds", min=0.1, help="In place of --frames: as many as so much speech has.")
+]
+Measured = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="reference, or fish-speech with --checkpoint. (`bench feed-forward` is about VITS.)",
+    ),
+]
+_SCENARIOS = "throughput, first-audio, voice, long-text, callers, memory or neighbours"  # without importing them
 Contexts = Annotated[
     list[int] | None,
     typer.Option("--context", min=1, help="Positions before the first frame; repeatable. [default: 200, 1500]"),
@@ -85,7 +101,7 @@ Svg = Annotated[Path | None, typer.Option("--svg", help="Write the chart to this
 @app.command("engine")
 def engine_(
     ctx: typer.Context,
-    engine: Engine = "reference",
+    engine: Measured = "reference",
     size: Size = None,
     checkpoint: Checkpoint = None,
     precision: Precisions = None,
@@ -119,16 +135,16 @@ def engine_(
 def serving_(
     ctx: typer.Context,
     scenario: Annotated[
-        list[str] | None, typer.Option("--scenario", help="Only this one; repeatable. [default: all]")
+        list[str] | None, typer.Option("--scenario", help=f"{_SCENARIOS}; repeatable. [default: all]")
     ] = None,
-    engine: Engine = "reference",
+    engine: Measured = "reference",
     size: Size = None,
     checkpoint: Checkpoint = None,
     precision: Annotated[
         list[PrecisionName] | None, typer.Option("--precision", help="One. [default: this machine's]")
     ] = None,
-    rounds: Rounds = None,
-    frames: Frames = None,
+    rounds: FewRounds = None,
+    frames: SegmentFrames = None,
     seconds: Seconds = None,
     requests: Annotated[
         int | None, typer.Option("--requests", min=1, help="Of each process of `neighbours`. [default: 60]")
@@ -217,14 +233,14 @@ def recipes_(
 @app.command("llama-cpp")
 def llama_cpp_(
     ctx: typer.Context,
-    engine: Engine = "reference",
+    engine: Measured = "reference",
     size: Size = None,
     checkpoint: Checkpoint = None,
     precision: Annotated[
         list[PrecisionName] | None, typer.Option("--precision", help="Repeat it for several. [default: int4, int8]")
     ] = None,
     rounds: Rounds = None,
-    frames: Frames = None,
+    frames: Steps = None,
     context: Annotated[
         list[int] | None,
         typer.Option(
@@ -252,7 +268,7 @@ def llama_cpp_(
 @app.command("feed-forward")
 def feed_forward_(
     ctx: typer.Context,
-    rounds: Rounds = None,
+    rounds: FewRounds = None,
     threads: Threads = None,
     cache_dir: CacheDir = None,
     quick: Quick = False,
