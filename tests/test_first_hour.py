@@ -19,7 +19,8 @@ from accelerator.audio.checks import read_audio, write_wav
 from accelerator.benchmark import BenchOptions
 from accelerator.benchmark.feed_forward import FeedForwardOptions
 from accelerator.benchmark.serving_plan import SCENARIOS, ServingOptions
-from accelerator.cli import app, bench, cache
+from accelerator.cache import ContentCache
+from accelerator.cli import app, bench, cache, doctor
 from accelerator.cli.console import Output
 from accelerator.errors import InvalidReference
 
@@ -168,6 +169,14 @@ def test_a_table_that_would_break_words_is_a_list() -> None:
         "  size       4 GiB",
         "  opened by  nobody",
     ]
+
+
+def test_doctor_names_further_caches_only_where_there_are_some(tmp_path: Path) -> None:
+    place = {"bytes": 0, "entries": 0, "writable": True, "free_bytes": None}
+    alone = doctor._cache_rows(ContentCache(tmp_path), place)
+    assert [label for label, _ in alone] == ["Path", "Size", "Writable", "Free"]
+    beside = doctor._cache_rows(ContentCache(tmp_path, parents=[tmp_path / "image"]), place)
+    assert beside == [*alone, ("Also read", str(tmp_path / "image"))]
 
 
 def test_a_file_that_is_no_audio_is_told_of_in_words() -> None:
