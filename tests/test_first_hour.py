@@ -90,6 +90,9 @@ def default(options: type, name: str) -> object:
     ("words", "said"),
     [
         (["engine"], f"[default: {default(BenchOptions, 'rounds')}]"),
+        (["engine"], f"Size of the reference engine. [default: {default(BenchOptions, 'size')}]"),
+        (["llama-cpp"], f"Size of the reference engine. [default: {default(BenchOptions, 'size')}]"),
+        (["serving"], f"Size of the reference engine. [default: {default(ServingOptions, 'size')}]"),
         (["serving"], f"[default: {default(ServingOptions, 'rounds')}]"),
         (["serving"], f"[default: {default(ServingOptions, 'frames')}]"),
         (["serving"], f"{', '.join(list(SCENARIOS)[:-1])} or {list(SCENARIOS)[-1]}"),

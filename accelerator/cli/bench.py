@@ -81,6 +81,9 @@ Measured = Annotated[
         help="reference, or fish-speech with --checkpoint. (`bench feed-forward` is about VITS.)",
     ),
 ]
+TrueSize = Annotated[
+    SizeName | None, typer.Option("--size", help="Size of the reference engine. [default: s1-mini]", show_default=False)
+]
 _SCENARIOS = "throughput, first-audio, voice, long-text, callers, memory or neighbours"  # without importing them
 Contexts = Annotated[
     list[int] | None,
@@ -102,7 +105,7 @@ Svg = Annotated[Path | None, typer.Option("--svg", help="Write the chart to this
 def engine_(
     ctx: typer.Context,
     engine: Measured = "reference",
-    size: Size = None,
+    size: TrueSize = None,
     checkpoint: Checkpoint = None,
     precision: Precisions = None,
     rounds: Rounds = None,
@@ -234,7 +237,7 @@ def recipes_(
 def llama_cpp_(
     ctx: typer.Context,
     engine: Measured = "reference",
-    size: Size = None,
+    size: TrueSize = None,
     checkpoint: Checkpoint = None,
     precision: Annotated[
         list[PrecisionName] | None, typer.Option("--precision", help="Repeat it for several. [default: int4, int8]")
