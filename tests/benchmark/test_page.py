@@ -17,7 +17,7 @@ from accelerator.benchmark.report import format_value
 from accelerator.cli import app
 from accelerator.errors import InvalidOption
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "docs" / "benchmarks"
 INT4 = "onnxruntime-int4"
 UNITS = {"ms": 1e-3, "s": 1.0, "GiB": 2.0**30, "MiB": 2.0**20, "x": 1.0, "": 1.0}
