@@ -104,56 +104,59 @@ def test_copied_figures_are_in_the_tables_they_came_from(records: dict[str, dict
             assert set(said) <= numbers, f"{record['from']} has no {said}"
 
 
-class TestTheCommand:
-    def test_writes_what_records_say(self, copied: Path) -> None:
-        assert tables(copied).exit_code == 0
-        text = (copied / "index.md").read_text(encoding="utf-8")
-        assert text.count("### ") == 1
-        assert "| real-time factor, one sentence | 0.23 (0.23–0.24) | 0.23 (0.22–0.23) | 0.13 (0.13–0.13) | – |" in text
-        assert "AMD EPYC, AVX512-VNNI, 2 cores; 2026-11-21; accelerator 0.1.0, PyTorch 2.13.0+cpu" in text
-        assert text.partition(page.BEGIN)[0] == (BENCHMARKS / "index.md").read_text("utf-8").partition(page.BEGIN)[0]
-        assert tables(copied).stdout == f"{copied / 'index.md'} is up to date\n"
+def test_writes_what_records_say(copied: Path) -> None:
+    assert tables(copied).exit_code == 0
+    text = (copied / "index.md").read_text(encoding="utf-8")
+    assert text.count("### ") == 1
+    assert "| real-time factor, one sentence | 0.23 (0.23–0.24) | 0.23 (0.22–0.23) | 0.13 (0.13–0.13) | – |" in text
+    assert "AMD EPYC, AVX512-VNNI, 2 cores; 2026-11-21; accelerator 0.1.0, PyTorch 2.13.0+cpu" in text
+    assert text.partition(page.BEGIN)[0] == (BENCHMARKS / "index.md").read_text("utf-8").partition(page.BEGIN)[0]
+    assert tables(copied).stdout == f"{copied / 'index.md'} is up to date\n"
 
-    def test_says_that_a_page_is_old(self, copied: Path) -> None:
-        before = (copied / "index.md").read_bytes()
-        result = tables(copied, "--check")
-        assert result.exit_code == 1
-        assert f"run `accelerator bench tables {copied}`" in " ".join(result.stderr.split())
-        assert (copied / "index.md").read_bytes() == before
 
-    def test_takes_the_newest_of_a_processor_and_name(self, copied: Path) -> None:
-        old = copied / "results" / "2026-11-21-epyc-avx512"
-        new, other = old.with_name("2026-12-01-epyc-avx512"), old.with_name("2026-10-01-epyc-avx2")
-        for folder, began in ((new, "2026-12-01T10:00:00Z"), (other, "2026-10-01T10:00:00Z")):
-            shutil.copytree(old, folder)
-            change(folder / "vits.json", began=began, source="measured", warnings=["the machine was busy"])
-        found = page.current(copied / "results")
-        assert {cpu: record["vits"]["began"][:10] for cpu, record in found.items()} == {
-            "epyc-avx512": "2026-12-01",
-            "epyc-avx2": "2026-10-01",
-        }
-        text = page.tables(copied / "results")
-        assert (text.count("### "), text.count("> **Warning:** the machine was busy")) == (2, 2)
-        assert "Copied from" not in text
+def test_says_that_a_page_is_old(copied: Path) -> None:
+    before = (copied / "index.md").read_bytes()
+    result = tables(copied, "--check")
+    assert result.exit_code == 1
+    assert f"run `accelerator bench tables {copied}`" in " ".join(result.stderr.split())
+    assert (copied / "index.md").read_bytes() == before
 
-    @pytest.mark.parametrize(
-        ("entries", "why"),
-        [
-            ({"began": "2026-11-20T00:00:00Z"}, "name its folder 2026-11-20-CPU"),
-            ({"options": {"quick": True}}, "measure without --quick"),
-            ({"kind": "a guess"}, "is no record of a benchmark"),
-            ({"command": ""}, "is no record of a benchmark"),
-        ],
-    )
-    def test_refuses_what_is_no_measurement(self, copied: Path, entries: dict[str, Any], why: str) -> None:
-        change(copied / "results" / "2026-11-21-epyc-avx512" / "vits.json", **entries)
-        with pytest.raises(InvalidOption, match=why):
-            page.tables(copied / "results")
 
-    def test_refuses_a_page_without_a_place_and_a_folder_without_a_page(self, copied: Path) -> None:
-        (copied / "index.md").write_text("# Benchmarks\n", encoding="utf-8")
-        assert "has no place for tables" in tables(copied).stderr
-        assert "name its folder" in " ".join(tables(copied / "results").stderr.split())
+def test_takes_the_newest_of_a_processor_and_name(copied: Path) -> None:
+    old = copied / "results" / "2026-11-21-epyc-avx512"
+    new, other = old.with_name("2026-12-01-epyc-avx512"), old.with_name("2026-10-01-epyc-avx2")
+    for folder, began in ((new, "2026-12-01T10:00:00Z"), (other, "2026-10-01T10:00:00Z")):
+        shutil.copytree(old, folder)
+        change(folder / "vits.json", began=began, source="measured", warnings=["the machine was busy"])
+    found = page.current(copied / "results")
+    assert {cpu: record["vits"]["began"][:10] for cpu, record in found.items()} == {
+        "epyc-avx512": "2026-12-01",
+        "epyc-avx2": "2026-10-01",
+    }
+    text = page.tables(copied / "results")
+    assert (text.count("### "), text.count("> **Warning:** the machine was busy")) == (2, 2)
+    assert "Copied from" not in text
+
+
+@pytest.mark.parametrize(
+    ("entries", "why"),
+    [
+        ({"began": "2026-11-20T00:00:00Z"}, "name its folder 2026-11-20-CPU"),
+        ({"options": {"quick": True}}, "measure without --quick"),
+        ({"kind": "a guess"}, "is no record of a benchmark"),
+        ({"command": ""}, "is no record of a benchmark"),
+    ],
+)
+def test_refuses_what_is_no_measurement(copied: Path, entries: dict[str, Any], why: str) -> None:
+    change(copied / "results" / "2026-11-21-epyc-avx512" / "vits.json", **entries)
+    with pytest.raises(InvalidOption, match=why):
+        page.tables(copied / "results")
+
+
+def test_refuses_a_page_without_a_place_and_a_folder_without_a_page(copied: Path) -> None:
+    (copied / "index.md").write_text("# Benchmarks\n", encoding="utf-8")
+    assert "has no place for tables" in tables(copied).stderr
+    assert "name its folder" in " ".join(tables(copied / "results").stderr.split())
 
 
 def summaries(record: page.Record, measures: list[str]) -> list[Mapping[str, Any]]:
