@@ -14,6 +14,7 @@ FILES = sorted(TESTS.rglob("test_*.py"))
 LONGEST = 500  # lines
 WHOLE = {
     "documentation": "README and docs",
+    "first_hour": "what a newcomer meets",
     "forks": "wrapped engines in forked processes, through all rooms",
     "layers": "the architecture",
     "packaging": "the wheel",

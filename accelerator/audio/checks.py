@@ -159,7 +159,8 @@ def _decode(file: BinaryIO, name: str, max_s: float) -> tuple[np.ndarray, int]:
     try:
         return _by_soundfile(file, max_s)
     except (soundfile.SoundFileError, TypeError, _Unreadable) as exc:  # TypeError: a name that ends in .raw
-        failure = f"the reference audio {name} cannot be read as audio ({exc})"
+        reason = getattr(exc, "error_string", str(exc)).rstrip(".")  # without the repr of our buffer
+        failure = f"the reference audio {name} cannot be read as audio ({reason})"
     file.seek(0)
     try:
         return _by_pyav(file, max_s)
@@ -254,7 +255,8 @@ def _by_pyav(file: BinaryIO, max_s: float) -> tuple[np.ndarray, int]:
                 if left <= 0:
                     break
     except (av.FFmpegError, IndexError) as error:  # IndexError: a film without sound
-        raise _Unreadable(str(error)) from error
+        reason = getattr(error, "strerror", None) or "there is no sound in it"
+        raise _Unreadable(reason) from error
     return _mixed(blocks) if blocks else np.zeros(0, np.float32), rate
 
 

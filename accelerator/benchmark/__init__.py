@@ -9,7 +9,7 @@
     worker      that process                        arms      an engine under one setting, and its measures
     statistics  figures and ratios                  machine   what it ran on
     report      Markdown                            chart     SVG
-    record      when, on what and how undisturbed
+    record      when, on what and how undisturbed      page  current records as the tables of a page
     serving*    another comparison: batches, streams, voices, long text, callers and memory of one engine
     feed_forward  VITS, and its pool of threads
     yardstick   a third: the language model's steps beside llama.cpp's, which llama_cpp drives

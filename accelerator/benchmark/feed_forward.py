@@ -28,7 +28,7 @@ from .record import Record
 from .report import _cell, _introduction, _machine, _table
 from .statistics import ratio, summarize
 
-__all__ = ["SCHEMA", "FeedForwardOptions", "run", "to_markdown"]
+__all__ = ["SCHEMA", "FeedForwardOptions", "figures", "run", "title", "to_markdown"]
 
 SCHEMA = 1
 AS_SHIPPED, FOLDED, ONE_BY_ONE, POOL = "as-shipped", "pytorch-folded", "accelerator", "accelerator-pool"
@@ -224,6 +224,24 @@ def _measured(
 
 def to_markdown(result: Mapping[str, Any]) -> str:
     """The figures of `run`: medians with quartiles, and quotients round by round."""
+    sections = [
+        f"# {title(result)}",
+        _introduction(result, f"transformers {result['transformers']}, {result['threads']} threads."),
+        *(f"> **Warning:** {warning}" for warning in result["warnings"]),
+        figures(result),
+        "## Machine",
+        _table(["", ""], _machine(result["machine"])),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def title(result: Mapping[str, Any]) -> str:
+    """What was measured, in a line."""
+    return f"VITS of transformers, {result['engine']['size']}, random weights"
+
+
+def figures(result: Mapping[str, Any]) -> str:
+    """The table alone, and what its columns are."""
     titles = {
         "sentence": "real-time factor, one sentence",
         "text": f"real-time factor, {result['plan']['segments']} segments",
@@ -231,23 +249,14 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     }
     arms = list(result["figures"]["text"])
     rows = [
-        [title, *(_cell(result["figures"][measure].get(arm), True) for arm in arms)]
-        for measure, title in titles.items()
+        [name, *(_cell(result["figures"][measure].get(arm), True) for arm in arms)] for measure, name in titles.items()
     ]
-    for measure, title in titles.items():
+    for measure, name in titles.items():
         for base, by_arm in result["ratios"][measure].items():
-            rows.append([f"{title}: times less than `{base}`", *(_cell(by_arm.get(arm), True) for arm in arms)])
-    sections = [
-        f"# VITS of transformers, {result['engine']['size']}, random weights",
-        _introduction(result, f"transformers {result['transformers']}, {result['threads']} threads."),
-        *(f"> **Warning:** {warning}" for warning in result["warnings"]),
-        _table(["", *(f"`{arm}`" for arm in arms)], rows),
-        (
-            "A sentence of 68 letters, and segments of three such. `pytorch-folded` is PyTorch without weight norms "
-            "and gradients; `accelerator` speaks one segment after the other on all threads; `accelerator-pool` is a "
-            "stream: its first segment is shorter and has all threads, the others have one each."
-        ),
-        "## Machine",
-        _table(["", ""], _machine(result["machine"])),
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+            rows.append([f"{name}: times less than `{base}`", *(_cell(by_arm.get(arm), True) for arm in arms)])
+    about = (
+        "A sentence of 68 letters, and segments of three such. `pytorch-folded` is PyTorch without weight norms "
+        "and gradients; `accelerator` speaks one segment after the other on all threads; `accelerator-pool` is a "
+        "stream: its first segment is shorter and has all threads, the others have one each."
+    )
+    return _table(["", *(f"`{arm}`" for arm in arms)], rows) + "\n\n" + about

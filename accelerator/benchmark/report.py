@@ -5,26 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["to_markdown"]
+__all__ = ["figures", "title", "to_markdown"]
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:
     """The figures of `run`: medians with quartiles, speed-ups, failures, method and machine."""
-    arms = result["arms"]
     sections = [
-        f"# Benchmark of {_engine(result)}",
+        f"# {title(result)}",
         _introduction(result),
         *(f"> **Warning:** {warning}" for warning in result["warnings"]),
-        _table(["", *map(_arm_title, arms)], _rows(result)),
-        _captions(result),
-        *_speed_ups(result),
-        *_failures(arms),
+        figures(result),
         "## How it was measured",
         _list(_method(result)),
         "## Machine",
         _table(["", ""], _machine(result["machine"])),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def title(result: Mapping[str, Any]) -> str:
+    """What was measured, in a line."""
+    return f"Benchmark of {_engine(result)}"
+
+
+def figures(result: Mapping[str, Any]) -> str:
+    """The tables alone: measures by arms, speed-ups, what failed."""
+    arms = result["arms"]
+    sections = [
+        _table(["", *map(_arm_title, arms)], _rows(result)),
+        _captions(result),
+        *_speed_ups(result),
+        *_failures(arms),
+    ]
+    return "\n\n".join(section for section in sections if section)
 
 
 def format_value(value: float, unit: str) -> str:

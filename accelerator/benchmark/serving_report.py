@@ -8,7 +8,7 @@ from typing import Any
 from .chart import Panel, drawing
 from .report import _cell, _introduction, _list, _machine, _table, format_value
 
-__all__ = ["to_markdown", "to_svg"]
+__all__ = ["figures", "title", "to_markdown", "to_svg"]
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:
@@ -16,14 +16,25 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     engine = result["engine"]
     parts = ", ".join(f"{name} {_runs_on(part)}" for name, part in engine["parts"].items())
     sections = [
-        f"# {_engine(result)} as a server",
+        f"# {title(result)}",
         _introduction(result, f"Parts: {parts}.", f"A frame is {format_value(engine['frame_s'], 's')} of audio."),
         *(f"> **Warning:** {warning}" for warning in result["warnings"]),
-        *(section for scenario in result["scenarios"].values() for section in _scenario(scenario)),
+        figures(result),
         "## Machine",
         _table(["", ""], _machine(result["machine"])),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def title(result: Mapping[str, Any]) -> str:
+    """What was measured, in a line."""
+    return f"{_engine(result)} as a server"
+
+
+def figures(result: Mapping[str, Any]) -> str:
+    """The tables alone, one for each scenario."""
+    sections = (section for scenario in result["scenarios"].values() for section in _scenario(scenario))
+    return "\n\n".join(section for section in sections if section)
 
 
 def _engine(result: Mapping[str, Any]) -> str:

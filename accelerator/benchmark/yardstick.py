@@ -29,7 +29,7 @@ from .record import Record
 from .report import _cell, _engine, _introduction, _list, _machine, _table
 from .statistics import ratio
 
-__all__ = ["DEFAULTS", "SCHEMA", "run", "to_markdown"]
+__all__ = ["DEFAULTS", "SCHEMA", "figures", "run", "title", "to_markdown"]
 
 SCHEMA = 1
 DEFAULTS: Mapping[str, Any] = {"precisions": ("int4", "int8"), "contexts": (200, 600, 1500)}
@@ -113,21 +113,11 @@ def _times(by_arm: Mapping[str, Any], precisions: Iterable[str]) -> dict[str, An
 
 def to_markdown(result: Mapping[str, Any]) -> str:
     """The figures of `run`: medians with quartiles, and quotients with llama.cpp's better setting."""
-    ratios = result["ratios"]
-    precisions = list(next(iter(ratios.values())))
-    head, rows = [""], [[_title(measure)] for measure in ratios]
-    for precision in precisions:
-        theirs = f"llama.cpp {_KINDS[precision]}"
-        arms = [theirs, f"{theirs}, no flash attention", precision]
-        head += [*(f"`{arm}`" for arm in arms), f"`{precision}`: times less"]
-        for row, (measure, times) in zip(rows, ratios.items(), strict=True):
-            row += [*(_cell(result["figures"][measure][arm], True) for arm in arms), _cell(times[precision], True)]
     sections = [
-        f"# The slow model of {_engine(result)}, beside llama.cpp",
+        f"# {title(result)}",
         _introduction(result, f"llama-cpp-python {result['llama_cpp']}."),
         *(f"> **Warning:** {warning}" for warning in result["warnings"]),
-        _table(head, rows),
-        _list(f"`{precision}` failed: {reason}" for precision, reason in result["errors"].items()),
+        figures(result),
         (
             f"The same weights and inputs, {result['threads']} threads, and huge pages on both sides where the system "
             f"has them. A step's time is the mean over {result['plan']['frames']} steps behind so many positions. "
@@ -138,6 +128,27 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         _table(["", ""], _machine(result["machine"])),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def title(result: Mapping[str, Any]) -> str:
+    """What was measured, in a line."""
+    precisions = " and ".join(next(iter(result["ratios"].values())))
+    return f"The slow model of {_engine(result)} in {precisions}, beside llama.cpp"
+
+
+def figures(result: Mapping[str, Any]) -> str:
+    """The table alone, and what failed."""
+    ratios = result["ratios"]
+    precisions = list(next(iter(ratios.values())))
+    head, rows = [""], [[_title(measure)] for measure in ratios]
+    for precision in precisions:
+        theirs = f"llama.cpp {_KINDS[precision]}"
+        arms = [theirs, f"{theirs}, no flash attention", precision]
+        head += [*(f"`{arm}`" for arm in arms), f"`{precision}`: times less"]
+        for row, (measure, times) in zip(rows, ratios.items(), strict=True):
+            row += [*(_cell(result["figures"][measure][arm], True) for arm in arms), _cell(times[precision], True)]
+    failed = _list(f"`{precision}` failed: {reason}" for precision, reason in result["errors"].items())
+    return "\n\n".join(section for section in (_table(head, rows), failed) if section)
 
 
 def _title(measure: str) -> str:

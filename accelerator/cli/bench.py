@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json as jsonlib
 import math
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from ..errors import InvalidOption
 from . import engine as engines
 from . import formats
-from .console import Output
-from .options import CacheDir, Checkpoint, Debug, Engine, PrecisionName, ProofName, Size, SizeName, Threads, Verbose
+from .group import Listing
+from .options import CacheDir, Checkpoint, Debug, PrecisionName, ProofName, Size, SizeName, Threads, Verbose
 from .synth import check_target
 
 __all__ = ["app"]
 
 _DEFAULT = "engine"
 _MEASURES = ("serving", "quality", "recipes", "llama-cpp", "feed-forward")  # `bench --serving` is `bench serving`
+_PLACES = ("--json", "--markdown", "--svg", "--cache-dir")  # where files go is no part of what was measured
+_COMMAND = f"{__name__}.command"
 
 
-class _Measures(TyperGroup):
+class _Measures(Listing):
     """Commands of which `engine` is meant where none is named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -34,7 +36,18 @@ class _Measures(TyperGroup):
             args = [asked[0], *(word for word in args if word != f"--{asked[0]}")]
         elif not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
             args = [_DEFAULT, *args]
+        ctx.meta[_COMMAND] = _command(args)
         return list(super().parse_args(ctx, args))
+
+
+def _command(words: list[str]) -> str:
+    """The command line, as somebody else would give it."""
+    kept = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if before not in _PLACES and word.partition("=")[0] not in _PLACES
+    ]
+    return shlex.join(["accelerator", "bench", *kept])
 
 
 app = typer.Typer(
@@ -46,13 +59,32 @@ app = typer.Typer(
 Precisions = Annotated[
     list[PrecisionName] | None, typer.Option("--precision", help="Repeat it for several. [default: all]")
 ]
-Rounds = Annotated[
-    int | None, typer.Option("--rounds", min=1, help="Rounds that medians are taken of. [default: 5; serving 3]")
-]
+_ROUNDS = "Rounds that medians are taken of. [default: {}]"
+Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help=_ROUNDS.format(5))]
+FewRounds = Annotated[int | None, typer.Option("--rounds", min=1, help=_ROUNDS.format(3))]
+_STEPS = "Steps whose mean is a frame's time{}. [default: 24{}]"
+Steps = Annotated[int | None, typer.Option("--frames", min=1, help=_STEPS.format("", ""))]
 Frames = Annotated[
-    int | None, typer.Option("--frames", min=1, help="Frames to generate. [default: 24 and a sentence; serving 32]")
+    int | None,
+    typer.Option("--frames", min=1, help=_STEPS.format(", and frames of speech", "; of speech a whole sentence")),
 ]
-Seconds = Annotated[float | None, typer.Option("--seconds", min=0.1, help="The same as speech.")]
+SegmentFrames = Annotated[
+    int | None, typer.Option("--frames", min=1, help="Frames of each segment at most. [default: 32]")
+]
+Seconds = Annotated[
+    float | None, typer.Option("--seconds", min=0.1, help="In place of --frames: as many as so much speech has.")
+]
+Measured = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="reference, or fish-speech with --checkpoint. (`bench feed-forward` is about VITS.)",
+    ),
+]
+TrueSize = Annotated[
+    SizeName | None, typer.Option("--size", help="Size of the reference engine. [default: s1-mini]", show_default=False)
+]
+_SCENARIOS = "throughput, first-audio, voice, long-text, callers, memory or neighbours"  # without importing them
 Contexts = Annotated[
     list[int] | None,
     typer.Option("--context", min=1, help="Positions before the first frame; repeatable. [default: 200, 1500]"),
@@ -72,8 +104,8 @@ Svg = Annotated[Path | None, typer.Option("--svg", help="Write the chart to this
 @app.command("engine")
 def engine_(
     ctx: typer.Context,
-    engine: Engine = "reference",
-    size: Size = None,
+    engine: Measured = "reference",
+    size: TrueSize = None,
     checkpoint: Checkpoint = None,
     precision: Precisions = None,
     rounds: Rounds = None,
@@ -99,23 +131,23 @@ def engine_(
     given = _of_an_engine(engine, size, checkpoint, frames, seconds, json, markdown, svg)
     given |= {"rounds": rounds, "proof": proof.value, "threads": threads, "cache_dir": cache_dir, "quick": quick}
     given |= {"precisions": _fixed(precision), "contexts": tuple(context) if context else None, "compiled": compiled}
-    _measure(ctx.obj, benchmark, benchmark.BenchOptions(**_known(given)), json, markdown, svg)
+    _measure(ctx, benchmark, benchmark.BenchOptions(**_known(given)), json, markdown, svg)
 
 
 @app.command("serving")
 def serving_(
     ctx: typer.Context,
     scenario: Annotated[
-        list[str] | None, typer.Option("--scenario", help="Only this one; repeatable. [default: all]")
+        list[str] | None, typer.Option("--scenario", help=f"{_SCENARIOS}; repeatable. [default: all]")
     ] = None,
-    engine: Engine = "reference",
+    engine: Measured = "reference",
     size: Size = None,
     checkpoint: Checkpoint = None,
     precision: Annotated[
         list[PrecisionName] | None, typer.Option("--precision", help="One. [default: this machine's]")
     ] = None,
-    rounds: Rounds = None,
-    frames: Frames = None,
+    rounds: FewRounds = None,
+    frames: SegmentFrames = None,
     seconds: Seconds = None,
     requests: Annotated[
         int | None, typer.Option("--requests", min=1, help="Of each process of `neighbours`. [default: 60]")
@@ -140,7 +172,7 @@ def serving_(
         raise typer.BadParameter("serving is measured at one precision", param_hint="--precision")
     given |= {"requests": requests}
     given |= {"scenarios": tuple(scenario or ()), "full": full, "precision": (_fixed(precision) or [None])[0]}
-    _measure(ctx.obj, serving, serving.ServingOptions(**_known(given)), json, markdown, svg)
+    _measure(ctx, serving, serving.ServingOptions(**_known(given)), json, markdown, svg)
 
 
 @app.command("quality")
@@ -173,7 +205,7 @@ def quality_(
         "recipes": tuple(recipe) if recipe else None,
     }
     given |= {"sentences": sentences, "draws": draws, "cache_dir": cache_dir}
-    _measure(ctx.obj, quality, quality.QualityOptions(**_known(given)), json, markdown)
+    _measure(ctx, quality, quality.QualityOptions(**_known(given)), json, markdown)
 
 
 @app.command("recipes")
@@ -198,20 +230,20 @@ def recipes_(
     _check_targets(json, markdown)
     given: dict[str, Any] = {"voice": checkpoint, "recipes": tuple(recipe) if recipe else None}
     given |= {"sentences": sentences, "cache_dir": cache_dir}
-    _measure(ctx.obj, recipes, recipes.RecipeOptions(**_known(given)), json, markdown)
+    _measure(ctx, recipes, recipes.RecipeOptions(**_known(given)), json, markdown)
 
 
 @app.command("llama-cpp")
 def llama_cpp_(
     ctx: typer.Context,
-    engine: Engine = "reference",
-    size: Size = None,
+    engine: Measured = "reference",
+    size: TrueSize = None,
     checkpoint: Checkpoint = None,
     precision: Annotated[
         list[PrecisionName] | None, typer.Option("--precision", help="Repeat it for several. [default: int4, int8]")
     ] = None,
     rounds: Rounds = None,
-    frames: Frames = None,
+    frames: Steps = None,
     context: Annotated[
         list[int] | None,
         typer.Option(
@@ -233,13 +265,13 @@ def llama_cpp_(
     given = _of_an_engine(engine, size, checkpoint, frames, None, json, markdown)
     given |= {"rounds": rounds, "proof": proof.value, "threads": threads, "cache_dir": cache_dir, "quick": quick}
     given |= {"precisions": _fixed(precision), "contexts": tuple(context) if context else None}
-    _measure(ctx.obj, yardstick, BenchOptions(**{**yardstick.DEFAULTS, **_known(given)}), json, markdown)
+    _measure(ctx, yardstick, BenchOptions(**{**yardstick.DEFAULTS, **_known(given)}), json, markdown)
 
 
 @app.command("feed-forward")
 def feed_forward_(
     ctx: typer.Context,
-    rounds: Rounds = None,
+    rounds: FewRounds = None,
     threads: Threads = None,
     cache_dir: CacheDir = None,
     quick: Quick = False,
@@ -253,7 +285,35 @@ def feed_forward_(
 
     _check_targets(json, markdown)
     given = _known({"rounds": rounds, "threads": threads, "cache_dir": cache_dir, "quick": quick})
-    _measure(ctx.obj, feed_forward, feed_forward.FeedForwardOptions(**given), json, markdown)
+    _measure(ctx, feed_forward, feed_forward.FeedForwardOptions(**given), json, markdown)
+
+
+@app.command("tables")
+def tables_(
+    ctx: typer.Context,
+    folder: Annotated[
+        Path, typer.Argument(help="Has the page, index.md, and records, results/DATE-CPU/NAME.json.")
+    ] = Path("docs/benchmarks"),
+    check: Annotated[bool, typer.Option("--check", help="Only say whether the page is what it should be.")] = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Make the tables of the page of benchmarks from what benchmarks wrote by --json."""
+    from ..benchmark.page import updated
+
+    page = folder / "index.md"
+    try:
+        text = page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidOption(f"{str(page)!r} cannot be read: {error.strerror or error}: name its folder") from error
+    wanted = updated(text, folder / "results")
+    if wanted == text:
+        ctx.obj.line(f"{page} is up to date")
+    elif check:
+        raise InvalidOption(f"{page} differs from its records: run `accelerator bench tables {folder}`")
+    else:
+        _write(page, wanted)
+        ctx.obj.line(f"wrote {page}")
 
 
 def _of_an_engine(
@@ -299,10 +359,16 @@ def _known(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure(
-    out: Output, benchmark: Any, options: Any, json: Path | None, markdown: Path | None, svg: Path | None = None
+    ctx: typer.Context,
+    benchmark: Any,
+    options: Any,
+    json: Path | None,
+    markdown: Path | None,
+    svg: Path | None = None,
 ) -> None:
     """Run one of the benchmark's modules, which all have the same three functions; print its table, write its files."""
-    result = benchmark.run(options, report=out.note)
+    out = ctx.obj
+    result = {"command": ctx.meta[_COMMAND], **benchmark.run(options, report=out.note)}
     table = benchmark.to_markdown(result)
     for target, text in (
         (json, lambda: jsonlib.dumps(formats.plain(result), indent=2, allow_nan=False) + "\n"),

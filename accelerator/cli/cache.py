@@ -11,6 +11,7 @@ import typer
 from ..errors import CacheError
 from . import formats
 from .console import Output
+from .group import Listing
 from .options import CacheDir, Debug, Json, Verbose
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Show, check and tidy the cache of exports.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    cls=Listing, help="Show, check and tidy the cache of exports.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @app.command("path")

@@ -6,6 +6,7 @@ import contextlib
 import json as jsonlib
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,13 +26,15 @@ __all__ = ["BROKEN_PIPE", "INTERRUPTED", "Output"]
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 _PIPED_WIDTH = 120
+_ENDLESS = 10_000
 
 _HINTS: tuple[tuple[type[Exception], str], ...] = (
     (InvalidInput, ""),  # the message says what to change
-    (EngineError, "`accelerator doctor` lists the engines that are available here."),
+    (EngineError, "`accelerator engines` lists how each is opened, and what it lacks here."),
     (CacheError, "Choose another place with --cache-dir or ACCELERATOR_CACHE; `accelerator doctor` shows it."),
 )
 _HINT = "Run it again with --debug for the traceback."
+_ARGUMENTS = re.compile(r"\b(unspeakable|reference_text|max_new_tokens|top_p|top_k|cache_dir)\b(?:='(\w+)')?")
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +76,10 @@ class Output:
             sys.stdout.write(text + "\n")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
-        """A table of the result. A column whose name ends in ">" is aligned to the right."""
+        """A table of the result. A column whose name ends in ">" is aligned to the right.
+
+        Where words would have to be broken to fit it into the terminal, each row is a list instead.
+        """
         if self.json:
             return
         from rich import box
@@ -85,7 +91,14 @@ class Output:
             table.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
-        self.stdout.print(table)
+        any_width = self.stdout.options.update(max_width=_ENDLESS)
+        if self.stdout.measure(table, options=any_width).minimum <= self.stdout.width:
+            self.stdout.print(table)
+            return
+        if title:
+            self.line(title)
+        for name, *values in rows:
+            self.rows(list(zip([c.rstrip(">") for c in columns[1:]], values, strict=True)), title=name)
 
     def rows(self, rows: Sequence[tuple[str, str]], *, title: str = "") -> None:
         """Label and value, line by line."""
@@ -110,7 +123,7 @@ class Output:
         """Tell of the error that ends the command: JSON on stdout, or a line and a hint on stderr."""
         ours = isinstance(error, AcceleratorError)
         name = type(error).__name__
-        message = str(error) if ours or hint is not None else f"unexpected {name}: {error}"
+        message = _in_options(str(error)) if ours or hint is not None else f"unexpected {name}: {error}"
         if hint is None:
             hint = next((hint for kind, hint in _HINTS if isinstance(error, kind)), _HINT)
         if self.debug:
@@ -152,6 +165,15 @@ class Output:
                 log.removeHandler(self._handler)
             root.setLevel(before[0])
             root.propagate = before[1]
+
+
+def _in_options(message: str) -> str:
+    """A message of the library, whose arguments are options here: "unspeakable='skip'" is "--unspeakable skip"."""
+
+    def option(match: re.Match[str]) -> str:
+        return f"--{match[1].replace('_', '-')}" + (f" {match[2]}" if match[2] else "")
+
+    return _ARGUMENTS.sub(option, message)
 
 
 class _Notes(logging.Handler):

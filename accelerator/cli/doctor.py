@@ -158,7 +158,7 @@ def _cache_rows(cache: ContentCache, place: dict[str, Any]) -> list[tuple[str, s
         ("Size", f"{formats.size(place['bytes'])} in {place['entries']} entries"),
         ("Writable", "yes" if place["writable"] else "no"),
         ("Free", "unknown" if free is None else formats.size(free)),
-        ("Parents", ", ".join(map(str, cache.parents)) or "none"),
+        *[("Also read", ", ".join(map(str, cache.parents)))] * bool(cache.parents),
     ]
 
 

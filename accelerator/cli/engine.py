@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["check_choice", "export_errors", "open_engine", "part_rows", "prepare"]
 
 ENCODER = "encoder"  # the part that only a reference voice needs
+_DOWNLOADS = {"vits": "facebook/mms-tts-eng", "fish-speech": "fishaudio/openaudio-s1-mini"}
 
 
 def check_choice(engine: str, size: SizeName | None, checkpoint: Path | None) -> None:
@@ -32,11 +33,16 @@ def check_choice(engine: str, size: SizeName | None, checkpoint: Path | None) ->
         )
     if engine != "reference":
         if checkpoint is None:
-            raise typer.BadParameter(f"{engine} needs --checkpoint DIR", param_hint="--checkpoint")
+            raise typer.BadParameter(f"{engine} needs --checkpoint DIR{_download(engine)}", param_hint="--checkpoint")
         if size is not None:
             raise typer.BadParameter("only the reference engine has sizes", param_hint="--size")
     if checkpoint is not None and not checkpoint.exists():
         raise EngineError(f"the checkpoint {str(checkpoint)!r} does not exist: give the path of a downloaded one")
+
+
+def _download(engine: str) -> str:
+    """Where a checkpoint of it comes from, for the end of a sentence."""
+    return f": `hf download {_DOWNLOADS[engine]} --local-dir DIR` fetches one" if engine in _DOWNLOADS else ""
 
 
 def open_engine(

@@ -17,13 +17,25 @@ from typer.core import TyperGroup
 from ..errors import AcceleratorError
 from .console import BROKEN_PIPE, INTERRUPTED, Output
 
-__all__ = ["Commands"]
+__all__ = ["Commands", "Listing"]
+
+_ENDLESS = 1000  # more letters than a sentence of help has
 
 # Newer versions of typer bring their own click, older ones use the package: ask typer.
 _ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
-class Commands(TyperGroup):
+class Listing(TyperGroup):
+    """A group whose help says of each command a whole sentence, on several lines where the terminal is narrow."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, command.get_short_help_str(limit=_ENDLESS)) for name, command in commands if command is not None]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+class Commands(Listing):
     """Typer's group with our exit codes and messages. `ctx.obj` is the `Output` of the run."""
 
     def main(

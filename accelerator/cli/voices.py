@@ -41,7 +41,10 @@ def voices(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """List the voices that an engine knows by name, for --voice. The first is the reference engine's own choice."""
+    """List the voices that an engine knows by name, for --voice.
+
+    The reference engine speaks in the first one unless told otherwise.
+    """
     out: Output = ctx.obj
     with opened.open_engine(out, engine, size, checkpoint) as optimizer:
         names = list(getattr(optimizer.adapter, "voices", tuple)())

@@ -42,7 +42,10 @@ def test_passes_its_options_on(given: list, tmp_path: Path):
     assert options.cache_dir == tmp_path
     assert result.stdout == "| 1 |\n"
     assert "measuring" in result.stderr
-    assert json.loads(files["json"].read_text()) == {"rtf": None, "rows": [1, 2]}
+    written = json.loads(files["json"].read_text())
+    command = "accelerator bench engine --size tiny --precision int8 --precision fp32 --rounds 2"
+    command += " --context 64 --threads 1 --proof warn --seconds 2 --quick"
+    assert written == {"command": command, "rtf": None, "rows": [1, 2]}
     assert (files["markdown"].read_text(), files["svg"].read_text()) == ("| 1 |\n", "<svg/>")
 
 

@@ -26,7 +26,7 @@ def test_the_command_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_
     result = CliRunner().invoke(app, ["bench", *words.split(), "--json", str(file)])
     assert result.exit_code == 0, result.output
     assert "1 row" in result.stdout
-    assert json.loads(file.read_text()) == {"rows": 1}
+    assert json.loads(file.read_text()) == {"command": f"accelerator bench {words}", "rows": 1}
     chosen: dict[str, Any] = {"scenarios": ("voice", "memory"), "full": True, "precision": "int8"}
     assert given == [ServingOptions(size="tiny", rounds=2, frames=9, requests=8, **chosen)]
     assert CliRunner().invoke(app, ["bench", "--serving"]).exit_code == 0

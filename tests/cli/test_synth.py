@@ -140,7 +140,7 @@ def test_an_engine_from_its_checkpoint(cache: Path, tmp_path: Path, monkeypatch:
         (["hi", "--size", "huge"], 2, "BadParameter", "huge"),
         (["hi", "--reference", "/nowhere/voice.wav"], 1, "InvalidReference", "does not exist"),
         (["hi", "--reference-text", "la"], 1, "InvalidReference", "--reference"),
-        (["hi", "--top-p", "7"], 1, "InvalidOption", "top_p"),
+        (["hi", "--top-p", "7"], 1, "InvalidOption", "--top-p"),
         (["hi", "--seed", "-1"], 1, "InvalidOption", "seed"),
         (["?!"], 1, "InvalidText", "no letter"),
         (["hi", "-o", "/nowhere/at/all/a.wav"], 1, "InvalidOption", "directory does not exist"),

@@ -115,7 +115,8 @@ class FishSpeechAdapter:
         codec_file = folder / "codec.pth" if decoder_checkpoint is None else Path(decoder_checkpoint)
         if not (folder / "config.json").is_file() or not codec_file.is_file():
             raise EngineError(
-                f"{folder} is not a fish-speech checkpoint: it needs config.json, weights and {codec_file}"
+                f"{folder} is not a fish-speech checkpoint, which has config.json, weights and {codec_file}: give "
+                "the folder of a download, as of fishaudio/openaudio-s1-mini"
             )
         self = cls.__new__(cls)
         self.layout, self.module = installed()

@@ -66,7 +66,8 @@ class ReferenceAdapter:
 
     def voices(self) -> Sequence[str]:
         """The names that a request's `voice` may have."""
-        return tuple(self.engine.speakers)
+        default = self.engine.default_speaker
+        return sorted(self.engine.speakers, key=lambda speaker: speaker != default)
 
     def parts(self) -> Sequence[Part]:
         engine = self.engine

@@ -82,7 +82,10 @@ class VitsAdapter:
         """Open a folder as `save_pretrained` writes it, or as the hub has it. Raises EngineError."""
         folder = Path(path)
         if not (folder / "config.json").is_file():
-            raise EngineError(f"{folder} is no checkpoint of transformers: there is no config.json in it")
+            raise EngineError(
+                f"{folder} is no checkpoint of transformers, there is no config.json in it: give the folder of a "
+                "download, as of facebook/mms-tts-eng"
+            )
         try:
             import transformers
 
