@@ -1,4 +1,4 @@
-"""Reference audio: from a file or an array to float32 mono at the engine's rate, and as a trained voice has heard it."""
+"""Reference audio: from a file or an array to float32 mono at the engine's rate, and as a trained voice heard it."""
 
 from __future__ import annotations
 

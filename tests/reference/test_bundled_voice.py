@@ -128,7 +128,7 @@ def test_recordings_that_would_speak_as_somebody_else_are_refused(
             soundfile.write(file := io.BytesIO(), narrow, 8_000, subtype=subtype, format="WAV")
             with pytest.raises(InvalidReference, match=r"up to [34].* kHz only|noisy"):
                 load_reference(file.getvalue(), **asked)
-        with pytest.raises(InvalidReference, match="up to [34].* kHz only"):  # whatever its header says
+        with pytest.raises(InvalidReference, match=r"up to [34].* kHz only"):  # whatever its header says
             load_reference((soxr.resample(narrow, 8_000, 48_000), 48_000), **asked)
         noise = np.random.default_rng(0).standard_normal(len(audio)) * 10 ** (-10 / 20) * audio.std()
         with pytest.raises(InvalidReference, match="noisy"):
