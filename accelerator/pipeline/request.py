@@ -122,4 +122,14 @@ def _reference(adapter: Adapter, stages: Stages | None, audio: Any, text: str | 
     # Without a transcript the beginning of a recording serves as well as all of it.
     low, high = cloning.seconds
     rate = cloning.sample_rate or adapter.sample_rate or ANY_RATE
-    return replace(load_reference(audio, text, sample_rate=rate, min_s=low, max_s=high, cut=not said), source=audio)
+    reference = load_reference(
+        audio,
+        text,
+        sample_rate=rate,
+        min_s=low,
+        max_s=high,
+        cut=not said,
+        bandwidth=cloning.bandwidth,
+        contrast=cloning.contrast,
+    )
+    return replace(reference, source=audio)

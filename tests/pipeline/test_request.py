@@ -15,7 +15,7 @@ from accelerator.errors import GenerationError, InvalidOption, InvalidReference,
 from accelerator.reference import ReferenceEngine, load
 from accelerator.speech import SamplingParams, SpeechRequest
 from accelerator.text.check import Stretch, Unread, readable, stretches
-from tests.doubles import replica
+from tests.doubles import pulses, replica
 
 RATE = 16_000
 ENGLISH = "The first paragraph is plain."
@@ -34,8 +34,7 @@ def speaking(tiny: Any) -> ReferenceEngine:
 
 
 def voice(seconds: float = 3.0) -> tuple[np.ndarray, int]:
-    t = np.arange(round(seconds * RATE)) / RATE
-    return (0.3 * np.sin(2 * np.pi * 180 * t) * (np.sin(2 * np.pi * 0.7 * t) > -0.6)).astype(np.float32), RATE
+    return pulses(seconds, RATE), RATE
 
 
 def spied(engine: Any, monkeypatch: pytest.MonkeyPatch, seen: list[dict[str, Any]]) -> None:
@@ -215,6 +214,18 @@ def test_a_reference_is_no_longer_than_its_engine_takes(speaking: ReferenceEngin
         optimizer.synthesize(ENGLISH, voice(longest + 1), "it says this")
     with pytest.raises(InvalidReference, match="less than"):
         optimizer.synthesize(ENGLISH, voice(0.4), "it says this")
+
+
+def test_a_reference_is_as_clear_as_its_engine_needs(speaking: ReferenceEngine, tiny: Any) -> None:
+    audio, rate = voice()
+    telephone = audio[::2].copy(), rate // 2
+    noisy = audio + np.random.default_rng(0).normal(0, 0.05, len(audio)).astype(np.float32), rate
+    for path in (replica(speaking).synthesize, replica(speaking).stream):
+        for unclear, message in ((telephone, "up to 4 kHz only.*needs 6.5 kHz"), (noisy, "noisy.*needs 32 dB")):
+            with pytest.raises(InvalidReference, match=message):
+                path(ENGLISH, unclear, "it says this")
+    for clear in (telephone, noisy):  # an engine that asks for nothing
+        assert replica(tiny).synthesize(ENGLISH, clear, "it says this", max_new_tokens=4).audio.size
 
 
 # Audio that cannot be the text

@@ -97,7 +97,7 @@ class ReferenceStages:
         return 0.0 if self._words is None else len(self._words(text)) / _LETTERS_A_SECOND
 
     def encode(self, reference: Reference) -> Arrays:
-        audio = self._engine.with_lag(reference.audio)
+        audio = self._engine.prepared(reference.audio)
         return {"codes": np.asarray(self._engine.encode_reference(audio), np.int64)}
 
     def voice(self, request: SpeechRequest, kept: Arrays | None) -> Spoken:
