@@ -23,7 +23,8 @@ import torch
 
 from accelerator import kernels
 from accelerator.cache import ContentCache, default_root
-from accelerator.codec import layers
+from accelerator.codec import convolutions, layers
+from accelerator.codec.dense import Levels
 from accelerator.engines.reference import ReferenceAdapter
 from accelerator.errors import BadOutput, InvalidOption, SessionError
 from accelerator.export.component import Export, export_component
@@ -45,6 +46,8 @@ from accelerator.inference.sampling import Sampler, SamplingRule
 from accelerator.inference.transformer import Transformer
 from accelerator.kernels import compiler, descriptors, features
 from accelerator.kernels.llm.team import Team
+from accelerator.kernels.units.snake import SNAKE
+from accelerator.kernels.units.step import STEP
 from accelerator.parts import language_model
 from accelerator.parts.language_model import LANGUAGE_MODEL, language_model_components, load_language_model
 from accelerator.runtime.options import RunOptions
@@ -642,7 +645,7 @@ def test_without_the_instructions_there_are_none(
     try:
         assert not kernels.available()
         with pytest.raises(SessionError, match="AVX2"):
-            compiler.function()
+            compiler.function(STEP)
     finally:
         features.available.cache_clear()
 
@@ -688,14 +691,40 @@ def test_those_for_older_processors_compute_the_same(exports: Path) -> None:
 
 
 def test_the_machine_code_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    known = compiler._object()
+    made: list[str] = []
     monkeypatch.setenv("ACCELERATOR_CACHE", str(tmp_path))
-    monkeypatch.setattr(compiler, "_compile", lambda: made.append(1) or known)
-    assert [compiler._object() for _ in range(2)] == [known, known]
-    assert made == [1]
-    (entry,) = ContentCache(tmp_path).entries()
-    assert entry.name == "kernels"
+    monkeypatch.setattr(compiler, "_compile", lambda unit: made.append(unit.name) or unit.name.encode())
+    for unit in (SNAKE, STEP, SNAKE, STEP):
+        assert compiler._object(unit) == unit.name.encode()
+    assert made == ["snake", "step"]
+    assert {entry.name for entry in ContentCache(tmp_path).entries()} == {"snake kernels", "step kernels"}
+
+
+def test_a_layer_waits_for_its_own_kernels_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(compiler, "_made", lambda unit: asked.append(unit.name) or SessionError("not now"))
+    made: list[Any] = [
+        lambda: kernels.Filter((32, 7, 32), lambda: noise(32, 7, 32), None, 1),
+        lambda: Team(1),
+        lambda: kernels.Single(noise(1, 7, 32), None),
+    ]
+    for layer in made:
+        with pytest.raises(SessionError, match="not now"):
+            layer()
+    assert asked == ["filter", "step", "single"]
+
+
+def test_where_some_kernels_cannot_be_compiled_others_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = compiler._made
+
+    def broken(unit: compiler.Unit) -> Any:
+        return SessionError("no filters") if unit.name == "filter" else found(unit)
+
+    monkeypatch.setattr(compiler, "_made", broken)
+    kernel, x = torch.from_numpy(noise(32, 2, 32)), torch.from_numpy(noise(1, 40, 32))
+    instead, plain = convolutions.product(kernel, None, form="levels"), convolutions.Plain(kernel, None)
+    assert isinstance(instead, Levels)
+    torch.testing.assert_close(instead(x), plain(x), rtol=0, atol=0.05)
 
 
 def test_a_compiler_that_fails_is_asked_once(
@@ -703,7 +732,7 @@ def test_a_compiler_that_fails_is_asked_once(
 ) -> None:
     asked = []
 
-    def broken() -> bytes:
+    def broken(unit: compiler.Unit) -> bytes:
         asked.append(1)
         raise RuntimeError("no compiler")
 
@@ -713,7 +742,7 @@ def test_a_compiler_that_fails_is_asked_once(
     try:
         for _ in range(2):
             with pytest.raises(SessionError, match="no compiler"):
-                compiler.function()
+                compiler.function(SNAKE)
         x = torch.randn(1, 20, 8)
         expected = x + torch.sin(x).square()
         torch.testing.assert_close(layers.snake(x, None, torch.empty(1, 20, 8)), expected)
@@ -724,11 +753,10 @@ def test_a_compiler_that_fails_is_asked_once(
 
 
 def test_damaged_machine_code_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = compiler._object()
     monkeypatch.setenv("ACCELERATOR_CACHE", str(tmp_path))
-    monkeypatch.setattr(compiler, "_compile", lambda: known)
-    compiler._kept(ContentCache(default_root())).write_bytes(b"no machine code")
-    assert compiler._object() == known
+    monkeypatch.setattr(compiler, "_compile", lambda unit: b"machine code")
+    compiler._kept(SNAKE, ContentCache(default_root())).write_bytes(b"no machine code")
+    assert compiler._object(SNAKE) == b"machine code"
 
 
 # Activations of codecs
