@@ -371,7 +371,7 @@ def _checked(name: str) -> bool:
     ready = f"{', '.join(compiled)} compiled in {took:.1f} s" if compiled else f"loaded in {1000 * took:.0f} ms"
     pace = f"{answer.work / _seconds(answer.run):.3g} {answer.unit}/s"
     verdict = "ok" if right else "WRONG"
-    print(f"{name:8} {verdict:5}  error {answer.error:.1e} of {answer.bar:.0e}  {pace:12}  {ready}  {answer.shape}")
+    print(f"{name:8} {verdict:5}  error {answer.error:.1e} of {answer.bar:<6.2g} {pace:12}  {ready}  {answer.shape}")
     return right
 
 
