@@ -58,8 +58,8 @@ _SECONDS = 0.1  # for which a kernel is run to learn its pace
 class Answer:
     """What a kernel answered.
 
-    error: the largest difference from numpy, as a share of the largest value. run: does the work once more. work: of a
-    run, in `unit`s.
+    error: the largest difference from numpy, as a share of the largest value. run: does the work once more, and keeps
+    the memory that it works in. work: of a run, in `unit`s.
     """
 
     shape: str
@@ -152,10 +152,10 @@ def levels() -> Answer:
     values, units = np.zeros((chunks, rows, 2 * tiles.CHUNK), np.int16), np.zeros(rows, np.float32)
     plan = np.zeros(tiles.DENSE_SIZE, np.int64)
     plan[[tiles.DENSE_IN, tiles.DENSE_ROOM]] = channels, rows
-    plan[[tiles.DENSE_VALUES, tiles.DENSE_UNITS]] = values.ctypes.data, units.ctypes.data
     call = function(LEVELS)
 
     def run() -> None:
+        plan[[tiles.DENSE_VALUES, tiles.DENSE_UNITS]] = values.ctypes.data, units.ctypes.data
         call(plan.ctypes.data, x.ctypes.data, rows)
 
     run()
@@ -272,7 +272,7 @@ def step() -> Answer:
         expected = _Plain(session.path).logits(x[0])
     weights = _STACK.matrix_weights + _VOCABULARY * _STACK.dim
     shape = f"{_LENGTH} positions of {_STACK.dim}, {_STACK.layers} layers"
-    return Answer(shape, _error(outputs["logits"][0], expected), 1e-2, binding.run, 1e-9 * weights, "GB")
+    return Answer(shape, _error(outputs["logits"][0], expected), 1e-3, binding.run, 1e-9 * weights, "GB")
 
 
 def _weight(name: str) -> np.ndarray:
@@ -314,6 +314,8 @@ class _Plain:
 
     def _product(self, x: np.ndarray, name: str) -> np.ndarray:
         values, scales = self._w[f"{name}.q8"], self._w[f"{name}.scales"].reshape(-1, x.shape[1] // _BLOCK)
+        largest = np.abs(scales).max(axis=1, keepdims=True)
+        scales = (scales / largest).astype(np.float16) * largest  # as tiles have them
         weight = dequantize_blocks(values, scales, None, 8, x.shape[1]).astype(np.float64)
         blocks = x.reshape(len(x), -1, _BLOCK)
         scale = np.abs(blocks).max(axis=2, keepdims=True) / 127
