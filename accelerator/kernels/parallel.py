@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import SessionError
+from ..hardware.forks import Lock
 from ..hardware.openmp import library
 from . import job as at
 from .compiler import Unit, function, region
 
 __all__ = ["in_parts"]
+
+_LOCK = Lock()
 
 
 def in_parts(
@@ -41,7 +44,9 @@ def in_parts(
     if threads <= 1:
         call(where)
     elif (parallel := _parallel()) is not None:
-        parallel(region(), where, threads, 0)
+        with _LOCK:  # or two threads make one each, and the first of them is gone while it runs
+            begun = region()
+        parallel(begun, where, threads, 0)
         if job[at.FAILED]:
             raise SessionError("a compiled kernel failed")
     else:
