@@ -16,7 +16,7 @@ from ..export.graph.stored import stored
 from ..kernels import descriptors as at
 from ..kernels.compiler import function
 from ..kernels.llm.team import Team
-from ..kernels.opcodes import PACK
+from ..kernels.units.pack import PACK
 
 __all__ = ["NativeBinding", "NativeSession", "open_graphs"]
 
@@ -137,7 +137,7 @@ class NativeSession:
             raise ValueError(f"{name} has blocks of {block}")
         tiles, width = -(-rows // at.LANES), block * 2 * bits
         packed = np.zeros((tiles, blocks, width + 3 * at.LANES), np.uint8)
-        function()(PACK, levels.ctypes.data, packed.ctypes.data, rows, blocks, block, bits)
+        function(PACK)(levels.ctypes.data, packed.ctypes.data, rows, blocks, block, bits)
         scales = weights[f"{name}.scales"].reshape(rows, blocks)[order]
         factor = np.zeros(tiles * at.LANES, np.float32)
         factor[:rows] = np.abs(scales).max(axis=1)  # so that the rest fits float16

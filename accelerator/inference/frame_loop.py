@@ -9,6 +9,7 @@ import numpy as np
 from ..kernels import draws as at
 from ..kernels.compiler import function
 from ..kernels.opcodes import DRAW
+from ..kernels.units.step import STEP
 from .compiled import NativeBinding
 from .sampling import Draws
 
@@ -61,7 +62,7 @@ def draw(logits: np.ndarray, draws: Draws) -> int:
     plan, space = np.zeros(at.SIZE, np.int64), np.zeros(at.SCRATCH * len(logits), np.uint8)
     _describe(plan, draws, len(logits))
     plan[at.LOGITS] = logits.ctypes.data
-    return function()(DRAW, plan.ctypes.data, space.ctypes.data)
+    return function(STEP)(DRAW, plan.ctypes.data, space.ctypes.data)
 
 
 def _describe(plan: np.ndarray, draws: Draws, width: int) -> None:

@@ -12,22 +12,15 @@ from . import descriptors as at
 from .instructions import float_of, pointer
 from .llm.quantized import levels as _LEVELS
 from .llm.quantized import place, product
+from .scalars import F32, OPTIONS, floats
 
 __all__ = ["F32", "OPTIONS", "PRODUCTS", "QUERIES", "exp", "floats", "gated", "multiply", "normalise", "quantise"]
 
-# NaN stays NaN: it is how an answer shows that it cannot be right.
-OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
-F32 = np.float32
 PRODUCTS, QUERIES = 0, 2 * 8 * 16 * 4  # in a thread's scratch: two tiles' products, then eight queries
 _P41, _P42, _P44, _P48 = (product[4, n] for n in (1, 2, 4, 8))
 _P81, _P82, _P84, _P88 = (product[8, n] for n in (1, 2, 4, 8))
 _BIASED_ADDED, _BIASED, _ADDED, _PLACED = (place[kind] for kind in ((1, 1), (1, 0), (0, 1), (0, 0)))
 _LOG2E = np.float32(math.log2(math.e))
-
-
-@njit(inline="always")
-def floats(address, count):
-    return numba.carray(pointer(address), (count,), np.float32)
 
 
 @njit(inline="always")

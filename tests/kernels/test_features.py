@@ -14,6 +14,7 @@ import pytest
 from accelerator import kernels
 from accelerator.errors import InvalidOption, SessionError
 from accelerator.kernels import compiler, features
+from accelerator.kernels.units.step import STEP
 from tests import ROOT
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
@@ -26,7 +27,7 @@ def test_without_the_instructions_there_are_none(monkeypatch: pytest.MonkeyPatch
     try:
         assert not kernels.available()
         with pytest.raises(SessionError, match="AVX2"):
-            compiler.function()
+            compiler.function(STEP)
     finally:
         features.available.cache_clear()
 

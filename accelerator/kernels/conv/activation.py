@@ -9,8 +9,8 @@ import numpy as np
 from numba import njit, types
 
 from .. import tiles as at
-from ..arithmetic import F32, floats
 from ..instructions import bits_of, float_of, pointer
+from ..scalars import F32, floats
 
 __all__ = ["narrow", "snake", "snaked"]
 
@@ -51,7 +51,7 @@ def narrow(value):
 
 
 @njit(nogil=True, error_model="numpy", fastmath={"contract"})  # reordered, pi in two parts would be one again
-def snake(address, begin, end):
+def snake(address, begin, end, scratch):
     """Rows begin .. end of [rows, channels]; the factors are float32 [channels], or at 0. kinds: bit 0, x is bfloat16;
     bit 1, the answer is."""
     plan = numba.carray(pointer(address), (at.SNAKE_SIZE,), np.int64)

@@ -11,9 +11,9 @@ import numpy as np
 from numba import njit
 
 from .. import tiles as at
-from ..arithmetic import OPTIONS as REORDERED
-from ..arithmetic import floats
 from ..instructions import pointer
+from ..scalars import OPTIONS as REORDERED
+from ..scalars import floats
 from ..tiles import CHUNK, TOGETHER
 from .blocks import LEVELS, OPTIONS, PRODUCTS_OF_LEVELS, ROWS
 
@@ -61,7 +61,7 @@ def dense(address, begin, end, scratch):
 
 
 @njit(**REORDERED)
-def single(address, begin, end):
+def single(address, begin, end, scratch):
     """y[r] = the sum of the values behind x[step r] by the weights, and the weight behind these."""
     plan = numba.carray(pointer(address), (at.SINGLE_SIZE,), np.int64)
     terms, step = plan[at.SINGLE_TERMS], 4 * plan[at.SINGLE_STEP]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ...errors import SessionError
 from .. import tiles as at
-from ..opcodes import SNAKE
 from ..parallel import in_parts
+from ..units.snake import SNAKE
 
 __all__ = ["snake"]
 

@@ -20,8 +20,8 @@ from llvmlite import ir
 from numba import njit
 
 from .. import tiles as at
-from ..arithmetic import floats
 from ..instructions import pointer
+from ..scalars import floats
 from ..tiles import CHUNK, FILTERS, PANEL, TILES, TOGETHER, filter_layout
 from ..vectors import BF16, REGISTER, WIDTH, Code, function
 from .activation import narrow, snaked

@@ -11,10 +11,15 @@ import numpy as np
 
 from ...hardware.forks import Lock
 from .. import tiles as at
-from ..compiler import function
+from ..compiler import Unit, function, require
 from ..features import multiplies_bf16
-from ..opcodes import DENSE, FILTER, LEVELS, MIX, ORDER, SINGLE
 from ..parallel import in_parts
+from ..units.dense import DENSE
+from ..units.filter import FILTER
+from ..units.levels import LEVELS
+from ..units.mix import MIX
+from ..units.order import ORDER
+from ..units.single import SINGLE
 from .minimal import filters
 
 __all__ = ["Dense", "Filter", "Mix", "Single"]
@@ -42,7 +47,7 @@ class Filter:
 
         Raises SessionError.
         """
-        function()
+        require(FILTER, ORDER)
         self._leveled = leveled
         self._shape, self._read, self._dilation = tuple(shape), read, dilation
         self._bias = _or_zeros(bias, shape[0])
@@ -111,7 +116,7 @@ class Mix:
 
         Raises SessionError.
         """
-        function()
+        require(MIX, ORDER)
         self._shape, self._read, self.kind = tuple(shape), read, self.KINDS[dtype]
         self._scales: np.ndarray = np.zeros(0, np.float32)
         self._bias = _or_zeros(bias, shape[0])
@@ -168,7 +173,7 @@ class Dense:
 
         Raises SessionError.
         """
-        self._call = function()
+        require(DENSE, LEVELS, ORDER)
         self._shape, self._read, self._dilation = tuple(shape), read, dilation
         self._bias = _or_zeros(bias, shape[0])
         self._shift = self._bias.ctypes.data
@@ -200,7 +205,7 @@ class Dense:
         plan[at.DENSE_WEIGHTS], plan[at.DENSE_SCALES] = weights.ctypes.data, self._units.ctypes.data
         plan[at.DENSE_Y] = out
         numbers = np.array(plan, np.int64)
-        self._call(LEVELS, numbers.ctypes.data, x, given)
+        function(LEVELS)(numbers.ctypes.data, x, given)
         ends = [columns // at.CHUNK * i // threads for i in range(threads + 1)]
         in_parts(DENSE, plan, ends, threads, memory, apart)
 
@@ -219,7 +224,7 @@ class Single:
 
     def __init__(self, kernel: np.ndarray, bias: np.ndarray | None) -> None:
         """kernel: float32 [1, taps, in]. Raises SessionError."""
-        function()
+        require(SINGLE)
         _, self._taps, self._channels = kernel.shape
         self._weights = np.concatenate((kernel.reshape(-1), _or_zeros(bias, 1)), dtype=np.float32)
 
@@ -235,12 +240,12 @@ class Single:
         in_parts(SINGLE, plan, [rows * i // parts for i in range(parts + 1)], parts)
 
 
-def _share_out(kind: int, plan: Sequence[int], count: int, space: int, threads: int) -> None:
+def _share_out(unit: Unit, plan: Sequence[int], count: int, space: int, threads: int) -> None:
     """`count` tiles or rows in a part for each thread, of whole `at.ROWS`, with `space` bytes each."""
     groups = -(-count // at.ROWS)
     parts = min(threads, groups)
     ends = [min(count, groups * i // parts * at.ROWS) for i in range(parts + 1)]
-    in_parts(kind, plan, ends, parts, _scratch(space * parts), space)
+    in_parts(unit, plan, ends, parts, _scratch(space * parts), space)
 
 
 def _or_zeros(bias: np.ndarray | None, count: int) -> np.ndarray:

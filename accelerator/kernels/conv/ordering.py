@@ -10,8 +10,8 @@ import numpy as np
 from numba import njit
 
 from .. import tiles as at
-from ..arithmetic import F32, OPTIONS, floats
 from ..instructions import pointer
+from ..scalars import F32, OPTIONS, floats
 from ..tiles import CHUNK, MOST_LEVEL, TOGETHER
 from .activation import narrow
 

@@ -13,15 +13,10 @@ from numba import njit, types
 
 from .. import descriptors as at
 from .. import draws as of_frame
-from .. import job as of_job
 from ..arithmetic import OPTIONS, QUERIES, floats, gated, multiply, normalise, quantise
 from ..barrier import await_step, begin, judge, meet, share, stop
-from ..conv.activation import snake
-from ..conv.dense import dense, levels, single
-from ..conv.filtering import filtered, mixed
-from ..conv.ordering import ordered
-from ..instructions import add, cycles, float_of, load, pointer
-from ..opcodes import DENSE, DRAW, END, FILTER, FRAME, LEAD, LEVELS, MIX, ORDER, PACK, PARTS, SERVE, SINGLE, SNAKE
+from ..instructions import cycles, float_of, load, pointer
+from ..opcodes import DRAW, END, FRAME, LEAD, SERVE
 from .attention import attention
 from .drawing import draw
 
@@ -214,55 +209,7 @@ def _frame(address, control):
         frame[of_frame.STEPPING] += cycles() - drawn
 
 
-@njit(**OPTIONS)
-def _pack(source, target, rows, blocks, block, bits):
-    """Levels uint8 [rows, blocks, block * bits / 8] (4 bits: the even ones in the lower halves) -> tiles of 16 rows."""
-    given = numba.carray(pointer(source), (rows * blocks * block * bits // 32,), np.uint32)
-    words = block * bits // 32  # of a row's block
-    step = block * bits // 2 + 12  # of a tile's block, in words
-    into = numba.carray(pointer(target), (-(-rows // 16) * blocks * step,), np.uint32)
-    for row in range(rows):
-        tile, lane = row // 16, row % 16
-        for b in range(blocks):
-            to = (tile * blocks + b) * step + lane
-            start = (row * blocks + b) * words
-            for w in range(words):
-                word = given[start + w]
-                if bits == 4:
-                    low, high = word & np.uint32(0xFFFF), word >> np.uint32(16)
-                    low = (low | low << np.uint32(8)) & np.uint32(0x00FF00FF)
-                    high = (high | high << np.uint32(8)) & np.uint32(0x00FF00FF)
-                    low = (low | low << np.uint32(4)) & np.uint32(0x0F0F0F0F)
-                    high = (high | high << np.uint32(4)) & np.uint32(0x0F0F0F0F)
-                    word = np.uint32(low | high << np.uint32(4))
-                into[to + 16 * w] = word
-
-
-@njit(**OPTIONS)
-def _parts(address):
-    """Do parts of a job until none is left."""
-    job = numba.carray(pointer(address), (at.MOST,), np.int64)
-    kind, plan, count = job[of_job.KIND], job[of_job.PLAN], job[of_job.COUNT]
-    scratch = job[of_job.MEMORY] + job[of_job.SPACE] * add(address + 8 * of_job.WORKERS, 1)
-    part = add(address + 8 * of_job.NEXT, 1)
-    while part < count:
-        begin, end = job[of_job.ENDS + part], job[of_job.ENDS + part + 1]
-        if kind == FILTER:
-            filtered(plan, begin, end, scratch)
-        elif kind == MIX:
-            mixed(plan, begin, end, scratch)
-        elif kind == DENSE:
-            dense(plan, begin, end, scratch)
-        elif kind == SINGLE:
-            single(plan, begin, end)
-        elif kind == SNAKE:
-            snake(plan, begin, end)
-        elif kind == ORDER:
-            ordered(plan, begin, end, scratch)
-        part = add(address + 8 * of_job.NEXT, 1)
-
-
-def call(what, a, b, c, d, e, f):
+def call(what, a, b):
     """The one function that is compiled."""
     if what == LEAD:
         _lead(a, b)
@@ -270,14 +217,8 @@ def call(what, a, b, c, d, e, f):
         _serve(a, b)
     elif what == END:
         stop(a, b)
-    elif what == PACK:
-        _pack(a, b, c, d, e, f)
-    elif what == PARTS:
-        _parts(a)
     elif what == FRAME:
         _frame(a, b)
     elif what == DRAW:
         return draw(a, b)
-    elif what == LEVELS:
-        levels(a, b, c)
     return 0

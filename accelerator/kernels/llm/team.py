@@ -12,6 +12,7 @@ from ...hardware.lease import CORES
 from ..compiler import Function, function
 from ..descriptors import ASLEEP, NOW
 from ..opcodes import END, FRAME, LEAD, SERVE
+from ..units.step import STEP
 
 __all__ = ["Team"]
 
@@ -25,7 +26,7 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._call = function()
+        self._call = function(STEP)
         self._stop: weakref.finalize | None = None
         self._forked()
         renewed_in_children(self)
