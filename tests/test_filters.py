@@ -17,7 +17,7 @@ from accelerator.codec.convolutions import Kernel, Packed, product
 from accelerator.codec.layers import Unit, Weights
 from accelerator.codec.winograd import Minimal, Winograd
 from accelerator.errors import SessionError
-from accelerator.kernels import Filter, Mix, job, opcodes, parallel, tiles
+from accelerator.kernels import Filter, Mix, descriptors, job, opcodes, parallel
 from accelerator.kernels import compiler as compiled_
 from accelerator.kernels.conv import layers as conv_layers
 
@@ -87,48 +87,48 @@ def test_what_is_no_number_stays_none() -> None:
     assert heard[44:51].all()
 
 
-def leveled(kernel: Tensor, bias: Tensor | None = None) -> Minimal:
-    return Minimal(kernel.shape, lambda: kernel, bias, 1, leveled=True)
+def of_int16(kernel: Tensor, bias: Tensor | None = None) -> Minimal:
+    return Minimal(kernel.shape, lambda: kernel, bias, 1, int16=True)
 
 
 @compiled
 @pytest.mark.parametrize(("out", "channels"), [(32, 32), (192, 192), (64, 416)])
-def test_levels_are_exact_to_65_decibels(out: int, channels: int) -> None:
+def test_int16_is_exact_to_65_decibels(out: int, channels: int) -> None:
     kernel, bias = seeded(out, 2, channels) / (2 * channels) ** 0.5, seeded(out, seed=1)
     for rows in (1, 5, 6, 300):
         x = seeded(2, rows + 1, channels, seed=rows) * torch.logspace(-3, 3, rows + 1)[:, None]
-        y, expected = leveled(kernel, bias)(x), exact(x, kernel, bias, 1)
+        y, expected = of_int16(kernel, bias)(x), exact(x, kernel, bias, 1)
         for tile, other in zip(y.split(5, dim=1), expected.split(5, dim=1), strict=True):
             assert decibels(tile, other) > 50  # rows of a tile differ in size
         x = seeded(2, rows + 1, channels, seed=rows)
-        assert decibels(leveled(kernel, bias)(x), exact(x, kernel, bias, 1)) > 62
+        assert decibels(of_int16(kernel, bias)(x), exact(x, kernel, bias, 1)) > 62
 
 
 @compiled
-def test_no_sum_of_levels_overflows() -> None:
+def test_no_sum_of_int16_overflows() -> None:
     """Inputs and weights of the same size everywhere add up to the most that can be."""
     x = torch.full((1, 41, 512), 3.0)
     for kernel in (torch.full((32, 2, 512), 0.5), -torch.full((32, 2, 512), 0.5)):
-        torch.testing.assert_close(leveled(kernel)(x), exact(x, kernel, None, 1).float(), rtol=1e-3, atol=0)
+        torch.testing.assert_close(of_int16(kernel)(x), exact(x, kernel, None, 1).float(), rtol=1e-3, atol=0)
     kernel = torch.full((32, 2, 512), 0.5)
     kernel[:, 1] *= -1  # the largest values at other points
     x[:, ::2] *= -1
-    torch.testing.assert_close(leveled(kernel)(x), exact(x, kernel, None, 1).float(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(of_int16(kernel)(x), exact(x, kernel, None, 1).float(), rtol=1e-3, atol=0)
 
 
 @compiled
-def test_levels_of_nothing_are_nothing() -> None:
+def test_nothing_quantized_is_nothing() -> None:
     bias = seeded(32)
     for kernel, x in ((torch.zeros(32, 2, 64), seeded(1, 20, 64)), (seeded(32, 2, 64), torch.zeros(1, 20, 64))):
-        assert torch.equal(leveled(kernel, bias)(x), bias.expand(1, 19, 32))
+        assert torch.equal(of_int16(kernel, bias)(x), bias.expand(1, 19, 32))
 
 
 @compiled
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_levels_of_what_is_no_number_are_none(value: float) -> None:
+def test_what_is_no_number_stays_none_when_quantized(value: float) -> None:
     x = seeded(1, 101, 64)
     x[0, 50, 7] = value
-    heard = leveled(seeded(32, 2, 64))(x)[0]
+    heard = of_int16(seeded(32, 2, 64))(x)[0]
     assert not heard[[49, 50]].isfinite().any()
     assert heard[:40].isfinite().all()
 
@@ -164,7 +164,7 @@ def test_what_is_no_number_stays_none_in_a_mix(dtype: str) -> None:
     ("dtype", "form", "least"),
     [
         (torch.float32, "winograd", 85),
-        (torch.float32, "levels", 65),
+        (torch.float32, "int16", 65),
         pytest.param(torch.bfloat16, "winograd", 45, marks=low_ones),
     ],
 )
@@ -202,7 +202,7 @@ def test_what_products_are_computed_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not isinstance(product(seeded(1, 7, 96), None, form="winograd"), Minimal)
     large = Kernel((6144, 2, 1536), lambda: pytest.fail("not read yet"))
     assert isinstance(product(large, None, form="winograd"), Packed)  # its evaluated weights would be 230 MB
-    assert isinstance(product(seeded(64, 2, 32), None, form="levels"), Minimal)
+    assert isinstance(product(seeded(64, 2, 32), None, form="int16"), Minimal)
     monkeypatch.setattr(convolutions, "splits", lambda: True)
     assert convolutions.of_filters(torch.bfloat16) == torch.bfloat16
     monkeypatch.setattr(convolutions, "splits", lambda: False)
@@ -244,16 +244,25 @@ def test_every_part_is_done_once(count: int, threads: int) -> None:
     before, values = y.clone(), torch.ones(Mix.room(len(y)) * 32)
     mixed = Mix((32, 32), lambda: weights, None, "fp32")
     mixed(values.data_ptr(), 0, y.data_ptr(), threads=1)
-    plan = np.zeros(tiles.MIX_SIZE, np.int64)
-    plan[[tiles.MIX_VALUES, tiles.MIX_ROOM, tiles.MIX_IN]] = values.data_ptr(), Mix.room(len(y)), 32
-    plan[[tiles.MIX_X, tiles.MIX_ROWS, tiles.MIX_OUT]] = y.data_ptr(), len(y), 32
     bias, ordered = np.zeros(32, np.float32), mixed._weights(1)
-    plan[[tiles.MIX_BIAS, tiles.MIX_WEIGHTS]] = bias.ctypes.data, ordered.ctypes.data
+    plan = descriptors.Mix(
+        values=values.data_ptr(),
+        value_scales=0,
+        room=Mix.room(len(y)),
+        channels=32,
+        x=y.data_ptr(),
+        rows=len(y),
+        columns=32,
+        weights=ordered.ctypes.data,
+        weight_scales=0,
+        bias=bias.ctypes.data,
+        kind=0,
+    )
     room = np.zeros(threads * 4 * 12 * 32 + 64, np.uint8)
     memory = room.ctypes.data + -room.ctypes.data % 64
     groups = -(-len(y) // 12)
     ends = [min(len(y), 12 * (groups * i // count)) for i in range(count + 1)] if count else []
-    parallel.in_parts(opcodes.MIX, plan.tolist(), ends, threads, memory, 4 * 12 * 32)
+    parallel.in_parts(opcodes.MIX, plan, ends, threads, memory, 4 * 12 * 32)
     torch.testing.assert_close(y, before + 1 if count else before)
 
 
@@ -276,8 +285,7 @@ def test_other_threads_need_no_interpreter() -> None:
     if parallel._parallel() is None:
         pytest.skip("PyTorch is without GNU's OpenMP here")
     x, y = seeded(64, 1024), torch.empty(64, 1024)
-    plan = np.zeros(tiles.SNAKE_SIZE, np.int64)
-    plan[[tiles.SNAKE_X, tiles.SNAKE_Y, tiles.SNAKE_CHANNELS]] = x.data_ptr(), y.data_ptr(), 1024
+    plan = np.array(descriptors.Snake(x.data_ptr(), 0, y.data_ptr(), 1024, x_is_bf16=0, y_is_bf16=0), np.int64)
     made = compiled_.function()
     work = np.array(job.job(made.address, opcodes.SNAKE, plan.ctypes.data, 0, 0, range(65)), np.int64)
     address = ctypes.cast(parallel._parallel(), ctypes.c_void_p).value

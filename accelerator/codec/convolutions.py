@@ -8,8 +8,8 @@ longer than the products. PyTorch's compiler avoids it with operators that take 
     Packed   weights ordered once; the same arithmetic
     Minimal  a fourth to three fifths of the multiplications, for float32 filters of some lengths: see `winograd`;
              Winograd where there are no compiled kernels
-             "levels": those of two taps by products of int16, exact to 65 dB, and what follows a filter of seven
-    Levels   float32 values as int16, exact to 70 dB: half of float32's time and memory, by compiled kernels
+             "int16": those of two taps by products of int16, exact to 65 dB, and what follows a filter of seven
+    Dense    float32 values as int16, exact to 70 dB: half of float32's time and memory, by compiled kernels
     Single   one output, by compiled kernels
     Split    float32 values as pairs of int8, exact to about 80 dB: with AMX a third of float32's time, half its memory
 
@@ -40,7 +40,7 @@ from ..errors import SessionError
 from ..hardware import detect
 from ..hardware.forks import Lock
 from ..runtime.options import BF16_FLAGS
-from .dense import Levels, Single
+from .dense import Dense, Single
 from .winograd import TAPS, Minimal, Winograd
 
 __all__ = [
@@ -71,7 +71,7 @@ _AT_A_TIME = 1_000_000  # weights
 _LOCK = Lock()  # one packing at a time: its passing memory should not be needed twice
 
 Product = Callable[[Tensor], Tensor]
-Form = Literal["plain", "packed", "winograd", "levels", "split"]
+Form = Literal["plain", "packed", "winograd", "int16", "split"]
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,14 @@ def product(
         return Split(kernel, bias, stride=stride, dilation=dilation)
     kernel = Kernel.of(kernel)
     out, taps, channels = kernel.shape
-    if form in ("winograd", "levels", "split") and dtype == torch.float32 and stride == 1:
+    if form in ("winograd", "int16", "split") and dtype == torch.float32 and stride == 1:
         if kernels.available() and kernels.Filter.takes(kernel.shape) and math.prod(kernel.shape) <= _MOST:
-            leveled = form == "levels" and taps == 2
+            int16 = form == "int16" and taps == 2
             with contextlib.suppress(SessionError):  # which has been warned of
-                return Minimal(kernel.shape, kernel.read, bias, dilation, leveled=leveled)
-        if form in ("levels", "split") and kernels.available() and kernels.Dense.takes(kernel.shape):
+                return Minimal(kernel.shape, kernel.read, bias, dilation, int16=int16)
+        if form in ("int16", "split") and kernels.available() and kernels.Dense.takes(kernel.shape):
             with contextlib.suppress(SessionError):
-                return Levels(kernel.shape, kernel.read, bias, dilation)
+                return Dense(kernel.shape, kernel.read, bias, dilation)
         if taps in TAPS and min(out, channels) >= WIDE:
             return Winograd(kernel.shape, kernel.read, bias, dilation)
         if (out, dilation) == (1, 1) and kernels.available():
@@ -349,7 +349,7 @@ def mix(
 ) -> kernels.Mix | None:
     """What follows a unit's `Minimal` filter, [out, 1, in], if there are kernels for it."""
     shape = kernel.shape[0], kernel.shape[2]
-    kind = "bf16" if dtype == torch.bfloat16 else "int16" if form == "levels" else "fp32"
+    kind = "bf16" if dtype == torch.bfloat16 else "int16" if form == "int16" else "fp32"
     if not kernels.Mix.takes(shape, kind):
         return None
     given = None if bias is None else bias.numpy()

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .. import kernels
 
-__all__ = ["Levels", "Single"]
+__all__ = ["Dense", "Single"]
 
 
-class Levels:
+class Dense:
     """y = conv(x, w) + b of stride 1 by products of int16: [B, rows, in] that holds the context -> [B, rows', out]."""
 
     def __init__(self, shape: Sequence[int], read: Callable[[], Tensor], bias: Tensor | None, dilation: int) -> None:

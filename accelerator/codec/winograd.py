@@ -41,15 +41,15 @@ class Minimal:
         bias: Tensor | None,
         dilation: int,
         *,
-        leveled: bool = False,
+        int16: bool = False,
     ) -> None:
-        """shape: [out, taps, in] of what `read` gives, one that `kernels.Filter` takes; leveled: as there.
+        """shape: [out, taps, in] of what `read` gives, one that `kernels.Filter` takes; int16: as there.
 
         Raises SessionError.
         """
         self._lost, self._out = (shape[1] - 1) * dilation, shape[0]  # rows
         given = None if bias is None else bias.numpy()
-        self._filter = kernels.Filter(shape, lambda: read().numpy(), given, dilation, leveled=leveled)
+        self._filter = kernels.Filter(shape, lambda: read().numpy(), given, dilation, int16=int16)
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """out: memory for the answer."""

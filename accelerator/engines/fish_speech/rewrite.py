@@ -5,7 +5,7 @@ says what is in the file. In bfloat16 mode the decoder's residual units multiply
 behind the first stage, four fifths of the decoder's arithmetic; where compiled filters are faster, only what mixes the
 channels, in every stage. What comes before is amplified by all the stages behind, so it is not rounded like that: its
 products are those of pairs of int8 with AMX (`convolutions.Split`, about 80 dB each), with compiled kernels those of
-int16 (`convolutions.Levels`, 70 dB) or float32. The rest, and every sum, is float32.
+int16 (`convolutions.Dense`, 70 dB) or float32. The rest, and every sum, is float32.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Decoder:
         low, less = torch.bfloat16 if dtype == "bf16" else torch.float32, dtype != "fp32"
         self._frames = LONG if less else LONG // 2  # of a window; the longer one would ask for a second order
         quick, split = replace(weights, form="winograd"), replace(weights, form="split" if less else "winograd")
-        amx, levels = less and convolutions.splits(), replace(weights, form="levels" if less else "winograd")
+        amx, int16 = less and convolutions.splits(), replace(weights, form="int16" if less else "winograd")
         self._sizes = torch.tensor(config["sizes"])[:, None]
         self._offsets = self._sizes.cumsum(0) - self._sizes
         self._books = weights("books"), weights("projection.weight"), weights("projection.bias")
@@ -83,9 +83,9 @@ class Decoder:
             exact = (
                 i == 0 and dtype == "bf16" and convolutions.of_filters(low) == low
             )  # where filters are bfloat16, too
-            how, products_ = (split, torch.float32) if exact else (levels if dtype == "int16" else quick, low)
+            how, products_ = (split, torch.float32) if exact else (int16 if dtype == "int16" else quick, low)
             units = [Unit(how.within(f"stages.{i}.units.{j}"), d, products_) for j, d in enumerate(config["dilations"])]
-            conv = _convolution(split if amx and i < 2 else levels, f"stages.{i}")  # later ones are too small to split
+            conv = _convolution(split if amx and i < 2 else int16, f"stages.{i}")  # later ones are too small to split
             self._stages.append((weights(f"stages.{i}.alpha"), conv, rate, units))
         self._last = weights("last.alpha"), _convolution(quick, "last")
 
