@@ -666,7 +666,7 @@ def test_the_environment_can_do_without_them(monkeypatch: pytest.MonkeyPatch) ->
 def test_those_for_older_processors_compute_the_same(exports: Path) -> None:
     """What is tested here and of a codec's layers, once more in a process whose kernels use AVX2."""
     files = [Path(__file__).with_name(f"test_{name}.py") for name in ("native", "filters", "dense")]
-    chosen = "formulas or beside_it or pieces or steps_are or number or int16 or quantized or mix"
+    chosen = "formulas or beside_it or pieces or steps_are or number or int16 or quantized or scale_of or mix"
     asked = {"ACCELERATOR_KERNELS": "avx2", "ACCELERATOR_TEST_CACHE": str(exports)}
     command = [
         sys.executable,
