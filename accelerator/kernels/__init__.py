@@ -1,4 +1,4 @@
-"""Compiled kernels: a language model's steps at the pace of the memory, a codec's convolutions at that of the products.
+"""Compiled kernels: a language model's steps at the pace of memory, a codec's convolutions at that of arithmetic.
 
     llm/team ────────────────────────────► a step of a language model, on threads that wait for the next one
     conv/layers, elementwise ──► parallel ► a codec's layers, in parts on PyTorch's threads

@@ -37,14 +37,15 @@ from . import tiles
 from .compiler import Unit, function, require
 from .conv import layers
 from .conv.elementwise import snake as compiled_snake
+from .descriptors import Dense
 from .features import missing
 from .llm.team import Team
 from .units.dense import DENSE
 from .units.filter import FILTER
-from .units.levels import LEVELS
 from .units.mix import MIX
 from .units.order import ORDER
 from .units.pack import PACK
+from .units.quantize import QUANTIZE
 from .units.single import SINGLE
 from .units.snake import SNAKE
 from .units.step import STEP
@@ -145,23 +146,23 @@ def dense() -> Answer:
     )
 
 
-def levels() -> Answer:
-    """In units of the rows' own: a value is rounded to the nearest level."""
+def quantize() -> Answer:
+    """In units of the rows' own scales: a value is rounded to the nearest integer."""
     rows, channels = 500, 512
     x, chunks = _random(rows, channels), channels // tiles.CHUNK
-    values, units = np.zeros((chunks, rows, 2 * tiles.CHUNK), np.int16), np.zeros(rows, np.float32)
-    plan = np.zeros(tiles.DENSE_SIZE, np.int64)
-    plan[[tiles.DENSE_IN, tiles.DENSE_ROOM]] = channels, rows
-    call = function(LEVELS)
+    values, scales = np.zeros((chunks, rows, 2 * tiles.CHUNK), np.int16), np.zeros(rows, np.float32)
+    unused = dict.fromkeys(("rows", "taps", "dilation", "columns", "weights", "weight_scales", "bias", "y"), 0)
+    places = {"values": values.ctypes.data, "value_scales": scales.ctypes.data}
+    plan = np.array(Dense(room=rows, channels=channels, **places, **unused), np.int64)
+    call = function(QUANTIZE)
 
     def run() -> None:
-        plan[[tiles.DENSE_VALUES, tiles.DENSE_UNITS]] = values.ctypes.data, units.ctypes.data
         call(plan.ctypes.data, x.ctypes.data, rows)
 
     run()
     halves = values[:, :, : tiles.CHUNK].reshape(chunks, rows, tiles.CHUNK // 2, 2)  # j beside j + 16
     got = halves.transpose(1, 0, 3, 2).reshape(rows, channels)
-    error = np.abs(got - x.astype(np.float64) / units[:, None]).max()
+    error = np.abs(got - x.astype(np.float64) / scales[:, None]).max()
     return Answer(f"[{rows}, {channels}]", float(error), 0.51, run, 1e-9 * x.nbytes, "GB")
 
 
@@ -334,8 +335,8 @@ CHECKS: dict[str, tuple[Callable[[], Answer], tuple[Unit, ...]]] = {
     "pack": (pack, (PACK,)),
     "filter": (filtering, (FILTER, ORDER)),
     "mix": (mixing, (MIX, ORDER)),
-    "dense": (dense, (DENSE, LEVELS, ORDER)),
-    "levels": (levels, (LEVELS,)),
+    "dense": (dense, (DENSE, QUANTIZE, ORDER)),
+    "quantize": (quantize, (QUANTIZE,)),
     "single": (single, (SINGLE,)),
     "snake": (snake, (SNAKE,)),
     "order": (order, (ORDER,)),

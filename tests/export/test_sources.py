@@ -228,14 +228,14 @@ def test_foreign_files_count_where_they_are_named(tmp_path: Path, monkeypatch: p
 
 
 UNITS = {file.stem for file in (PACKAGE / "kernels" / "units").glob("*.py")} - {"__init__"}
-LAYERS = {"filter", "mix", "dense", "levels", "single", "snake", "order"}
+LAYERS = {"filter", "mix", "dense", "quantize", "single", "snake", "order"}
 KERNELS: dict[str, set[str]] = {
     "kernels/compiler.py": UNITS,
     "kernels/features.py": UNITS,
     "kernels/vectors.py": UNITS,
     "kernels/instructions.py": UNITS,
     "kernels/scalars.py": UNITS - {"pack"},
-    "kernels/parts.py": LAYERS - {"levels"},
+    "kernels/parts.py": LAYERS - {"quantize"},
     "kernels/job.py": UNITS,
     "kernels/arithmetic.py": {"step"},
     "kernels/barrier.py": {"step"},
@@ -246,8 +246,8 @@ KERNELS: dict[str, set[str]] = {
     "kernels/llm/drawing.py": {"step"},
     "kernels/llm/packing.py": {"pack"},
     "kernels/conv/activation.py": {"snake", "filter", "mix", "order"},
-    "kernels/conv/blocks.py": {"filter", "mix", "dense", "levels", "single"},
-    "kernels/conv/dense.py": {"dense", "levels", "single"},
+    "kernels/conv/blocks.py": {"filter", "mix", "dense", "quantize", "single"},
+    "kernels/conv/dense.py": {"dense", "quantize", "single"},
     "kernels/conv/filtering.py": {"filter", "mix"},
     "kernels/conv/ordering.py": {"order"},
     "kernels/units/mix.py": {"mix"},

@@ -6,18 +6,22 @@ import numba
 import numpy as np
 
 from ..instructions import pointer
+from ..tiles import LANES
+from ..views import block_layout
 
 __all__ = ["pack"]
 
 
 def pack(source, target, rows, blocks, block, bits):
-    """Levels uint8 [rows, blocks, block * bits / 8] (4 bits: the even ones in the lower halves) -> tiles of 16 rows."""
+    """Quantized values uint8 [rows, blocks, block * bits / 8] (4 bits: the even ones in the lower halves) -> tiles of
+    16 rows, see `block_layout`: four bytes of each row side by side, without scales and zero points."""
     given = numba.carray(pointer(source), (rows * blocks * block * bits // 32,), np.uint32)
     words = block * bits // 32  # of a row's block
-    step = block * bits // 2 + 12  # of a tile's block, in words
-    into = numba.carray(pointer(target), (-(-rows // 16) * blocks * step,), np.uint32)
+    _, _, size = block_layout(block, bits)
+    step = size // 4  # of a tile's block, in words
+    into = numba.carray(pointer(target), (-(-rows // LANES) * blocks * step,), np.uint32)
     for row in range(rows):
-        tile, lane = row // 16, row % 16
+        tile, lane = row // LANES, row % LANES
         for b in range(blocks):
             to = (tile * blocks + b) * step + lane
             start = (row * blocks + b) * words
@@ -30,5 +34,5 @@ def pack(source, target, rows, blocks, block, bits):
                     low = (low | low << np.uint32(4)) & np.uint32(0x0F0F0F0F)
                     high = (high | high << np.uint32(4)) & np.uint32(0x0F0F0F0F)
                     word = np.uint32(low | high << np.uint32(4))
-                into[to + 16 * w] = word
+                into[to + LANES * w] = word
     return 0

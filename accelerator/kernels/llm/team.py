@@ -40,11 +40,11 @@ class Team:
         self._control: np.ndarray | None = None
 
     def run(self, plan: np.ndarray) -> None:
-        """A step: see `kernels`. What the plan points to has to stay where it is meanwhile."""
+        """A step: see `descriptors.PLAN`. What the plan points to has to stay where it is meanwhile."""
         self._do(LEAD, plan)
 
     def frame(self, frame: np.ndarray) -> None:
-        """What is left of a frame: see `frames`."""
+        """What is left of a frame: see `descriptors.FRAME`."""
         self._do(FRAME, frame)
 
     @property

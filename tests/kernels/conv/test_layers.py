@@ -16,7 +16,7 @@ from accelerator.codec.convolutions import Kernel, Packed, convolver
 from accelerator.codec.layers import Unit, Weights
 from accelerator.codec.winograd import Minimal, Winograd
 from accelerator.errors import SessionError
-from accelerator.kernels import Filter, Mix, job, parallel, tiles
+from accelerator.kernels import Filter, Mix, descriptors, job, parallel
 from accelerator.kernels import compiler as compiled_
 from accelerator.kernels.conv import layers as conv_layers
 from accelerator.kernels.units.mix import MIX
@@ -246,16 +246,25 @@ def test_every_part_is_done_once(count: int, threads: int) -> None:
     before, values = y.clone(), torch.ones(Mix.room(len(y)) * 32)
     mixed = Mix((32, 32), lambda: weights, None, "fp32")
     mixed(values.data_ptr(), 0, y.data_ptr(), threads=1)
-    plan = np.zeros(tiles.MIX_SIZE, np.int64)
-    plan[[tiles.MIX_VALUES, tiles.MIX_ROOM, tiles.MIX_IN]] = values.data_ptr(), Mix.room(len(y)), 32
-    plan[[tiles.MIX_X, tiles.MIX_ROWS, tiles.MIX_OUT]] = y.data_ptr(), len(y), 32
     bias, ordered = np.zeros(32, np.float32), mixed._weights(1)
-    plan[[tiles.MIX_BIAS, tiles.MIX_WEIGHTS]] = bias.ctypes.data, ordered.ctypes.data
+    plan = descriptors.Mix(
+        values=values.data_ptr(),
+        value_scales=0,
+        room=Mix.room(len(y)),
+        channels=32,
+        x=y.data_ptr(),
+        rows=len(y),
+        columns=32,
+        weights=ordered.ctypes.data,
+        weight_scales=0,
+        bias=bias.ctypes.data,
+        kind=0,
+    )
     room = np.zeros(threads * 4 * 12 * 32 + 64, np.uint8)
     memory = room.ctypes.data + -room.ctypes.data % 64
     groups = -(-len(y) // 12)
     ends = [min(len(y), 12 * (groups * i // count)) for i in range(count + 1)] if count else []
-    parallel.in_parts(MIX, plan.tolist(), ends, threads, memory, 4 * 12 * 32)
+    parallel.in_parts(MIX, plan, ends, threads, memory, 4 * 12 * 32)
     torch.testing.assert_close(y, before + 1 if count else before)
 
 
@@ -278,8 +287,7 @@ def test_other_threads_need_no_interpreter() -> None:
     if parallel._parallel() is None:
         pytest.skip("PyTorch is without GNU's OpenMP here")
     x, y = seeded(64, 1024), torch.empty(64, 1024)
-    plan = np.zeros(tiles.SNAKE_SIZE, np.int64)
-    plan[[tiles.SNAKE_X, tiles.SNAKE_Y, tiles.SNAKE_CHANNELS]] = x.data_ptr(), y.data_ptr(), 1024
+    plan = np.array(descriptors.Snake(x.data_ptr(), 0, y.data_ptr(), 1024, x_is_bf16=0, y_is_bf16=0), np.int64)
     made = compiled_.function(SNAKE)
     work = np.array(job.job(made.address, plan.ctypes.data, 0, 0, range(65)), np.int64)
     address = ctypes.cast(parallel._parallel(), ctypes.c_void_p).value

@@ -6,17 +6,17 @@ from typing import Any
 
 from ..compiler import Unit
 
-__all__ = ["LEVELS"]
+__all__ = ["QUANTIZE"]
 
 
 def _entry() -> Any:
-    from ..conv.dense import levels
+    from ..conv.dense import quantize_rows
 
     def quantized(address, x, given):
-        levels(address, x, given)
+        quantize_rows(address, x, given)
         return 0
 
     return quantized
 
 
-LEVELS = Unit("levels", __name__, _entry, arguments=3)
+QUANTIZE = Unit("quantize", __name__, _entry, arguments=3)
