@@ -152,11 +152,11 @@ def quantize() -> Answer:
     x, chunks = _random(rows, channels), channels // tiles.CHUNK
     values, scales = np.zeros((chunks, rows, 2 * tiles.CHUNK), np.int16), np.zeros(rows, np.float32)
     unused = dict.fromkeys(("rows", "taps", "dilation", "columns", "weights", "weight_scales", "bias", "y"), 0)
-    places = {"values": values.ctypes.data, "value_scales": scales.ctypes.data}
-    plan = np.array(Dense(room=rows, channels=channels, **places, **unused), np.int64)
     call = function(QUANTIZE)
 
-    def run() -> None:
+    def run() -> None:  # the arrays live as long as this does
+        places = {"values": values.ctypes.data, "value_scales": scales.ctypes.data}
+        plan = np.array(Dense(room=rows, channels=channels, **places, **unused), np.int64)
         call(plan.ctypes.data, x.ctypes.data, rows)
 
     run()
