@@ -86,6 +86,10 @@ class Meter:
         if self._ttfa is None and len(audio) and float(np.abs(audio).max()) > SILENCE:
             self._ttfa = self._clock() - self._start
 
+    def restart(self) -> None:
+        """What was handed out is void, and speech begins anew; the time and the work that it took were spent."""
+        self._samples, self._sample_rate, self._ttfa = 0, 0, None
+
     def finish(self) -> None:
         """The request is over now: time that passes later is not counted."""
         if self._end is None:

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -185,7 +185,7 @@ class UniversalOptimizer:
             "max_new_tokens": max_new_tokens,
         }
         asked = Asked(text, reference_audio, reference_text, voice, unspeakable, False, options)
-        return _whole(self._stream(asked))
+        return self._whole(asked)
 
     def stream(
         self,
@@ -196,14 +196,18 @@ class UniversalOptimizer:
         voice: str | None = None,
         unspeakable: Unspeakable | None = None,
         eager: bool = True,
+        on_restart: Callable[[], None] | None = None,
         **options: Unpack[SamplingOptions],
     ) -> SpeechStream:
         """Speak as `synthesize` does, chunk by chunk as they become ready. The options are those of `synthesize`.
 
         eager: audio as soon as there is any. Otherwise a chunk is a whole segment of the text, and more of them are
         generated at once, as `synthesize` does: the first is heard later, the last sooner.
+        on_restart: for who keeps the chunks until the end. When the engine fails, this is called, what came so far is
+        to be dropped, and the untouched engine speaks all of the text; otherwise a failure after a chunk is an error.
         """
-        return self._stream(Asked(text, reference_audio, reference_text, voice, unspeakable, eager, options))
+        asked = Asked(text, reference_audio, reference_text, voice, unspeakable, eager, options)
+        return self._stream(asked, on_restart)
 
     @overload
     def synthesize_batch(
@@ -253,7 +257,7 @@ class UniversalOptimizer:
         def speak(text: str) -> Speech | BaseException:
             try:
                 asked = Asked(text, reference_audio, reference_text, voice, unspeakable, False, options)
-                return _whole(self._stream(asked))
+                return self._whole(asked)
             except Exception as error:  # the others are spoken all the same; the caller gets it
                 return error
 
@@ -278,8 +282,9 @@ class UniversalOptimizer:
     ) -> Speech:
         """`synthesize` for asyncio: the event loop goes on meanwhile. Cancelling the task ends the generation."""
         asked = Asked(text, reference_audio, reference_text, voice, unspeakable, False, options)
-        stream = await asyncio.to_thread(self._stream, asked)
-        future = asyncio.get_running_loop().run_in_executor(self._executor(), _whole, stream)
+        samples = bytearray()
+        stream = await asyncio.to_thread(self._stream, asked, samples.clear)
+        future = asyncio.get_running_loop().run_in_executor(self._executor(), _joined, stream, samples)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -366,7 +371,11 @@ class UniversalOptimizer:
     def __repr__(self) -> str:
         return f"<UniversalOptimizer of {self._adapter.name}{', closed' if self._runtime.closed else ''}>"
 
-    def _stream(self, asked: Asked) -> SpeechStream:
+    def _whole(self, asked: Asked) -> Speech:
+        samples = bytearray()
+        return _joined(self._stream(asked, samples.clear), samples)
+
+    def _stream(self, asked: Asked, on_restart: Callable[[], None] | None = None) -> SpeechStream:
         self._check_open()
         meter, cancelled, settings = Meter(), threading.Event(), self._runtime.settings
         request = make_request(
@@ -377,7 +386,7 @@ class UniversalOptimizer:
             unspeakable=settings.unspeakable,
             split_text=settings.split_text,
         )
-        return SpeechStream(Running(self._dispatcher, request, meter, cancelled), self._metrics)
+        return SpeechStream(Running(self._dispatcher, request, meter, cancelled, on_restart), self._metrics)
 
     def _executor(self) -> ThreadPoolExecutor:
         with self._lock:
@@ -402,9 +411,9 @@ class UniversalOptimizer:
         self._runtime.check_open()
 
 
-def _whole(stream: SpeechStream) -> Speech:
-    """A stream's chunks as one. Raises GenerationError if there is no sample in them."""
-    samples, rate, running = bytearray(), 0, stream._running
+def _joined(stream: SpeechStream, samples: bytearray) -> Speech:
+    """A stream's chunks as one, collected in `samples`. Raises GenerationError if there is no sample in them."""
+    rate, running = 0, stream._running
     try:
         for chunk in running:  # it grows where it lies, so that a long text's audio is in memory once
             with running.meter.stage("post"):
