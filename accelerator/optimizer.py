@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -27,11 +27,8 @@ from .pipeline.fallback import Route
 from .pipeline.request import Asked, make_request
 from .pipeline.settings import Settings
 from .pipeline.stream import SpeechStream
-from .speech import SamplingOptions, Speech
+from .speech import Speech
 from .text.check import Unspeakable
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 __all__ = ["SpeechStream", "UniversalOptimizer"]
 
@@ -194,10 +191,16 @@ class UniversalOptimizer:
         reference_text: str | None = None,
         *,
         voice: str | None = None,
+        seed: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        repetition_penalty: float | None = None,
+        max_new_tokens: int | None = None,
         unspeakable: Unspeakable | None = None,
         eager: bool = True,
         on_restart: Callable[[], None] | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Any,
     ) -> SpeechStream:
         """Speak as `synthesize` does, chunk by chunk as they become ready. The options are those of `synthesize`.
 
@@ -206,6 +209,14 @@ class UniversalOptimizer:
         on_restart: for who keeps the chunks until the end. When the engine fails, this is called, what came so far is
         to be dropped, and the untouched engine speaks all of the text; otherwise a failure after a chunk is an error.
         """
+        options |= {
+            "seed": seed,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "repetition_penalty": repetition_penalty,
+            "max_new_tokens": max_new_tokens,
+        }
         asked = Asked(text, reference_audio, reference_text, voice, unspeakable, eager, options)
         return self._stream(asked, on_restart)
 
@@ -217,9 +228,15 @@ class UniversalOptimizer:
         reference_text: str | None = None,
         *,
         voice: str | None = None,
+        seed: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        repetition_penalty: float | None = None,
+        max_new_tokens: int | None = None,
         unspeakable: Unspeakable | None = None,
         return_exceptions: Literal[False] = False,
-        **options: Unpack[SamplingOptions],
+        **options: Any,
     ) -> list[Speech]: ...
 
     @overload
@@ -230,9 +247,15 @@ class UniversalOptimizer:
         reference_text: str | None = None,
         *,
         voice: str | None = None,
+        seed: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        repetition_penalty: float | None = None,
+        max_new_tokens: int | None = None,
         unspeakable: Unspeakable | None = None,
         return_exceptions: bool,
-        **options: Unpack[SamplingOptions],
+        **options: Any,
     ) -> list[Speech | BaseException]: ...
 
     def synthesize_batch(
@@ -244,7 +267,7 @@ class UniversalOptimizer:
         voice: str | None = None,
         unspeakable: Unspeakable | None = None,
         return_exceptions: bool = False,
-        **options: Unpack[SamplingOptions],
+        **options: Any,
     ) -> list[Speech] | list[Speech | BaseException]:
         """What `synthesize` answers for each text, in their order, spoken together in one decode loop.
 
@@ -277,10 +300,24 @@ class UniversalOptimizer:
         reference_text: str | None = None,
         *,
         voice: str | None = None,
+        seed: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        repetition_penalty: float | None = None,
+        max_new_tokens: int | None = None,
         unspeakable: Unspeakable | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Any,
     ) -> Speech:
         """`synthesize` for asyncio: the event loop goes on meanwhile. Cancelling the task ends the generation."""
+        options |= {
+            "seed": seed,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "repetition_penalty": repetition_penalty,
+            "max_new_tokens": max_new_tokens,
+        }
         asked = Asked(text, reference_audio, reference_text, voice, unspeakable, False, options)
         samples = bytearray()
         stream = await asyncio.to_thread(self._stream, asked, samples.clear)
