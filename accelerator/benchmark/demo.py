@@ -289,6 +289,7 @@ def _original(voice: Voice, options: DemoOptions, limit: int | None = None) -> d
         audio = load_reference(options.reference, options.reference_text, sample_rate=engine.sample_rate).audio
     for chunk in engine.stream(options.text, audio, options.reference_text, **wanted):
         meter.chunk(chunk, engine.sample_rate)
+    meter.used("engine", "pytorch", own=True)
     return meter.result()
 
 

@@ -309,7 +309,7 @@ def _report(out: Output, result: dict[str, Any]) -> None:
     for skipped in metrics["skipped"]:
         out.note(f"Not spoken: {skipped['text']!r} at position {skipped['start']}")
     for fallback in metrics["fallback"]:
-        out.note(f"Fallback: {fallback['part']} ran in PyTorch: {fallback['reason']}: {fallback['message']}")
+        out.note(f"Fallback: {fallback['part']} ran in its own code: {fallback['reason']}: {fallback['message']}")
 
 
 def _text(out: Output, text: str | None, file: Path | None) -> str:

@@ -155,7 +155,8 @@ class Running:
     def _original(self, error: Exception) -> Any:
         logger.warning("the routed %s failed, the original speaks: %s", self._adapter.name, error, exc_info=True)
         self.meter.fell_back("engine", error)
-        self.meter.used("engine", "pytorch")
+        runs_on = sorted({route.part.runs_on for route in self._dispatcher.routes.values()})
+        self.meter.used("engine", "+".join(runs_on), own=True)
         self.meter.restart()
         self._speaking = None
         if self._on_restart is not None:
@@ -221,7 +222,7 @@ class Voices:
         return self._store.get_or_encode(
             f"{reference.digest}-original" if as_it_was else reference.digest,
             lambda: stages.encode(reference),
-            keep=lambda: as_it_was or not any(meter.backend(r.part.name) == r.part.runs_on for r in self._routes),
+            keep=lambda: as_it_was or not any(meter.by_original(route.part.name) for route in self._routes),
         )
 
     def forget(self) -> None:
