@@ -182,7 +182,7 @@ class UniversalOptimizer:
             "max_new_tokens": max_new_tokens,
         }
         asked = Asked(text, reference_audio, reference_text, voice, unspeakable, False, options)
-        return self._whole(asked)
+        return self._blocking(asked)
 
     def stream(
         self,
@@ -280,7 +280,7 @@ class UniversalOptimizer:
         def speak(text: str) -> Speech | BaseException:
             try:
                 asked = Asked(text, reference_audio, reference_text, voice, unspeakable, False, options)
-                return self._whole(asked)
+                return self._blocking(asked)
             except Exception as error:  # the others are spoken all the same; the caller gets it
                 return error
 
@@ -321,7 +321,7 @@ class UniversalOptimizer:
         asked = Asked(text, reference_audio, reference_text, voice, unspeakable, False, options)
         samples = bytearray()
         stream = await asyncio.to_thread(self._stream, asked, samples.clear)
-        future = asyncio.get_running_loop().run_in_executor(self._executor(), _joined, stream, samples)
+        future = asyncio.get_running_loop().run_in_executor(self._executor(), _whole, stream, samples)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -408,9 +408,9 @@ class UniversalOptimizer:
     def __repr__(self) -> str:
         return f"<UniversalOptimizer of {self._adapter.name}{', closed' if self._runtime.closed else ''}>"
 
-    def _whole(self, asked: Asked) -> Speech:
+    def _blocking(self, asked: Asked) -> Speech:
         samples = bytearray()
-        return _joined(self._stream(asked, samples.clear), samples)
+        return _whole(self._stream(asked, samples.clear), samples)
 
     def _stream(self, asked: Asked, on_restart: Callable[[], None] | None = None) -> SpeechStream:
         self._check_open()
@@ -435,7 +435,7 @@ class UniversalOptimizer:
         return {
             **running.meter.result(),
             "segments": running.progress(),
-            "skipped": [{"text": each.text, "start": each.start} for each in running.request.skipped],
+            "skipped": [{"text": each.text, "start": each.start, "end": each.end} for each in running.request.skipped],
             "precision": {n: c.precision for n, c in choices.items() if c is not None and c.call is not None},
             "cache": {
                 n: "built" if any(e.entry.created for e in c.exports.values()) else "hit"
@@ -448,7 +448,7 @@ class UniversalOptimizer:
         self._runtime.check_open()
 
 
-def _joined(stream: SpeechStream, samples: bytearray) -> Speech:
+def _whole(stream: SpeechStream, samples: bytearray) -> Speech:
     """A stream's chunks as one, collected in `samples`. Raises GenerationError if there is no sample in them."""
     rate, running = 0, stream._running
     try:
