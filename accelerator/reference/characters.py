@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Set
 from typing import NamedTuple
 
 __all__ = ["Stretch", "first_places", "foreign", "plain"]
@@ -74,7 +73,7 @@ def foreign(text: str) -> tuple[Stretch, ...]:
     return tuple(Stretch(m.start(), m.end(), text[m.start() : m.end()]) for m in found)
 
 
-def first_places(text: str, readings: Set[str]) -> tuple[Stretch, ...]:
+def first_places(text: str, readings: set[str]) -> tuple[Stretch, ...]:
     """Where the text first has what is read as each of these characters, in order; nothing for what it has not."""
     found: dict[str, Stretch] = {}
     for place, char in enumerate(text):
