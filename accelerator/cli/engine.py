@@ -82,7 +82,7 @@ def part_rows(parts: Mapping[str, Any]) -> list[list[str]]:
         rejected = [f"{r['precision']} rejected: {formats.figures(r)}" for e in exports.values() for r in e["rejected"]]
         built = "-" if not exports else "built" if any(e["cache"] == "built" for e in exports.values()) else "hit"
         probe = _probe(part.get("probe", {}).get("seconds", {}))
-        reason = part.get("reason", "") if part["backend"] == "pytorch" else ""
+        reason = part.get("reason", "") if part.get("precision") is None else ""  # it stays as it was
         rows.append(
             [
                 name,

@@ -124,7 +124,7 @@ def test_what_is_left_out_leaves_the_rest_where_it_was() -> None:
     left, skipped = readable(text, unread, "skip")
     assert left == "ab    cd ★"
     assert skipped == (Stretch("你好", 3), Stretch("★", 9))
-    with pytest.raises(InvalidText, match=r"'你好' at position 3. It speaks Latin letters"):
+    with pytest.raises(InvalidText, match=r"'你好' at position 3 \(text\[3:5\]\). It speaks Latin letters"):
         readable(text, unread, "error")
     with pytest.raises(InvalidText, match="nothing of the text"):
         readable("你好!", Unread((Stretch("你好", 0),), (), "Latin letters"), "skip")
@@ -152,7 +152,9 @@ def test_foreign_text_is_refused_before_anything_is_generated(
 def test_foreign_text_can_be_left_out(speaking: ReferenceEngine) -> None:
     optimizer = replica(speaking, {"unspeakable": "skip"})
     speech = optimizer.synthesize(MIXED, seed=1, max_new_tokens=8)
-    assert speech.metrics["skipped"] == [{"text": "这是中文。还有一句", "start": MIXED.index("这")}]
+    assert speech.metrics["skipped"] == [
+        {"text": "这是中文。还有一句", "start": MIXED.index("这"), "end": MIXED.index("句") + 1}
+    ]
     assert speech.metrics["fallback"] == []
     spoken = "".join(each["text"] for each in speech.metrics["segments"])
     assert spoken.split() == MIXED.replace("这是中文。还有一句", "").split()
@@ -169,7 +171,7 @@ def test_foreign_text_can_be_left_out(speaking: ReferenceEngine) -> None:
 
 def test_signs_without_a_reading_are_listed(speaking: ReferenceEngine) -> None:
     speech = replica(speaking).synthesize("Well done 🎉 everybody.", seed=1, max_new_tokens=8)
-    assert speech.metrics["skipped"] == [{"text": "🎉", "start": 10}]
+    assert speech.metrics["skipped"] == [{"text": "🎉", "start": 10, "end": 11}]
 
 
 def test_an_engine_that_reads_every_byte_is_given_every_text(fast: Any) -> None:

@@ -87,8 +87,8 @@ class ReferenceStages:
 
         reading = read(text)
         foreign = tuple(Stretch(each.text, each.start) for each in reading.foreign)
-        marks = (Stretch(mark, max(0, text.find(mark))) for mark in reading.skipped)
-        return Unread(foreign, tuple(marks), "English, in Latin letters")
+        marks = tuple(Stretch(each.text, each.start) for each in reading.skipped)
+        return Unread(foreign, marks, "English, in Latin letters")
 
     def segments(self, request: SpeechRequest, *, soon: bool) -> list[Segment]:
         return split(request.text, comfortable=self._comfortable, longest=self._longest, read=self._words)
