@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from accelerator.audio.checks import write_wav
+from accelerator.cache import ContentCache
 from tests.cli.commands import TINY, answer
 
 
@@ -33,8 +34,12 @@ def exported(cache: Path) -> dict:
 
 @pytest.fixture
 def copied(cache: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
-    return Path(shutil.copytree(cache, tmp_path / "copy"))
+    """A copy that a test may spoil, all of it used a moment ago, however long ago it was built."""
+    made = Path(shutil.copytree(cache, tmp_path / "copy"))
+    (made / "used").mkdir(exist_ok=True)
+    for entry in ContentCache(made).entries():
+        (made / "used" / entry.key).touch()
+    return made
 
 
 @pytest.fixture

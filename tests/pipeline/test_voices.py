@@ -129,7 +129,7 @@ def test_a_corrupt_voice_is_encoded_again_and_replaced(tmp_path: Path, harm: str
 def test_a_valid_entry_that_holds_no_numbers_is_not_used(tmp_path: Path, content: str) -> None:
     """What another program may have put under the key, sealed as it should be; nothing is unpickled."""
     cache = ContentCache(tmp_path)
-    fields = {"format": 2, "encoder": "encoder", "reference": name(0)}
+    fields = {"format": 3, "encoder": "encoder", "reference": name(0)}
 
     def build(directory: Path) -> None:
         if content == "text":
@@ -153,7 +153,7 @@ def test_what_is_on_disk_says_what_it_is(tmp_path: Path) -> None:
     (info,) = cache.entries()
     assert info.name == "voice"
     manifest = json.loads((info.path / "manifest.json").read_text())
-    assert manifest["fields"] == {"format": 2, "encoder": "encoder", "reference": name(0)}
+    assert manifest["fields"] == {"format": 3, "encoder": "encoder", "reference": name(0)}
     assert np.array_equal(np.load(info.path / "voice.npz", allow_pickle=False)["codes"], CODES)
     assert cache.verify() == []
 

@@ -25,7 +25,7 @@ class Utterer(BareStages):
 
     def __init__(self, fails=(), mute=()):
         self.fails, self.mute = list(fails), mute
-        self.said, self.threads, self.alone = [], [], []
+        self.said, self.threads, self.exclusive = [], [], []
         self.busy = self.most = 0
         self.lock = threading.Lock()
 
@@ -36,7 +36,7 @@ class Utterer(BareStages):
             self.most = max(self.most, self.busy)
             self.said.append(text)
             self.threads.append(threading.current_thread().name)
-            self.alone.append(job.exclusive)
+            self.exclusive.append(job.exclusive)
         time.sleep(0.02)
         with self.lock:
             self.busy -= 1
