@@ -147,7 +147,8 @@ class Running:
     def _original(self, error: Exception) -> Any:
         logger.warning("the routed %s failed, the original speaks: %s", self._adapter.name, error, exc_info=True)
         self.meter.fell_back("engine", error)
-        self.meter.used("engine", "pytorch")
+        runs_on = {route.part.runs_on for route in self._dispatcher.routes.values()}
+        self.meter.used("engine", "+".join(sorted(runs_on)))
         return _lazily(lambda: self._adapter.original(self.request))
 
     def _check_length(self, seconds: float, before: Exception) -> None:
