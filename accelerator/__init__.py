@@ -51,9 +51,12 @@ def load(**options: Any) -> UniversalOptimizer:
     """The voice that comes with the package, wrapped. options: those of `UniversalOptimizer`. Raises EngineError."""
     from .errors import EngineError
     from .optimizer import UniversalOptimizer
-    from .reference import load_bundled
+    from .reference import ReferenceEngineError, load_bundled
 
-    engine = load_bundled()
+    try:
+        engine = load_bundled()
+    except ReferenceEngineError as error:
+        raise EngineError(str(error)) from error
     if engine is None:
         raise EngineError("this package has no voice in it: install it anew, or wrap an engine of your own")
     return UniversalOptimizer(engine, **options)

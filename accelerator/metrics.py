@@ -12,7 +12,7 @@ import contextvars
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Meter:
         self._stages = dict.fromkeys(STAGES, 0.0)
         self._samples, self._sample_rate = 0, 0
         self._ttfa: float | None = None
-        self._backends: dict[str, str] = {}
+        self._ran: dict[str, set[tuple[str, bool]]] = {}  # part -> what answered, and whether that is the engine's own
         self.frames = 0
         self.fallback: list[dict[str, str]] = []
 
@@ -54,16 +54,15 @@ class Meter:
         with self._lock:
             self._stages[stage] = self._stages.get(stage, 0.0) + seconds
 
-    def used(self, part: str, backend: str) -> None:
-        """Note which backend answered; a part answered by both within one request is "hybrid"."""
+    def used(self, part: str, backend: str, *, own: bool = False) -> None:
+        """Note which backend answered. own: it is what the engine's own code runs on."""
         with self._lock:
-            before = self._backends.get(part, backend)
-            self._backends[part] = backend if before == backend else "hybrid"
+            self._ran.setdefault(part, set()).add((backend, own))
 
-    def backend(self, part: str) -> str | None:
-        """Which backend answered so far, "hybrid" for both; None if the part was not called."""
+    def by_original(self, part: str) -> bool:
+        """Whether the engine's own code answered for a part, if only once."""
         with self._lock:
-            return self._backends.get(part)
+            return any(own for _, own in self._ran.get(part, ()))
 
     def fell_back(self, part: str, error: BaseException) -> None:
         with self._lock:
@@ -86,6 +85,10 @@ class Meter:
         if self._ttfa is None and len(audio) and float(np.abs(audio).max()) > SILENCE:
             self._ttfa = self._clock() - self._start
 
+    def restart(self) -> None:
+        """What was handed out is void, and speech begins anew; the time and the work that it took were spent."""
+        self._samples, self._sample_rate, self._ttfa = 0, 0, None
+
     def finish(self) -> None:
         """The request is over now: time that passes later is not counted."""
         if self._end is None:
@@ -105,6 +108,8 @@ class Meter:
         elapsed = (self._clock() if self._end is None else self._end) - self._start
         audio_s = self.audio_s
         spoken = self._stages["generate"]
+        with self._lock:
+            ran = {part: frozenset(each) for part, each in self._ran.items()}
         return {
             "rtf": elapsed / audio_s if audio_s else None,
             "rtfx": audio_s / elapsed if elapsed else None,
@@ -114,19 +119,18 @@ class Meter:
             "stages": dict(self._stages),
             "frames": self.frames,
             "frames_per_s": self.frames / spoken if spoken else 0.0,
-            "backend": _overall(self._backends.values()),
-            "backends": dict(self._backends),
+            "backend": _in_a_word(frozenset().union(*ran.values())),
+            "backends": {part: _in_a_word(each) for part, each in ran.items()},
             "fallback": [dict(f) for f in self.fallback],
             "peak_rss_bytes": peak_rss_bytes(),
         }
 
 
-def _overall(backends: Iterable[str]) -> str:
-    """One word for a request: "hybrid" where the engine's own PyTorch served some of it."""
-    found = sorted(set(backends))
-    if not found:
-        return "pytorch"
-    return "hybrid" if len(found) > 1 and {"pytorch", "hybrid"} & set(found) else "+".join(found)
+def _in_a_word(ran: frozenset[tuple[str, bool]]) -> str | None:
+    """What ran: "hybrid" for the engine's own code beside a replacement, None for nothing."""
+    if len({own for _, own in ran}) > 1:
+        return "hybrid"
+    return "+".join(sorted({backend for backend, _ in ran})) or None
 
 
 def current_meter() -> Meter:

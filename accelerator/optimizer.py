@@ -6,10 +6,10 @@ import asyncio
 import inspect
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -27,11 +27,8 @@ from .pipeline.fallback import Route
 from .pipeline.request import Asked, make_request
 from .pipeline.settings import Settings
 from .pipeline.stream import SpeechStream
-from .speech import SamplingOptions, Speech
+from .speech import Speech
 from .text.check import Unspeakable
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 __all__ = ["SpeechStream", "UniversalOptimizer"]
 
@@ -110,8 +107,8 @@ class UniversalOptimizer:
     def from_checkpoint(cls, path: str | Path, engine: str, **options: Any) -> UniversalOptimizer:
         """Wrap an engine that is still on disk; PyTorch weights are loaded only for a first export and for fallback.
 
-        engine: "fish-speech", "vits"; `accelerator engines` lists them. options: those of `UniversalOptimizer`, and
-        those of the adapter's `from_checkpoint`. Raises EngineError, InvalidOption.
+        engine: "fish-speech", "piper", "vits", ...; `accelerator engines` lists them. options: those of
+        `UniversalOptimizer`, and those of the adapter's `from_checkpoint`. Raises EngineError, InvalidOption.
         """
         own = {k: options.pop(k) for k in list(options) if k in inspect.signature(cls).parameters}
         own.setdefault("release_torch", True)
@@ -185,7 +182,7 @@ class UniversalOptimizer:
             "max_new_tokens": max_new_tokens,
         }
         asked = Asked(text, reference_audio, reference_text, voice, unspeakable, False, options)
-        return _whole(self._stream(asked))
+        return self._blocking(asked)
 
     def stream(
         self,
@@ -194,16 +191,34 @@ class UniversalOptimizer:
         reference_text: str | None = None,
         *,
         voice: str | None = None,
+        seed: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        repetition_penalty: float | None = None,
+        max_new_tokens: int | None = None,
         unspeakable: Unspeakable | None = None,
         eager: bool = True,
-        **options: Unpack[SamplingOptions],
+        on_restart: Callable[[], None] | None = None,
+        **options: Any,
     ) -> SpeechStream:
         """Speak as `synthesize` does, chunk by chunk as they become ready. The options are those of `synthesize`.
 
         eager: audio as soon as there is any. Otherwise a chunk is a whole segment of the text, and more of them are
         generated at once, as `synthesize` does: the first is heard later, the last sooner.
+        on_restart: for who keeps the chunks until the end. When the engine fails, this is called, what came so far is
+        to be dropped, and the untouched engine speaks all of the text; otherwise a failure after a chunk is an error.
         """
-        return self._stream(Asked(text, reference_audio, reference_text, voice, unspeakable, eager, options))
+        options |= {
+            "seed": seed,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "repetition_penalty": repetition_penalty,
+            "max_new_tokens": max_new_tokens,
+        }
+        asked = Asked(text, reference_audio, reference_text, voice, unspeakable, eager, options)
+        return self._stream(asked, on_restart)
 
     @overload
     def synthesize_batch(
@@ -213,9 +228,15 @@ class UniversalOptimizer:
         reference_text: str | None = None,
         *,
         voice: str | None = None,
+        seed: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        repetition_penalty: float | None = None,
+        max_new_tokens: int | None = None,
         unspeakable: Unspeakable | None = None,
         return_exceptions: Literal[False] = False,
-        **options: Unpack[SamplingOptions],
+        **options: Any,
     ) -> list[Speech]: ...
 
     @overload
@@ -226,9 +247,15 @@ class UniversalOptimizer:
         reference_text: str | None = None,
         *,
         voice: str | None = None,
+        seed: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        repetition_penalty: float | None = None,
+        max_new_tokens: int | None = None,
         unspeakable: Unspeakable | None = None,
         return_exceptions: bool,
-        **options: Unpack[SamplingOptions],
+        **options: Any,
     ) -> list[Speech | BaseException]: ...
 
     def synthesize_batch(
@@ -240,7 +267,7 @@ class UniversalOptimizer:
         voice: str | None = None,
         unspeakable: Unspeakable | None = None,
         return_exceptions: bool = False,
-        **options: Unpack[SamplingOptions],
+        **options: Any,
     ) -> list[Speech] | list[Speech | BaseException]:
         """What `synthesize` answers for each text, in their order, spoken together in one decode loop.
 
@@ -253,7 +280,7 @@ class UniversalOptimizer:
         def speak(text: str) -> Speech | BaseException:
             try:
                 asked = Asked(text, reference_audio, reference_text, voice, unspeakable, False, options)
-                return _whole(self._stream(asked))
+                return self._blocking(asked)
             except Exception as error:  # the others are spoken all the same; the caller gets it
                 return error
 
@@ -273,13 +300,28 @@ class UniversalOptimizer:
         reference_text: str | None = None,
         *,
         voice: str | None = None,
+        seed: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        repetition_penalty: float | None = None,
+        max_new_tokens: int | None = None,
         unspeakable: Unspeakable | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Any,
     ) -> Speech:
         """`synthesize` for asyncio: the event loop keeps running meanwhile. Cancelling the task ends the generation."""
+        options |= {
+            "seed": seed,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "repetition_penalty": repetition_penalty,
+            "max_new_tokens": max_new_tokens,
+        }
         asked = Asked(text, reference_audio, reference_text, voice, unspeakable, False, options)
-        stream = await asyncio.to_thread(self._stream, asked)
-        future = asyncio.get_running_loop().run_in_executor(self._executor(), _whole, stream)
+        samples = bytearray()
+        stream = await asyncio.to_thread(self._stream, asked, samples.clear)
+        future = asyncio.get_running_loop().run_in_executor(self._executor(), _whole, stream, samples)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -375,7 +417,11 @@ class UniversalOptimizer:
     def __repr__(self) -> str:
         return f"<UniversalOptimizer of {self._adapter.name}{', closed' if self._runtime.closed else ''}>"
 
-    def _stream(self, asked: Asked) -> SpeechStream:
+    def _blocking(self, asked: Asked) -> Speech:
+        samples = bytearray()
+        return _whole(self._stream(asked, samples.clear), samples)
+
+    def _stream(self, asked: Asked, on_restart: Callable[[], None] | None = None) -> SpeechStream:
         self._check_open()
         meter, cancelled, settings = Meter(), threading.Event(), self._runtime.settings
         request = make_request(
@@ -386,7 +432,7 @@ class UniversalOptimizer:
             unspeakable=settings.unspeakable,
             split_text=settings.split_text,
         )
-        return SpeechStream(Running(self._dispatcher, request, meter, cancelled), self._metrics)
+        return SpeechStream(Running(self._dispatcher, request, meter, cancelled, on_restart), self._metrics)
 
     def _executor(self) -> ThreadPoolExecutor:
         with self._lock:
@@ -398,7 +444,7 @@ class UniversalOptimizer:
         return {
             **running.meter.result(),
             "segments": running.progress(),
-            "skipped": [{"text": each.text, "start": each.start} for each in running.request.skipped],
+            "skipped": [{"text": each.text, "start": each.start, "end": each.end} for each in running.request.skipped],
             "precision": {n: c.precision for n, c in choices.items() if c is not None and c.call is not None},
             "cache": {
                 n: "built" if any(e.entry.created for e in c.exports.values()) else "hit"
@@ -411,9 +457,9 @@ class UniversalOptimizer:
         self._runtime.check_open()
 
 
-def _whole(stream: SpeechStream) -> Speech:
-    """A stream's chunks as one. Raises GenerationError if there is no sample in them."""
-    samples, rate, running = bytearray(), 0, stream._running
+def _whole(stream: SpeechStream, samples: bytearray) -> Speech:
+    """A stream's chunks as one, collected in `samples`. Raises GenerationError if there is no sample in them."""
+    rate, running = 0, stream._running
     try:
         for chunk in running:  # it grows where it lies, so that a long text's audio is in memory once
             with running.meter.stage("post"):

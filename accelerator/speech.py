@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,18 +15,7 @@ from .audio.reference import Reference
 from .errors import InvalidOption
 from .text.check import Stretch
 
-__all__ = ["AudioChunk", "SamplingOptions", "SamplingParams", "Speech", "SpeechRequest", "is_finite", "segment_seed"]
-
-
-class SamplingOptions(TypedDict, total=False):
-    """The keyword arguments of a request that are `SamplingParams`."""
-
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    repetition_penalty: float | None
-    seed: int | None
-    max_new_tokens: int | None
+__all__ = ["AudioChunk", "SamplingParams", "Speech", "SpeechRequest", "is_finite", "segment_seed"]
 
 
 @dataclass(frozen=True, kw_only=True)

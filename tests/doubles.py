@@ -22,7 +22,7 @@ from accelerator.speech import SpeechRequest
 from accelerator.text.check import Unread
 from accelerator.text.segments import Segment
 
-__all__ = ["BareStages", "QuickAdapter", "component", "joined", "part", "probe", "replica", "voice"]
+__all__ = ["BareStages", "QuickAdapter", "component", "joined", "part", "probe", "pulses", "replica", "voice"]
 
 
 def replica(engine: Any, options: Mapping[str, Any] | None = None, **calls: Any) -> UniversalOptimizer:
@@ -147,3 +147,9 @@ class QuickAdapter(ReferenceAdapter):
 def probe(slow: str) -> Callable[[Any], float]:
     """A clock for which PyTorch ("torch", the engine's own methods) or anything else ("onnx") is slow."""
     return lambda call: 2.0 if inspect.ismethod(call) is (slow == "torch") else 1.0
+
+
+def pulses(seconds: float = 3.0, rate: int = 16_000) -> np.ndarray:
+    """What passes for clear speech: a buzz of all frequencies that comes and goes."""
+    t = np.arange(round(seconds * rate))
+    return ((0.9 * (t % (rate // 120) == 0)) * (np.sin(2 * np.pi * 0.7 * t / rate) > -0.6)).astype(np.float32)

@@ -46,7 +46,7 @@ HOMES = {
     "platformdirs": ("cache",),
     "filelock": ("cache",),
     "soundfile": ("audio", "reference"),
-    "soxr": ("audio", "reference"),
+    "soxr": ("audio",),
     "av": ("audio",),
     "safetensors": ("codec", "parts", "reference", "engines"),
     "typer": ("cli",),
@@ -62,6 +62,7 @@ HOMES = {
     "gguf": ("benchmark",),
 }
 SURFACES = ("benchmark", "cli", "__main__")  # what may print
+COMMANDS = ("kernels/check.py",)  # what stands above all rooms though it lies in one: nothing imports it
 
 
 def dotted(file: Path) -> list[str]:
@@ -73,7 +74,8 @@ MODULES = {".".join(dotted(file)).removesuffix(".__init__"): file for file in FI
 
 def module_of(file: Path) -> str:
     """The top-level module a file belongs to: accelerator/graph/quantize.py -> graph."""
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    place = file.relative_to(PACKAGE)
+    return "cli" if place.as_posix() in COMMANDS else place.parts[0].removesuffix(".py")
 
 
 def statements(file: Path, *, for_types: bool) -> Iterator[ast.Import | ast.ImportFrom]:
@@ -134,10 +136,11 @@ def test_no_circle_among_files() -> None:
     assert not left, f"circles among, or files above them: {sorted(left)}"
 
 
-def test_the_reference_engine_knows_nothing_of_the_package() -> None:
+def test_of_the_package_the_reference_engine_knows_how_recordings_are_read() -> None:
     for file in FILES:
         if module_of(file) == "reference":
-            assert own(file, for_types=True) <= {"reference"}, file
+            reads = file == PACKAGE / "reference" / "audio.py"
+            assert own(file, for_types=True) <= ({"reference", "audio"} if reads else {"reference"}), file
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))

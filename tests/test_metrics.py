@@ -58,7 +58,7 @@ def test_nothing_yet() -> None:
     meter = Meter(clock)
     result = meter.result()
     assert (result["rtf"], result["audio_s"], result["ttfa_s"], result["frames_per_s"]) == (None, 0, None, 0)
-    assert result["backend"] == "pytorch"
+    assert result["backend"] is None
     clock.now += 3
     assert meter.result()["elapsed_s"] == 3, "time goes on until the end"
 
@@ -88,7 +88,7 @@ def test_a_stage_counts_what_raises() -> None:
 def test_backends(used: list[tuple[str, str]], backend: str, backends: dict[str, str]) -> None:
     meter = Meter()
     for part, by in used:
-        meter.used(part, by)
+        meter.used(part, by, own=by == "pytorch")
     assert (meter.result()["backend"], meter.result()["backends"]) == (backend, backends)
 
 
@@ -152,7 +152,7 @@ def test_peak_memory_is_this_process() -> None:
 @pytest.mark.parametrize(
     ("parts", "overall"),
     [
-        ({}, "pytorch"),
+        ({}, None),
         ({"a": "onednn", "b": "onnxruntime"}, "onednn+onnxruntime"),
         ({"a": "onednn", "b": "onednn"}, "onednn"),
         ({"a": "onednn", "b": "pytorch"}, "hybrid"),
@@ -160,11 +160,11 @@ def test_peak_memory_is_this_process() -> None:
         ({"a": "pytorch"}, "pytorch"),
     ],
 )
-def test_one_word_for_all_parts(parts: dict[str, str], overall: str) -> None:
+def test_one_word_for_all_parts(parts: dict[str, str], overall: str | None) -> None:
     meter = Meter()
     for part, backend in parts.items():
         for each in ("onednn", "pytorch") if backend == "hybrid" else (backend,):
-            meter.used(part, each)
+            meter.used(part, each, own=each == "pytorch")
     assert meter.result()["backend"] == overall
 
 

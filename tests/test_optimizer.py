@@ -54,7 +54,7 @@ class Chunks:
 
 def spoken_in(chunks: Iterator[AudioChunk]) -> Speech:
     running: Any = Chunks(chunks)
-    return _whole(SpeechStream(running, lambda running: running.meter.result()))
+    return _whole(SpeechStream(running, lambda running: running.meter.result()), bytearray())
 
 
 def test_chunks_are_joined_in_order() -> None:

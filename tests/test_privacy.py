@@ -11,6 +11,7 @@ import pytest
 
 from accelerator.cache import ContentCache, untrusted
 from accelerator.kernels import compiler
+from accelerator.kernels.units.snake import SNAKE
 
 ROOT = Path(__file__).parents[1]
 SPEAK = """
@@ -114,17 +115,17 @@ def test_kernels_from_a_shared_place_are_compiled_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(compiler, "default_root", lambda: tmp_path / "cache")
-    monkeypatch.setattr(compiler, "_compile", lambda: b"compiled")
+    monkeypatch.setattr(compiler, "_compile", lambda unit: b"compiled")
     monkeypatch.setattr(compiler, "_processor", lambda: ("any", ""))
     tmp_path.chmod(0o700)
-    assert compiler._object() == b"compiled"
+    assert compiler._object(SNAKE) == b"compiled"
     (kept,) = (tmp_path / "cache").rglob("kernels.o")
     assert kept.read_bytes() == b"compiled"
     assert not caplog.records
-    monkeypatch.setattr(compiler, "_compile", lambda: b"compiled again")
-    assert compiler._object() == b"compiled", "found"
+    monkeypatch.setattr(compiler, "_compile", lambda unit: b"compiled again")
+    assert compiler._object(SNAKE) == b"compiled", "found"
     tmp_path.chmod(0o777)
-    assert compiler._object() == b"compiled again"
+    assert compiler._object(SNAKE) == b"compiled again"
     assert "for this process alone" in caplog.text
     assert len(list((tmp_path / "cache").rglob("kernels.o"))) == 1
     assert ContentCache(tmp_path / "cache").root.is_dir()

@@ -31,9 +31,9 @@ async def speak() -> Speech:
     return await engine.asynthesize("one", max_new_tokens=5)
 """
 BAD = {
-    'engine.stream("one", temperatur=0.5)': "Unexpected keyword argument",
+    'engine.stream("one", temperature=[0.5])': "incompatible type",
     'engine.stream("one", temperature="hot")': "incompatible type",
-    'engine.synthesize_batch(["one"], sed=1)': "No overload variant",
+    'engine.synthesize_batch(["one"], seed="1")': "No overload variant",
     'engine.synthesize("one", unspeakable="ignore")': "incompatible type",
 }
 

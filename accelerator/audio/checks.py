@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import BadOutput, InvalidReference
 from ..installation import install_command
 from ..text.check import check_characters
+from .clarity import clarity
 from .files import AudioWriter, write_audio, write_wav
 from .reference import Reference
 
@@ -26,7 +27,7 @@ MAX_PEAK = 2.0  # lossy decoders overshoot 1 by some per cent; integers stored a
 MAX_CHANNELS = 8
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 MIXED = 0.1  # of the loudest channel's energy: a mean with less has channels that cancel each other
-TELEPHONE = 8_000  # Hz, at which half of what distinguishes voices is missing
+TELEPHONE = 4_500  # Hz, up to which it carries speech: half of what distinguishes voices is missing
 PAUSE_FRAME_S = 0.05  # resolution in looking for pauses
 BLOCK = 16_384  # frames decoded at a time, so that a false header cannot claim memory
 UNREAD = 1_024  # bytes that may follow an MP3's last frame: tags
@@ -44,13 +45,16 @@ def load_reference(
     min_s: float = 0.2,
     max_s: float = 300.0,
     cut: bool = False,
+    bandwidth: float = 0.0,
+    contrast: float = 0.0,
 ) -> Reference:
     """A voice to imitate, as float32 mono at `sample_rate` Hz, from a recording and what it says (None: unknown).
 
     audio: a path; the bytes of an audio file, or a binary file object with them (WAV, FLAC, OGG, MP3, AIFF ..., and
     with the extra `formats` m4a, webm ...); or (samples, rate) in either order, samples as `mono` takes them. They are
-    not clipped. cut: a recording that is too long is cut at a pause, with a warning. Raises InvalidReference for what
-    cannot be read, is not `min_s` .. `max_s` seconds long, not finite, silent or far outside [-1, 1].
+    not clipped. cut: a recording that is too long is cut at a pause, with a warning. bandwidth, contrast: what it must
+    have at least, as `clarity` measures them. Raises InvalidReference for what cannot be read, is not `min_s` ..
+    `max_s` seconds long, not finite, silent, far outside [-1, 1], or not as clear as asked.
     """
     said = check_characters("" if text is None else text, what="the reference text", error=InvalidReference)
     samples, rate = _samples(audio, max_s)
@@ -61,13 +65,7 @@ def load_reference(
         )
     _check_length(len(samples), rate, min_s, max_s)
     _check_level(samples)
-    if rate <= TELEPHONE and rate < sample_rate:
-        logger.warning(
-            "the reference audio has %d samples a second, as by telephone: the voice imitated may be another's; "
-            "record it at %d or more",
-            rate,
-            2 * TELEPHONE,
-        )
+    _check_clarity(samples, rate, bandwidth, contrast)
     if rate != sample_rate:
         import soxr
 
@@ -364,3 +362,25 @@ def _check_level(samples: np.ndarray) -> None:
         )
     if high - low < 2 * SILENT_PEAK:  # about its mean, so that a constant is silent too
         raise InvalidReference("the reference audio is silent: record it again at a higher level")
+
+
+def _check_clarity(samples: np.ndarray, rate: int, bandwidth: float, contrast: float) -> None:
+    """Only warns of a recording made by telephone where nothing is asked for: the engine may do well with it."""
+    found = clarity(samples, rate)
+    reaches = f"the reference audio has speech up to {found.bandwidth / 1000:.3g} kHz only"
+    if found.contrast < contrast:  # first: noise hides what speech has up there
+        raise InvalidReference(
+            f"the reference audio is noisy: its speech stands {max(found.contrast, 0):.0f} dB above what is always "
+            f"there, and this voice needs {contrast:g} dB to tell who speaks: record it with 16 bits a sample, "
+            "in a quiet room and near the microphone, or choose a voice by its name"
+        )
+    if found.bandwidth < bandwidth:
+        raise InvalidReference(
+            f"{reaches}, as by telephone or at a low bit rate, and this voice needs {bandwidth / 1000:.3g} kHz to tell "
+            "who speaks: record it anew with 16,000 samples a second or more, or choose a voice by its name"
+        )
+    if not bandwidth and 0 < found.bandwidth <= TELEPHONE:
+        logger.warning(
+            "%s, as by telephone: the voice imitated may be another's; record it with 16,000 samples a second or more",
+            reaches,
+        )

@@ -57,10 +57,8 @@ def open_voice(size: str | None = None, path: Path | None = None) -> Voice:
     from .. import reference
 
     try:
-        if path is None and size in (None, DEFAULT_SIZE) and (own := reference.bundled_voice()) is not None:
-            bundled = reference.load_bundled(own, size)
-            assert bundled is not None
-            return Voice(bundled, bundled.config.name, True, f"the weights come from {own}")
+        if path is None and size in (None, DEFAULT_SIZE) and (bundled := reference.load_bundled()) is not None:
+            return Voice(bundled, bundled.config.name, True, "the weights come with the package")
         if path is not None:
             engine = reference.load(size, path=path)
             return Voice(engine, engine.config.name, True, f"the weights come from {path}")
@@ -289,6 +287,7 @@ def _original(voice: Voice, options: DemoOptions, limit: int | None = None) -> d
         audio = load_reference(options.reference, options.reference_text, sample_rate=engine.sample_rate).audio
     for chunk in engine.stream(options.text, audio, options.reference_text, **wanted):
         meter.chunk(chunk, engine.sample_rate)
+    meter.used("engine", "pytorch", own=True)
     return meter.result()
 
 

@@ -115,7 +115,7 @@ def _kernels() -> dict[str, Any]:
 
     try:
         reason = features.missing()
-        kind = "" if reason else "AVX512-VNNI" if features.is_wide() else "AVX2"
+        kind = "" if reason else "AVX512-VNNI" if features.uses_avx512() else "AVX2"
     except InvalidOption as error:
         reason, kind = str(error), ""
     return {"available": not reason, "instructions": kind or None, "reason": reason or None}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import stat
 import sys
@@ -118,47 +117,91 @@ def synth(
         optimizer = engines.open_engine(out, engine, size, checkpoint, progress=progress, **options)
         with optimizer:
             with_voice = reference is not None
+            growing = _Growing(output, format, at_once=stream)
             asked = {"voice": voice, "unspeakable": unspeakable.value, "eager": stream, **sampling}
+            asked["on_restart"] = None if stream else growing.restart
             optimizer.stream(text, reference, reference_text, **asked)  # refused now, not after minutes of exporting
             engines.prepare(optimizer, encoder=with_voice)  # before the clock of the request starts
             speech = optimizer.stream(text, reference, reference_text, **asked)
             progress.speaking(lambda: _so_far(speech))
-            result = _speak(out, speech, output, format, at_once=stream, keep=keep_partial)
+            result = _speak(out, speech, growing, keep=keep_partial)
     _report(out, {"output": str(output), "engine": engine, **result})
 
 
-def _speak(
-    out: Output, speech: SpeechStream, output: Path, format: str | None, *, at_once: bool, keep: bool
-) -> dict[str, Any]:
-    """Write the chunks as they come; into a pipe only if `at_once`, since the header of a whole file tells its length.
+class _Growing:
+    """The file on its way: begun with the first chunk, which tells the rate, and anew where speech begins anew."""
 
-    Raises what speaking raises, InvalidOption where it cannot be written.
-    """
-    from ..audio.files import AudioWriter, audio_format, is_stream
+    def __init__(self, output: Path, format: str | None, *, at_once: bool) -> None:
+        """at_once: into a pipe, too; else that gets all at the end, since the header of a whole file tells its length.
 
-    first = next(speech, None)  # a passed-through engine's rate is known by its answer
-    if first is None:
-        raise GenerationError("the engine produced no audio: try another text, seed or reference")
-    whole = io.BytesIO() if not at_once and (output == STDOUT or is_stream(output)) else None
-    name = format if output == STDOUT else audio_format(output, format).name
-    with _told(output):
-        writer = AudioWriter(whole or (_stdout() if output == STDOUT else output), first.sample_rate, name)
-    count = samples = 0
+        Raises InvalidOption for a format that there is not.
+        """
+        from ..audio.files import audio_format, is_stream
+
+        self._output = output
+        self._format = format if output == STDOUT else audio_format(output, format).name
+        self._as_whole = not at_once and (output == STDOUT or is_stream(output))
+        self._writer: AudioWriter | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._whole = io.BytesIO() if self._as_whole else None
+        self._rate = self._samples = self._chunks = 0
+
+    def write(self, audio: np.ndarray, sample_rate: int) -> None:
+        """Raises InvalidOption where it cannot be written."""
+        from ..audio.files import AudioWriter
+
+        with _told(self._output):
+            if self._writer is None:
+                target = self._whole or (_stdout() if self._output == STDOUT else self._output)
+                self._writer = AudioWriter(target, sample_rate, self._format)
+            self._writer.write(audio)
+        self._rate, self._samples, self._chunks = sample_rate, self._samples + len(audio), self._chunks + 1
+
+    def restart(self) -> None:
+        """Drop what was written."""
+        self.discard()
+        self._begin()
+
+    def close(self) -> dict[str, Any]:
+        """What was written. Raises InvalidOption where it cannot be, GenerationError without any audio."""
+        if self._writer is None:
+            raise GenerationError("the engine produced no audio: try another text, seed or reference")
+        with _told(self._output):
+            self._writer.close()
+            if self._whole is not None:
+                _write(self._output, self._whole.getvalue())
+        figures = {"sample_rate": self._rate, "samples": self._samples, "chunks": self._chunks}
+        return {"format": self._writer.format, **figures}
+
+    def keep(self) -> Path | None:
+        """Where what was spoken so far stays; None if nothing does."""
+        if self._writer is not None and self._samples:
+            return self._writer.keep()
+        self.discard()
+        return None
+
+    def discard(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.discard()
+
+
+def _speak(out: Output, speech: SpeechStream, file: _Growing, *, keep: bool) -> dict[str, Any]:
+    """Write the chunks as they come. Raises what speaking raises, InvalidOption where they cannot be written."""
     try:
-        for chunk in itertools.chain([first], speech):
-            with _told(output):
-                writer.write(chunk.audio)
-            count, samples = count + 1, samples + len(chunk.audio)
-        with _told(output):
-            writer.close()
-            if whole is not None:
-                _write(output, whole.getvalue())
+        for chunk in speech:
+            file.write(chunk.audio, chunk.sample_rate)
+        written = file.close()
     except BaseException:
         speech.close()
-        _give_up(out, writer, keep=keep and samples > 0)
+        if not keep:
+            file.discard()
+        elif (kept := file.keep()) is not None:
+            out.note(f"Kept what was spoken in {kept}.")
         raise
-    result = {"format": writer.format, "sample_rate": first.sample_rate, "samples": samples, "chunks": count}
-    return {**result, "metrics": speech.metrics}
+    return {**written, "metrics": speech.metrics}
 
 
 def _write(output: Path, data: bytes) -> None:
@@ -166,14 +209,6 @@ def _write(output: Path, data: bytes) -> None:
         _stdout().write(data)
     else:
         output.write_bytes(data)
-
-
-def _give_up(out: Output, writer: AudioWriter, *, keep: bool) -> None:
-    if not keep:
-        writer.discard()
-        return
-    if (kept := writer.keep()) is not None:
-        out.note(f"Kept what was spoken in {kept}.")
 
 
 @contextmanager
@@ -274,7 +309,7 @@ def _report(out: Output, result: dict[str, Any]) -> None:
     for skipped in metrics["skipped"]:
         out.note(f"Not spoken: {skipped['text']!r} at position {skipped['start']}")
     for fallback in metrics["fallback"]:
-        out.note(f"Fallback: {fallback['part']} ran in PyTorch: {fallback['reason']}: {fallback['message']}")
+        out.note(f"Fallback: {fallback['part']} ran in its own code: {fallback['reason']}: {fallback['message']}")
 
 
 def _text(out: Output, text: str | None, file: Path | None) -> str:

@@ -49,7 +49,7 @@ class Minimal:
         """
         self._lost, self._out = (shape[1] - 1) * dilation, shape[0]  # rows
         given = None if bias is None else bias.numpy()
-        self._filter = kernels.Filter(shape, lambda: read().numpy(), given, dilation, leveled=int16)
+        self._filter = kernels.Filter(shape, lambda: read().numpy(), given, dilation, int16=int16)
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """out: memory for the answer."""

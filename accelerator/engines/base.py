@@ -51,12 +51,15 @@ class Cloning:
     """How an engine imitates a recording.
 
     transcript: whether it needs what the recording says. seconds: how long a recording is, at least and at most.
-    sample_rate: that a recording is brought to, in Hz; None is the engine's own.
+    sample_rate: that a recording is brought to, in Hz; None is the engine's own. bandwidth, contrast: how clear it has
+    to be at least, in Hz and dB (`audio.clarity`), for an engine that would speak as somebody else.
     """
 
     transcript: Literal["needed", "useful", "unused"] = "useful"
     seconds: tuple[float, float] = (0.2, 300.0)
     sample_rate: int | None = None
+    bandwidth: float = 0.0
+    contrast: float = 0.0
 
 
 @dataclass(frozen=True)

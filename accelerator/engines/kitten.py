@@ -133,7 +133,7 @@ class KittenAdapter:
         return Bound(stages.engine, stages)
 
     def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
-        current_meter().used("engine", ONNX_RUNTIME)
+        current_meter().used("engine", ONNX_RUNTIME, own=True)
         audio = self.layout.say(request.text, self.voice(request.voice), *_asked(request.options))
         yield AudioChunk(np.asarray(audio, np.float32).reshape(-1), _RATE)
 

@@ -124,7 +124,7 @@ class KokoroAdapter:
         return Bound(stages.engine, stages)
 
     def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
-        current_meter().used("engine", ONNX_RUNTIME)
+        current_meter().used("engine", ONNX_RUNTIME, own=True)
         audio, rate = self.engine.create(request.text, self.style(request.voice), **_given(request.options))
         yield AudioChunk(np.asarray(audio, np.float32).reshape(-1), int(rate))
 

@@ -116,7 +116,7 @@ class PassThroughAdapter:
     def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
         """Raises EngineError for an answer that is not audio, InvalidOption for what the engine does not take."""
         method = _method_of(self._engine)
-        current_meter().used("engine", "pytorch")
+        current_meter().used("engine", "own", own=True)
         spoke = False
         with closing(chunks_of(method(request), self._engine, method.who)) as chunks:
             for chunk in chunks:

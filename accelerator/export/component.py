@@ -19,9 +19,11 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from ..cache import ContentCache, Entry, make_key
 from ..cache.build import Unfinished
@@ -29,6 +31,7 @@ from ..errors import BadOutput, ExportError, ProofFailed
 from ..hardware import detect
 from . import sources
 from .graph.graph import OPSET
+from .graph.specs import Weights
 from .tracing import on_one_thread
 
 __all__ = [
@@ -38,6 +41,7 @@ __all__ = [
     "Export",
     "Progress",
     "ProgressEvent",
+    "counted",
     "export_beside",
     "export_best",
     "export_component",
@@ -69,6 +73,19 @@ class ProgressEvent:
 
 
 Progress = Callable[[ProgressEvent], None]
+
+
+def counted(weights: Weights, total: int, event: ProgressEvent, progress: Progress) -> Weights:
+    """The weights, and of about `total` of them how many have been asked for."""
+    seen = 0
+
+    def asked(name: str) -> np.ndarray:
+        nonlocal seen
+        seen += 1
+        progress(replace(event, done=min(seen, total), total=total))
+        return weights(name)
+
+    return asked
 
 
 def ignore_progress(_: ProgressEvent) -> None:

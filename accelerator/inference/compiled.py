@@ -13,10 +13,12 @@ from ..export.graph.dual_ar import DualARSpec
 from ..export.graph.quantize import unpack_nibbles
 from ..export.graph.specs import CausalSpec
 from ..export.graph.stored import stored
-from ..kernels import descriptors as at
+from ..kernels import tiles
 from ..kernels.compiler import function
+from ..kernels.descriptors import LAYER, PLAN
 from ..kernels.llm.team import Team
-from ..kernels.opcodes import PACK
+from ..kernels.tiles import LANES
+from ..kernels.units.pack import PACK
 
 __all__ = ["NativeBinding", "NativeSession", "open_graphs"]
 
@@ -37,10 +39,10 @@ class NativeSession:
         self._kept: list[np.ndarray] = []
         try:
             weights = stored(self.path)
-            self._plan = self._prepare(weights)
+            self._plan, self._layers = self._prepare(weights)
         except (OSError, ValueError, KeyError) as error:
             raise SessionError(f"{self.path.name} cannot be run by compiled kernels: {error!r}") from error
-        dtype = np.int8 if self._plan[at.INT8_CACHE] else np.float32
+        dtype = np.int8 if self._plan["int8_cache"] else np.float32
         shape = ["batch", self.stack.kv_heads, "capacity", self.stack.head_dim]
         names = [f"{kind}.{i}" for i in range(self.stack.layers) for kind in ("key", "value")]
         self.inputs: dict[str, tuple[Any, Any]] = {
@@ -53,102 +55,108 @@ class NativeSession:
     def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> NativeBinding:
         return NativeBinding(self, inputs, outputs)
 
-    def _prepare(self, weights: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The plan but for what belongs to a run."""
-        stack, hidden = self.stack, self._hidden
-        if any(n % at.LANES for n in (stack.dim, stack.head_dim, stack.ffn)) or stack.head_dim > 256:
-            raise ValueError("sizes that do not divide by 16")
-        p = np.zeros(at.SIZE + at.LAYER * stack.layers, np.int64)
-        sizes = (stack.dim, stack.layers, stack.heads, stack.kv_heads, stack.head_dim, stack.ffn)
-        p[at.DIM : at.DIM + 6] = sizes
-        p[at.THREADS] = self.team.threads
-        p[at.EPS] = np.array(stack.eps, np.float32).view(np.int32)
-        p[at.COS], p[at.SIN] = (self._keep(weights[name]) for name in ("cos", "sin"))
-        p[at.NORM] = self._keep(weights[f"{self.name}.norm"])
-        self._matrix(p, at.HEAD, f"{self.name}.head", weights)
-        if hidden is not None:
-            p[at.POST_NORM], p[at.HIDDEN_WIDTH] = hidden.normed, hidden.width
-            if hidden.projected:
-                p[at.PROJECTION_GIVEN] = 1
-                self._matrix(p, at.PROJECTION, "fast_in", weights)
-        p[at.INT8_CACHE] = f"{self.name}.0.key_scale" in weights
-        for i in range(stack.layers):
-            name, layer = f"{self.name}.{i}", at.SIZE + at.LAYER * i
-            p[layer + at.ATTENTION_NORM] = self._keep(weights[f"{name}.attention_norm"])
-            p[layer + at.FFN_NORM] = self._keep(weights[f"{name}.ffn_norm"])
-            if stack.qk_norm:
-                p[layer + at.QK_NORM] = self._keep(weights[f"{name}.qk_norm"])
-            if p[at.INT8_CACHE]:
-                p[layer + at.KEY_SCALE] = self._keep(weights[f"{name}.key_scale"])
-                p[layer + at.VALUE_SCALE] = self._keep(weights[f"{name}.value_scale"])
-            for which, part in ((at.QKV, "qkv"), (at.OUT, "out"), (at.GATE_UP, "gate_up"), (at.DOWN, "down")):
-                self._matrix(p, layer + which, f"{name}.{part}", weights)
-        self._workspace(p)
-        return p
+    def records(self) -> tuple[np.ndarray, np.ndarray]:
+        """A plan for a binding to fill in, and its layers."""
+        plan, layers = self._plan.copy(), self._layers.copy()
+        plan["first_layer"] = layers.ctypes.data
+        return plan, layers
 
-    def _workspace(self, p: np.ndarray) -> None:
+    def _prepare(self, weights: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The plan, but for what belongs to a run, and its layers."""
+        stack, hidden = self.stack, self._hidden
+        if any(n % LANES for n in (stack.dim, stack.head_dim, stack.ffn)) or stack.head_dim > 256:
+            raise ValueError("sizes that do not divide by 16")
+        plan, layers = np.zeros((), PLAN), np.zeros(stack.layers, LAYER)
+        for name in ("dim", "heads", "kv_heads", "head_dim", "ffn", "layers", "eps"):
+            plan[name] = getattr(stack, name)
+        plan["threads"] = self.team.threads
+        for name in ("cos", "sin"):
+            plan[name] = self._keep(weights[name])
+        plan["norm"] = self._keep(weights[f"{self.name}.norm"])
+        self._matrix(plan["head"], f"{self.name}.head", weights)
+        if hidden is not None:
+            plan["post_norm"], plan["hidden_width"] = hidden.normed, hidden.width
+            if hidden.projected:
+                plan["is_projected"] = True
+                self._matrix(plan["projection"], "fast_in", weights)
+        plan["int8_cache"] = f"{self.name}.0.key_scale" in weights
+        for i in range(stack.layers):
+            self._layer(layers[i : i + 1], f"{self.name}.{i}", weights, bool(plan["int8_cache"]))
+        self._workspace(plan)
+        return plan, layers
+
+    def _layer(self, layer: np.ndarray, name: str, weights: Mapping[str, np.ndarray], int8_cache: bool) -> None:
+        """Fill in the record of a layer."""
+        names = ["attention_norm", "ffn_norm", *(["qk_norm"] if self.stack.qk_norm else [])]
+        for part in names + (["key_scale", "value_scale"] if int8_cache else []):
+            layer[part] = self._keep(weights[f"{name}.{part}"])
+        for part in ("qkv", "out", "gate_up", "down"):
+            self._matrix(layer[part], f"{name}.{part}", weights)
+
+    def _workspace(self, plan: np.ndarray) -> None:
+        """What all threads work in."""
         stack, widest = self.stack, self._widest()
-        inner, attended = stack.ffn, stack.heads * stack.head_dim
-        qkv = attended + 2 * stack.kv_heads * stack.head_dim
-        for place, width in (
-            (at.X, stack.dim),
-            (at.QKV_OUT, qkv),
-            (at.ATTENDED, attended),
-            (at.INNER, inner),
-            (at.TOGETHER, 2 * stack.dim),
-            (at.SHARED_SCALES, widest // 32),
-            (at.SHARED_SUMS, widest // 32),
-        ):
-            p[place] = self._keep(np.zeros((_TOKENS + 8, width), np.float32))
-        p[at.SHARED_VALUES] = self._keep(np.zeros((_TOKENS + 8, widest), np.int8))
+        attended = stack.heads * stack.head_dim
+        widths = {
+            "x": stack.dim,
+            "qkv_out": attended + 2 * stack.kv_heads * stack.head_dim,
+            "attended": attended,
+            "inner": stack.ffn,
+            "last": 2 * stack.dim,
+            "shared_scales": widest // 32,
+            "shared_sums": widest // 32,
+        }
+        for name, width in widths.items():
+            plan[name] = self._keep(np.zeros((_TOKENS + 8, width), np.float32))
+        plan["shared_values"] = self._keep(np.zeros((_TOKENS + 8, widest), np.int8))
 
     def _widest(self) -> int:
         """Inputs of a matrix at most, with what fills a block up."""
         stack = self.stack
         return -(-max(stack.dim, stack.ffn, stack.heads * stack.head_dim) // _LARGEST_BLOCK) * _LARGEST_BLOCK
 
-    def scratch(self, p: np.ndarray, capacity: int, length: int) -> np.ndarray:
-        """A workspace for each thread of a run of so many positions over a cache of `capacity`; its places go into the
-        at."""
-        stack, widest = self.stack, self._widest()
-        sizes = 1024 + at.QUERY_BYTES, 8 * widest, 8 * widest // 8, 8 * widest // 8
-        begins = np.cumsum(sizes)
-        p[at.SCRATCH_SCALES], p[at.SCRATCH_SUMS], p[at.SCRATCH_SCORES] = begins[1:]
-        prompt, positions = length >= at.PROMPT, -(-capacity // at.LANES) * at.LANES
-        p[at.SCRATCH_KEYS] = begins[-1] + 4 * max((8 if prompt else 2) * positions, stack.dim)
-        last = p[at.SCRATCH_KEYS] + (4 * positions * stack.head_dim if prompt else 0)
-        p[at.SCRATCH_SIZE] = size = -(-last // 4096) * 4096
+    def scratch(self, plan: np.ndarray, capacity: int, length: int) -> np.ndarray:
+        """What each thread works in during a run of so many positions over a cache of `capacity`; the plan gets where
+        it is."""
+        stack, positions = self.stack, -(-capacity // LANES) * LANES
+        is_prompt = length >= tiles.PROMPT
+        *places, size = tiles.scratch_layout(self._widest(), positions, stack.dim, stack.head_dim, is_prompt)
+        for name, place in zip(("scales", "sums", "scores", "keys"), places, strict=True):
+            plan[f"scratch_{name}"] = place
         memory = np.zeros(size * self.team.threads, np.uint8)
-        p[at.SCRATCH] = memory.ctypes.data
+        plan["scratch"], plan["scratch_size"] = memory.ctypes.data, size
         return memory
 
-    def _matrix(self, p: np.ndarray, start: int, name: str, weights: Mapping[str, np.ndarray]) -> None:
-        """Put a matrix into tiles of 16 rows; SwiGLU's two halves by turns, which are read together."""
+    def _matrix(self, matrix: np.ndarray, name: str, weights: Mapping[str, np.ndarray]) -> None:
+        """Put a matrix into tiles of 16 rows, and where they are into its record; SwiGLU's two halves by turns, which
+        are read together."""
         bits = next((b for b in (4, 8) if f"{name}.q{b}" in weights), 0)
         if not bits or weights[f"{name}.q{bits}"].ndim != 3:
             raise ValueError(f"{name} is not quantized by blocks")
         rows, blocks, size = weights[f"{name}.q{bits}"].shape
         order: Any = slice(None)
         if name.endswith(".gate_up"):
-            order = np.arange(rows).reshape(2, -1, at.LANES).transpose(1, 0, 2).reshape(-1)
-        levels = np.ascontiguousarray(weights[f"{name}.q{bits}"][order])
+            order = np.arange(rows).reshape(2, -1, LANES).transpose(1, 0, 2).reshape(-1)
+        quantized = np.ascontiguousarray(weights[f"{name}.q{bits}"][order])
         block = size * 8 // bits
         if block % 32 or block > _LARGEST_BLOCK:
             raise ValueError(f"{name} has blocks of {block}")
-        tiles, width = -(-rows // at.LANES), block * 2 * bits
-        packed = np.zeros((tiles, blocks, width + 3 * at.LANES), np.uint8)
-        function()(PACK, levels.ctypes.data, packed.ctypes.data, rows, blocks, block, bits)
+        count = -(-rows // LANES)
+        scales_at, zeros_at, end = tiles.block_layout(block, bits)
+        packed = np.zeros((count, blocks, end), np.uint8)
+        function(PACK)(quantized.ctypes.data, packed.ctypes.data, rows, blocks, block, bits)
         scales = weights[f"{name}.scales"].reshape(rows, blocks)[order]
-        factor = np.zeros(tiles * at.LANES, np.float32)
-        factor[:rows] = np.abs(scales).max(axis=1)  # so that the rest fits float16
-        rest = np.divide(scales, factor[:rows, None], out=np.zeros_like(scales), where=factor[:rows, None] > 0)
-        packed[:, :, width : width + 2 * at.LANES] = _by_tile(rest.astype(np.float16), tiles).view(np.uint8)
-        packed[:, :, width + 2 * at.LANES :] = _by_tile(_zero_points(name, weights, rows, blocks, bits)[order], tiles)
+        factors = np.zeros(count * LANES, np.float32)
+        factors[:rows] = np.abs(scales).max(axis=1)  # so that the rest fits float16
+        rest = np.divide(scales, factors[:rows, None], out=np.zeros_like(scales), where=factors[:rows, None] > 0)
+        packed[:, :, scales_at:zeros_at] = _by_tile(rest.astype(np.float16), count).view(np.uint8)
+        packed[:, :, zeros_at:] = _by_tile(_zero_points(name, weights, rows, blocks, bits)[order], count)
+        matrix["weights"], matrix["factors"] = self._keep(packed), self._keep(factors)
         bias = weights.get(f"{name}.bias")
         if bias is not None:
-            bias = np.pad(bias.astype(np.float32).reshape(-1), (0, tiles * at.LANES - rows))
-        places = self._keep(packed), self._keep(factor), 0 if bias is None else self._keep(bias)
-        p[start : start + at.MATRIX] = (*places, bits, block, blocks, tiles, rows)
+            matrix["bias"] = self._keep(np.pad(bias.astype(np.float32).reshape(-1), (0, count * LANES - rows)))
+        matrix["bits"], matrix["block"], matrix["blocks"] = bits, block, blocks
+        matrix["tiles"], matrix["rows"] = count, rows
 
     def _keep(self, array: np.ndarray) -> int:
         """The address of an array that stays with the session."""
@@ -174,16 +182,14 @@ class NativeBinding:
         self._session, self._arrays = session, {**inputs, **outputs}
         self.team = session.team
         self._x, self._ends = inputs["x"], inputs["seqlens_k"]
-        self._plan = p = session._plan.copy()
+        self._plan, self._layers = session.records()
         self._batch, self._length = self._x.shape[:2]
-        cache = inputs["past_key.0"]
-        p[at.CAPACITY] = cache.shape[2]
-        self._memory = session.scratch(p, cache.shape[2], self._length)
-        for i in range(session.stack.layers):
-            layer = at.SIZE + at.LAYER * i
-            p[layer + at.KEYS] = inputs[f"past_key.{i}"].ctypes.data
-            p[layer + at.VALUES] = inputs[f"past_value.{i}"].ctypes.data
-        p[at.INPUT_STEP] = self._length * session.stack.dim
+        capacity = inputs["past_key.0"].shape[2]
+        self._memory = session.scratch(self._plan, capacity, self._length)
+        for i, layer in enumerate(self._layers):
+            layer["keys"] = inputs[f"past_key.{i}"].ctypes.data
+            layer["values"] = inputs[f"past_value.{i}"].ctypes.data
+        self._plan["capacity"], self._plan["input_step"] = capacity, self._length * session.stack.dim
         self._bind(0, self._batch, 0, self._length)
         together = self._batch * self._length <= _TOKENS
         rows = [(0, self._batch)] if together else [(b, b + 1) for b in range(self._batch)]
@@ -191,19 +197,15 @@ class NativeBinding:
         self._parts = [(*r, s, min(self._length, s + _TOKENS)) for r in rows for s in starts]
 
     def _bind(self, first: int, last: int, start: int, end: int) -> None:
-        p, length = self._plan, self._length
-        p[at.BATCH], p[at.LENGTH], p[at.ROW], p[at.BACK] = (
-            last - first,
-            end - start,
-            first,
-            length - 1 - start,
-        )
-        p[at.INPUT] = self._x[first, start].ctypes.data
-        p[at.SEQLENS] = self._ends[first:].ctypes.data
-        p[at.WANTED] = end == length
-        p[at.LOGITS] = self._arrays["logits"][first:].ctypes.data
+        plan = self._plan
+        plan["batch"], plan["row"] = last - first, first
+        plan["length"], plan["back"] = end - start, self._length - 1 - start
+        plan["input"] = self._x[first, start].ctypes.data
+        plan["seqlens"] = self._ends[first:].ctypes.data
+        plan["wanted"] = end == self._length
+        plan["logits"] = self._arrays["logits"][first:].ctypes.data
         if "hidden" in self._arrays:
-            p[at.HIDDEN] = self._arrays["hidden"][first:].ctypes.data
+            plan["hidden"] = self._arrays["hidden"][first:].ctypes.data
 
     @property
     def plan(self) -> np.ndarray:
@@ -219,12 +221,12 @@ class NativeBinding:
             self._session.team.run(self._plan)
 
 
-def _by_tile(values: np.ndarray, tiles: int) -> np.ndarray:
-    """[rows, blocks] -> [tiles, blocks, 16], what is missing at the end zero."""
+def _by_tile(values: np.ndarray, count: int) -> np.ndarray:
+    """[rows, blocks] -> [count, blocks, 16], what is missing at the end zero."""
     rows, blocks = values.shape
-    padded = np.zeros((tiles * at.LANES, blocks), values.dtype)
+    padded = np.zeros((count * LANES, blocks), values.dtype)
     padded[:rows] = values
-    return np.ascontiguousarray(padded.reshape(tiles, at.LANES, blocks).transpose(0, 2, 1))
+    return np.ascontiguousarray(padded.reshape(count, LANES, blocks).transpose(0, 2, 1))
 
 
 def _zero_points(name: str, weights: Mapping[str, np.ndarray], rows: int, blocks: int, bits: int) -> np.ndarray:

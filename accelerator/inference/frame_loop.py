@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..kernels import draws as at
 from ..kernels.compiler import function
+from ..kernels.descriptors import DRAW as DRAW_RECORD
+from ..kernels.descriptors import DRAW_SPACE, FRAME
 from ..kernels.opcodes import DRAW
+from ..kernels.units.step import STEP
 from .compiled import NativeBinding
 from .sampling import Draws
 
@@ -30,13 +32,14 @@ class CodeLoop:
         self._binding, self._lengths, self._logits = binding, lengths, logits
         self._kept = x, table
         rows, width = logits.shape
-        space = np.zeros(at.SCRATCH * width, np.uint8)
-        self._draws, self._space = np.zeros((rows, at.SIZE), np.int64), space
-        self._frame = f = np.zeros(at.FRAME, np.int64)
-        f[[at.STEP, at.ROWS, at.X, at.DIM]] = binding.plan.ctypes.data, rows, x.ctypes.data, x.shape[2]
-        f[[at.TABLE, at.IS_BF16]] = table.ctypes.data, table.dtype == np.uint16
-        f[[at.LENGTHS, at.DRAWS, at.SPACE]] = lengths.ctypes.data, self._draws.ctypes.data, space.ctypes.data
-        self._draws[:, at.LOGITS] = logits.ctypes.data + 4 * width * np.arange(rows)
+        self._draws, self._space = np.zeros(rows, DRAW_RECORD), np.zeros(DRAW_SPACE * width, np.uint8)
+        self._draws["logits"] = logits.ctypes.data + 4 * width * np.arange(rows)
+        self._frame = frame = np.zeros((), FRAME)
+        frame["plan"], frame["rows"] = binding.plan.ctypes.data, rows
+        frame["x"], frame["dim"] = x.ctypes.data, x.shape[2]
+        frame["table"], frame["is_bf16"] = table.ctypes.data, table.dtype == np.uint16
+        frame["lengths"], frame["draws"] = lengths.ctypes.data, self._draws.ctypes.data
+        frame["space"] = self._space.ctypes.data
 
     def run(self, draws: Sequence[Draws], filled: int) -> tuple[np.ndarray, float]:
         """The codes of the residual codebooks, int64 [rows, C - 1], -1 from where nothing can be drawn on; and which
@@ -46,28 +49,29 @@ class CodeLoop:
         """
         count = len(draws[0].uniforms)
         codes = np.zeros((len(draws), count), np.int64)
-        for plan, each in zip(self._draws, draws, strict=True):
-            _describe(plan, each, self._logits.shape[1])
-        f = self._frame
-        f[[at.CODEBOOKS, at.NEXT, at.CODES, at.DRAWING, at.STEPPING]] = count, 0, codes.ctypes.data, 0, 0
+        for record, each in zip(self._draws, draws, strict=True):
+            _describe(record, each, self._logits.shape[1])
+        frame = self._frame
+        frame["codebooks"], frame["next"], frame["codes"] = count, 0, codes.ctypes.data
+        frame["drawing"], frame["stepping"] = 0, 0
         self._lengths[:] = filled - 1
-        self._binding.team.frame(f)
-        drawing, stepping = (int(f[i]) for i in (at.DRAWING, at.STEPPING))
+        self._binding.team.frame(frame)
+        drawing, stepping = int(frame["drawing"]), int(frame["stepping"])
         return codes, drawing / max(1, drawing + stepping)
 
 
 def draw(logits: np.ndarray, draws: Draws) -> int:
     """An index of float32 [n], by the first of the draws' codebooks; -1 where nothing can be drawn."""
-    plan, space = np.zeros(at.SIZE, np.int64), np.zeros(at.SCRATCH * len(logits), np.uint8)
-    _describe(plan, draws, len(logits))
-    plan[at.LOGITS] = logits.ctypes.data
-    return function()(DRAW, plan.ctypes.data, space.ctypes.data)
+    record, space = np.zeros((), DRAW_RECORD), np.zeros(DRAW_SPACE * len(logits), np.uint8)
+    _describe(record, draws, len(logits))
+    record["logits"] = logits.ctypes.data
+    return function(STEP)(DRAW, record.ctypes.data, space.ctypes.data)
 
 
-def _describe(plan: np.ndarray, draws: Draws, width: int) -> None:
-    """Fill in a draw's array, but for where its logits are; `draws` has to live as long as that is used."""
+def _describe(record: np.ndarray | np.void, draws: Draws, width: int) -> None:
+    """Fill in a draw's record, but for where its logits are; `draws` has to live as long as that is used."""
     count = width if draws.rows is None else min(width, draws.rows)
-    top_k = count if draws.top_k is None else min(draws.top_k, count)
-    plan[[at.COUNT, at.UNIFORMS, at.USED, at.TOP_K]] = count, draws.uniforms.ctypes.data, 0, top_k
-    plan[[at.RECENT, at.WINDOW, at.ACTIVE]] = draws.recent.ctypes.data, draws.recent.shape[1], 1
-    plan.view(np.float64)[[at.PENALTY, at.TEMPERATURE, at.TOP_P]] = draws.penalty, draws.temperature, draws.top_p
+    record["count"], record["top_k"] = count, count if draws.top_k is None else min(draws.top_k, count)
+    record["uniforms"], record["used"] = draws.uniforms.ctypes.data, 0
+    record["recent"], record["window"], record["active"] = draws.recent.ctypes.data, draws.recent.shape[1], 1
+    record["penalty"], record["temperature"], record["top_p"] = draws.penalty, draws.temperature, draws.top_p

@@ -1,8 +1,8 @@
-"""Compiled kernels: a language model's steps at the pace of the memory, a codec's convolutions at that of the products.
+"""Compiled kernels: a language model's steps at the pace of memory, a codec's convolutions at that of arithmetic.
 
-    llm/step ──► llm/team ────────────────┐ a step of a language model, on threads that wait for the next one
-                                          ├──► compiler ──► one C function, made of `instructions`
-    conv/layers, elementwise ──► parallel ┘ a codec's layers, in parts on PyTorch's threads
+    llm/team ────────────────────────────► a step of a language model, on threads that wait for the next one
+    conv/layers, elementwise ──► parallel ► a codec's layers, in parts on PyTorch's threads
+          both: units ──► compiler ──► a C function for each unit, made of `instructions`
 
 ONNX Runtime's quantized kernels are bound by arithmetic for one row, and compute several rows hardly faster than one
 after the other. These read the weights as fast as memory gives them, and share each of them among eight rows. numba

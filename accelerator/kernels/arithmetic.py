@@ -1,33 +1,31 @@
-"""Rows of numbers: levels of activations and their norms, and products of quantized weights with them."""
+"""Rows of numbers: their quantized values and their norms, and their products with matrices of quantized weights."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numba
 import numpy as np
 from numba import njit, types
 
-from . import descriptors as at
 from .instructions import float_of, pointer
-from .llm.quantized import levels as _LEVELS
-from .llm.quantized import place, product
+from .llm.quantized import matmul, place, quantize_block
+from .scalars import F32, OPTIONS, floats
+from .tiles import LANES, TILE_OUT, TOKENS
+from .views import block_layout
 
-__all__ = ["F32", "OPTIONS", "PRODUCTS", "QUERIES", "exp", "floats", "gated", "multiply", "normalise", "quantise"]
+__all__ = ["Quantized", "exp", "gated", "multiply", "quantize", "rms_norm"]
 
-# NaN stays NaN: it is how an answer shows that it cannot be right.
-OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
-F32 = np.float32
-PRODUCTS, QUERIES = 0, 2 * 8 * 16 * 4  # in a thread's scratch: two tiles' products, then eight queries
-_P41, _P42, _P44, _P48 = (product[4, n] for n in (1, 2, 4, 8))
-_P81, _P82, _P84, _P88 = (product[8, n] for n in (1, 2, 4, 8))
-_BIASED_ADDED, _BIASED, _ADDED, _PLACED = (place[kind] for kind in ((1, 1), (1, 0), (0, 1), (0, 0)))
 _LOG2E = np.float32(math.log2(math.e))
 
 
-@njit(inline="always")
-def floats(address, count):
-    return numba.carray(pointer(address), (count,), np.float32)
+class Quantized(NamedTuple):
+    """Addresses of quantized rows: int8 values [rows, blocks, block], and float32 scales and sums [rows, blocks]."""
+
+    values: int
+    scales: int
+    sums: int
 
 
 @njit(inline="always")
@@ -47,20 +45,18 @@ def exp(x):
 
 
 @njit(**OPTIONS)
-def quantise(x, width, block, blocks, values, scales, sums):
-    """float32 [width] at x, a multiple of 16 -> int8 levels [blocks, block], and float32 scales and sums of levels of
-    each block."""
+def quantize(x, width, block, blocks, values, scales, sums):
+    """A row float32 [width] at x, a multiple of 16: one row of `Quantized`; what is missing of the last block is 0."""
     into = numba.carray(pointer(values), (blocks * block,), np.int8)
     for i in range(blocks):
         size = min(block, width - i * block)
-        _LEVELS(x + 4 * i * block, size // 16, values + i * block, scales + 4 * i, sums + 4 * i)
+        quantize_block(x + 4 * i * block, size // 16, values + i * block, scales + 4 * i, sums + 4 * i)
         for k in range(i * block + size, (i + 1) * block):
             into[k] = 0
 
 
 @njit(**OPTIONS)
-def normalise(x, weight, width, eps, out):
-    """RMSNorm."""
+def rms_norm(x, weight, width, eps, out):
     source, scale, target = floats(x, width), floats(weight, width), floats(out, width)
     square = F32(0)
     for k in range(width):
@@ -71,92 +67,60 @@ def normalise(x, weight, width, eps, out):
 
 
 @njit(**OPTIONS)
-def _product(bits, rows, weights, blocks, pairs, values, scales, sums, factor, out, value_step, scale_step):
-    if bits == 4:
-        if rows == 1:
-            _P41(weights, blocks, pairs, values, scales, sums, factor, out, value_step, scale_step, 64)
-        elif rows == 2:
-            _P42(weights, blocks, pairs, values, scales, sums, factor, out, value_step, scale_step, 64)
-        elif rows <= 4:
-            _P44(weights, blocks, pairs, values, scales, sums, factor, out, value_step, scale_step, 64)
-        else:
-            _P48(weights, blocks, pairs, values, scales, sums, factor, out, value_step, scale_step, 64)
-    elif rows == 1:
-        _P81(weights, blocks, pairs, values, scales, sums, factor, out, value_step, scale_step, 64)
-    elif rows == 2:
-        _P82(weights, blocks, pairs, values, scales, sums, factor, out, value_step, scale_step, 64)
-    elif rows <= 4:
-        _P84(weights, blocks, pairs, values, scales, sums, factor, out, value_step, scale_step, 64)
-    else:
-        _P88(weights, blocks, pairs, values, scales, sums, factor, out, value_step, scale_step, 64)
-
-
-@njit(**OPTIONS)
-def _tile(plan, m, tile, tokens, first, values, scales, sums, y):
-    """One tile of matrix m (16 rows of weights) by tokens first .. first + 8 -> float32 [8, 16] at y."""
-    bits, block, blocks = plan[m + 3], plan[m + 4], plan[m + 5]
-    tile_size = blocks * (block * 2 * bits + 48)
+def _tile(matrix, tile, tokens, first, given, out):
+    """One tile of a matrix (16 rows of weights) by tokens first .. first + 8 -> float32 [8, 16] at out."""
+    bits, block, blocks = matrix.bits, matrix.block, matrix.blocks
+    _, _, size = block_layout(block, bits)
     width = block * blocks
-    _product(
+    matmul(
         bits,
-        min(8, tokens - first),
-        plan[m] + tile * tile_size,
+        min(TOKENS, tokens - first),
+        matrix.weights + tile * blocks * size,
         blocks,
         block // 32,
-        values + first * width,
-        scales + first * blocks * 4,
-        sums + first * blocks * 4,
-        plan[m + 1] + tile * 64,
-        y,
+        given.values + first * width,
+        given.scales + first * blocks * 4,
+        given.sums + first * blocks * 4,
+        matrix.factors + tile * 4 * LANES,
+        out,
         width,
         blocks * 4,
+        4 * LANES,
     )
 
 
 @njit(**OPTIONS)
-def multiply(plan, m, begin, end, tokens, values, scales, sums, scratch, target, step, adds):
-    """Tiles begin .. end of matrix m by all tokens, with its bias: put into, or added to, float32 [tokens, step]."""
-    products, rows, bias = floats(scratch + PRODUCTS, 128), plan[m + 7], plan[m + 2]
+def multiply(matrix, begin, end, tokens, given, scratch, target, step, adds):
+    """Tiles begin .. end of a matrix by all tokens, with its bias: put into, or added to, float32 [tokens, step]."""
+    tile_out, rows, bias = floats(scratch + TILE_OUT, TOKENS * LANES), matrix.rows, matrix.bias
     for tile in range(begin, end):
-        columns = min(16, rows - 16 * tile)
-        for first in range(0, tokens, 8):
-            some, out = min(8, tokens - first), target + 4 * (first * step + 16 * tile)
-            _tile(plan, m, tile, tokens, first, values, scales, sums, scratch + PRODUCTS)
-            if columns == 16:
-                _place(scratch + PRODUCTS, some, bias + 64 * tile, out, 4 * step, bias != 0, adds)
+        columns = min(LANES, rows - LANES * tile)
+        for first in range(0, tokens, TOKENS):
+            some, out = min(TOKENS, tokens - first), target + 4 * (first * step + LANES * tile)
+            _tile(matrix, tile, tokens, first, given, scratch + TILE_OUT)
+            if columns == LANES:
+                place(bias != 0, adds, scratch + TILE_OUT, some, bias + 4 * LANES * tile, out, 4 * step)
                 continue
             for t in range(some):
-                into, own = floats(out + 4 * t * step, columns), floats(bias + 64 * tile, columns)
+                into, own = floats(out + 4 * t * step, columns), floats(bias + 4 * LANES * tile, columns)
                 for k in range(columns):
-                    value = products[16 * t + k]
+                    value = tile_out[LANES * t + k]
                     if bias:
                         value += own[k]
                     into[k] = into[k] + value if adds else value
 
 
 @njit(**OPTIONS)
-def _place(products, rows, bias, out, step, biased, adds):
-    if biased and adds:
-        _BIASED_ADDED(products, rows, bias, out, step)
-    elif biased:
-        _BIASED(products, rows, bias, out, step)
-    elif adds:
-        _ADDED(products, rows, bias, out, step)
-    else:
-        _PLACED(products, rows, bias, out, step)
-
-
-@njit(**OPTIONS)
-def gated(plan, m, begin, end, tokens, values, scales, sums, scratch):
-    """Tiles begin .. end of SwiGLU's gate, each before that of what it lets through: silu(gate) * up."""
-    ffn = plan[at.FFN]
-    products = floats(scratch + PRODUCTS, 256)
+def gated(matrix, begin, end, tokens, given, scratch, inner, ffn):
+    """SwiGLU: silu(gate) * up into float32 inner [tokens, ffn], where tiles of gate and up lie by turns."""
+    size = TOKENS * LANES
+    tile_out = floats(scratch + TILE_OUT, 2 * size)
     for tile in range(begin, end):
-        for first in range(0, tokens, 8):
-            _tile(plan, m, 2 * tile, tokens, first, values, scales, sums, scratch + PRODUCTS)
-            _tile(plan, m, 2 * tile + 1, tokens, first, values, scales, sums, scratch + PRODUCTS + 512)
-            for t in range(min(8, tokens - first)):
-                out = floats(plan[at.INNER] + 4 * ((first + t) * ffn + 16 * tile), 16)
-                for k in range(16):
-                    gate = products[16 * t + k]
-                    out[k] = gate / (F32(1) + exp(min(-gate, F32(80)))) * products[128 + 16 * t + k]
+        for first in range(0, tokens, TOKENS):
+            _tile(matrix, 2 * tile, tokens, first, given, scratch + TILE_OUT)
+            _tile(matrix, 2 * tile + 1, tokens, first, given, scratch + TILE_OUT + 4 * size)
+            for t in range(min(TOKENS, tokens - first)):
+                out = floats(inner + 4 * ((first + t) * ffn + LANES * tile), LANES)
+                for k in range(LANES):
+                    gate = tile_out[LANES * t + k]
+                    out[k] = gate / (F32(1) + exp(min(-gate, F32(80)))) * tile_out[size + LANES * t + k]

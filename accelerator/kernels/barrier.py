@@ -14,8 +14,8 @@ import numpy as np
 from numba import njit
 
 from . import descriptors as at
-from .arithmetic import OPTIONS
 from .instructions import add, cycles, load, pause, pointer, store, swap, wait, wake
+from .scalars import OPTIONS
 
 __all__ = ["await_step", "begin", "judge", "meet", "share", "stop"]
 

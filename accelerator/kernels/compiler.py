@@ -1,7 +1,7 @@
 """The kernels as machine code: compiled by numba once for a processor, kept in the cache, loaded without numba.
 
-numba needs seconds to compile and a second to be imported. So what it makes is put into one object file, and LLVM's
-linker (llvmlite) puts that into the process.
+numba needs seconds to compile and a second to be imported. So what it makes of a unit is put into an object file, and
+LLVM's linker (llvmlite) puts that into the process.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import functools
 import logging
 import platform
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,12 @@ from ..export import sources
 from ..export.component import ProgressEvent, tell
 from . import job
 from .features import available, wanted
-from .opcodes import PARTS
 
-__all__ = ["Function", "function"]
+__all__ = ["Function", "Unit", "function", "region", "require"]
 
 logger = logging.getLogger(__name__)
 
 _NAME, _REGION, _FILE = "accelerator_native", "accelerator_region", "kernels.o"
-_ARGUMENTS = 7
 _AVX2 = "haswell"  # LLVM's name of the oldest processor with what is needed
 # What numba's code for exceptions and reference counts refers to, and never calls here.
 _UNUSED = (
@@ -40,85 +40,103 @@ _UNUSED = (
 )
 
 
-class Function:
-    """The C function int64(what, a, b, c, d, e, f); it lets go of the interpreter's lock.
+@dataclass(frozen=True)
+class Unit:
+    """What is compiled together behind one C function, and loaded when it is first needed: see `units`.
 
-    address: of the machine code. region: the address of a C function that runs `PARTS` of a job: see `parts`.
+    module: where it is named. What that imports is what the machine code comes from. entry: gives the Python function
+    of int64 to compile. arguments: how many it takes; a unit that does parts of a job has one, its address.
     """
 
-    def __init__(self, engine: Any) -> None:
+    name: str
+    module: str
+    entry: Callable[[], Any]
+    arguments: int = 1
+
+
+class Function:
+    """A unit's C function int64(numbers ...); it lets go of the interpreter's lock. address: of the machine code."""
+
+    def __init__(self, engine: Any, arguments: int) -> None:
         """engine: of LLVM; the code lives in it."""
         self._engine = engine
-        self.address, self.region = (engine.get_function_address(name) for name in (_NAME, _REGION))
-        numbers = [ctypes.c_int64] * _ARGUMENTS
+        self.address = engine.get_function_address(_NAME)
+        numbers = [ctypes.c_int64] * arguments
         self._raw = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *numbers)(self.address)
 
-    def __call__(self, what: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, e: int = 0, f: int = 0) -> int:
+    def __call__(self, *numbers: int) -> int:
         """Raises SessionError."""
         answer = ctypes.c_int64()
         failed = ctypes.c_void_p()
-        if self._raw(ctypes.addressof(answer), ctypes.addressof(failed), what, a, b, c, d, e, f):
+        if self._raw(ctypes.addressof(answer), ctypes.addressof(failed), *numbers):
             raise SessionError("a compiled kernel failed")
         return answer.value
 
 
-def function() -> Function:
-    """The kernels.
+def function(unit: Unit) -> Function:
+    """A unit's kernels, compiled if they are not in the cache.
 
-    Raises SessionError, and then always: what took half a minute to fail is not tried again.
+    Raises SessionError, and then always: what took ten seconds to fail is not tried again.
     """
     if not available():
         raise SessionError("the compiled kernels need AVX2, Linux, numba and llvmlite")
-    found = _made()
+    found = _made(unit)
     if isinstance(found, SessionError):
         raise found
     return found
 
 
+def require(*units: Unit) -> None:
+    """Find out now whether there are these kernels, rather than in the middle of a layer. Raises SessionError."""
+    for unit in units:
+        function(unit)
+
+
 @functools.cache
-def _made() -> Function | SessionError:
+def _made(unit: Unit) -> Function | SessionError:
     try:
-        return _load(_object())
+        return Function(_loaded(_object(unit)), unit.arguments)
     except (CacheError, OSError) as error:
         failure = SessionError(f"there is no place for the compiled kernels: {error}")
     except Exception as error:  # whatever numba's and LLVM's many layers raise
-        failure = SessionError(f"the kernels cannot be compiled or loaded: {error}")
+        failure = SessionError(f"the kernels of {unit.name!r} cannot be compiled or loaded: {error}")
     logger.warning("%s", failure)
     return failure
 
 
-def _object() -> bytes:
+def _object(unit: Unit) -> bytes:
     """The object file, from the cache if nobody else can have put it there."""
     cache = ContentCache(default_root())
     existing = next(each for each in (cache.root, *cache.root.parents) if each.exists())
     if (reason := untrusted(existing)) is not None:
-        return _compiled_apart(reason)
-    path = _kept(cache)
+        return _compiled_apart(unit, reason)
+    path = _kept(unit, cache)
     reason = untrusted(path)
-    return path.read_bytes() if reason is None else _compiled_apart(reason)
+    return path.read_bytes() if reason is None else _compiled_apart(unit, reason)
 
 
-def _compiled_apart(reason: str) -> bytes:
-    logger.warning("the kernels are compiled for this process alone: %s", reason)
-    return _compile()
+def _compiled_apart(unit: Unit, reason: str) -> bytes:
+    logger.warning("the kernels of %r are compiled for this process alone: %s", unit.name, reason)
+    return _compile(unit)
 
 
-def _kept(cache: ContentCache) -> Path:
+def _kept(unit: Unit, cache: ContentCache) -> Path:
     fields = {
         "component": "kernels",
-        "sources": sources.digest(__name__),
+        "unit": unit.name,
+        "sources": sources.digest(unit.module, __name__),
         "processor": list(_processor()),
         "versions": {name: version(name) for name in ("numba", "llvmlite")},
         "platform": [platform.system(), platform.machine()],
     }
 
     def build(directory: Path) -> dict[str, Any]:
-        logger.info("compiling kernels for this processor")
-        tell(ProgressEvent("kernels", "compile"))
-        (directory / _FILE).write_bytes(_compile())
+        logger.info("compiling the kernels of %r for this processor", unit.name)
+        tell(ProgressEvent(f"{unit.name} kernels", "compile"))
+        (directory / _FILE).write_bytes(_compile(unit))
         return {"precision": "compiled"}
 
-    entry = cache.get_or_create(make_key(**fields), build, name="kernels", fields={})
+    entry = cache.get_or_create(make_key(**fields), build, name=f"{unit.name} kernels", fields={})
     return entry.path / _FILE
 
 
@@ -143,19 +161,17 @@ def _processor() -> tuple[str, str]:
     return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
 
 
-def _compile() -> bytes:
-    """All kernels behind one function, as an object file."""
+def _compile(unit: Unit) -> bytes:
+    """A unit's object file."""
     import llvmlite.binding as llvm
     import numba
     from numba.core import config as numbas
 
-    from .llm import step
-
     config: Any = numbas
-    signature, level = f"int64({', '.join(['int64'] * _ARGUMENTS)})", config.OPT
+    signature, level = f"int64({', '.join(['int64'] * unit.arguments)})", config.OPT
     config.OPT = type(level)(0)  # numba would optimise what each function calls anew with each of its callers
     try:
-        made = numba.njit(signature, nogil=True, error_model="numpy")(step.call)
+        made = numba.njit(signature, nogil=True, error_model="numpy")(unit.entry())
     finally:
         config.OPT = level
     overload: Any
@@ -180,21 +196,30 @@ def _uncounted(code: str) -> str:
     return re.sub(r"^\s*(?:tail )?call void @NRT_(?:in|de)cref\(.*\)$", "", code, flags=re.MULTILINE)
 
 
-def _load(code: bytes) -> Function:
+def _loaded(code: bytes) -> Any:
+    """An engine of LLVM with this object file."""
     import llvmlite.binding as llvm
 
-    machine = _machine()
     for name in _UNUSED:
         if not llvm.address_of_symbol(name):
             llvm.add_symbol(name, ctypes.cast(ctypes.pythonapi.Py_GetVersion, ctypes.c_void_p).value)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(_region()), machine)
+    machine = _machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    return Function(engine)
+    return engine
 
 
-def _region() -> str:
-    """void(job): the function whose address the job holds, asked for `PARTS`; what it answers is added to `FAILED`."""
+def region() -> int:
+    """The address of the C function void(job): calls the function whose address the job holds, of a unit that does
+    parts of jobs; what it answers is added to `FAILED`."""
+    return int(_region().get_function_address(_REGION))
+
+
+@functools.cache
+def _region() -> Any:
+    """The engine in which it lives."""
+    import llvmlite.binding as llvm
     from llvmlite import ir
 
     number, size = ir.IntType(64), ir.IntType(32)
@@ -205,10 +230,12 @@ def _region() -> str:
     def place(index: int) -> Any:
         return b.inttoptr(b.add(where, number(8 * index)), number.as_pointer())
 
-    kind = ir.FunctionType(size, [number] * (2 + _ARGUMENTS))  # addresses are passed as numbers are
+    kind = ir.FunctionType(size, [number] * 3)  # addresses are passed as numbers are
     kernel = b.inttoptr(b.load(place(job.FUNCTION)), kind.as_pointer())
     answer, failure = (b.ptrtoint(b.alloca(number), number) for _ in range(2))
-    given = [number(PARTS), where, *[number(0)] * (_ARGUMENTS - 2)]
-    b.atomic_rmw("add", place(job.FAILED), b.zext(b.call(kernel, [answer, failure, *given]), number), "seq_cst")
+    failed = b.zext(b.call(kernel, [answer, failure, where]), number)
+    b.atomic_rmw("add", place(job.FAILED), failed, "seq_cst")
     b.ret_void()
-    return str(region.module)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(region.module)), _machine())
+    engine.finalize_object()
+    return engine

@@ -1,32 +1,202 @@
-"""Where a step's sizes and addresses stand in the array that the compiled code reads: see `kernels`.
+"""What the compiled code reads: sizes and addresses, as records whose fields have one name in Python and in numba.
 
-A matrix is eight numbers: the addresses of its tiles, of a factor for each row and of its bias (0: none), bits, weights
-in a block, blocks in a row, tiles, rows.
+    PLAN ──► LAYER, one behind the other ──► MATRIX    a step of a language model
+    FRAME ──► PLAN, and a DRAW for each row            a frame's codes, drawn and stepped in one call
+    Filter, Mix, Dense, Single, Snake, Order           a codec's layers, and the order of their weights
+
+NumPy fills the records, `views` reads them in compiled code. A field is an int64 where no other type is named; many are
+addresses, and 0 is none. What a codec's layer reads is a tuple of int64 with names, since a window has three hundred of
+these, and a tuple is made faster than an array.
 """
 
 from __future__ import annotations
 
-(
-    DIM, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN, INT8_CACHE, BATCH, LENGTH, CAPACITY, ROW, BACK, THREADS, WANTED,
-    POST_NORM, PROJECTION_GIVEN, EPS, HIDDEN_WIDTH, INPUT_STEP,
-    INPUT, SEQLENS, LOGITS, HIDDEN, COS, SIN, NORM,
-    X, QKV_OUT, ATTENDED, INNER, TOGETHER, SHARED_VALUES, SHARED_SCALES, SHARED_SUMS,
-    SCRATCH, SCRATCH_SIZE, SCRATCH_SCALES, SCRATCH_SUMS, SCRATCH_SCORES, SCRATCH_KEYS,
-) = range(40)  # fmt: skip
-MATRIX = 8
-HEAD, PROJECTION = 40, 48
-SIZE = 56  # of all this; the layers follow
-ATTENTION_NORM, FFN_NORM, QK_NORM, KEY_SCALE, VALUE_SCALE, KEYS, VALUES = range(7)
-QKV, OUT, GATE_UP, DOWN = (8 + MATRIX * i for i in range(4))
-LAYER = 40
-LANES = 16  # float32 in a vector of AVX-512; also the rows of a tile of weights
-MOST = 1 << 20  # numbers: no plan is longer
+from typing import NamedTuple
 
-PROMPT = 8  # positions from which a row's queries are attended to eight at a time
-QUERY_BYTES = 8 * 256 * 4  # of eight queries
+import numpy as np
+
+__all__ = [
+    "AS_BF16",
+    "AS_INT16",
+    "DENSE",
+    "DRAW",
+    "DRAW_SPACE",
+    "FILTER",
+    "FOR_MIX",
+    "FRAME",
+    "LAYER",
+    "MATRIX",
+    "MIX",
+    "ORDER",
+    "PLAN",
+    "SINGLE",
+    "SNAKE",
+    "SNAKED",
+    "Dense",
+    "Filter",
+    "Mix",
+    "Order",
+    "Single",
+    "Snake",
+]
+
+
+def _record(*fields: str | tuple[str, np.typing.DTypeLike]) -> np.dtype:
+    return np.dtype([(each, np.int64) if isinstance(each, str) else each for each in fields], align=True)
+
+
+# A language model's step
+
+# A matrix of quantized weights: its tiles (see `tiles.block_layout`), and for each row a factor and a bias, float32.
+# block: columns in a block. blocks: in a row.
+MATRIX = _record("weights", "factors", "bias", "bits", "block", "blocks", "tiles", "rows")
+
+# keys, values: of the cache. key_scale, value_scale: of a cache in int8.
+LAYER = _record(
+    *("attention_norm", "ffn_norm", "qk_norm", "key_scale", "value_scale", "keys", "values"),
+    *(("qkv", MATRIX), ("out", MATRIX), ("gate_up", MATRIX), ("down", MATRIX)),
+)
+
+PLAN = _record(
+    *("dim", "heads", "kv_heads", "head_dim", "ffn", "layers", "first_layer", "threads"),
+    *(("eps", np.float32), "int8_cache", "cos", "sin", "norm", ("head", MATRIX)),
+    *("post_norm", "hidden_width", "is_projected", ("projection", MATRIX)),
+    # A run: `length` positions of `batch` rows, the first of which is number `row` of a cache of `capacity` positions.
+    # back: from the last position of `seqlens` to the first of these. wanted: whether logits are.
+    *("batch", "length", "capacity", "row", "back", "wanted", "input", "input_step", "seqlens", "logits", "hidden"),
+    # What all threads work in, float32 but for the quantized values.
+    *("x", "qkv_out", "attended", "inner", "last", "shared_values", "shared_scales", "shared_sums"),
+    # What each thread works in: see `tiles.scratch_layout`.
+    *("scratch", "scratch_size", "scratch_scales", "scratch_sums", "scratch_scores", "scratch_keys"),
+)
+
+
+# A frame
+
+# float32 logits [count]; values that are penalised, int64 recent [window]; random numbers, float64 uniforms, `used` of
+# which have been.
+DRAW = _record(
+    *("logits", "count", "recent", "window", "uniforms", "used", "top_k", "active"),
+    *(("penalty", np.float64), ("temperature", np.float64), ("top_p", np.float64)),
+)
+# The `plan` of a step of `rows` rows, whose `draws` are for the codebooks from `next` on. What is drawn goes to int64
+# codes [rows, codebooks], and as a row of `table` to float32 x [rows, dim]; each step adds one to int32 lengths [rows].
+# space: memory for a draw. drawing, stepping: cycles that were spent on each.
+FRAME = _record(
+    *("plan", "rows", "codebooks", "next", "table", "is_bf16", "dim", "x", "lengths", "draws", "codes", "space"),
+    *("drawing", "stepping"),
+)
+DRAW_SPACE = 12  # bytes of memory that a draw needs for each logit
+
+
+# A codec's layers
+
+# What a filter's `kind` is made of; a mix's and an order's is AS_BF16, AS_INT16 or 0.
+SNAKED, AS_BF16, FOR_MIX, AS_INT16 = 1, 2, 4, 8
+
+
+class Filter(NamedTuple):
+    """y = conv(x, weights) + bias of float32 x [given, channels] by minimal filtering. kind: what becomes of y.
+
+    is_int16: of its own matrix products, with `weight_scales`. FOR_MIX: y is the values of a `Mix`, with `room` rows
+    to a chunk; AS_INT16 of these, with `y_scales`.
+    """
+
+    x: int
+    given: int
+    channels: int
+    y: int
+    columns: int
+    kind: int
+    weights: int
+    bias: int
+    dilation: int
+    taps: int
+    is_int16: int
+    weight_scales: int
+    room: int
+    y_scales: int
+
+
+class Mix(NamedTuple):
+    """x += values weights + bias for float32 x [rows, columns], where values have `room` rows to a chunk."""
+
+    values: int
+    value_scales: int
+    room: int
+    channels: int
+    x: int
+    rows: int
+    columns: int
+    weights: int
+    weight_scales: int
+    bias: int
+    kind: int
+
+
+class Dense(NamedTuple):
+    """y = conv(values, weights) + bias for float32 y [rows, columns], values of int16 with `room` rows to a chunk."""
+
+    values: int
+    value_scales: int
+    room: int
+    rows: int
+    channels: int
+    taps: int
+    dilation: int
+    columns: int
+    weights: int
+    weight_scales: int
+    bias: int
+    y: int
+
+
+class Single(NamedTuple):
+    """y[r] = the sum of `terms` values behind x[step r] by the weights, and the weight behind these; all float32."""
+
+    x: int
+    weights: int
+    y: int
+    terms: int
+    step: int
+
+
+class Snake(NamedTuple):
+    """y = snake(x) for [rows, channels], float32 or bfloat16; alpha: float32 [channels], or 0 for ones."""
+
+    x: int
+    alpha: int
+    y: int
+    channels: int
+    x_is_bf16: int
+    y_is_bf16: int
+
+
+class Order(NamedTuple):
+    """float32 kernel [columns, taps, channels] -> y [points, blocks, channels, CHUNK], each point's values the taps'
+    sum by its factors, float64 [points, taps]. run: how many channels are multiplied before others are, for AS_INT16.
+    """
+
+    kernel: int
+    taps: int
+    channels: int
+    points: int
+    factors: int
+    blocks: int
+    y: int
+    y_scales: int
+    kind: int
+    run: int
+
+
+FILTER, MIX, DENSE, SINGLE, SNAKE, ORDER = (
+    _record(*each._fields) for each in (Filter, Mix, Dense, Single, Snake, Order)
+)
+
 
 # A team's counters, as int64 that are far enough apart to be in cache lines of their own; ASLEEP: 8 for each thread.
-# TICKET: the steps so far times MANY, and the THREADS of the last one. What only a step's leader reads and writes: NOW,
+# TICKET: the steps so far times MANY, and the threads of the last one. What only a step's leader reads and writes: NOW,
 # the threads that share a step at present; AGAIN, when more are tried; PENALTY, for how long they were not.
 TICKET, BARRIER, JOB, STOP, SLEEPERS, LOST, NOW, AGAIN, PENALTY, ASLEEP = 0, 8, 16, 24, 32, 40, 48, 49, 50, 56
 MANY = 1024  # there are fewer threads
+MOST = 1 << 20  # numbers: no job is longer

@@ -11,7 +11,7 @@ from ..errors import InvalidOption
 from ..hardware import detect
 from ..installation import install_command
 
-__all__ = ["available", "is_wide", "kind", "missing", "multiplies_bf16", "wanted"]
+__all__ = ["available", "kind", "missing", "multiplies_bf16", "uses_avx512", "wanted"]
 
 _NEEDED = ("avx2", "fma", "f16c")
 _WANTED = ("auto", "avx2", "none")
@@ -42,7 +42,7 @@ def kind() -> str:
     """Which kernels there are here, "" for none, and who compiles them: what they answer may depend on that."""
     if not available():
         return ""
-    return f"{'avx512_vnni' if is_wide() else 'avx2'} numba {version('numba')} llvmlite {version('llvmlite')}"
+    return f"{'avx512_vnni' if uses_avx512() else 'avx2'} numba {version('numba')} llvmlite {version('llvmlite')}"
 
 
 def _installed(name: str) -> bool:
@@ -52,7 +52,7 @@ def _installed(name: str) -> bool:
         return False
 
 
-def is_wide() -> bool:
+def uses_avx512() -> bool:
     """Whether AVX512-VNNI is used; other processors use AVX2."""
     return wanted() != "avx2" and {"avx512f", "avx512_vnni"} <= set(detect().isa)
 
@@ -67,4 +67,4 @@ def wanted() -> str:
 
 def multiplies_bf16() -> bool:
     """Whether this processor multiplies pairs of bfloat16."""
-    return is_wide() and "avx512_bf16" in detect().isa
+    return uses_avx512() and "avx512_bf16" in detect().isa

@@ -1,4 +1,4 @@
-"""Processor instructions as functions that numba compiles: attention's products, atomic counters, bits.
+"""Processor instructions as functions that numba compiles: attention's matrix products, atomic counters, bits.
 
 numba has no vectors of its own, so the innermost loops are written in LLVM's language here, and what calls them in
 Python (`kernels`).
@@ -6,18 +6,22 @@ Python (`kernels`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .vectors import FLOAT, FLOATS, I8, I32, I64, INTS, LANES, REGISTER, WIDE, WIDTH, Code, function, zeros
+from .vectors import AVX512, FLOAT, FLOATS, I8, I32, I64, INTS, LANES, REGISTER, WIDTH, Code, function, switch, zeros
 
 __all__ = [
     "add",
-    "attend",
+    "attend_16",
+    "attend_64",
+    "attend_eight_16",
+    "attend_eight_32",
     "bits_of",
     "cycles",
     "float_of",
@@ -35,10 +39,10 @@ __all__ = [
 
 _FUTEX, _WAIT, _WAKE = 202, 128, 129  # Linux's call and what it is asked for, of one process's threads
 _ALL = 2**31 - 1
-_SUMS = 16 if WIDE else 8  # registers that hold sums; there are twice as many
+_SUMS = 16 if AVX512 else 8  # registers that hold sums; there are twice as many
 
 
-def _scores(is_int8: bool, heads: int) -> Any:
+def _scores(is_int8: bool, heads: int) -> Callable[..., None]:
     """(queries, keys, count, chunks, out, out_step): out[h, j] = queries[h] . keys[j], of 16 `chunks` dimensions."""
     size = LANES * (1 if is_int8 else 4)
 
@@ -60,10 +64,10 @@ def _scores(is_int8: bool, heads: int) -> Any:
 
         c.loop(count, [], key)
 
-    return function(6, generate)
+    return generate
 
 
-def _attend(is_int8: bool, heads: int, chunks: int) -> Any:
+def _attend(is_int8: bool, heads: int, chunks: int) -> Callable[..., None]:
     """(weights, weight_step, values, row, count, out, out_step): out[h] = sum over j of weights[h, j] values[j], of
     16 `chunks` dimensions; rows of values are `row` bytes apart."""
     size = WIDTH * (1 if is_int8 else 4)
@@ -94,7 +98,7 @@ def _attend(is_int8: bool, heads: int, chunks: int) -> Any:
         for first in range(0, len(pieces), together):
             some(pieces[first : first + together])
 
-    return function(7, generate)
+    return generate
 
 
 def _scores_of_tiles() -> Any:
@@ -125,7 +129,7 @@ def _scores_of_tiles() -> Any:
     return function(7, generate)
 
 
-def _transposed(is_int8: bool) -> Any:
+def _transposed(is_int8: bool) -> Callable[..., None]:
     """(keys, row, out): sixteen values of each of sixteen keys, `row` bytes apart -> float32 [16 values, 16 keys]."""
     kind = ir.VectorType(I8 if is_int8 else FLOAT, LANES)
     low, high = ([h + i // 2 + LANES * (i % 2) for i in range(LANES)] for h in (0, LANES // 2))
@@ -140,17 +144,26 @@ def _transposed(is_int8: bool) -> Any:
             floats = b.sitofp(b.sext(values, INTS), FLOATS) if is_int8 else values
             c.put(floats, c.plus(out, 4 * LANES * i))
 
-    return function(3, generate)
+    return generate
+
+
+def _of_either_cache(count: int, generator: Callable[[bool], Callable[..., None]]) -> Any:
+    """A function of `count` int64, the first of which says whether the cache is int8."""
+    return function(count, switch({is_int8: generator(bool(is_int8)) for is_int8 in (1, 0)}))
+
+
+def _attend_of(heads: Sequence[int], chunks: int) -> Any:
+    """(is_int8, one of `heads`, and what `_attend` takes)"""
+    return _of_either_cache(9, lambda is_int8: switch({n: _attend(is_int8, n, chunks) for n in heads}))
 
 
 scores_of_tiles = _scores_of_tiles()
-transposed = {is_int8: _transposed(is_int8) for is_int8 in (True, False)}
-scores = {(is_int8, heads): _scores(is_int8, heads) for is_int8 in (True, False) for heads in (1, 2)}
-attend = {
-    (is_int8, heads, chunks): _attend(is_int8, heads, chunks)
-    for is_int8 in (True, False)
-    for heads, chunks in ((1, 1), (1, 4), (2, 1), (2, 4), (8, 1), (8, 2))
-}
+transposed = _of_either_cache(4, _transposed)
+scores = _of_either_cache(8, lambda is_int8: switch({heads: _scores(is_int8, heads) for heads in (1, 2)}))
+attend_16, attend_64 = _attend_of((1, 2), 1), _attend_of((1, 2), 4)
+attend_eight_16, attend_eight_32 = (
+    _of_either_cache(8, functools.partial(_attend, heads=8, chunks=chunks)) for chunks in (1, 2)
+)
 
 
 @intrinsic

@@ -1,23 +1,7 @@
-"""The first argument of the compiled function, which says what to do; and of `PARTS`, which kernel does them."""
+"""The first argument of the compiled step, which says what to do."""
 
 from __future__ import annotations
 
-__all__ = [
-    "DENSE",
-    "DRAW",
-    "END",
-    "FILTER",
-    "FRAME",
-    "LEAD",
-    "LEVELS",
-    "MIX",
-    "ORDER",
-    "PACK",
-    "PARTS",
-    "SERVE",
-    "SINGLE",
-    "SNAKE",
-]
+__all__ = ["DRAW", "END", "FRAME", "LEAD", "SERVE"]
 
-LEAD, SERVE, END, PACK, PARTS, LEVELS, FRAME, DRAW = range(8)
-SNAKE, FILTER, MIX, DENSE, SINGLE, ORDER = range(6)
+LEAD, SERVE, END, FRAME, DRAW = range(5)

@@ -17,37 +17,41 @@ from typing import Any
 import numpy as np
 
 from ..errors import SessionError
+from ..hardware.forks import Lock
 from ..hardware.openmp import library
 from . import job as at
-from .compiler import function
-from .opcodes import PARTS
+from .compiler import Unit, function, region
 
 __all__ = ["in_parts"]
 
+_LOCK = Lock()
+
 
 def in_parts(
-    kind: int, plan: Sequence[int], ends: Sequence[int], threads: int, memory: int = 0, space: int = 0
+    unit: Unit, plan: Sequence[int], ends: Sequence[int], threads: int, memory: int = 0, space: int = 0
 ) -> None:
-    """Have the kernel `kind` do its parts between all neighbours in `ends`; returns when all are done.
+    """Have a unit's kernel do its parts between all neighbours in `ends`; returns when all are done.
 
     plan: the numbers that it reads. memory: the address of `space` bytes for each of `threads`. Raises SessionError.
     """
-    call, count = function(), len(ends) - 1
+    call, count = function(unit), len(ends) - 1
     if count <= 0:
         return
     threads = min(threads, count)
     numbers = np.array(plan, np.int64)
-    job = np.array(at.job(call.address, kind, numbers.ctypes.data, memory, space, ends), np.int64)
+    job = np.array(at.job(call.address, numbers.ctypes.data, memory, space, ends), np.int64)
     where = job.ctypes.data
     if threads <= 1:
-        call(PARTS, where)
+        call(where)
     elif (parallel := _parallel()) is not None:
-        parallel(call.region, where, threads, 0)
+        with _LOCK:  # or two threads make one each, and the first of them is gone while it runs
+            begun = region()
+        parallel(begun, where, threads, 0)
         if job[at.FAILED]:
             raise SessionError("a compiled kernel failed")
     else:
-        others = [_pool(threads, os.getpid()).submit(call, PARTS, where) for _ in range(1, threads)]
-        call(PARTS, where)
+        others = [_pool(threads, os.getpid()).submit(call, where) for _ in range(1, threads)]
+        call(where)
         for other in others:
             other.result()
 

@@ -6,17 +6,18 @@ registers is written in `WIDTH`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .descriptors import LANES
-from .features import is_wide, multiplies_bf16
+from .features import multiplies_bf16, uses_avx512
+from .tiles import LANES
 
 __all__ = [
+    "AVX512",
     "BF16",
     "FLOAT",
     "FLOATS",
@@ -29,15 +30,15 @@ __all__ = [
     "INT_REGISTER",
     "LANES",
     "REGISTER",
-    "WIDE",
     "WIDTH",
     "Code",
     "function",
+    "switch",
     "zeros",
 ]
 
-WIDE, BF16 = is_wide(), multiplies_bf16()
-WIDTH = LANES if WIDE else LANES // 2  # float32 in a register
+AVX512, BF16 = uses_avx512(), multiplies_bf16()
+WIDTH = LANES if AVX512 else LANES // 2  # float32 in a register
 I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 FLOAT, HALF = ir.FloatType(), ir.HalfType()
 INTS, FLOATS = (ir.VectorType(t, LANES) for t in (I32, FLOAT))
@@ -103,14 +104,14 @@ class Code:
     def fma(self, x: Any, y: Any, z: Any) -> Any:
         return self.call(f"llvm.fma.v{x.type.count}f32", x.type, x, y, z)
 
-    def product_of_pairs(self, x: Any, y: Any, z: Any) -> Any:
+    def dot_bf16(self, x: Any, y: Any, z: Any) -> Any:
         """z + the products of bfloat16, two beside each other in a lane of integers."""
         x, y = (self.b.bitcast(v, ir.VectorType(_BFloat(), 2 * LANES)) for v in (x, y))
         return self.call("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, z, x, y)
 
-    def levels_of_pairs(self, x: Any, y: Any, z: Any) -> Any:
+    def dot_int16(self, x: Any, y: Any, z: Any) -> Any:
         """z + the products of int16, two beside each other in a lane of a register."""
-        if WIDE:
+        if AVX512:
             return self.call("llvm.x86.avx512.vpdpwssd.512", INTS, z, x, y)
         x, y = (self.b.bitcast(v, ir.VectorType(I16, 2 * WIDTH)) for v in (x, y))
         return self.b.add(z, self.call("llvm.x86.avx2.pmadd.wd", INT_REGISTER, x, y))
@@ -127,8 +128,8 @@ class Code:
         """Values of a key-value cache, as many as `kind` holds."""
         if not is_int8:
             return self.at(address, kind, 4)
-        levels = self.at(address, ir.VectorType(I8, kind.count))
-        return self.b.sitofp(self.b.sext(levels, ir.VectorType(I32, kind.count)), kind)
+        quantized = self.at(address, ir.VectorType(I8, kind.count))
+        return self.b.sitofp(self.b.sext(quantized, ir.VectorType(I32, kind.count)), kind)
 
     def loop(self, count: Any, values: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
         """`count` times (at least once) body(index, values) -> the next values; answers the last."""
@@ -153,6 +154,24 @@ class Code:
 
 def zeros(kind: Any, count: int) -> list[Any]:
     return [ir.Constant(kind, [0] * kind.count)] * count
+
+
+def switch(cases: Mapping[int, Callable[..., None]]) -> Callable[..., None]:
+    """What writes the code of all cases, and a jump to the one whose number is the first argument; to the last one if
+    none is. Cases of the same generator share its code. A case may be a switch again, over the next argument."""
+
+    def generate(c: Code, chosen: Any, *arguments: Any) -> None:
+        blocks = {each: c.b.append_basic_block("case") for each in dict.fromkeys(cases.values())}
+        jump, end = c.b.switch(chosen, list(blocks.values())[-1]), c.b.append_basic_block("end")
+        for number, each in cases.items():
+            jump.add_case(c.number(number), blocks[each])
+        for each, block in blocks.items():
+            c.b.position_at_end(block)
+            each(c, *arguments)
+            c.b.branch(end)
+        c.b.position_at_end(end)
+
+    return generate
 
 
 def function(count: int, generate: Callable[..., None]) -> Any:

@@ -14,7 +14,17 @@ from ..runtime.options import BF16_FLAGS, SHORT_SPIN_US, Dtype, RunOptions
 from ..runtime.threads import torch_threads
 from .part import Backend, Call, Machine
 
-__all__ = ["COMPILED", "ONNX_RUNTIME", "REWRITTEN", "compiled_kernels", "onnx_runtime", "rewritten", "wants_prefill"]
+__all__ = [
+    "COMPILED",
+    "ONNX_RUNTIME",
+    "REWRITTEN",
+    "beside_steps",
+    "compiled_kernels",
+    "onnx_runtime",
+    "over_graphs",
+    "rewritten",
+    "wants_prefill",
+]
 
 ONNX_RUNTIME, REWRITTEN, COMPILED = "onnxruntime", "onednn", "native"  # as metrics and tunings name them
 
@@ -64,6 +74,28 @@ def rewritten(component: Component, load: Load) -> Backend:
         return options.dtype == "fp32" or report.get(options.dtype, {}).get("passed") is True
 
     return Backend(REWRITTEN, (component,), offers, load, proven, probed=True, concurrent=False)
+
+
+def over_graphs(
+    components: tuple[Component, ...], load: Load, proven: Callable[[Mapping[str, Export]], bool]
+) -> tuple[Backend, ...]:
+    """Compiled kernels and ONNX Runtime, over the same exports of a language model. proven: for the kernels."""
+    return (
+        compiled_kernels(components, load, available=kernels.available, proven=lambda _, exports: proven(exports)),
+        onnx_runtime(components, load),
+    )
+
+
+def beside_steps(options: RunOptions) -> tuple[RunOptions, bool] | None:
+    """How graphs for prefill run beside a backend, and whether they are for its steps, too; None if they do not.
+
+    With AMX, whose matrix instructions compiled kernels do not use, they run prompts for both backends; and steps, too,
+    in ONNX Runtime. Elsewhere they are the faster ones for its prompts only.
+    """
+    compiled, amx = options.backend == COMPILED, "amx_int8" in detect().isa
+    if not compiled:
+        return options, amx
+    return (replace(options, backend=ONNX_RUNTIME, spin_us=SHORT_SPIN_US), False) if amx else None
 
 
 def wants_prefill() -> bool:

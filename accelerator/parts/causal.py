@@ -18,21 +18,20 @@ import numpy as np
 
 from .. import kernels
 from ..errors import BadOutput, SessionError
-from ..export.component import Built, Component, Export, Progress, ProgressEvent
+from ..export.component import Built, Component, Export, Progress, ProgressEvent, counted
 from ..export.graph.causal import NAME, build_causal
 from ..export.graph.quantize import BY_ROW, RECIPES, Recipe
 from ..export.graph.specs import CausalSpec, KVRanges, Weights
 from ..export.proof import BARS, Bar, compare_arrays, compare_logits, replay
 from ..export.trace import Trace
-from ..hardware import detect
 from ..hardware.pages import huge_pages
 from ..inference.batcher import CausalDecoder
 from ..inference.compiled import open_graphs
 from ..inference.embeddings import Table, write_table
 from ..inference.transformer import Runner, TokenEmbeddings
 from ..runtime.onnx import Session
-from ..runtime.options import SHORT_SPIN_US, RunOptions
-from .backends import COMPILED, compiled_kernels, onnx_runtime, wants_prefill
+from ..runtime.options import RunOptions
+from .backends import COMPILED, beside_steps, over_graphs, wants_prefill
 from .part import Backend, Call
 
 __all__ = [
@@ -177,15 +176,8 @@ class _Exporter:
 
     def _counted(self, component: str, precision: str, progress: Progress) -> Weights:
         """The weights, reporting progress as they are asked for."""
-        total, seen = 3 + 6 * self.spec.stack.layers, 0  # about
-
-        def counted(name: str) -> np.ndarray:
-            nonlocal seen
-            seen += 1
-            progress(ProgressEvent(component, "build", min(seen, total), total, precision))
-            return self.weights(name)
-
-        return counted
+        total = 3 + 6 * self.spec.stack.layers  # about
+        return counted(self.weights, total, ProgressEvent(component, "build", precision=precision), progress)
 
     def _ranges(self) -> KVRanges | None:
         keys, values = self.trace().key_range, self.trace().value_range
@@ -253,13 +245,8 @@ def causal_backends(
     components: tuple[Component, ...], load: Callable[[Mapping[str, Path], RunOptions], Call]
 ) -> tuple[Backend, ...]:
     """Compiled kernels and ONNX Runtime, over the same exports. load: makes the part's call of either."""
-
-    def proven(options: RunOptions, exports: Mapping[str, Export]) -> bool:
-        return exports[CAUSAL].proof.get("compiled", {}).get("passed") is True
-
-    return (
-        compiled_kernels(components, load, available=kernels.available, proven=proven),
-        onnx_runtime(components, load),
+    return over_graphs(
+        components, load, lambda exports: exports[CAUSAL].proof.get("compiled", {}).get("passed") is True
     )
 
 
@@ -269,16 +256,16 @@ def load_causal(paths: Mapping[str, Path], options: RunOptions) -> CausalDecoder
     Compiled kernels do not use AMX, so with AMX the prefill graph runs prompts for both backends, and steps of ONNX
     Runtime too. Without AMX it is faster only for ONNX Runtime's prompts.
     """
-    directory, compiled, amx = paths[CAUSAL], options.backend == COMPILED, "amx_int8" in detect().isa
+    directory = paths[CAUSAL]
     spec, embeddings = _spec_in(directory), TokenEmbeddings(Table(paths[EMBEDDINGS] / f"{EMBEDDINGS}.npy"))
-    sessions = replace(options, backend="onnxruntime", spin_us=SHORT_SPIN_US) if compiled else options
     prefill = None
     with huge_pages():  # a step reads all weights
         graph: Runner
-        if compiled:
+        if options.backend == COMPILED:
             (graph,) = open_graphs(directory, spec, [NAME], options.threads)
         else:
             graph = Session(directory / f"{NAME}.onnx", options)
-        if PREFILL in paths and (amx or not compiled):
-            prefill = Session(paths[PREFILL] / f"{_PREFILL}.onnx", sessions), amx and not compiled
+        if PREFILL in paths and (beside := beside_steps(options)) is not None:
+            sessions, steps = beside
+            prefill = Session(paths[PREFILL] / f"{_PREFILL}.onnx", sessions), steps
     return CausalDecoder(spec, graph, embeddings, prefill_graph=prefill)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ExportError
-from ..export.component import Export, Progress, ProgressEvent
+from ..export.component import Export, Progress, ProgressEvent, counted
 from ..export.graph.dual_ar import DualARSpec, KVRanges, Weights, build_fast, build_slow
 from ..export.graph.quantize import BY_ROW, RECIPES, Recipe
 from ..export.trace import Trace
@@ -54,12 +54,12 @@ def graphs(spec: DualARSpec, weights: Weights, recipes: Mapping[str, Recipe], tr
     """Writes the graphs of the slow and of the fast model. trace: gives the ranges of the cache."""
 
     def build(directory: Path, precision: str, progress: Progress) -> None:
-        counted, recipe, ranges = _counted(LANGUAGE_MODEL, spec, weights, precision, progress), recipes[precision], None
+        asked, recipe, ranges = _counted(LANGUAGE_MODEL, spec, weights, precision, progress), recipes[precision], None
         if recipe.kv_bits == 8 and (seen := trace()).key_range is not None and seen.value_range is not None:
             ranges = KVRanges(seen.key_range, seen.value_range)
             np.save(directory / _RANGES, np.stack([ranges.keys, ranges.values]))
-        build_slow(directory, spec, counted, recipe, ranges)
-        build_fast(directory, spec, counted, recipe)
+        build_slow(directory, spec, asked, recipe, ranges)
+        build_fast(directory, spec, asked, recipe)
         (directory / "spec.json").write_text(json.dumps(spec.to_dict()))
 
     return build
@@ -69,12 +69,12 @@ def prefill_graphs(spec: DualARSpec, weights: Weights) -> Callable[[Path, str, P
     """Writes both graphs quantized by rows, for the same cache as the graphs that they belong to."""
 
     def build(directory: Path, precision: str, progress: Progress, beside: Export) -> None:
-        counted = _counted(PREFILL, spec, weights, precision, progress)
+        asked = _counted(PREFILL, spec, weights, precision, progress)
         slow, fast = prefill_names()
         if not (beside.path / _RANGES).exists():
             raise ExportError(f"{PREFILL} needs an int8 cache, which {LANGUAGE_MODEL} as {precision} does not have")
-        build_slow(directory, spec, counted, BY_ROW, KVRanges(*np.load(beside.path / _RANGES)), name=slow)
-        build_fast(directory, spec, counted, BY_ROW, name=fast)
+        build_slow(directory, spec, asked, BY_ROW, KVRanges(*np.load(beside.path / _RANGES)), name=slow)
+        build_fast(directory, spec, asked, BY_ROW, name=fast)
 
     return build
 
@@ -94,12 +94,4 @@ def float32_graphs(directory: Path, spec: DualARSpec, weights: Weights) -> None:
 def _counted(component: str, spec: DualARSpec, weights: Weights, precision: str, progress: Progress) -> Weights:
     """The weights, reporting progress as they are asked for."""
     total = 4 + 5 * (spec.slow.layers + spec.fast.layers)  # about
-    seen = 0
-
-    def counted(name: str) -> np.ndarray:
-        nonlocal seen
-        seen += 1
-        progress(ProgressEvent(component, "build", min(seen, total), total, precision))
-        return weights(name)
-
-    return counted
+    return counted(weights, total, ProgressEvent(component, "build", precision=precision), progress)

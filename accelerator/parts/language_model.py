@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,20 @@ import numpy as np
 
 from .. import kernels
 from ..errors import BadOutput, SessionError
-from ..export.component import Built, Component, Export
+from ..export.component import Built, Component
 from ..export.graph.dual_ar import DualARSpec, Weights
 from ..export.graph.quantize import BY_ROW, RECIPES, Recipe
 from ..export.proof import BARS, Bar, compare_arrays, compare_logits, replay
 from ..export.trace import Trace
-from ..hardware import detect
 from ..hardware.pages import huge_pages
 from ..inference.batcher import DualARDecoder
 from ..inference.compiled import open_graphs
 from ..inference.embeddings import Table
 from ..inference.transformer import Embeddings, Runner
 from ..runtime.onnx import Session
-from ..runtime.options import SHORT_SPIN_US, RunOptions
+from ..runtime.options import RunOptions
 from . import graphs
-from .backends import compiled_kernels, onnx_runtime, wants_prefill
+from .backends import COMPILED, beside_steps, over_graphs, wants_prefill
 from .graphs import EMBEDDINGS, GRAPHS, LANGUAGE_MODEL, PREFILL, TABLES, prefill_names
 from .part import Backend, Call
 
@@ -192,14 +190,7 @@ def language_model_backends(
     components: tuple[Component, ...], load: Callable[[Mapping[str, Path], RunOptions], Call]
 ) -> tuple[Backend, ...]:
     """Compiled kernels and ONNX Runtime, over the same exports. load: makes the part's call of either."""
-
-    def proven(options: RunOptions, exports: Mapping[str, Export]) -> bool:
-        return is_compiled(exports[LANGUAGE_MODEL].proof)
-
-    return (
-        compiled_kernels(components, load, available=kernels.available, proven=proven),
-        onnx_runtime(components, load),
-    )
+    return over_graphs(components, load, lambda exports: is_compiled(exports[LANGUAGE_MODEL].proof))
 
 
 def is_compiled(proof: Mapping[str, Any]) -> bool:
@@ -214,21 +205,19 @@ def load_language_model(paths: Mapping[str, Path], options: RunOptions) -> DualA
     Without AMX they are faster only for ONNX Runtime's prompts.
     """
     directory = paths[LANGUAGE_MODEL]
-    spec, amx = DualARSpec.from_dict(json.loads((directory / "spec.json").read_text())), "amx_int8" in detect().isa
-    compiled = options.backend == "native"
-    sessions = replace(options, backend="onnxruntime", spin_us=SHORT_SPIN_US) if compiled else options
-    names: Sequence[str] = ()
-    if PREFILL in paths and (amx or not compiled):
-        names = prefill_names()[: 2 if amx and not compiled else 1]
+    spec = DualARSpec.from_dict(json.loads((directory / "spec.json").read_text()))
+    pair: tuple[Runner, Runner | None] | None = None
     with huge_pages():  # a step reads all weights
         slow: Runner
         fast: Runner
-        if compiled:
+        if options.backend == COMPILED:
             slow, fast = open_graphs(directory, spec, GRAPHS, options.threads)
         else:
             slow, fast = (Session(directory / f"{name}.onnx", options) for name in GRAPHS)
-        prefill = [Session(paths[PREFILL] / f"{name}.onnx", sessions) for name in names]
-    pair = (prefill[0], prefill[1] if len(prefill) > 1 else None) if prefill else None
+        if PREFILL in paths and (beside := beside_steps(options)) is not None:
+            sessions, steps = beside
+            prompts, stepping = (paths[PREFILL] / f"{name}.onnx" for name in prefill_names())
+            pair = Session(prompts, sessions), Session(stepping, sessions) if steps else None
     return DualARDecoder(spec, slow, fast, Embeddings(paths[EMBEDDINGS], spec), prefill_graphs=pair)
 
 

@@ -88,10 +88,16 @@ class Running:
     """One request, from its place in the queue to its last chunk: an iterator of audio."""
 
     def __init__(
-        self, dispatcher: Dispatcher, request: SpeechRequest, meter: Meter, cancelled: threading.Event
+        self,
+        dispatcher: Dispatcher,
+        request: SpeechRequest,
+        meter: Meter,
+        cancelled: threading.Event,
+        on_restart: Callable[[], None] | None = None,
     ) -> None:
+        """on_restart: drops what was handed out, which nobody has heard yet; None where it is heard at once."""
         self.request, self.meter, self.cancelled = request, meter, cancelled
-        self._dispatcher, self._adapter = dispatcher, dispatcher.adapter
+        self._dispatcher, self._adapter, self._on_restart = dispatcher, dispatcher.adapter, on_restart
         self._speaking: Batched | Pooled | None = None
         self._chunks: Any = self._run()
 
@@ -107,10 +113,11 @@ class Running:
 
     def progress(self) -> list[dict[str, Any]]:
         """The state of each segment; empty for a text that is spoken as a whole."""
-        return [] if self._speaking is None else self._speaking.progress()
+        speaking = self._speaking
+        return [] if speaking is None else speaking.progress()
 
     def _run(self) -> Iterator[AudioChunk]:
-        """Speech in order; if the routed engine fails before any audio is out, the untouched one speaks.
+        """Speech in order; if the routed engine fails before anything was heard, the untouched one speaks all of it.
 
         Raises Overloaded, InvalidInput, GenerationError.
         """
@@ -128,12 +135,13 @@ class Running:
                         self._check_length(seconds, failure)
                     self._dispatcher.release_torch()
                     return
-                except InvalidInput:
+                except (InvalidInput, Closed):
                     raise
                 except Exception as error:
-                    if seconds or failure is not None or not self._dispatcher.routes or self.cancelled.is_set():
+                    heard = seconds and self._on_restart is None
+                    if heard or failure is not None or not self._dispatcher.routes or self.cancelled.is_set():
                         _raise_generation_error(error, failure)
-                    failure, chunks = error, self._original(error)
+                    failure, seconds, chunks = error, 0.0, self._original(error)
                     continue
                 seconds += len(chunk.audio) / chunk.sample_rate
                 self.meter.chunk(chunk.audio, chunk.sample_rate)
@@ -147,8 +155,12 @@ class Running:
     def _original(self, error: Exception) -> Any:
         logger.warning("the routed %s failed, the original speaks: %s", self._adapter.name, error, exc_info=True)
         self.meter.fell_back("engine", error)
-        runs_on = {route.part.runs_on for route in self._dispatcher.routes.values()}
-        self.meter.used("engine", "+".join(sorted(runs_on)))
+        runs_on = sorted({route.part.runs_on for route in self._dispatcher.routes.values()})
+        self.meter.used("engine", "+".join(runs_on), own=True)
+        self.meter.restart()
+        self._speaking = None
+        if self._on_restart is not None:
+            self._on_restart()
         return _lazily(lambda: self._adapter.original(self.request))
 
     def _check_length(self, seconds: float, before: Exception) -> None:
@@ -210,7 +222,7 @@ class Voices:
         return self._store.get_or_encode(
             f"{reference.digest}-original" if as_it_was else reference.digest,
             lambda: stages.encode(reference),
-            keep=lambda: as_it_was or not any(meter.backend(r.part.name) == r.part.runs_on for r in self._routes),
+            keep=lambda: as_it_was or not any(meter.by_original(route.part.name) for route in self._routes),
         )
 
     def forget(self) -> None:

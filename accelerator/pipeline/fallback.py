@@ -116,7 +116,7 @@ class Route:
                 failure = self._failed(error, meter)
             else:
                 return self._succeeded(answer, meter, choice)
-        meter.used(self.part.name, self.part.runs_on)
+        meter.used(self.part.name, self.part.runs_on, own=True)
         with meter.stage(self.part.stage):
             answer = _after(failure, lambda: self.part.original(*args, **options))
         self._compare(failure, answer)
@@ -149,7 +149,7 @@ class Route:
                 items.append(item)
                 yield item
         produced = _lazily(lambda: self.part.original(*args, resume=list(items), **options))
-        meter.used(self.part.name, self.part.runs_on)
+        meter.used(self.part.name, self.part.runs_on, own=True)
         uncounted = failure
         while True:
             try:

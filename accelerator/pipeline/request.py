@@ -117,9 +117,19 @@ def _reference(adapter: Adapter, stages: Stages | None, audio: Any, text: str | 
         raise InvalidReference("this voice has to know what the recording says: give reference_text, word for word")
     if said and stages is not None and (foreign := stages.unread(said)).foreign:
         raise InvalidReference(
-            f"reference_text has what this voice cannot read ({foreign.foreign[0].text!r}); it speaks {foreign.speaks}"
+            f"reference_text has what this voice cannot read, {foreign.foreign[0]}; it speaks {foreign.speaks}"
         )
     # Without a transcript the beginning of a recording serves as well as all of it.
     low, high = cloning.seconds
     rate = cloning.sample_rate or adapter.sample_rate or ANY_RATE
-    return replace(load_reference(audio, text, sample_rate=rate, min_s=low, max_s=high, cut=not said), source=audio)
+    reference = load_reference(
+        audio,
+        text,
+        sample_rate=rate,
+        min_s=low,
+        max_s=high,
+        cut=not said,
+        bandwidth=cloning.bandwidth,
+        contrast=cloning.contrast,
+    )
+    return replace(reference, source=audio)

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 Encode = Callable[[], Arrays]
 
-_FORMAT = 2  # bump when the files of an entry change their meaning
+_FORMAT = 3  # bump when the files of an entry change their meaning
 _FILE = "voice.npz"
 
 

@@ -22,15 +22,12 @@ def bundled_voice() -> Path | None:
     return voice if isinstance(voice, Path) and voice.is_file() else None
 
 
-def load_bundled(path: Path | None = None, size: str | None = None) -> ReferenceEngine | None:
-    """The engine with the bundled voice (of `bundled_voice`, unless told); None in a package without one.
-
-    Raises ReferenceEngineError, also for a voice of another size than `size`.
-    """
-    path = bundled_voice() if path is None else path
+def load_bundled() -> ReferenceEngine | None:
+    """The engine with the bundled voice; None in a package without one. Raises ReferenceEngineError."""
+    path = bundled_voice()
     if path is None:
         return None
-    engine = load(size, path=path)
+    engine = load(path=path)
     if _DEFAULT_SPEAKER in engine.speakers:
         engine.default_speaker = _DEFAULT_SPEAKER
     return engine

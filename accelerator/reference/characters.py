@@ -13,7 +13,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-__all__ = ["Stretch", "foreign", "plain"]
+__all__ = ["Stretch", "first_places", "foreign", "plain"]
 
 
 class Stretch(NamedTuple):
@@ -71,6 +71,15 @@ def foreign(text: str) -> tuple[Stretch, ...]:
     kinds = re.sub("g{2,}", lambda word: "f" * len(word[0]), kinds)
     found = re.finditer("[dg]*(?:f[^r]*f|f)[dg]*", kinds)
     return tuple(Stretch(m.start(), m.end(), text[m.start() : m.end()]) for m in found)
+
+
+def first_places(text: str, readings: set[str]) -> tuple[Stretch, ...]:
+    """Where the text first has what is read as each of these characters, in order; nothing for what it has not."""
+    found: dict[str, Stretch] = {}
+    for place, char in enumerate(text):
+        for each in readings.intersection(char.translate(_TABLE).lower()):
+            found.setdefault(each, Stretch(place, place + 1, char))
+    return tuple(dict.fromkeys(sorted(found.values())))
 
 
 def _power(raised: re.Match[str]) -> str:

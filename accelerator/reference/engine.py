@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .audio import check_waveform, load_audio
+from .audio import as_learnt, check_waveform, load_audio
 from .codec import Codec
 from .config import SIZES, EngineConfig
 from .errors import ReferenceEngineError
@@ -322,7 +322,7 @@ class ReferenceEngine:
         if reference_audio is not None:
             if isinstance(reference_audio, (str, os.PathLike)):
                 reference_audio = load_audio(reference_audio, self.sample_rate)
-            codes = self.encode_reference(self.with_lag(reference_audio))
+            codes = self.encode_reference(self.prepared(reference_audio))
         left = max_new_tokens
         for index, phrase in enumerate(self.phrases(text)):
             named = {} if speaker is None else {"speaker": speaker}
@@ -349,9 +349,12 @@ class ReferenceEngine:
         """What the voice says of a text, as words; the text itself for one that reads it as it is given."""
         return text if self.config.text == "as_given" else spoken(text)
 
-    def with_lag(self, audio: np.ndarray) -> np.ndarray:
-        """A reference [n] for `encode_reference`, longer by the codec's lag, so that the codes hold all of it."""
+    def prepared(self, audio: np.ndarray) -> np.ndarray:
+        """A reference [n] for `encode_reference`: as a voice that has learnt to speak has heard its speakers, and
+        longer by the codec's lag, so that the codes hold all of it."""
         audio = check_waveform(audio)
+        if self.config.text != "as_given":
+            audio = as_learnt(audio, self.sample_rate)
         lag = self.config.codec.lag
         return np.concatenate((audio, np.zeros(lag, dtype=np.float32))) if lag else audio
 

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 from .capitals import capitals
-from .characters import Stretch, foreign, plain
+from .characters import Stretch, first_places, foreign, plain
 from .quantities import quantities
 from .shortforms import expanded
 
@@ -24,14 +24,15 @@ class Reading:
     """How a text is read.
 
     words: lower case letters, apostrophes and the marks , . ? ! only; empty if there is nothing to say.
-    skipped: the characters that have no reading (emoji, drawings, control characters), each once, in order. What is
-        read as a space or a pause (white space, brackets, dashes, quotes) or changes its neighbour is none.
+    skipped: the characters that have no reading (emoji, drawings, control characters), each once, where the text has
+        it first. What is read as a space or a pause (white space, brackets, dashes, quotes) or changes its neighbour is
+        none.
     foreign: the stretches of the text that are left out since their letters are of scripts that an English voice
         cannot read, in order, with the digits and marks within.
     """
 
     words: str
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[Stretch, ...] = ()
     foreign: tuple[Stretch, ...] = ()
 
 
@@ -43,20 +44,22 @@ def spoken(text: str) -> str:
 def read(text: str) -> Reading:
     """How `text` is read. Takes any str, in time that grows as its length."""
     stretches = foreign(text)
-    if stretches:
-        text = _without(text, stretches)
-    text = _breaks(plain(text))
+    known = text if not stretches else _without(text, stretches)
+    text = _breaks(plain(known))
     text = capitals(quantities(expanded(text)))
     text = re.sub(r"(?<!\.)\.{2,} ?(?=[a-z])", ", ", text).lower()  # a pause, and no end
     text = re.sub(r" [-–—]+ |—|--+", ", ", text)
-    skipped = tuple(dict.fromkeys(re.findall(r"[^a-z0-9',.?!;:()\[\] \"/–-]", text)))
-    return Reading(_marked(text), skipped, stretches)
+    unread = set(re.findall(r"[^a-z0-9',.?!;:()\[\] \"/–-]", text))
+    return Reading(_marked(text), first_places(known, unread) if unread else (), stretches)
 
 
 def _without(text: str, stretches: tuple[Stretch, ...]) -> str:
-    ends = [0, *(stretch.end for stretch in stretches)]
-    starts = [*(stretch.start for stretch in stretches), len(text)]
-    return " ".join(text[end:start] for end, start in zip(ends, starts, strict=True))
+    """With as many spaces instead, so that places stay."""
+    left, end = [], 0
+    for stretch in stretches:
+        left += [text[end : stretch.start], " " * len(stretch.text)]
+        end = stretch.end
+    return "".join([*left, text[end:]])
 
 
 def _breaks(text: str) -> str:

@@ -53,10 +53,18 @@ UNSPEAKABLE: tuple[Unspeakable, ...] = ("error", "skip")
 
 @dataclass(frozen=True)
 class Stretch:
-    """text[start : start + len(stretch.text)] of some text."""
+    """text[start:end] of some text."""
 
     text: str
     start: int
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.text)
+
+    def __str__(self) -> str:
+        """For messages."""
+        return f"{_shown(self.text)} at position {self.start} (text[{self.start}:{self.end}])"
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ def readable(text: str, unread: Unread, unspeakable: Unspeakable) -> tuple[str, 
     if not unread.foreign:
         return text, unread.marks
     first, more = unread.foreign[0], len(unread.foreign) - 1
-    named = f"{_shown(first.text)} at position {first.start}" + (f" and {more} more" if more else "")
+    named = f"{first}" + (f" and {more} more" if more else "")
     if unspeakable == "error":
         raise InvalidText(
             f"the text has what this voice cannot speak: {named}. It speaks {unread.speaks}: use another voice for "
@@ -106,7 +114,7 @@ def readable(text: str, unread: Unread, unspeakable: Unspeakable) -> tuple[str, 
     spoken, end = [], 0
     for stretch in unread.foreign:
         spoken += [text[end : stretch.start], " " * len(stretch.text)]
-        end = stretch.start + len(stretch.text)
+        end = stretch.end
     left = "".join([*spoken, text[end:]])
     if not any(map(is_spoken, left)):
         raise InvalidText(f"nothing of the text can be spoken by this voice, which speaks {unread.speaks}: {named}")

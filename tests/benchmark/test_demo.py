@@ -129,7 +129,7 @@ def test_speaks_as_the_speaker_chosen(cache: Path, tiny: Any, tmp_path: Path, mo
     lm = replace(tiny.config.language_model, speakers=("ann", "bob"), speaker_begin=324)
     config = replace(tiny.config, language_model=lm, max_new_tokens=8)
     reference.ReferenceEngine(config, tiny.language_model, tiny.codec).save(tmp_path / "voice.safetensors")
-    monkeypatch.setattr(reference, "bundled_voice", lambda: tmp_path / "voice.safetensors")
+    monkeypatch.setattr("accelerator.reference.bundled.bundled_voice", lambda: tmp_path / "voice.safetensors")
     audio = {}
     for speaker in (None, "ann", "bob"):
         options = DemoOptions(speaker=speaker, precisions=("fp32",), rounds=1, cache_dir=cache)
@@ -163,14 +163,14 @@ def test_refuses(args: list[str], exit_code: int, tmp_path: Path):
 
 
 def test_random_until_one_is_bundled(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reference, "bundled_voice", lambda: None)
+    monkeypatch.setattr("accelerator.reference.bundled.bundled_voice", lambda: None)
     voice = open_voice("tiny")
     assert (voice.size, voice.trained) == ("tiny", False)
 
 
 def test_a_bundled_one_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     reference.load("small", seed=7).save(tmp_path / "voice.safetensors")
-    monkeypatch.setattr(reference, "bundled_voice", lambda: tmp_path / "voice.safetensors")
+    monkeypatch.setattr("accelerator.reference.bundled.bundled_voice", lambda: tmp_path / "voice.safetensors")
     voice = open_voice()
     assert (voice.size, voice.trained) == ("small", True)
     assert not open_voice("tiny").trained

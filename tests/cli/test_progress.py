@@ -64,7 +64,7 @@ def test_the_last_step_is_not_the_end(drawn: Any):
 def test_a_stage_within_another(drawn: Any):
     bars, _, lines = drawn
     bars(ProgressEvent("text2semantic", "prove", precision="int8"))
-    bars(ProgressEvent("kernels", "compile"))
+    bars(ProgressEvent("snake kernels", "compile"))
     told = lines(20)
     assert any("text2semantic int8" in line and "done" in line for line in told)
     assert any("kernels" in line and line.endswith("compiling for this processor 0:00:20") for line in told)
@@ -101,13 +101,14 @@ def test_on_a_terminal_only(console: Any, capsys: pytest.CaptureFixture[str]):
 def test_compiling_is_told_to_who_prepares(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     from accelerator.export.component import telling
     from accelerator.kernels import compiler
+    from accelerator.kernels.units.snake import SNAKE
 
     monkeypatch.setenv("ACCELERATOR_CACHE", str(tmp_path))
-    monkeypatch.setattr(compiler, "_compile", lambda: b"code")
+    monkeypatch.setattr(compiler, "_compile", lambda unit: b"code")
     monkeypatch.setattr(compiler, "_processor", lambda: ("any", ""))
     events: list[ProgressEvent] = []
     with telling(events.append):
-        assert compiler._object() == b"code"
-        compiler._object()  # found: nothing is compiled
-    compiler._object()
-    assert events == [ProgressEvent("kernels", "compile")]
+        assert compiler._object(SNAKE) == b"code"
+        compiler._object(SNAKE)  # found: nothing is compiled
+    compiler._object(SNAKE)
+    assert events == [ProgressEvent("snake kernels", "compile")]

@@ -28,8 +28,8 @@ def test_a_plain_engine_speaks_as_before() -> None:
     audio, rate, metrics = optimizer.synthesize("Hello.")
     np.testing.assert_array_equal(audio, TONE)
     assert (audio.dtype, rate) == (np.float32, 8000)
-    assert metrics["backend"] == "pytorch"
-    assert metrics["backends"] == {"engine": "pytorch"}
+    assert metrics["backend"] == "own"
+    assert metrics["backends"] == {"engine": "own"}
     assert metrics["fallback"] == []
     assert metrics["audio_s"] == pytest.approx(0.1)
     assert (metrics["precision"], metrics["cache"]) == ({}, {})
@@ -458,4 +458,4 @@ def test_wrapping_twice_is_harmless() -> None:
     outer = UniversalOptimizer(UniversalOptimizer(Plain()))
     audio, rate, metrics = outer.synthesize("Hello.", seed=1)
     np.testing.assert_array_equal(audio, TONE)
-    assert (rate, metrics["backend"]) == (8000, "pytorch")
+    assert (rate, metrics["backend"]) == (8000, "own")

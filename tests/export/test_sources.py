@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 import accelerator
-from accelerator import kernels
 from accelerator.engines.reference import ReferenceAdapter
 from accelerator.export import sources
 from accelerator.export.component import Component
@@ -120,6 +119,7 @@ WHAT: dict[str, tuple[set[str], set[str]]] = {
     "kernels/compiler.py": (set(), MODEL),
     "kernels/instructions.py": (set(), MODEL),
     "kernels/llm/step.py": (set(), MODEL),
+    "kernels/units/step.py": (set(), MODEL),
     "kernels/conv/filtering.py": (set(), MODEL),
     "cache/store.py": (set(), set()),
     "hardware/profile.py": (set(), set()),
@@ -151,6 +151,8 @@ def test_a_file_changes_exactly_what_comes_from_it(
         ("codec/dense.py", set(), {"rewrite"}),
         ("codec/winograd.py", set(), {"rewrite"}),
         ("kernels/conv/blocks.py", set(), {"rewrite"}),
+        ("kernels/conv/ordering.py", set(), {"rewrite"}),
+        ("kernels/llm/step.py", set(), set()),
         ("export/tracing.py", {"traced"}, {"traced"}),
     ],
 )
@@ -225,17 +227,54 @@ def test_foreign_files_count_where_they_are_named(tmp_path: Path, monkeypatch: p
     sources._file.cache_clear()
 
 
-def test_the_kernels_key_covers_what_is_compiled() -> None:
-    names = {name.removeprefix("accelerator.kernels.") for name in sources.modules("accelerator.kernels.compiler")}
-    folder = Path(kernels.__file__).parent
-    made = {
-        ".".join(file.relative_to(folder).with_suffix("").parts)
-        for file in folder.rglob("*.py")
-        if "from ..vectors" in file.read_text() or "from .vectors" in file.read_text()
-    }
-    assert made <= names
-    assert {"llm.step", "conv.filtering", "vectors", "instructions", "features", "opcodes"} <= names
-    assert {"llm.team", "parallel", "conv.layers"}.isdisjoint(names), "threads are no machine code"
+UNITS = {file.stem for file in (PACKAGE / "kernels" / "units").glob("*.py")} - {"__init__"}
+LAYERS = {"filter", "mix", "dense", "quantize", "single", "snake", "order"}
+KERNELS: dict[str, set[str]] = {
+    "kernels/compiler.py": UNITS,
+    "kernels/features.py": UNITS,
+    "kernels/vectors.py": UNITS,
+    "kernels/instructions.py": UNITS,
+    "kernels/scalars.py": UNITS - {"pack"},
+    "kernels/parts.py": LAYERS - {"quantize"},
+    "kernels/job.py": UNITS,
+    "kernels/arithmetic.py": {"step"},
+    "kernels/barrier.py": {"step"},
+    "kernels/opcodes.py": {"step"},
+    "kernels/llm/step.py": {"step"},
+    "kernels/llm/attention.py": {"step"},
+    "kernels/llm/quantized.py": {"step"},
+    "kernels/llm/drawing.py": {"step"},
+    "kernels/llm/packing.py": {"pack"},
+    "kernels/conv/activation.py": {"snake", "filter", "mix", "order"},
+    "kernels/conv/blocks.py": {"filter", "mix", "dense", "quantize", "single"},
+    "kernels/conv/dense.py": {"dense", "quantize", "single"},
+    "kernels/conv/filtering.py": {"filter", "mix"},
+    "kernels/conv/ordering.py": {"order"},
+    "kernels/units/mix.py": {"mix"},
+    "kernels/llm/team.py": set(),  # threads are no machine code
+    "kernels/parallel.py": set(),
+    "kernels/conv/layers.py": set(),
+    "kernels/check.py": set(),
+}
+
+
+@pytest.mark.parametrize("place", KERNELS)
+def test_an_edit_recompiles_the_units_that_import_it(rewritten: dict[str, Any], place: str) -> None:
+    def keys() -> dict[str, str]:
+        sources._digest.cache_clear()
+        return {unit: sources.digest(f"accelerator.kernels.units.{unit}") for unit in UNITS}
+
+    assert (PACKAGE / place).is_file()
+    before = keys()
+    rewritten[place] = another
+    assert {unit for unit, key in keys().items() if key != before[unit]} == KERNELS[place]
+
+
+def test_all_that_is_compiled_is_in_a_units_key() -> None:
+    names = set().union(*(sources.modules(f"accelerator.kernels.units.{unit}") for unit in UNITS))
+    for file in (PACKAGE / "kernels").rglob("*.py"):
+        if {"from numba import njit", "import numba"} & set(file.read_text(encoding="utf-8").splitlines()):
+            assert ".".join(("accelerator", *file.relative_to(PACKAGE).with_suffix("").parts)) in names, file
 
 
 CODE = '''"""A file."""

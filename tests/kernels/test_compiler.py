@@ -3,28 +3,60 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from accelerator import kernels
 from accelerator.cache import ContentCache, default_root
-from accelerator.codec import layers
+from accelerator.codec import convolutions, layers
+from accelerator.codec.dense import Dense
 from accelerator.errors import SessionError
 from accelerator.kernels import compiler
+from accelerator.kernels.llm.team import Team
+from accelerator.kernels.units.snake import SNAKE
+from accelerator.kernels.units.step import STEP
+from tests.kernels.llm.stacks import noise
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
 
 
 def test_the_machine_code_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    known = compiler._object()
+    made: list[str] = []
     monkeypatch.setenv("ACCELERATOR_CACHE", str(tmp_path))
-    monkeypatch.setattr(compiler, "_compile", lambda: made.append(1) or known)
-    assert [compiler._object() for _ in range(2)] == [known, known]
-    assert made == [1]
-    (entry,) = ContentCache(tmp_path).entries()
-    assert entry.name == "kernels"
+    monkeypatch.setattr(compiler, "_compile", lambda unit: made.append(unit.name) or unit.name.encode())
+    for unit in (SNAKE, STEP, SNAKE, STEP):
+        assert compiler._object(unit) == unit.name.encode()
+    assert made == ["snake", "step"]
+    assert {entry.name for entry in ContentCache(tmp_path).entries()} == {"snake kernels", "step kernels"}
+
+
+def test_a_layer_waits_for_its_own_kernels_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(compiler, "_made", lambda unit: asked.append(unit.name) or SessionError("not now"))
+    made: list[Any] = [
+        lambda: kernels.Filter((32, 7, 32), lambda: noise(32, 7, 32), None, 1),
+        lambda: Team(1),
+        lambda: kernels.Single(noise(1, 7, 32), None),
+    ]
+    for layer in made:
+        with pytest.raises(SessionError, match="not now"):
+            layer()
+    assert asked == ["filter", "step", "single"]
+
+
+def test_where_some_kernels_cannot_be_compiled_others_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = compiler._made
+
+    def broken(unit: compiler.Unit) -> Any:
+        return SessionError("no filters") if unit.name == "filter" else found(unit)
+
+    monkeypatch.setattr(compiler, "_made", broken)
+    kernel, x = torch.from_numpy(noise(32, 2, 32)), torch.from_numpy(noise(1, 40, 32))
+    instead, plain = convolutions.convolver(kernel, None, form="int16"), convolutions.Plain(kernel, None)
+    assert isinstance(instead, Dense)
+    torch.testing.assert_close(instead(x), plain(x), rtol=0, atol=0.05)
 
 
 def test_a_compiler_that_fails_is_asked_once(
@@ -32,7 +64,7 @@ def test_a_compiler_that_fails_is_asked_once(
 ) -> None:
     asked = []
 
-    def broken() -> bytes:
+    def broken(unit: compiler.Unit) -> bytes:
         asked.append(1)
         raise RuntimeError("no compiler")
 
@@ -42,7 +74,7 @@ def test_a_compiler_that_fails_is_asked_once(
     try:
         for _ in range(2):
             with pytest.raises(SessionError, match="no compiler"):
-                compiler.function()
+                compiler.function(SNAKE)
         x = torch.randn(1, 20, 8)
         expected = x + torch.sin(x).square()
         torch.testing.assert_close(layers.snake(x, None, torch.empty(1, 20, 8)), expected)
@@ -53,8 +85,10 @@ def test_a_compiler_that_fails_is_asked_once(
 
 
 def test_damaged_machine_code_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = compiler._object()
     monkeypatch.setenv("ACCELERATOR_CACHE", str(tmp_path))
-    monkeypatch.setattr(compiler, "_compile", lambda: known)
-    compiler._kept(ContentCache(default_root())).write_bytes(b"no machine code")
-    assert compiler._object() == known
+    monkeypatch.setattr(compiler, "_compile", lambda unit: b"machine code")
+    compiler._kept(SNAKE, ContentCache(default_root())).write_bytes(b"no machine code")
+    assert compiler._object(SNAKE) == b"machine code"
+
+
+# Activations of codecs

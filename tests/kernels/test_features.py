@@ -14,6 +14,7 @@ import pytest
 from accelerator import kernels
 from accelerator.errors import InvalidOption, SessionError
 from accelerator.kernels import compiler, features
+from accelerator.kernels.units.step import STEP
 from tests import ROOT
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
@@ -26,7 +27,7 @@ def test_without_the_instructions_there_are_none(monkeypatch: pytest.MonkeyPatch
     try:
         assert not kernels.available()
         with pytest.raises(SessionError, match="AVX2"):
-            compiler.function()
+            compiler.function(STEP)
     finally:
         features.available.cache_clear()
 
@@ -37,7 +38,7 @@ def test_the_environment_can_do_without_them(monkeypatch: pytest.MonkeyPatch) ->
             monkeypatch.setenv("ACCELERATOR_KERNELS", wanted)
             features.available.cache_clear()
             assert kernels.available() == found
-            assert not (wanted == "AVX2" and features.is_wide())
+            assert not (wanted == "AVX2" and features.uses_avx512())
         monkeypatch.setenv("ACCELERATOR_KERNELS", "sse")
         features.available.cache_clear()
         with pytest.raises(InvalidOption, match="ACCELERATOR_KERNELS is 'sse'"):
@@ -47,7 +48,7 @@ def test_the_environment_can_do_without_them(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not features.is_wide(), reason="all tests are of AVX2 here")
+@pytest.mark.skipif(not features.uses_avx512(), reason="all tests are of AVX2 here")
 def test_those_for_older_processors_compute_the_same(exports: Path) -> None:
     """What is tested of steps, activations and a codec's layers, once more in a process whose kernels use AVX2."""
     files = [
@@ -60,7 +61,7 @@ def test_those_for_older_processors_compute_the_same(exports: Path) -> None:
             "inference/test_compiled",
         )
     ]
-    chosen = "formulas or beside_it or pieces or steps_are or number or int16 or scale_of or mix"
+    chosen = "formulas or beside_it or pieces or steps_are or number or int16 or quantized or scale_of or mix"
     asked = {"ACCELERATOR_KERNELS": "avx2", "ACCELERATOR_TEST_CACHE": str(exports)}
     command = [
         sys.executable,

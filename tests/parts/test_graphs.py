@@ -101,7 +101,7 @@ def test_prompts_and_with_amx_large_batches_are_for_the_prefill_graphs(
     both: dict[str, Export], adapter: Any, runs: Any, amx: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = replace(detect(), isa=("avx512_vnni", "amx_int8") if amx else ("avx512_vnni",))
-    monkeypatch.setattr(language_model, "detect", lambda: here)
+    monkeypatch.setattr(backends, "detect", lambda: here)
     speak(loaded(both), adapter, 8, "on", frames=12)
     for name, rows, length in runs:
         if length > 2:
@@ -227,7 +227,7 @@ def test_one_warm_cache_serves_machines_of_other_instruction_sets(
     def stages(*isa: str) -> dict[str, list[str]]:
         here, events = replace(detect(), isa=isa), []  # type: ignore[var-annotated]
         with monkeypatch.context() as patch:
-            for module in (backends, language_model, component):
+            for module in (backends, component):
                 patch.setattr(module, "detect", lambda: here)
             trace = functools.partial(examples.trace, adapter.engine)
             made = language_model_components(*adapter.backbone(), lambda: "0" * 64, trace)

@@ -15,7 +15,7 @@ from accelerator.errors import GenerationError, InvalidOption, InvalidReference,
 from accelerator.reference import ReferenceEngine, load
 from accelerator.speech import SamplingParams, SpeechRequest
 from accelerator.text.check import Stretch, Unread, readable, stretches
-from tests.doubles import replica
+from tests.doubles import pulses, replica
 
 RATE = 16_000
 ENGLISH = "The first paragraph is plain."
@@ -34,8 +34,7 @@ def speaking(tiny: Any) -> ReferenceEngine:
 
 
 def voice(seconds: float = 3.0) -> tuple[np.ndarray, int]:
-    t = np.arange(round(seconds * RATE)) / RATE
-    return (0.3 * np.sin(2 * np.pi * 180 * t) * (np.sin(2 * np.pi * 0.7 * t) > -0.6)).astype(np.float32), RATE
+    return pulses(seconds, RATE), RATE
 
 
 def spied(engine: Any, monkeypatch: pytest.MonkeyPatch, seen: list[dict[str, Any]]) -> None:
@@ -125,7 +124,7 @@ def test_what_is_left_out_leaves_the_rest_where_it_was() -> None:
     left, skipped = readable(text, unread, "skip")
     assert left == "ab    cd ★"
     assert skipped == (Stretch("你好", 3), Stretch("★", 9))
-    with pytest.raises(InvalidText, match=r"'你好' at position 3. It speaks Latin letters"):
+    with pytest.raises(InvalidText, match=r"'你好' at position 3 \(text\[3:5\]\). It speaks Latin letters"):
         readable(text, unread, "error")
     with pytest.raises(InvalidText, match="nothing of the text"):
         readable("你好!", Unread((Stretch("你好", 0),), (), "Latin letters"), "skip")
@@ -153,7 +152,9 @@ def test_foreign_text_is_refused_before_anything_is_generated(
 def test_foreign_text_can_be_left_out(speaking: ReferenceEngine) -> None:
     optimizer = replica(speaking, {"unspeakable": "skip"})
     speech = optimizer.synthesize(MIXED, seed=1, max_new_tokens=8)
-    assert speech.metrics["skipped"] == [{"text": "这是中文。还有一句", "start": MIXED.index("这")}]
+    assert speech.metrics["skipped"] == [
+        {"text": "这是中文。还有一句", "start": MIXED.index("这"), "end": MIXED.index("句") + 1}
+    ]
     assert speech.metrics["fallback"] == []
     spoken = "".join(each["text"] for each in speech.metrics["segments"])
     assert spoken.split() == MIXED.replace("这是中文。还有一句", "").split()
@@ -170,7 +171,7 @@ def test_foreign_text_can_be_left_out(speaking: ReferenceEngine) -> None:
 
 def test_signs_without_a_reading_are_listed(speaking: ReferenceEngine) -> None:
     speech = replica(speaking).synthesize("Well done 🎉 everybody.", seed=1, max_new_tokens=8)
-    assert speech.metrics["skipped"] == [{"text": "🎉", "start": 10}]
+    assert speech.metrics["skipped"] == [{"text": "🎉", "start": 10, "end": 11}]
 
 
 def test_an_engine_that_reads_every_byte_is_given_every_text(fast: Any) -> None:
@@ -215,6 +216,18 @@ def test_a_reference_is_no_longer_than_its_engine_takes(speaking: ReferenceEngin
         optimizer.synthesize(ENGLISH, voice(longest + 1), "it says this")
     with pytest.raises(InvalidReference, match="less than"):
         optimizer.synthesize(ENGLISH, voice(0.4), "it says this")
+
+
+def test_a_reference_is_as_clear_as_its_engine_needs(speaking: ReferenceEngine, tiny: Any) -> None:
+    audio, rate = voice()
+    telephone = audio[::2].copy(), rate // 2
+    noisy = audio + np.random.default_rng(0).normal(0, 0.05, len(audio)).astype(np.float32), rate
+    for path in (replica(speaking).synthesize, replica(speaking).stream):
+        for unclear, message in ((telephone, "up to 4 kHz only.*needs 6.5 kHz"), (noisy, "noisy.*needs 32 dB")):
+            with pytest.raises(InvalidReference, match=message):
+                path(ENGLISH, unclear, "it says this")
+    for clear in (telephone, noisy):  # an engine that asks for nothing
+        assert replica(tiny).synthesize(ENGLISH, clear, "it says this", max_new_tokens=4).audio.size
 
 
 # Audio that cannot be the text

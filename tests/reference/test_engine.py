@@ -7,6 +7,7 @@ import soundfile
 import torch
 
 from accelerator.reference import SIZES, ReferenceEngine, ReferenceEngineError, load
+from accelerator.reference.audio import as_learnt, load_audio
 from accelerator.reference.tokenizer import unconditional
 
 TEXT = "Hello there."
@@ -167,13 +168,50 @@ def test_reference_changes_the_voice(tiny, tmp_path):
 
 
 def test_reference_file_is_resampled(tiny, tmp_path):
-    soundfile.write(tmp_path / "voice.wav", np.zeros((8000, 2), np.float32) + 0.1, 32_000)
+    tone = 0.1 * np.sin(np.arange(8000, dtype=np.float32) / 10)
+    soundfile.write(tmp_path / "voice.wav", np.stack((tone, tone), axis=1), 32_000)
     seen = []
     engine = copy.copy(tiny)
     engine.encode_reference = lambda audio: seen.append(audio) or np.zeros((4, 1), np.int64)
     engine.synthesize(TEXT, str(tmp_path / "voice.wav"), "x", max_new_tokens=1)
     assert seen[0].shape == (4000,)
     assert seen[0].dtype == np.float32
+
+
+def test_a_reference_file_is_read_as_the_accelerator_reads_it(tmp_path):
+    """Channels that cancel each other, and a WAV written into a pipe, whose header says 0 bytes."""
+    tone = (0.25 * np.sin(np.arange(4096) / 10)).astype(np.float32)
+    soundfile.write(tmp_path / "antiphase.wav", np.stack((tone, -tone), axis=1), 16_000, subtype="FLOAT")
+    np.testing.assert_array_equal(load_audio(tmp_path / "antiphase.wav", 16_000), tone)
+    soundfile.write(tmp_path / "streamed.wav", tone, 16_000)
+    data = bytearray((tmp_path / "streamed.wav").read_bytes())
+    data[4:8] = data[40:44] = bytes(4)
+    (tmp_path / "streamed.wav").write_bytes(data)
+    np.testing.assert_allclose(load_audio(tmp_path / "streamed.wav", 16_000), tone, atol=4e-5)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(4096), 16_000)
+    for name, message in (("silent.wav", "silent"), ("none.wav", "does not exist")):
+        with pytest.raises(ReferenceEngineError, match=message):
+            load_audio(tmp_path / name, 16_000)
+
+
+@pytest.mark.parametrize(("given", "learnt"), [(0.001, 0.1), (0.05, 0.1), (0.2, 0.2), (0.9, 0.3)])
+def test_a_trained_voice_hears_no_digital_silence_and_levels_it_knows(given, learnt):
+    tone = np.sqrt(2) * np.sin(2 * np.pi * 100 * np.arange(8000) / 16_000)
+    silence = np.zeros(1600)
+    speech = (given * np.concatenate((silence, tone, silence, silence, tone, silence))).astype(np.float32)
+    expected = learnt * np.concatenate((tone, tone))
+    np.testing.assert_allclose(as_learnt(speech, 16_000), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("audio", [np.zeros(1000), np.zeros(0), np.full(100, 0.001), np.eye(1, 10_000)[0]])
+def test_what_has_no_level_is_left_alone(audio):
+    np.testing.assert_array_equal(as_learnt(audio.astype(np.float32), 16_000), audio.astype(np.float32))
+
+
+def test_only_a_trained_voice_is_particular(tiny, named):
+    quiet = np.full(500, 0.001, np.float32)
+    assert tiny.prepared(quiet)[:500].tolist() == quiet.tolist()
+    np.testing.assert_allclose(named.prepared(quiet)[:500], 0.1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", ["tiny", "small"])
@@ -232,7 +270,7 @@ def test_generation_stops_at_the_longest_sequence():
         (lambda e: e.synthesize("x", np.zeros((2, 3), np.float32)), "non-empty mono"),
         (lambda e: e.synthesize("x", np.zeros(0, np.float32)), "non-empty mono"),
         (lambda e: e.synthesize("x", np.full(9, np.nan, np.float32)), "finite"),
-        (lambda e: e.synthesize("x", "/nowhere.wav"), "cannot read the reference audio"),
+        (lambda e: e.synthesize("x", "/nowhere.wav"), "does not exist"),
         (lambda e: e.synthesize("x", temperature=-1.0), "temperature"),
         (lambda e: e.synthesize("x", top_p=0.0), "top_p"),
         (lambda e: e.synthesize("x", top_k=0), "top_k"),

@@ -154,7 +154,7 @@ class FishSpeechAdapter:
         self.sample_rate = int(codec.shell.sample_rate)
         self.samples_per_frame = int(codec.shell.frame_length)
         self.context_frames: int = codec_graphs.decode_context(codec.shell)
-        self.spec = lm.spec_of(model.shell, self.layout)
+        self.spec = lm.spec_of(model.shell, self.layout.semantic_ids, self.layout.code_rows)
         room_s = self.spec.slow.positions / 2 * self.samples_per_frame / self.sample_rate  # the rest is for new speech
         self.cloning = Cloning("useful", (0.2, min(300.0, room_s)))
         self._layout_of_tokens = pytorch.token_layout(self.spec)

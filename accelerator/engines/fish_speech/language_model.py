@@ -8,7 +8,7 @@ magnitude faster than the engine's own 8192 slots, and the user's model is never
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from ...errors import UnsupportedEngine
 from ...export.graph.dual_ar import DualARSpec, TransformerSpec
 from ...export.trace import Trace
 from .structure import replica, shared, with_globals
-
-if TYPE_CHECKING:
-    from .layouts import Layout
 
 __all__ = ["PROOF_TEXT", "prompt_of", "record", "spec_of", "state", "trace", "weight", "with_cache"]
 
@@ -42,8 +39,11 @@ _BLOCK_WEIGHTS = {
 """Name in the graphs -> name in a block of the model."""
 
 
-def spec_of(model: Any, layout: Layout) -> DualARSpec:
-    """The model's dimensions. Raises UnsupportedEngine for models which are not what the graphs compute."""
+def spec_of(model: Any, semantic_ids: Callable[[Any], tuple[int, int]], code_rows: int | None) -> DualARSpec:
+    """The model's dimensions. semantic_ids, code_rows: of its `Layout`.
+
+    Raises UnsupportedEngine for models which are not what the graphs compute.
+    """
     config = model.config
     if type(model).__name__ != "DualARTransformer" or getattr(config, "is_reward_model", False):
         raise UnsupportedEngine(f"a {type(model).__name__} is not a text-to-speech model that can be accelerated")
@@ -83,7 +83,7 @@ def spec_of(model: Any, layout: Layout) -> DualARSpec:
         out_bias=config.fast_attention_o_bias,
         rope_bf16=True,
     )
-    begin, end = layout.semantic_ids(model)
+    begin, end = semantic_ids(model)
     return DualARSpec(
         slow=slow,
         fast=fast,
@@ -92,7 +92,7 @@ def spec_of(model: Any, layout: Layout) -> DualARSpec:
         semantic_begin=int(begin),
         semantic_end=int(end),
         end_id=int(model.tokenizer.get_token_id("<|im_end|>")),
-        fast_codes=min(config.codebook_size, layout.code_rows or config.codebook_size),
+        fast_codes=min(config.codebook_size, code_rows or config.codebook_size),
         fast_input="post_norm" if getattr(config, "norm_fastlayer_input", False) else "pre_norm",
         scale_codebook_embeddings=config.scale_codebook_embeddings,
         fast_projection=config.fast_dim != config.dim,

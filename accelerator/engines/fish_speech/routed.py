@@ -17,7 +17,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,12 +30,8 @@ from ...parts.part import Call
 from ...speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
 from ..base import Arrays
 from .language_model import with_cache
-from .stages import FishSpeechStages
+from .stages import FishSpeechStages, Wrapped
 from .structure import with_globals
-from .weights import Held
-
-if TYPE_CHECKING:
-    from .adapter import FishSpeechAdapter
 
 __all__ = ["Routed", "chunks_of", "tts_request"]
 
@@ -121,11 +117,11 @@ def _serve(requests: _Requests, routed: weakref.ref[Routed], wrap: Any) -> None:
 class Routed:
     """`engine` is the copy; everything it shares with the original (references above all) is the same object."""
 
-    def __init__(self, adapter: FishSpeechAdapter, calls: Mapping[str, Call]) -> None:
-        self._adapter, self._calls = adapter, calls
+    def __init__(self, wrapped: Wrapped, calls: Mapping[str, Call]) -> None:
+        self._wrapped, self._calls = wrapped, calls
         self._requests = _Requests(weakref.WeakMethod(self._start))
-        self.engine = engine = copy.copy(adapter.engine)
-        engine.decoder_model = _routed_codec(adapter, calls)
+        self.engine = engine = copy.copy(wrapped.engine)
+        engine.decoder_model = _routed_codec(wrapped, calls)
         engine.llama_queue = self._requests
         send, load = engine.send_Llama_request, engine.load_by_hash
 
@@ -145,12 +141,12 @@ class Routed:
 
         engine.send_Llama_request = send_with_seed
         engine.load_by_hash = load_known_voice
-        self.stages = FishSpeechStages(adapter, engine, calls)
+        self.stages = FishSpeechStages(wrapped, engine, calls)
         engine._accelerated_by = self  # the copy keeps its thread alive
         weakref.finalize(self, self._requests.put, None).atexit = False
 
     def _start(self) -> None:
-        arguments = self._requests, weakref.ref(self), self._adapter.module.WrappedGenerateResponse
+        arguments = self._requests, weakref.ref(self), self._wrapped.module.WrappedGenerateResponse
         threading.Thread(target=_serve, args=arguments, name="accelerator-fish-speech", daemon=True).start()
 
     def stream(self, request: SpeechRequest, kept: Arrays | None = None) -> Iterator[AudioChunk]:
@@ -176,14 +172,14 @@ class Routed:
 
     def drop_torch(self) -> None:
         """Let go of the modules shared with the original codec."""
-        vars(self.engine.decoder_model).update(_modules=self._adapter.codec.shell._modules)
+        vars(self.engine.decoder_model).update(_modules=self._wrapped.codec.shell._modules)
 
     def answer(self, request: Any) -> None:
         """Serve one of fish-speech's requests, as its own thread does. Errors are answers."""
-        module, reply = self._adapter.module, request.response_queue.put
+        module, reply = self._wrapped.module, request.response_queue.put
         generate_long = with_globals(module.generate_long, {"generate": self._generate})
         try:
-            options = {"model": self._adapter.model.shell, "decode_one_token": module.decode_one_token_ar}
+            options = {"model": self._wrapped.model.shell, "decode_one_token": module.decode_one_token_ar}
             for chunk in generate_long(**options, **request.request):
                 reply(module.WrappedGenerateResponse(status="success", response=chunk))
         except Exception as error:  # passed on to the caller that waits for the reply
@@ -203,14 +199,14 @@ class Routed:
         **sampling: Any,
     ) -> torch.Tensor:
         """What stands for fish-speech's `generate`: prompt [1 + C, T] -> the same with its frames, [1 + C, T + n]."""
-        adapter = self._adapter
-        positions, length = adapter.spec.slow.positions, prompt.shape[1]
+        wrapped = self._wrapped
+        positions, length = wrapped.spec.slow.positions, prompt.shape[1]
         limit = min(max_new_tokens or positions, positions - length)
         if limit < 2 or audio_masks is not None or audio_parts is not None or num_samples != 1:
             # Its own function, also for its own errors: one token is too few for it, and audio parts are not text.
-            own = with_cache(adapter.model.get(), min(length + max(limit, 1), positions))
+            own = with_cache(wrapped.model.get(), min(length + max(limit, 1), positions))
             options = {"audio_masks": audio_masks, "audio_parts": audio_parts, "num_samples": num_samples}
-            answer = adapter.module.generate(
+            answer = wrapped.module.generate(
                 model=own, prompt=prompt, max_new_tokens=max_new_tokens, **options, **sampling
             )
             return torch.as_tensor(answer)
@@ -260,10 +256,10 @@ def chunks_of(results: Iterator[Any]) -> Iterator[AudioChunk]:
             raise GenerationError(f"fish-speech failed: {type(error).__name__}: {error}") from error
 
 
-def _routed_codec(adapter: FishSpeechAdapter, calls: Mapping[str, Call]) -> Any:
+def _routed_codec(wrapped: Wrapped, calls: Mapping[str, Call]) -> Any:
     """The codec with its two directions routed. It is an instance of its class, and shares its weights."""
-    held: Held = adapter.codec
-    frame = adapter.samples_per_frame
+    held = wrapped.codec
+    frame = wrapped.samples_per_frame
     kind = type(held.shell)
 
     def encode(
@@ -296,7 +292,7 @@ def _routed_codec(adapter: FishSpeechAdapter, calls: Mapping[str, Call]) -> Any:
         return lambda self, *args, **options: getattr(held.get(), name)(*args, **options)
 
     methods: dict[str, Any] = {name: in_torch(name) for name in ("forward", "decode")}
-    methods[adapter.layout.codec_call] = {"decode": decode, "from_indices": from_indices}[adapter.layout.codec_call]
+    methods[wrapped.layout.codec_call] = {"decode": decode, "from_indices": from_indices}[wrapped.layout.codec_call]
     cpu = property(lambda self: torch.device("cpu"))  # weights on the meta device would say so
     names = {
         "__module__": kind.__module__,

@@ -147,7 +147,7 @@ class PiperAdapter:
         return Bound(stages.engine, stages)
 
     def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
-        current_meter().used("engine", _ORIGINAL)
+        current_meter().used("engine", _ORIGINAL, own=True)
         for chunk in self.engine.synthesize(request.text, self._asked(request)):
             yield AudioChunk(np.asarray(chunk.audio_float_array, np.float32), int(chunk.sample_rate))
 

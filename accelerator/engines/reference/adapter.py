@@ -42,6 +42,8 @@ __all__ = ["ReferenceAdapter"]
 PROBE_FRAMES = 12
 SILENT_S = 0.03
 LEARNT_S = (1.0, 12.0)  # seconds of a reference: it was trained on turns of up to ten, and babbles from 16 on
+LEARNT_BANDWIDTH = 6_500  # Hz that a reference must reach: with less, whoever speaks is taken for awb
+LEARNT_CONTRAST = 32  # dB: with more noise rms and awb are taken for each other
 
 
 class ReferenceAdapter:
@@ -59,7 +61,9 @@ class ReferenceAdapter:
         self.sample_rate: int = engine.sample_rate
         # A voice that has learnt to speak imitates a recording that is read along; one with random weights nothing.
         learnt = engine.config.text != "as_given"
-        self.cloning: Cloning | None = Cloning("needed", LEARNT_S) if learnt else Cloning()
+        self.cloning: Cloning | None = (
+            Cloning("needed", LEARNT_S, bandwidth=LEARNT_BANDWIDTH, contrast=LEARNT_CONTRAST) if learnt else Cloning()
+        )
         self._spec = spec_of(engine.config.language_model)
         self._trace = functools.partial(examples.trace, engine)
         self._digests: dict[str, str] = {}

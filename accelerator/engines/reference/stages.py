@@ -87,8 +87,8 @@ class ReferenceStages:
 
         reading = read(text)
         foreign = tuple(Stretch(each.text, each.start) for each in reading.foreign)
-        marks = (Stretch(mark, max(0, text.find(mark))) for mark in reading.skipped)
-        return Unread(foreign, tuple(marks), "English, in Latin letters")
+        marks = tuple(Stretch(each.text, each.start) for each in reading.skipped)
+        return Unread(foreign, marks, "English, in Latin letters")
 
     def segments(self, request: SpeechRequest, *, soon: bool) -> list[Segment]:
         return split(request.text, comfortable=self._comfortable, longest=self._longest, read=self._words)
@@ -97,7 +97,7 @@ class ReferenceStages:
         return 0.0 if self._words is None else len(self._words(text)) / _LETTERS_A_SECOND
 
     def encode(self, reference: Reference) -> Arrays:
-        audio = self._engine.with_lag(reference.audio)
+        audio = self._engine.prepared(reference.audio)
         return {"codes": np.asarray(self._engine.encode_reference(audio), np.int64)}
 
     def voice(self, request: SpeechRequest, kept: Arrays | None) -> Spoken:

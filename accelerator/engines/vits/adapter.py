@@ -30,7 +30,6 @@ import torch
 from ...audio.checks import check_audio
 from ...errors import EngineError, InvalidOption
 from ...export.component import Component
-from ...metrics import current_meter
 from ...parts import vits_decoder
 from ...parts.backends import onnx_runtime
 from ...parts.part import Backend, Call, Part, seconds
@@ -144,7 +143,6 @@ class VitsAdapter:
             if request.sampling.seed is not None:
                 torch.manual_seed(request.sampling.seed)
             answer = self.pipeline(request.text, **({"forward_params": options} if options else {}))
-        current_meter().used("engine", "pytorch")
         yield AudioChunk(np.asarray(answer["audio"], np.float32).reshape(-1), int(answer["sampling_rate"]))
 
     def release(self) -> bool:

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from ...text.check import Unread, is_spoken, stretches
 from ...text.segments import Segment, split
 from ..base import Arrays, Job
 from ..shadow import shadow
-
-if TYPE_CHECKING:
-    from .adapter import VitsAdapter
 
 __all__ = ["DECODER", "TEXT", "VitsStages"]
 
@@ -45,6 +42,17 @@ class _Drawing:
     exclusive: bool
 
 
+class Wrapped(Protocol):
+    """What the stages know of the pipeline that was wrapped; its adapter says it."""
+
+    pipeline: Any
+    model: Any  # the one that was exported
+
+    def speaker(self, name: str) -> int: ...
+    def embedding(self, speaker: int | None) -> np.ndarray | None: ...
+    def outdated(self) -> str | None: ...
+
+
 class VitsStages:
     """See `base.Stages`. `engine` is a pipeline whose model runs on the routed parts; every setting is the wrapped
     pipeline's, or its model's, own. A unit is a segment's audio, a voice the number of a speaker, or None.
@@ -54,7 +62,7 @@ class VitsStages:
     windows: Sequence[int] = ()
     unit_s: float | None = None
 
-    def __init__(self, own: VitsAdapter, calls: Mapping[str, Call]) -> None:
+    def __init__(self, own: Wrapped, calls: Mapping[str, Call]) -> None:
         self._own, self._calls = own, calls
         self.engine = shadow(own.pipeline, model=shadow(own.model, forward=self._forward))
         self._model = self.engine.model

@@ -1,1 +1,1 @@
-"""A codec's layers: minimal filters, dense and pointwise products, activations, in parts over time."""
+"""A codec's layers: minimal filters, dense and pointwise convolutions, activations, in parts over time."""

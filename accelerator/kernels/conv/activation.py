@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numba
 import numpy as np
 from numba import njit, types
 
-from .. import tiles as at
-from ..arithmetic import F32, floats
 from ..instructions import bits_of, float_of, pointer
+from ..scalars import F32, floats
+from ..views import snake_at
 
-__all__ = ["narrow", "snake", "snaked"]
+__all__ = ["snake", "snaked", "to_bf16"]
 
 # pi in two parts, the first of so few bits that its multiples are exact (Cody and Waite 1980).
 _PI_HIGH = np.float32(3.140625)
@@ -37,56 +40,74 @@ def snaked(z):
 
 
 @njit(inline="always")
-def _wide(value):
+def _of_bf16(value):
     """A bfloat16's bits as float32."""
     return float_of(types.int32(types.int32(value) << types.int32(16)))
 
 
 @njit(inline="always")
-def narrow(value):
+def to_bf16(value):
     """The bits of the nearest bfloat16, ties to even; what is no number stays none."""
     bits = bits_of(value)
     rounded = (bits + types.int32(0x7FFF) + ((bits >> types.int32(16)) & types.int32(1))) >> types.int32(16)
     return types.uint16(rounded if value == value else 0x7FC0)
 
 
-@njit(nogil=True, error_model="numpy", fastmath={"contract"})  # reordered, pi in two parts would be one again
-def snake(address, begin, end):
-    """Rows begin .. end of [rows, channels]; the factors are float32 [channels], or at 0. kinds: bit 0, x is bfloat16;
-    bit 1, the answer is."""
-    plan = numba.carray(pointer(address), (at.SNAKE_SIZE,), np.int64)
-    x, alpha, out, channels, kinds = (
-        plan[at.SNAKE_X], plan[at.SNAKE_ALPHA], plan[at.SNAKE_Y], plan[at.SNAKE_CHANNELS], plan[at.SNAKE_KINDS],
-    )  # fmt: skip
-    factors = floats(alpha if alpha else x, channels)
-    for row in range(begin, end):
-        first = row * channels
-        given, low = floats(x + 4 * first, channels), numba.carray(pointer(x + 2 * first), (channels,), np.uint16)
-        answer, short = (
-            floats(out + 4 * first, channels),
-            numba.carray(pointer(out + 2 * first), (channels,), np.uint16),
-        )
-        if kinds == 0 and alpha:
-            for k in range(channels):
-                answer[k] = snaked(given[k] * factors[k])
-        elif kinds == 0:
-            for k in range(channels):
-                answer[k] = snaked(given[k])
-        elif kinds == 2 and alpha:
-            for k in range(channels):
-                short[k] = narrow(snaked(given[k] * factors[k]))
-        elif kinds == 2:
-            for k in range(channels):
-                short[k] = narrow(snaked(given[k]))
-        elif kinds == 3 and not alpha:
-            for k in range(channels):
-                short[k] = narrow(snaked(_wide(low[k])))
-        elif kinds == 3:
-            for k in range(channels):
-                short[k] = narrow(snaked(_wide(low[k]) * factors[k]))
-        elif alpha:
-            for k in range(channels):
-                answer[k] = snaked(_wide(low[k]) * factors[k])
+_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}  # reordered, pi would be in one part again
+
+
+def _row(x_is_bf16: bool, y_is_bf16: bool, is_scaled: bool) -> Any:
+    """A row of `snake`, compiled for these kinds of values."""
+
+    @njit(**_OPTIONS)
+    def row(x, alpha, y, channels):
+        given, short = floats(x, channels), numba.carray(pointer(x), (channels,), np.uint16)
+        answer, low = floats(y, channels), numba.carray(pointer(y), (channels,), np.uint16)
+        factors = floats(alpha, channels)
+        for k in range(channels):
+            z = _of_bf16(short[k]) if x_is_bf16 else given[k]
+            if is_scaled:
+                z = z * factors[k]
+            if y_is_bf16:
+                low[k] = to_bf16(snaked(z))
+            else:
+                answer[k] = snaked(z)
+
+    return row
+
+
+def _one_of(kinds: Sequence[Any]) -> Any:
+    """A compiled function (number, *arguments) that calls one of these."""
+    first, *others = kinds
+    if not others:
+
+        @njit(**_OPTIONS)
+        def last(number, *arguments):
+            first(*arguments)
+
+        return last
+
+    rest = _one_of(others)
+
+    @njit(**_OPTIONS)
+    def chosen(number, *arguments):
+        if number == 0:
+            first(*arguments)
         else:
-            for k in range(channels):
-                answer[k] = snaked(_wide(low[k]))
+            rest(number - 1, *arguments)
+
+    return chosen
+
+
+_ROW = _one_of([_row(*kinds) for kinds in itertools.product((False, True), repeat=3)])
+
+
+@njit(**_OPTIONS)
+def snake(address, begin, end, scratch):
+    """Rows begin .. end of what a `Snake` describes."""
+    plan = snake_at(address)
+    x, alpha, y, channels = plan.x, plan.alpha, plan.y, plan.channels
+    x_step, y_step = channels * (2 if plan.x_is_bf16 else 4), channels * (2 if plan.y_is_bf16 else 4)
+    kind = 4 * plan.x_is_bf16 + 2 * plan.y_is_bf16 + (1 if alpha else 0)
+    for row in range(begin, end):
+        _ROW(kind, x + row * x_step, alpha, y + row * y_step, channels)

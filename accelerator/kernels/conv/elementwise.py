@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ...errors import SessionError
-from .. import tiles as at
-from ..opcodes import SNAKE
+from ..descriptors import Snake
 from ..parallel import in_parts
+from ..units.snake import SNAKE
 
 __all__ = ["snake"]
 
@@ -20,9 +20,7 @@ def snake(
     x, alpha, out: addresses of [rows, channels], [channels] and [rows, channels], float32 unless low or low_out, which
     are bfloat16. None is an alpha of one.
     """
-    plan = [0] * at.SNAKE_SIZE
-    plan[at.SNAKE_X], plan[at.SNAKE_ALPHA], plan[at.SNAKE_Y] = x, alpha or 0, out
-    plan[at.SNAKE_CHANNELS], plan[at.SNAKE_KINDS] = channels, low + 2 * low_out
+    plan = Snake(x, alpha or 0, out, channels, x_is_bf16=low, y_is_bf16=low_out)
     parts = min(threads, rows * channels // _LITTLE) or 1
     try:
         in_parts(SNAKE, plan, [rows * i // parts for i in range(parts + 1)], parts)

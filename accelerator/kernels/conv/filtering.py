@@ -2,10 +2,10 @@
 
 `TILES` tiles of a layer are worked on at a time. Their inputs are evaluated at all points; then, for `PANEL` columns of
 the answer after the other, multiplied by the evaluated weights and interpolated, so that products stay in a core's own
-cache. PyTorch's products of small matrices around large ones take up to twice the time of all this.
+cache. PyTorch's small matrix products around large ones take up to twice the time of all this.
 
-A residual unit goes on with a product over the channels of each row (`mixed`), which finds its inputs chunk by chunk:
-[channels / CHUNK, rows, CHUNK]; levels of int16 have a unit for each row of each chunk.
+A residual unit goes on with a matrix product over the channels of each row (`mixed`), which finds its inputs chunk by
+chunk: [channels / CHUNK, rows, CHUNK]; those quantized to int16 have a scale for each row of each chunk.
 
 A convolution that is dilated by d is d convolutions of every d-th row: tile t begins at row m d (t // d) + t % d.
 """
@@ -19,13 +19,14 @@ import numpy as np
 from llvmlite import ir
 from numba import njit
 
-from .. import tiles as at
-from ..arithmetic import floats
+from .. import descriptors as at
 from ..instructions import pointer
-from ..tiles import CHUNK, FILTERS, PANEL, TILES, TOGETHER, filter_layout
+from ..scalars import floats
+from ..tiles import CHUNK, FILTERS, PANEL, SQUARE, TILES, TOGETHER, filter_layout
 from ..vectors import BF16, REGISTER, WIDTH, Code, function
-from .activation import narrow, snaked
-from .blocks import LEVELS, OPTIONS, PRODUCTS, PRODUCTS_OF_LEVELS, ROWS, VECTORS, level
+from ..views import filter_at, filter_scratch, mix_at, row_place, square_place
+from .activation import snaked, to_bf16
+from .blocks import MATMUL, MATMUL_INT16, OPTIONS, QUANTIZE, ROWS, VECTORS, quantize_at
 from .minimal import filters
 
 __all__ = ["filtered", "mixed"]
@@ -103,19 +104,19 @@ def _finish(x, out, count, kind):
     """A row's part at x -> out, as `kind` says: snake of it, or as bfloat16, or both."""
     given, answer = floats(x, count), floats(out, count)
     low = numba.carray(pointer(out), (count,), np.uint16)
-    kind &= at.SNAKED | at.LOW
+    kind &= at.SNAKED | at.AS_BF16
     if kind == 0:
         for k in range(count):
             answer[k] = given[k]
-    elif kind == 1:
+    elif kind == at.SNAKED:
         for k in range(count):
             answer[k] = snaked(given[k])
-    elif kind == 2:
+    elif kind == at.AS_BF16:
         for k in range(count):
-            low[k] = narrow(given[k])
+            low[k] = to_bf16(given[k])
     else:
         for k in range(count):
-            low[k] = narrow(snaked(given[k]))
+            low[k] = to_bf16(snaked(given[k]))
 
 
 @njit(**OPTIONS)
@@ -124,18 +125,16 @@ def _first_row(tile, outputs, dilation):
     return whole * (outputs - 1) * dilation + tile  # m d (t // d) + t % d
 
 
-def _filter(taps: int, leveled: bool = False) -> Any:
-    """leveled: its products are those of int16."""
+def _filter(taps: int, is_int16: bool = False) -> Any:
+    """is_int16: its matrix products are those of int16."""
     outputs, (points, pitch, panel) = FILTERS[taps], filter_layout(taps)
-    evaluate, interpolate, multiply = _evaluate(taps), _interpolate(taps), PRODUCTS[False]
-    to_levels, size_of_weight = level([k * pitch for k in range(points)]), 2 if leveled else 4
+    evaluate, interpolate, multiply = _evaluate(taps), _interpolate(taps), MATMUL[False]
+    quantize, size_of_weight = quantize_at([k * pitch for k in range(points)]), 2 if is_int16 else 4
 
     @njit(**OPTIONS)
-    def evaluated(plan, first, count, values, units, beside):
+    def evaluated(plan, first, count, values, scales, beside):
         """The values of tiles first .. first + count at the points."""
-        x, channels, given, dilation = (
-            plan[at.FILTER_X], plan[at.FILTER_IN], plan[at.FILTER_GIVEN], plan[at.FILTER_DILATION],
-        )  # fmt: skip
+        x, channels, given, dilation = plan.x, plan.channels, plan.given, plan.dilation
         for t in range(count):
             row, source, step = _first_row(first + t, outputs, dilation), x, 4 * channels * dilation
             if row + dilation * (points - 1) < given:
@@ -149,47 +148,44 @@ def _filter(taps: int, leveled: bool = False) -> Any:
                 source, step = beside, 4 * channels
             here = values + 4 * CHUNK * t
             evaluate(source, step, here, channels // CHUNK)
-            if leveled:
-                to_levels(here, points * pitch, channels // CHUNK, here, points * pitch, units + 4 * t)
+            if is_int16:
+                quantize(here, points * pitch, channels // CHUNK, here, points * pitch, scales + 4 * t)
 
     @njit(**OPTIONS)
-    def multiplied(plan, start, parts, count, values, products, units):
-        """Their products with `parts` chunks of columns behind `start`."""
-        channels, blocks = plan[at.FILTER_IN], plan[at.FILTER_OUT] // CHUNK
-        chunks, step = channels // CHUNK, points * pitch
+    def multiplied(plan, start, parts, count, values, products, scales):
+        """Their matrix products with `parts` chunks of columns behind `start`."""
+        blocks, chunks, step = plan.columns // CHUNK, plan.channels // CHUNK, points * pitch
         for point in range(points):
             for part in range(parts):
-                block = point * blocks + start // CHUNK + part
-                weights = plan[at.FILTER_WEIGHTS] + size_of_weight * CHUNK * channels * block
+                block = start // CHUNK + part
+                weights = plan.weights + size_of_weight * SQUARE * square_place(blocks, chunks, point, block, 0)
                 for t in range(0, count, ROWS):
                     here = values + point * pitch + 4 * CHUNK * t
                     to = products + point * panel + 4 * CHUNK * (part * TILES + t)
-                    if leveled:
-                        own = plan[at.FILTER_UNITS] + 4 * CHUNK * block
+                    if is_int16:
+                        own = plan.weight_scales + 4 * CHUNK * square_place(blocks, 1, point, block, 0)
                         for c in range(0, chunks, TOGETHER):
-                            some, from_ = min(TOGETHER, chunks - c), weights + 2 * CHUNK * CHUNK * c
-                            PRODUCTS_OF_LEVELS(here + c * step, step, from_, some, to, units + 4 * t, own, c == 0)
+                            some, from_ = min(TOGETHER, chunks - c), weights + 2 * SQUARE * c
+                            MATMUL_INT16(here + c * step, step, from_, some, to, scales + 4 * t, own, c == 0)
                     else:
                         multiply(here, step, weights, chunks, to)
 
     @njit(**OPTIONS)
     def finished(plan, first, start, parts, count, products, beside):
         """The answer's rows of those columns, finished and put where they belong."""
-        out, columns, kind, dilation = (
-            plan[at.FILTER_Y], plan[at.FILTER_OUT], plan[at.FILTER_KIND], plan[at.FILTER_DILATION],
-        )  # fmt: skip
-        rows, size = plan[at.FILTER_GIVEN] - (taps - 1) * dilation, 2 if kind & at.LOW else 4
+        out, columns, kind, dilation = plan.y, plan.columns, plan.kind, plan.dilation
+        rows, size = plan.given - (taps - 1) * dilation, 2 if kind & at.AS_BF16 else 4
         for t in range(count):
-            interpolate(products + 4 * CHUNK * t, parts, plan[at.FILTER_BIAS] + 4 * start, beside)
+            interpolate(products + 4 * CHUNK * t, parts, plan.bias + 4 * start, beside)
             row = _first_row(first + t, outputs, dilation)
             for i in range(outputs):
                 here = beside + 4 * PANEL * i
-                if row < rows and kind & at.MIXED:
+                if row < rows and kind & at.FOR_MIX:
                     for part in range(parts):
-                        from_, place = here + 4 * CHUNK * part, (start // CHUNK + part) * plan[at.FILTER_ROOM] + row
-                        if kind & at.LEVELED:
+                        from_, place = here + 4 * CHUNK * part, row_place(plan.room, start // CHUNK + part, row)
+                        if kind & at.AS_INT16:
                             _finish(from_, from_, CHUNK, kind)
-                            LEVELS(from_, 0, 1, out + 4 * CHUNK * place, 0, plan[at.FILTER_OWN] + 4 * place)
+                            QUANTIZE(from_, 0, 1, out + 4 * CHUNK * place, 0, plan.y_scales + 4 * place)
                         else:
                             _finish(from_, out + size * CHUNK * place, CHUNK, kind)
                 elif row < rows:
@@ -197,55 +193,53 @@ def _filter(taps: int, leveled: bool = False) -> Any:
                 row += dilation
 
     @njit(**OPTIONS)
-    def run(address, begin, end, scratch):
-        plan = numba.carray(pointer(address), (at.FILTER_SIZE,), np.int64)
-        channels, columns, values = plan[at.FILTER_IN], plan[at.FILTER_OUT], scratch
-        products = values + channels // CHUNK * points * pitch
-        units = products + points * panel
-        beside = units + 4 * TILES  # a tile's rows, which may lie partly behind the end
-        most = TILES if channels > 256 else TILES // 2  # narrow ones stay in the second cache then
+    def run(plan, begin, end, scratch):
+        channels, columns = plan.channels, plan.columns
+        products_at, scales_at, beside_at, _ = filter_scratch(channels, outputs, points, pitch, panel)
+        values, products, scales = scratch, scratch + products_at, scratch + scales_at
+        beside = scratch + beside_at  # a tile's rows, which may lie partly behind the end
+        most = TILES if channels > 256 else TILES // 2  # those of fewer channels stay in the second cache then
         blocks = (end - begin + most - 1) // most
         alike = ((end - begin + blocks - 1) // blocks + ROWS - 1) // ROWS * ROWS
         for first in range(begin, end, alike):
             count = min(alike, end - first)
-            evaluated(plan, first, count, values, units, beside)
+            evaluated(plan, first, count, values, scales, beside)
             for start in range(0, columns, PANEL):
                 parts = min(PANEL, columns - start) // CHUNK
-                multiplied(plan, start, parts, count, values, products, units)
+                multiplied(plan, start, parts, count, values, products, scales)
                 finished(plan, first, start, parts, count, products, beside)
 
     return run
 
 
 def _plain(low: bool) -> Any:
-    multiply, size = PRODUCTS[low], 2 if low else 4
+    multiply, size = MATMUL[low], 2 if low else 4
 
     @njit(**OPTIONS)
     def run(plan, row, start, out):
-        """A block of a mix's products."""
-        chunks, step = plan[at.MIX_IN] // CHUNK, size * CHUNK * plan[at.MIX_ROOM]
-        values, weights = plan[at.MIX_VALUES] + size * CHUNK * row, plan[at.MIX_WEIGHTS] + size * CHUNK * chunks * start
-        multiply(values, step, weights, chunks, out)
+        """A block of a mix's matrix product."""
+        chunks, step = plan.channels // CHUNK, size * CHUNK * plan.room
+        weights = plan.weights + size * SQUARE * square_place(1, chunks, 0, start // CHUNK, 0)
+        multiply(plan.values + size * CHUNK * row, step, weights, chunks, out)
 
     return run
 
 
 @njit(**OPTIONS)
-def _leveled(plan, row, start, out):
-    chunks, own = plan[at.MIX_IN] // CHUNK, plan[at.MIX_SCALES] + 4 * start
-    weights = plan[at.MIX_WEIGHTS] + 2 * CHUNK * chunks * start
+def _of_int16(plan, row, start, out):
+    chunks, own = plan.channels // CHUNK, plan.weight_scales + 4 * start
     for c in range(chunks):
-        place = plan[at.MIX_ROOM] * c + row
-        values, units = plan[at.MIX_VALUES] + 4 * CHUNK * place, plan[at.MIX_UNITS] + 4 * place
-        PRODUCTS_OF_LEVELS(values, 0, weights + 2 * CHUNK * CHUNK * c, 1, out, units, own, c == 0)
+        place = row_place(plan.room, c, row)
+        values, scales = plan.values + 4 * CHUNK * place, plan.value_scales + 4 * place
+        weights = plan.weights + 2 * SQUARE * square_place(1, chunks, 0, start // CHUNK, c)
+        MATMUL_INT16(values, 0, weights, 1, out, scales, own, c == 0)
 
 
 def _mix(multiply: Any) -> Any:
     @njit(**OPTIONS)
-    def run(address, begin, end, scratch):
-        plan = numba.carray(pointer(address), (at.MIX_SIZE,), np.int64)
-        columns, rows = plan[at.MIX_OUT], plan[at.MIX_ROWS]
-        x, bias = floats(plan[at.MIX_X], rows * columns), floats(plan[at.MIX_BIAS], columns)
+    def run(plan, begin, end, scratch):
+        columns, rows = plan.columns, plan.rows
+        x, bias = floats(plan.x, rows * columns), floats(plan.bias, columns)
         sums = floats(scratch, ROWS * CHUNK)
         for first in range(begin, end, TILES):
             for start in range(0, columns, CHUNK):
@@ -259,30 +253,30 @@ def _mix(multiply: Any) -> Any:
     return run
 
 
-_SEVEN, _TWO, _TWO_LEVELED = _filter(7), _filter(2), _filter(2, leveled=True)
-_MIX, _MIX_LEVELED = _mix(_plain(False)), _mix(_leveled)
-_MIX_LOW = _mix(_plain(True)) if BF16 else _MIX
+_SEVEN, _TWO, _TWO_OF_INT16 = _filter(7), _filter(2), _filter(2, is_int16=True)
+_MIX, _MIX_INT16 = _mix(_plain(False)), _mix(_of_int16)
+_MIX_BF16 = _mix(_plain(True)) if BF16 else _MIX
 
 
 @njit(**OPTIONS)
 def filtered(address, begin, end, scratch):
-    """Tiles begin .. end of the filter that the array there describes."""
-    plan = numba.carray(pointer(address), (at.FILTER_SIZE,), np.int64)
-    if plan[at.FILTER_TAPS] == 7:
-        _SEVEN(address, begin, end, scratch)
-    elif plan[at.FILTER_LEVELED]:
-        _TWO_LEVELED(address, begin, end, scratch)
+    """Tiles begin .. end of what a `Filter` describes."""
+    plan = filter_at(address)
+    if plan.taps == 7:
+        _SEVEN(plan, begin, end, scratch)
+    elif plan.is_int16:
+        _TWO_OF_INT16(plan, begin, end, scratch)
     else:
-        _TWO(address, begin, end, scratch)
+        _TWO(plan, begin, end, scratch)
 
 
 @njit(**OPTIONS)
 def mixed(address, begin, end, scratch):
-    """Rows begin .. end of x += values W + b; begin is a multiple of `ROWS`, as the room for rows is."""
-    kind = numba.carray(pointer(address), (at.MIX_SIZE,), np.int64)[at.MIX_KIND]
-    if kind == at.LOW:
-        _MIX_LOW(address, begin, end, scratch)
-    elif kind == at.LEVELED:
-        _MIX_LEVELED(address, begin, end, scratch)
+    """Rows begin .. end of what a `Mix` describes; begin is a multiple of `ROWS`, as the room for rows is."""
+    plan = mix_at(address)
+    if plan.kind == at.AS_BF16:
+        _MIX_BF16(plan, begin, end, scratch)
+    elif plan.kind == at.AS_INT16:
+        _MIX_INT16(plan, begin, end, scratch)
     else:
-        _MIX(address, begin, end, scratch)
+        _MIX(plan, begin, end, scratch)

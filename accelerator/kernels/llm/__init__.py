@@ -1,1 +1,1 @@
-"""A language model's step: attention, quantized products, the draw of codes, and the threads that share it."""
+"""A language model's step: attention, quantized matrix products, the draw of codes, and the threads that share it."""

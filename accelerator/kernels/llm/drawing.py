@@ -11,9 +11,10 @@ import numba
 import numpy as np
 from numba import njit, types
 
-from .. import draws as at
-from ..arithmetic import F32, OPTIONS, exp, floats
+from ..arithmetic import exp
 from ..instructions import bits_of, float_of, pointer
+from ..scalars import F32, OPTIONS, floats
+from ..views import draw_at
 
 __all__ = ["draw"]
 
@@ -78,15 +79,14 @@ def _boundary(x, shares, lowest, largest, limit, bound):
 
 @njit(**OPTIONS)
 def draw(address, space):
-    """The index that is drawn, or -1 where nothing can be. space: memory, `draws.SCRATCH` bytes for each logit."""
-    plan = numba.carray(pointer(address), (at.SIZE,), np.int64)
-    real = numba.carray(pointer(address), (at.SIZE,), np.float64)
-    count, window, temperature, top_p = plan[at.COUNT], plan[at.WINDOW], F32(real[at.TEMPERATURE]), real[at.TOP_P]
-    given, x, shares = floats(plan[at.LOGITS], count), floats(space, count), floats(space + 4 * count, count)
+    """The index that is drawn, or -1 where nothing can be. space: memory, `DRAW_SPACE` bytes for each logit."""
+    plan = draw_at(address)
+    count, window, temperature, top_p = plan.count, plan.window, F32(plan.temperature), plan.top_p
+    given, x, shares = floats(plan.logits, count), floats(space, count), floats(space + 4 * count, count)
     for k in range(count):
         x[k] = given[k]
     if window:
-        _penalise(x, numba.carray(pointer(plan[at.RECENT]), (window,), np.int64), window, F32(real[at.PENALTY]))
+        _penalise(x, numba.carray(pointer(plan.recent), (window,), np.int64), window, F32(plan.penalty))
     largest, lowest, none = x[0], x[0], 0
     for k in range(count):
         largest, lowest = max(largest, x[k]), min(lowest, x[k])
@@ -98,7 +98,7 @@ def draw(address, space):
         first += 1
     if temperature == 0:
         return first
-    limit, boundary, allowed = plan[at.TOP_K], lowest, count
+    limit, boundary, allowed = plan.top_k, lowest, count
     if top_p < 1 or limit < count:
         total, bound = F32(0), F32(np.inf)  # at 1, rounding must not cut it
         for k in range(count):
@@ -121,8 +121,8 @@ def draw(address, space):
     for i in range(n):
         shares[i] = exp((x[kept[i]] - largest) / temperature)
         total += shares[i]
-    goal = total * numba.carray(pointer(plan[at.UNIFORMS]), (plan[at.USED] + 1,), np.float64)[plan[at.USED]]
-    plan[at.USED] += 1
+    goal = total * numba.carray(pointer(plan.uniforms), (plan.used + 1,), np.float64)[plan.used]
+    plan.used += 1
     total = 0.0
     for i in range(n):
         total += shares[i]

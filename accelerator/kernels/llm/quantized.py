@@ -1,34 +1,37 @@
-"""Levels of activations (int8), and products of quantized weights with them, by the processor's own instructions.
+"""Activations quantized to int8, and matrix products of quantized weights with them, by the processor's instructions.
 
-Levels of weights are unsigned, those of activations signed and at most 127, and what the weights' zero points add is
+Quantized weights are unsigned, quantized activations signed and at most 127, and what the weights' zero points add is
 taken off by block. AVX512-VNNI sums four products of bytes in 32 bits. AVX2 sums two in 16, which hold eight such sums
 of weights in 4 bits; of weights in 8, only one, and only if they are signed: they are taken 128 smaller there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 
-from ..vectors import FLOAT, FLOATS, HALF, I8, I16, I32, INTS, LANES, WIDE, Code, function, zeros
+from ..tiles import TOKENS, block_layout
+from ..vectors import AVX512, FLOAT, FLOATS, HALF, I8, I16, I32, INTS, LANES, Code, function, switch, zeros
 
-__all__ = ["levels", "place", "product"]
+__all__ = ["matmul", "place", "quantize_block"]
 
 _EIGHT, _SHORTS, _BYTES = ir.VectorType(I32, 8), ir.VectorType(I16, 16), ir.VectorType(I8, 32)  # of AVX2's registers
 _ALL_BYTES = ir.VectorType(I8, 4 * LANES)
 
 
-def _product(bits: int, rows: int) -> Any:
+def _matmul(bits: int, rows: int) -> Callable[..., None]:
     """(weights, blocks, pairs, values, scales, sums, factor, out, value_step, scale_step, out_step).
 
-    `LANES` rows of weights by `rows` of activations. Of each block of 32 `pairs` weights lie, one behind the other: the
-    levels, 4 of each row side by side (with 4 bits the next 4 in the upper halves of the bytes), scales float16, zero
-    points uint8. values: int8 levels of activations, value_step bytes a row; scales, sums: float32 of their blocks.
+    A tile of `LANES` rows of weights by `rows` of activations. Quantized weights of 4 columns lie side by side for each
+    row (with 4 bits the next 4 columns in the upper halves of the bytes); `block_layout` says where the rest of a block
+    of 32 `pairs` columns lies. values: int8, value_step bytes a row; scales, sums: float32 of their blocks, scale_step
+    bytes a row.
     """
-    size = 32 * LANES * bits // 8  # bytes of 32 levels
-    add, count = (_added, rows * (4 // rows or 1)) if WIDE else (_added_by_pairs, 2 * rows)
-    kind, less = (INTS, 0) if WIDE else (_EIGHT, 128 if bits == 8 else 0)
+    size, zeros_at, end = block_layout(32, bits)  # only the first part of a block is the larger the longer it is
+    add, count = (_added, rows * (4 // rows or 1)) if AVX512 else (_added_by_pairs, 2 * rows)
+    kind, less = (INTS, 0) if AVX512 else (_EIGHT, 128 if bits == 8 else 0)
 
     def generate(
         c: Code, weights: Any, blocks: Any, pairs: Any, values: Any, scales: Any, sums: Any, factor: Any, out: Any,
@@ -36,7 +39,7 @@ def _product(bits: int, rows: int) -> Any:
     ) -> None:  # fmt: skip
         b = c.b
         length, width = b.mul(pairs, c.number(32)), b.mul(pairs, c.number(size))
-        step = c.plus(width, 3 * LANES)
+        step = c.plus(width, end - size)
 
         def block(i: Any, totals: list[Any]) -> list[Any]:
             base = b.add(weights, b.mul(i, step))
@@ -50,7 +53,7 @@ def _product(bits: int, rows: int) -> Any:
             answer = c.loop(pairs, zeros(kind, count), part)
             behind = b.add(base, width)
             scale = b.fpext(c.at(behind, ir.VectorType(HALF, LANES), 16), FLOATS)
-            points = b.zext(c.at(c.plus(behind, 2 * LANES), ir.VectorType(I8, LANES), 16), INTS)
+            points = b.zext(c.at(c.plus(behind, zeros_at - size), ir.VectorType(I8, LANES), 16), INTS)
             zero = b.sitofp(b.sub(points, ir.Constant(INTS, [less] * LANES)), FLOATS)
             new = []
             for row in range(rows):
@@ -67,11 +70,11 @@ def _product(bits: int, rows: int) -> Any:
         for row, total in enumerate(totals):
             c.put(b.fmul(total, factors), b.add(out, b.mul(out_step, c.number(row))))
 
-    return function(11, generate)
+    return generate
 
 
-def _levels(c: Code, raw: Any, bits: int) -> list[Any]:
-    """The four levels of each row that a load holds, or twice four."""
+def _unpacked(c: Code, raw: Any, bits: int) -> list[Any]:
+    """The four quantized values of each row that a load holds, or twice four."""
     if bits == 8:
         return [raw]
     low, four = (ir.Constant(raw.type, [n] * raw.type.count) for n in (0x0F0F0F0F, 4))
@@ -79,16 +82,16 @@ def _levels(c: Code, raw: Any, bits: int) -> list[Any]:
 
 
 def _added(c: Code, bits: int, weights: Any, given: list[Any], before: list[Any]) -> list[Any]:
-    """32 levels of `LANES` rows of weights by as many of each row that is given: sums int32 [LANES], some for each."""
+    """32 columns of `LANES` rows of weights by as many of each row that is given: sums int32 [LANES], some for each."""
     sums, chains = list(before), len(before) // len(given)
     for k in range(LANES * bits // 16):
-        for half, levels in enumerate(both := _levels(c, c.at(c.plus(weights, 64 * k), INTS, 16), bits)):
+        for half, own in enumerate(both := _unpacked(c, c.at(c.plus(weights, 64 * k), INTS, 16), bits)):
             group = len(both) * k + half
             for row, values in enumerate(given):
                 four = c.b.bitcast(c.all(c.at(c.plus(values, 4 * group), I32), INTS), _ALL_BYTES)
                 at = row * chains + group % chains
-                levels_ = c.b.bitcast(levels, _ALL_BYTES)
-                sums[at] = c.call("llvm.x86.avx512.vpdpbusd.512", INTS, sums[at], levels_, four)
+                bytes_ = c.b.bitcast(own, _ALL_BYTES)
+                sums[at] = c.call("llvm.x86.avx512.vpdpbusd.512", INTS, sums[at], bytes_, four)
     return sums
 
 
@@ -102,16 +105,16 @@ def _added_by_pairs(c: Code, bits: int, weights: Any, given: list[Any], before: 
     for sides in [(0, 1)] if len(given) <= 4 else [(0,), (1,)]:
         given, shorts = [c.again(values) for values in given], dict[int, Any]()
         for k in range(LANES * bits // 16):
-            raw = [_levels(c, c.at(c.plus(weights, 64 * k + 32 * side), _EIGHT, 16), bits) for side in sides]
+            raw = [_unpacked(c, c.at(c.plus(weights, 64 * k + 32 * side), _EIGHT, 16), bits) for side in sides]
             for half, both in enumerate(zip(*raw, strict=True)):
-                levels, signed = [b.bitcast(v, _BYTES) for v in both], []
+                weights_, signed = [b.bitcast(v, _BYTES) for v in both], []
                 if bits == 8:
-                    signed = [b.xor(v, ir.Constant(_BYTES, [-128] * 32)) for v in levels]
-                    levels = [c.call("llvm.abs.v32i8", _BYTES, v, ir.Constant(ir.IntType(1), 0)) for v in signed]
+                    signed = [b.xor(v, ir.Constant(_BYTES, [-128] * 32)) for v in weights_]
+                    weights_ = [c.call("llvm.abs.v32i8", _BYTES, v, ir.Constant(ir.IntType(1), 0)) for v in signed]
                 for row, values in enumerate(given):
                     four = c.at(c.plus(values, 4 * (len(raw[0]) * k + half)), I32)
                     bytes_ = b.bitcast(c.all(four, _EIGHT), _BYTES)
-                    for i, (side, own) in enumerate(zip(sides, levels, strict=True)):
+                    for i, (side, own) in enumerate(zip(sides, weights_, strict=True)):
                         turned = c.call("llvm.x86.avx2.psign.b", _BYTES, bytes_, signed[i]) if signed else bytes_
                         pairs, sum_ = c.call("llvm.x86.avx2.pmadd.ub.sw", _SHORTS, own, turned), 2 * row + side
                         if bits == 8:
@@ -133,11 +136,11 @@ def _together(c: Code, sums: list[Any]) -> Any:
     return total
 
 
-def _levels_of_a_block() -> Any:
-    """(values, count, levels, scale, total): 16 `count` float32 -> int8; scale: float32, what a level stands for, which
-    is no number if any of the values is none; total: float32, the sum of the levels."""
+def _quantize_block() -> Callable[..., None]:
+    """(values, count, quantized, scale, total): 16 `count` float32 -> int8; scale: float32, which is no number if any
+    of the values is none; total: float32, the sum of the quantized values."""
 
-    def generate(c: Code, values: Any, count: Any, levels: Any, scale: Any, total: Any) -> None:
+    def generate(c: Code, values: Any, count: Any, quantized: Any, scale: Any, total: Any) -> None:
         b, (zero,) = c.b, zeros(FLOATS, 1)
 
         def largest(j: Any, before: list[Any]) -> list[Any]:
@@ -152,19 +155,19 @@ def _levels_of_a_block() -> Any:
 
         def rounded(j: Any, before: list[Any]) -> list[Any]:
             scaled = b.fmul(c.at(c.plus(values, j, 4 * LANES), FLOATS, 4), c.all(inverse, FLOATS))
-            level = b.fptosi(c.call("llvm.rint.v16f32", FLOATS, scaled), INTS)
-            c.put(b.trunc(level, ir.VectorType(I8, LANES)), c.plus(levels, j, LANES), 1)
-            return [b.add(before[0], level)]
+            whole = b.fptosi(c.call("llvm.rint.v16f32", FLOATS, scaled), INTS)
+            c.put(b.trunc(whole, ir.VectorType(I8, LANES)), c.plus(quantized, j, LANES), 1)
+            return [b.add(before[0], whole)]
 
         (sums,) = c.loop(count, zeros(INTS, 1), rounded)
         sum_ = c.call("llvm.vector.reduce.add.v16i32", I32, sums)
         c.put(b.fadd(b.fdiv(most, ir.Constant(FLOAT, 127.0)), check), scale)
         c.put(b.sitofp(sum_, FLOAT), total)
 
-    return function(5, generate)
+    return generate
 
 
-def _place(biased: bool, adds: bool) -> Any:
+def _place(biased: bool, adds: bool) -> Callable[..., None]:
     """(products, rows, bias, out, step): float32 [rows, LANES], with a bias [LANES] or without, put where rows are
     `step` bytes apart, or added to what is there."""
 
@@ -180,9 +183,19 @@ def _place(biased: bool, adds: bool) -> Any:
 
         c.loop(rows, [], row)
 
-    return function(5, generate)
+    return generate
 
 
-levels = _levels_of_a_block()
-place = {(biased, adds): _place(biased, adds) for biased in (True, False) for adds in (True, False)}
-product = {(bits, rows): _product(bits, rows) for bits in (4, 8) for rows in (1, 2, 4, 8)}
+def _by_rows(bits: int) -> Callable[..., None]:
+    """By how many rows of activations there are: for three as for four, and for five to eight as for eight."""
+    made = {rows: _matmul(bits, rows) for rows in (1, 2, 4, TOKENS)}
+    return switch({rows: made[min(most for most in made if most >= rows)] for rows in range(1, TOKENS + 1)})
+
+
+# (bits, rows, and what `_matmul` takes)
+matmul = function(13, switch({bits: _by_rows(bits) for bits in (4, 8)}))
+# (whether there is a bias, whether it is added, and what `_place` takes)
+place = function(
+    7, switch({biased: switch({adds: _place(bool(biased), bool(adds)) for adds in (0, 1)}) for biased in (0, 1)})
+)
+quantize_block = function(5, _quantize_block())

@@ -1,8 +1,9 @@
 """A stack of Llama blocks over quantized weights, compiled by numba: all of a step in one call, shared by some threads.
 
-Every thread runs the same function over the same array of sizes and addresses (`plan`), and does its part of each
-layer: its heads, its rows of the weights. They `meet` at barriers. A step reads all weights once, in the order in
-which they lie in memory, so that memory sets its pace; and each token's arithmetic is the same whatever is beside it.
+Every thread runs the same function over the same record of sizes and addresses (`descriptors.PLAN`), and does its part
+of each layer: its heads, its rows of the weights. They `meet` at barriers. A step reads all weights once, in the order
+in which they lie in memory, so that memory sets its pace; and each token's arithmetic is the same whatever is beside
+it.
 """
 
 from __future__ import annotations
@@ -12,128 +13,123 @@ import numpy as np
 from numba import njit, types
 
 from .. import descriptors as at
-from .. import draws as of_frame
-from .. import job as of_job
-from ..arithmetic import OPTIONS, QUERIES, floats, gated, multiply, normalise, quantise
+from ..arithmetic import Quantized, gated, multiply, quantize, rms_norm
 from ..barrier import await_step, begin, judge, meet, share, stop
-from ..conv.activation import snake
-from ..conv.dense import dense, levels, single
-from ..conv.filtering import filtered, mixed
-from ..conv.ordering import ordered
-from ..instructions import add, cycles, float_of, load, pointer
-from ..opcodes import DENSE, DRAW, END, FILTER, FRAME, LEAD, LEVELS, MIX, ORDER, PACK, PARTS, SERVE, SINGLE, SNAKE
+from ..instructions import cycles, float_of, load, pointer
+from ..opcodes import DRAW, END, FRAME, LEAD, SERVE
+from ..scalars import OPTIONS, floats
+from ..tiles import LANES, TOKENS, VALUES
+from ..views import draw_at, frame_at, layer_at, plan_at
 from .attention import attention
 from .drawing import draw
 
 __all__ = ["call"]
 
+_LAYER_SIZE, _DRAW_SIZE = at.LAYER.itemsize, at.DRAW.itemsize
+
 
 @njit(**OPTIONS)
-def _levels(plan, m, source, width, norm, begin, end, scratch, values, scales, sums):
-    """Quantize tokens begin .. end of float32 [tokens, width] for matrix m, normalised if there is a norm."""
-    block, blocks = plan[m + 4], plan[m + 5]
+def _quantize(plan, matrix, source, width, norm, begin, end, scratch, to):
+    """Quantize tokens begin .. end of float32 [tokens, width] for a matrix, normalised if there is a norm."""
+    block, blocks = matrix.block, matrix.blocks
     for t in range(begin, end):
         x = source + 4 * t * width
         if norm:
-            normed = scratch + plan[at.SCRATCH_SCORES]  # not needed at the same time
-            normalise(x, norm, width, float_of(types.int32(plan[at.EPS])), normed)
+            normed = scratch + plan.scratch_scores  # not needed at the same time
+            rms_norm(x, norm, width, plan.eps, normed)
             x = normed
-        quantise(x, width, block, blocks, values + t * block * blocks, scales + 4 * t * blocks, sums + 4 * t * blocks)
+        values, scales, sums = to.values + t * block * blocks, to.scales + 4 * t * blocks, to.sums + 4 * t * blocks
+        quantize(x, width, block, blocks, values, scales, sums)
 
 
 @njit(**OPTIONS)
 def _stack(plan, control, me, threads):
-    tokens, dim = plan[at.BATCH] * plan[at.LENGTH], plan[at.DIM]
-    scratch = plan[at.SCRATCH] + me * plan[at.SCRATCH_SIZE]
+    tokens, dim = plan.batch * plan.length, plan.dim
+    scratch = plan.scratch + me * plan.scratch_size
     # Few tokens are quantized by every thread for itself; many are shared out, at the price of one more barrier.
-    apart = tokens <= 8
-    values = scratch + QUERIES + at.QUERY_BYTES if apart else plan[at.SHARED_VALUES]
-    scales = scratch + plan[at.SCRATCH_SCALES] if apart else plan[at.SHARED_SCALES]
-    sums = scratch + plan[at.SCRATCH_SUMS] if apart else plan[at.SHARED_SUMS]
+    apart = tokens <= TOKENS
+    given = Quantized(
+        scratch + VALUES if apart else plan.shared_values,
+        scratch + plan.scratch_scales if apart else plan.shared_scales,
+        scratch + plan.scratch_sums if apart else plan.shared_sums,
+    )
     first = 0 if apart else tokens * me // threads
     after = tokens if apart else tokens * (me + 1) // threads
-    x = plan[at.X]
+    x = plan.x
     for t in range(tokens * me // threads, tokens * (me + 1) // threads):
-        row, into = t // plan[at.LENGTH], floats(x + 4 * t * dim, dim)
-        source = floats(plan[at.INPUT] + 4 * (row * plan[at.INPUT_STEP] + (t % plan[at.LENGTH]) * dim), dim)
+        row, into = t // plan.length, floats(x + 4 * t * dim, dim)
+        source = floats(plan.input + 4 * (row * plan.input_step + (t % plan.length) * dim), dim)
         for k in range(dim):
             into[k] = source[k]
     meet(control, threads, True)
-    heads, kv_heads, tiles = plan[at.HEADS], plan[at.KV_HEADS], plan[at.HEAD_DIM] // 16
-    group, width = heads // kv_heads, (heads + 2 * kv_heads) * plan[at.HEAD_DIM]
+    heads, kv_heads, tiles = plan.heads, plan.kv_heads, plan.head_dim // LANES
+    group, width = heads // kv_heads, (heads + 2 * kv_heads) * plan.head_dim
     my_first, my_last = kv_heads * me // threads, kv_heads * (me + 1) // threads
-    for index in range(plan[at.LAYERS]):
-        layer = at.SIZE + index * at.LAYER
-        m = layer + at.QKV
-        _levels(plan, m, x, dim, plan[layer + at.ATTENTION_NORM], first, after, scratch, values, scales, sums)
+    for index in range(plan.layers):
+        layer = layer_at(plan.first_layer + index * _LAYER_SIZE)
+        _quantize(plan, layer.qkv, x, dim, layer.attention_norm, first, after, scratch, given)
         if not apart:
             meet(control, threads, True)
         for part in range(3):
             base = 0 if part == 0 else heads + (part - 1) * kv_heads
             size = group if part == 0 else 1
             begin, end = (base + my_first * size) * tiles, (base + my_last * size) * tiles
-            multiply(plan, m, begin, end, tokens, values, scales, sums, scratch, plan[at.QKV_OUT], width, False)
+            multiply(layer.qkv, begin, end, tokens, given, scratch, plan.qkv_out, width, False)
         attention(plan, layer, my_first, my_last, scratch)
         meet(control, threads, True)
-        m = layer + at.OUT
-        _levels(plan, m, plan[at.ATTENDED], heads * plan[at.HEAD_DIM], 0, first, after, scratch, values, scales, sums)
+        _quantize(plan, layer.out, plan.attended, heads * plan.head_dim, 0, first, after, scratch, given)
         if not apart:
             meet(control, threads, True)
-        begin, end = plan[m + 6] * me // threads, plan[m + 6] * (me + 1) // threads
-        multiply(plan, m, begin, end, tokens, values, scales, sums, scratch, x, dim, True)
+        begin, end = layer.out.tiles * me // threads, layer.out.tiles * (me + 1) // threads
+        multiply(layer.out, begin, end, tokens, given, scratch, x, dim, True)
         meet(control, threads, True)
-        m = layer + at.GATE_UP
-        _levels(plan, m, x, dim, plan[layer + at.FFN_NORM], first, after, scratch, values, scales, sums)
+        _quantize(plan, layer.gate_up, x, dim, layer.ffn_norm, first, after, scratch, given)
         if not apart:
             meet(control, threads, True)
-        gates = plan[at.FFN] // 16
+        gates = plan.ffn // LANES
         begin, end = gates * me // threads, gates * (me + 1) // threads
-        gated(plan, m, begin, end, tokens, values, scales, sums, scratch)
+        gated(layer.gate_up, begin, end, tokens, given, scratch, plan.inner, plan.ffn)
         meet(control, threads, True)
-        m = layer + at.DOWN
-        _levels(plan, m, plan[at.INNER], plan[at.FFN], 0, first, after, scratch, values, scales, sums)
+        _quantize(plan, layer.down, plan.inner, plan.ffn, 0, first, after, scratch, given)
         if not apart:
             meet(control, threads, True)
-        begin, end = plan[m + 6] * me // threads, plan[m + 6] * (me + 1) // threads
-        multiply(plan, m, begin, end, tokens, values, scales, sums, scratch, x, dim, True)
+        begin, end = layer.down.tiles * me // threads, layer.down.tiles * (me + 1) // threads
+        multiply(layer.down, begin, end, tokens, given, scratch, x, dim, True)
         meet(control, threads, True)
-    if plan[at.WANTED]:
+    if plan.wanted:
         _answers(plan, control, me, threads, scratch)
 
 
 @njit(**OPTIONS)
 def _answers(plan, control, me, threads, scratch):
     """The output head at each row's last position, and the state that the fast model starts from."""
-    batch, length, dim = plan[at.BATCH], plan[at.LENGTH], plan[at.DIM]
-    eps, norms = float_of(types.int32(plan[at.EPS])), plan[at.TOGETHER]  # float32 [batch, dim], and the same normalised
+    batch, length, dim = plan.batch, plan.length, plan.dim
+    last = plan.last  # float32 [batch, dim], and the same normalised
     if me == 0:
         for b in range(batch):
-            source, into = floats(plan[at.X] + 4 * ((b + 1) * length - 1) * dim, dim), floats(norms + 4 * b * dim, dim)
+            source, into = floats(plan.x + 4 * ((b + 1) * length - 1) * dim, dim), floats(last + 4 * b * dim, dim)
             for k in range(dim):
                 into[k] = source[k]
-            normalise(norms + 4 * b * dim, plan[at.NORM], dim, eps, norms + 4 * (batch + b) * dim)
+            rms_norm(last + 4 * b * dim, plan.norm, dim, plan.eps, last + 4 * (batch + b) * dim)
     meet(control, threads, True)
-    normed = norms + 4 * batch * dim
-    values, scales, sums = plan[at.SHARED_VALUES], plan[at.SHARED_SCALES], plan[at.SHARED_SUMS]
+    normed = last + 4 * batch * dim
+    given = Quantized(plan.shared_values, plan.shared_scales, plan.shared_sums)
     if me == 0:
-        _levels(plan, at.HEAD, normed, dim, 0, 0, batch, scratch, values, scales, sums)
+        _quantize(plan, plan.head, normed, dim, 0, 0, batch, scratch, given)
     meet(control, threads, True)
-    begin, end = plan[at.HEAD + 6] * me // threads, plan[at.HEAD + 6] * (me + 1) // threads
-    multiply(plan, at.HEAD, begin, end, batch, values, scales, sums, scratch, plan[at.LOGITS], plan[at.HEAD + 7], False)
-    if plan[at.HIDDEN]:
-        source = normed if plan[at.POST_NORM] else norms
-        if plan[at.PROJECTION_GIVEN]:
+    begin, end = plan.head.tiles * me // threads, plan.head.tiles * (me + 1) // threads
+    multiply(plan.head, begin, end, batch, given, scratch, plan.logits, plan.head.rows, False)
+    if plan.hidden:
+        source = normed if plan.post_norm else last
+        if plan.is_projected:
             meet(control, threads, True)
             if me == 0:
-                _levels(plan, at.PROJECTION, source, dim, 0, 0, batch, scratch, values, scales, sums)
+                _quantize(plan, plan.projection, source, dim, 0, 0, batch, scratch, given)
             meet(control, threads, True)
-            begin, end = plan[at.PROJECTION + 6] * me // threads, plan[at.PROJECTION + 6] * (me + 1) // threads
-            width = plan[at.HIDDEN_WIDTH]
-            multiply(
-                plan, at.PROJECTION, begin, end, batch, values, scales, sums, scratch, plan[at.HIDDEN], width, False
-            )
+            begin, end = plan.projection.tiles * me // threads, plan.projection.tiles * (me + 1) // threads
+            multiply(plan.projection, begin, end, batch, given, scratch, plan.hidden, plan.hidden_width, False)
         elif me == 0:
-            into, rows = floats(plan[at.HIDDEN], batch * dim), floats(source, batch * dim)
+            into, rows = floats(plan.hidden, batch * dim), floats(source, batch * dim)
             for k in range(batch * dim):
                 into[k] = rows[k]
 
@@ -141,16 +137,14 @@ def _answers(plan, control, me, threads, scratch):
 @njit(**OPTIONS)
 def _run(job, control, me, threads):
     """A thread's part of a step; job, control: addresses of a plan and of a team's counters."""
-    plan = numba.carray(pointer(job), (at.MOST,), np.int64)
-    _stack(plan, control, me, threads)
+    _stack(plan_at(job), control, me, threads)
     meet(control, threads, False)
 
 
 @njit(**OPTIONS)
 def _lead(job, control):
     """Run a step, with as many of the team's threads as share one at present."""
-    plan = numba.carray(pointer(job), (at.MOST,), np.int64)
-    threads = share(control, plan[at.THREADS])
+    threads = share(control, plan_at(job).threads)
     if threads == 1:
         _run(job, control, 0, 1)
         return
@@ -173,14 +167,14 @@ def _serve(control, me):
 @njit(**OPTIONS)
 def _embed(frame, row, code):
     """A code's embedding -> the next step's input."""
-    dim = frame[of_frame.DIM]
-    into = floats(frame[of_frame.X] + 4 * dim * row, dim)
-    if frame[of_frame.IS_BF16]:
-        halves = numba.carray(pointer(frame[of_frame.TABLE] + 2 * dim * code), (dim,), np.uint16)
+    dim = frame.dim
+    into = floats(frame.x + 4 * dim * row, dim)
+    if frame.is_bf16:
+        halves = numba.carray(pointer(frame.table + 2 * dim * code), (dim,), np.uint16)
         for k in range(dim):
             into[k] = float_of(types.int32(types.int32(halves[k]) << types.int32(16)))
     else:
-        values = floats(frame[of_frame.TABLE] + 4 * dim * code, dim)
+        values = floats(frame.table + 4 * dim * code, dim)
         for k in range(dim):
             into[k] = values[k]
 
@@ -188,81 +182,33 @@ def _embed(frame, row, code):
 @njit(**OPTIONS)
 def _frame(address, control):
     """Draw the codes that are left of a frame, with a step before each but the next."""
-    frame = numba.carray(pointer(address), (of_frame.FRAME,), np.int64)
-    rows, count = frame[of_frame.ROWS], frame[of_frame.CODEBOOKS]
-    codes = numba.carray(pointer(frame[of_frame.CODES]), (rows * count,), np.int64)
-    lengths = numba.carray(pointer(frame[of_frame.LENGTHS]), (rows,), np.int32)
+    frame = frame_at(address)
+    rows, count = frame.rows, frame.codebooks
+    codes = numba.carray(pointer(frame.codes), (rows * count,), np.int64)
+    lengths = numba.carray(pointer(frame.lengths), (rows,), np.int32)
     while True:
-        book, start = frame[of_frame.NEXT], cycles()
+        book, start = frame.next, cycles()
         for row in range(rows):
-            where, code = frame[of_frame.DRAWS] + 8 * of_frame.SIZE * row, types.int64(-1)
-            one = numba.carray(pointer(where), (of_frame.SIZE,), np.int64)
-            if one[of_frame.ACTIVE]:
-                code = draw(where, frame[of_frame.SPACE])
-                one[of_frame.RECENT] += 8 * one[of_frame.WINDOW]
-                one[of_frame.ACTIVE] = code >= 0
+            where, code = frame.draws + _DRAW_SIZE * row, types.int64(-1)
+            one = draw_at(where)
+            if one.active:
+                code = draw(where, frame.space)
+                one.recent += 8 * one.window
+                one.active = code >= 0
             codes[row * count + book] = code
             if book + 1 < count:
                 _embed(frame, row, max(code, 0))
                 lengths[row] += 1
         drawn = cycles()
-        frame[of_frame.DRAWING] += drawn - start
-        frame[of_frame.NEXT] = book + 1
+        frame.drawing += drawn - start
+        frame.next = book + 1
         if book + 1 == count:
             return
-        _lead(frame[of_frame.STEP], control)
-        frame[of_frame.STEPPING] += cycles() - drawn
+        _lead(frame.plan, control)
+        frame.stepping += cycles() - drawn
 
 
-@njit(**OPTIONS)
-def _pack(source, target, rows, blocks, block, bits):
-    """Levels uint8 [rows, blocks, block * bits / 8] (4 bits: the even ones in the lower halves) -> tiles of 16 rows."""
-    given = numba.carray(pointer(source), (rows * blocks * block * bits // 32,), np.uint32)
-    words = block * bits // 32  # of a row's block
-    step = block * bits // 2 + 12  # of a tile's block, in words
-    into = numba.carray(pointer(target), (-(-rows // 16) * blocks * step,), np.uint32)
-    for row in range(rows):
-        tile, lane = row // 16, row % 16
-        for b in range(blocks):
-            to = (tile * blocks + b) * step + lane
-            start = (row * blocks + b) * words
-            for w in range(words):
-                word = given[start + w]
-                if bits == 4:
-                    low, high = word & np.uint32(0xFFFF), word >> np.uint32(16)
-                    low = (low | low << np.uint32(8)) & np.uint32(0x00FF00FF)
-                    high = (high | high << np.uint32(8)) & np.uint32(0x00FF00FF)
-                    low = (low | low << np.uint32(4)) & np.uint32(0x0F0F0F0F)
-                    high = (high | high << np.uint32(4)) & np.uint32(0x0F0F0F0F)
-                    word = np.uint32(low | high << np.uint32(4))
-                into[to + 16 * w] = word
-
-
-@njit(**OPTIONS)
-def _parts(address):
-    """Do parts of a job until none is left."""
-    job = numba.carray(pointer(address), (at.MOST,), np.int64)
-    kind, plan, count = job[of_job.KIND], job[of_job.PLAN], job[of_job.COUNT]
-    scratch = job[of_job.MEMORY] + job[of_job.SPACE] * add(address + 8 * of_job.WORKERS, 1)
-    part = add(address + 8 * of_job.NEXT, 1)
-    while part < count:
-        begin, end = job[of_job.ENDS + part], job[of_job.ENDS + part + 1]
-        if kind == FILTER:
-            filtered(plan, begin, end, scratch)
-        elif kind == MIX:
-            mixed(plan, begin, end, scratch)
-        elif kind == DENSE:
-            dense(plan, begin, end, scratch)
-        elif kind == SINGLE:
-            single(plan, begin, end)
-        elif kind == SNAKE:
-            snake(plan, begin, end)
-        elif kind == ORDER:
-            ordered(plan, begin, end, scratch)
-        part = add(address + 8 * of_job.NEXT, 1)
-
-
-def call(what, a, b, c, d, e, f):
+def call(what, a, b):
     """The one function that is compiled."""
     if what == LEAD:
         _lead(a, b)
@@ -270,14 +216,8 @@ def call(what, a, b, c, d, e, f):
         _serve(a, b)
     elif what == END:
         stop(a, b)
-    elif what == PACK:
-        _pack(a, b, c, d, e, f)
-    elif what == PARTS:
-        _parts(a)
     elif what == FRAME:
         _frame(a, b)
     elif what == DRAW:
         return draw(a, b)
-    elif what == LEVELS:
-        levels(a, b, c)
     return 0

@@ -12,6 +12,7 @@ from ...hardware.lease import CORES
 from ..compiler import Function, function
 from ..descriptors import ASLEEP, NOW
 from ..opcodes import END, FRAME, LEAD, SERVE
+from ..units.step import STEP
 
 __all__ = ["Team"]
 
@@ -25,7 +26,7 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._call = function()
+        self._call = function(STEP)
         self._stop: weakref.finalize | None = None
         self._forked()
         renewed_in_children(self)
@@ -39,11 +40,11 @@ class Team:
         self._control: np.ndarray | None = None
 
     def run(self, plan: np.ndarray) -> None:
-        """A step: see `kernels`. What the plan points to has to stay where it is meanwhile."""
+        """A step: see `descriptors.PLAN`. What the plan points to has to stay where it is meanwhile."""
         self._do(LEAD, plan)
 
     def frame(self, frame: np.ndarray) -> None:
-        """What is left of a frame: see `frames`."""
+        """What is left of a frame: see `descriptors.FRAME`."""
         self._do(FRAME, frame)
 
     @property

@@ -113,7 +113,7 @@ def test_what_cannot_be_served_says_why(fast):
         fast.synthesize("hello", voice="0")
     with pytest.raises(InvalidOption, match="does not imitate voices"):
         fast.synthesize("hello", (0.1 * np.random.default_rng(0).standard_normal(48_000), 16_000), "hello")
-    with pytest.raises(InvalidText, match=r"'日本語' at position 0\. It speaks the letters abc"):
+    with pytest.raises(InvalidText, match=r"'日本語' at position 0 \(text\[0:3\]\)\. It speaks the letters abc"):
         fast.synthesize("日本語")
     with pytest.raises(InvalidText, match="nothing of the text"):
         fast.synthesize("日本語", unspeakable="skip")

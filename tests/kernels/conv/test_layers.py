@@ -16,9 +16,11 @@ from accelerator.codec.convolutions import Kernel, Packed, convolver
 from accelerator.codec.layers import Unit, Weights
 from accelerator.codec.winograd import Minimal, Winograd
 from accelerator.errors import SessionError
-from accelerator.kernels import Filter, Mix, job, opcodes, parallel, tiles
+from accelerator.kernels import Filter, Mix, descriptors, job, parallel
 from accelerator.kernels import compiler as compiled_
 from accelerator.kernels.conv import layers as conv_layers
+from accelerator.kernels.units.mix import MIX
+from accelerator.kernels.units.snake import SNAKE
 from tests.exact_convolutions import decibels, exact, seeded
 
 compiled = pytest.mark.skipif(not kernels.available(), reason="compiled kernels need AVX2 and numba")
@@ -211,10 +213,10 @@ def test_what_products_are_computed_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @compiled
 def test_kernels_that_cannot_be_had_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none() -> Any:
+    def none(*_: Any) -> None:
         raise SessionError("no kernels")
 
-    monkeypatch.setattr(conv_layers, "function", none)
+    monkeypatch.setattr(conv_layers, "require", none)
     kernel, x = seeded(96, 7, 96) / 25, seeded(1, 100, 96)
     without = convolver(kernel, None, form="winograd")
     assert isinstance(without, Winograd)
@@ -244,16 +246,25 @@ def test_every_part_is_done_once(count: int, threads: int) -> None:
     before, values = y.clone(), torch.ones(Mix.room(len(y)) * 32)
     mixed = Mix((32, 32), lambda: weights, None, "fp32")
     mixed(values.data_ptr(), 0, y.data_ptr(), threads=1)
-    plan = np.zeros(tiles.MIX_SIZE, np.int64)
-    plan[[tiles.MIX_VALUES, tiles.MIX_ROOM, tiles.MIX_IN]] = values.data_ptr(), Mix.room(len(y)), 32
-    plan[[tiles.MIX_X, tiles.MIX_ROWS, tiles.MIX_OUT]] = y.data_ptr(), len(y), 32
     bias, ordered = np.zeros(32, np.float32), mixed._weights(1)
-    plan[[tiles.MIX_BIAS, tiles.MIX_WEIGHTS]] = bias.ctypes.data, ordered.ctypes.data
+    plan = descriptors.Mix(
+        values=values.data_ptr(),
+        value_scales=0,
+        room=Mix.room(len(y)),
+        channels=32,
+        x=y.data_ptr(),
+        rows=len(y),
+        columns=32,
+        weights=ordered.ctypes.data,
+        weight_scales=0,
+        bias=bias.ctypes.data,
+        kind=0,
+    )
     room = np.zeros(threads * 4 * 12 * 32 + 64, np.uint8)
     memory = room.ctypes.data + -room.ctypes.data % 64
     groups = -(-len(y) // 12)
     ends = [min(len(y), 12 * (groups * i // count)) for i in range(count + 1)] if count else []
-    parallel.in_parts(opcodes.MIX, plan.tolist(), ends, threads, memory, 4 * 12 * 32)
+    parallel.in_parts(MIX, plan, ends, threads, memory, 4 * 12 * 32)
     torch.testing.assert_close(y, before + 1 if count else before)
 
 
@@ -261,13 +272,13 @@ def test_every_part_is_done_once(count: int, threads: int) -> None:
 def test_a_part_that_fails_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     if parallel._parallel() is None:
         pytest.skip("PyTorch is without GNU's OpenMP here")
-    numbers = [ctypes.c_int64] * 9
+    numbers = [ctypes.c_int64] * 3
     broken = ctypes.CFUNCTYPE(ctypes.c_int32, *numbers)(lambda *_: 1)
-    made = compiled_.function()
+    made = compiled_.function(SNAKE)
     monkeypatch.setattr(made, "address", ctypes.cast(broken, ctypes.c_void_p).value)
     for _ in range(2):
         with pytest.raises(SessionError, match="a compiled kernel failed"):
-            parallel.in_parts(opcodes.SNAKE, [0] * 8, [0, 1, 2, 3], 2)
+            parallel.in_parts(SNAKE, [0] * 8, [0, 1, 2, 3], 2)
 
 
 @compiled
@@ -276,13 +287,12 @@ def test_other_threads_need_no_interpreter() -> None:
     if parallel._parallel() is None:
         pytest.skip("PyTorch is without GNU's OpenMP here")
     x, y = seeded(64, 1024), torch.empty(64, 1024)
-    plan = np.zeros(tiles.SNAKE_SIZE, np.int64)
-    plan[[tiles.SNAKE_X, tiles.SNAKE_Y, tiles.SNAKE_CHANNELS]] = x.data_ptr(), y.data_ptr(), 1024
-    made = compiled_.function()
-    work = np.array(job.job(made.address, opcodes.SNAKE, plan.ctypes.data, 0, 0, range(65)), np.int64)
+    plan = np.array(descriptors.Snake(x.data_ptr(), 0, y.data_ptr(), 1024, x_is_bf16=0, y_is_bf16=0), np.int64)
+    made = compiled_.function(SNAKE)
+    work = np.array(job.job(made.address, plan.ctypes.data, 0, 0, range(65)), np.int64)
     address = ctypes.cast(parallel._parallel(), ctypes.c_void_p).value
     holding = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    holding(address)(made.region, work.ctypes.data, 3, 0)
+    holding(address)(compiled_.region(), work.ctypes.data, 3, 0)
     assert work[job.WORKERS] == 3
     torch.testing.assert_close(y, x + torch.sin(x).square())
 
