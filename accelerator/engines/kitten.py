@@ -289,18 +289,22 @@ class _OneFile:
         self.engine, self.session = engine, engine._session
         self.voices = tuple(name for name in engine.available_voices if name in engine._voices)
         self._phonemizer = _OneAtATime(engine._phonemizer)
-        self._reading = shadow(engine, _phonemizer=_Unbroken(self._phonemizer), _session=_Asked())
+        self._reading = _Unbroken(self._phonemizer)
 
     def routed(self, session: Any) -> Any:
         return shadow(self.engine, _session=session, _phonemizer=self._phonemizer)
 
     def chunks(self, text: str, clean: bool) -> Iterator[str]:
+        if speech_weight(text) <= _LONGEST:
+            yield text.strip()
+            return
         for segment in split(text, comfortable=_COMFORTABLE, longest=_LONGEST):
             yield segment.text.strip()
 
     def feed(self, chunk: str, voice: str, speed: float) -> Feed:
-        made: Feed = self._reading.generate(chunk, voice, speed)
-        return made
+        asked = _Asked()
+        shadow(self.engine, _phonemizer=self._reading, _session=asked).generate(chunk, voice, speed)
+        return asked.feed
 
     def speak(self, session: Any, feed: Feed) -> Any:
         return session.run(None, feed)[0]
@@ -310,10 +314,14 @@ class _OneFile:
 
 
 class _Asked:
-    """A session that answers with what it is asked."""
+    """A session that only takes note of what it is asked."""
 
-    def run(self, outputs: Any, feed: Feed) -> list[Feed]:
-        return [feed]
+    def __init__(self) -> None:
+        self.feed: Feed = {}
+
+    def run(self, outputs: Any, feed: Feed) -> list[np.ndarray]:
+        self.feed = feed
+        return [np.zeros(1, np.float32)]
 
 
 class _OneAtATime:

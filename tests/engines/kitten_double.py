@@ -96,7 +96,7 @@ class OneFile:
     def generate(self, text: str, voice: str = "expr-voice-2-m", speed: float = 1.0) -> np.ndarray:
         tokens = [0, *ids(self._phonemizer.phonemize([text])[0]), 0]
         feed = {"input_ids": np.array([tokens]), "style": self._voices[voice], "speed": np.array([speed], np.float32)}
-        return np.asarray(self._session.run(None, feed)[0])
+        return self._session.run(None, feed)[0]  # type: ignore[no-any-return]
 
 
 class KittenTTS2:

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,6 +71,7 @@ def test_fifteen_chunks_in_all_voices_again_and_again(engine: Any, optimizer: Un
         for _ in range(2):
             speech = optimizer.synthesize(FIFTEEN, voice=voice)
             assert len(segments(speech)) == 15
+            assert speech.metrics["fallback"] == []
             np.testing.assert_array_equal(speech.audio, expected)
     streamed = np.concatenate([chunk.audio for chunk in optimizer.stream(FIFTEEN, voice="Leo")])
     np.testing.assert_array_equal(streamed, engine.generate(FIFTEEN, "Leo"))
@@ -126,7 +128,9 @@ def test_the_graph_is_never_given_more_ids_than_it_has_room_for(cache: Path) -> 
         {ord(digit): "digit" for digit in "0123456789"} | {ord(" "): None, ord(","): None}
     )  # every word, in order
     with UniversalOptimizer(engine, cache_dir=cache, probe=False) as optimizer:
-        np.testing.assert_array_equal(optimizer.synthesize(text, voice="Leo").audio, np.concatenate(pieces))
+        speech = optimizer.synthesize(text, voice="Leo")
+    np.testing.assert_array_equal(speech.audio, np.concatenate(pieces))
+    assert speech.metrics["fallback"] == []
 
 
 def test_a_number_with_a_decimal_point_is_said_as_a_whole(engine: Any, optimizer: UniversalOptimizer) -> None:
@@ -195,6 +199,7 @@ def test_a_text_that_is_not_to_be_split_has_the_engines_chunks(engine: Any, cach
     with UniversalOptimizer(engine, cache_dir=cache, probe=False, split_text=False) as optimizer:
         speech = optimizer.synthesize(TEXT)
     assert segments(speech) == [TEXT]
+    assert speech.metrics["fallback"] == []
     np.testing.assert_array_equal(speech.audio, engine.generate(TEXT))
 
 
@@ -204,10 +209,14 @@ def test_the_one_file_layout(cache: Path) -> None:
         speech = optimizer.synthesize(TEXT, voice="expr-voice-4-f", speed=1.5)
         np.testing.assert_array_equal(speech.audio, engine.generate(TEXT, "expr-voice-4-f", 1.5))
         assert segments(speech) == [TEXT]
+        assert speech.metrics["fallback"] == []
         np.testing.assert_array_equal(optimizer.synthesize(TEXT).audio, engine.generate(TEXT))
         np.testing.assert_array_equal(optimizer.engine.generate(TEXT), engine.generate(TEXT))
-        long = optimizer.synthesize("A sentence of some length is here. " * 40)
-        assert len(segments(long)) > 3
+        some, many = ("A sentence of some length is here. " * count for count in (11, 40))
+        np.testing.assert_array_equal(optimizer.synthesize(some).audio, engine.generate(some))
+        speech = optimizer.synthesize(many)
+        assert len(segments(speech)) > 3
+        assert speech.metrics["fallback"] == []
         with pytest.raises(InvalidOption, match=r"clean_text is no option of kitten: it takes seed, speed"):
             optimizer.synthesize(TEXT, clean_text=True)
 
@@ -260,6 +269,7 @@ def test_kittenml_speaks_its_chunks_as_it_does_alone(cache: Path, tmp_path: Path
             expected = own.generate(text, voice)
             speech = optimizer.synthesize(text, voice=voice)
             assert len(segments(speech)) == 15
+            assert speech.metrics["fallback"] == []
             np.testing.assert_array_equal(speech.audio, expected)
             np.testing.assert_array_equal(optimizer.engine.generate(text, voice), expected)
         number = "Add 2.5 cups."
@@ -267,6 +277,42 @@ def test_kittenml_speaks_its_chunks_as_it_does_alone(cache: Path, tmp_path: Path
         long = optimizer.synthesize("x1y2z3 " * 57)
         assert long.metrics["fallback"] == []
         assert len(long.audio) > 1_500 * 3 * graph.HOP - 6 * 5000
+
+
+def without_kittentts() -> None:
+    """There are two packages of that name."""
+    for name in [each for each in sys.modules if each.partition(".")[0] == "kittentts"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """`kittentts.get_model` of the repository's head."""
+    needs("phonemizer", "espeakng_loader")
+    root = os.environ.get("ACCELERATOR_KITTENTTS_ROOT")
+    if root is None:
+        pytest.skip("needs a checkout of KittenTTS: set ACCELERATOR_KITTENTTS_ROOT")
+    without_kittentts()
+    monkeypatch.syspath_prepend(root)
+    yield importlib.import_module("kittentts.get_model")
+    without_kittentts()
+
+
+@pytest.mark.engine
+def test_the_repositorys_head_speaks_its_chunks_as_it_does_alone(
+    head: Any, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint(tmp_path)
+    monkeypatch.setattr(head, "hf_hub_download", lambda repo_id, filename, cache_dir=None: str(folder / filename))
+    engine = head.KittenTTS("a/b")
+    text = "Dr. Smith paid the man at 3:15 p.m. today! Really?! Yes, and there was more to come; so we wait."
+    expected = engine.generate(text, "Leo")
+    with UniversalOptimizer(engine, cache_dir=cache, probe=False) as optimizer:
+        speech = optimizer.synthesize(text, voice="Leo")
+        np.testing.assert_array_equal(optimizer.engine.generate(text, "Leo"), expected)
+    np.testing.assert_array_equal(speech.audio, expected)
+    assert segments(speech)[:2] == ["Dr,", "Smith paid the man at 3:15 p,"]
+    assert speech.metrics["fallback"] == []
 
 
 @pytest.mark.engine
@@ -284,5 +330,8 @@ def test_kittentts_in_one_file_speaks_as_it_does_alone(
     engine = package.KittenTTS(os.fspath(folder / "model.onnx"), os.fspath(folder / "voices.npz"))
     expected = engine.generate(TEXT)
     with UniversalOptimizer(engine, cache_dir=cache, probe=False) as optimizer:
-        np.testing.assert_array_equal(optimizer.synthesize(TEXT).audio, expected)
+        speech = optimizer.synthesize(TEXT)
+        np.testing.assert_array_equal(speech.audio, expected)
+        assert speech.metrics["backends"] == {"graph": "onnxruntime"}
+        assert speech.metrics["fallback"] == []
         np.testing.assert_array_equal(optimizer.engine.generate(TEXT), expected)
