@@ -126,7 +126,10 @@ class PiperAdapter:
                 "generate",
                 original=functools.partial(self._as_the_engine_does, TEXT),
                 probe=lambda call: seconds(call, self.text_feed(_PROBED_IDS)),
-                backends=(onnx_runtime((text,), functools.partial(run_session, TEXT)),),
+                backends=(
+                    # A sum in another order could make a sound last a frame longer: one thread always.
+                    onnx_runtime((text,), functools.partial(run_session, TEXT), most_threads=1),
+                ),
                 runs_on=_ORIGINAL,
             ),
             Part(
