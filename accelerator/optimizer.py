@@ -107,8 +107,8 @@ class UniversalOptimizer:
     def from_checkpoint(cls, path: str | Path, engine: str, **options: Any) -> UniversalOptimizer:
         """Wrap an engine that is still on disk; PyTorch weights are loaded only for a first export and for fallback.
 
-        engine: "fish-speech", "vits"; `accelerator engines` lists them. options: those of `UniversalOptimizer`, and
-        those of the adapter's `from_checkpoint`. Raises EngineError, InvalidOption.
+        engine: "fish-speech", "piper", "vits", ...; `accelerator engines` lists them. options: those of
+        `UniversalOptimizer`, and those of the adapter's `from_checkpoint`. Raises EngineError, InvalidOption.
         """
         own = {k: options.pop(k) for k in list(options) if k in inspect.signature(cls).parameters}
         own.setdefault("release_torch", True)

@@ -124,6 +124,20 @@ def test_an_engine_without_a_checkpoint_says_where_one_comes_from(engine: str, d
     assert f"{engine} needs --checkpoint DIR: `hf download {download} --local-dir DIR` fetches one" in err
 
 
+@pytest.mark.parametrize(
+    ("engine", "advice"),
+    [
+        ("piper", "FILE.onnx: a voice of rhasspy/piper-voices, with its .onnx.json beside it"),
+        ("kokoro", "FILE.onnx: a model of kokoro-onnx' releases, with voices-v1.0.bin beside it"),
+        ("kitten", "DIR: `hf download KittenML/kitten-tts-nano-0.8 --local-dir DIR` fetches one"),
+    ],
+)
+def test_an_engine_that_is_onnx_says_what_its_checkpoint_is(engine: str, advice: str) -> None:
+    code, _, err = run("synth", "Hello.", "-o", "a.wav", "--engine", engine)
+    assert code == 2
+    assert f"{engine} needs --checkpoint {advice}" in " ".join(err.split())
+
+
 @pytest.mark.parametrize("engine", ["vits", "fish-speech"])
 def test_a_folder_that_is_no_checkpoint_says_what_to_give(engine: str, tmp_path: Path) -> None:
     code, _, err = run("synth", "Hello.", "-o", "a.wav", "--engine", engine, "--checkpoint", str(tmp_path))

@@ -16,10 +16,19 @@ from .options import SizeName
 if TYPE_CHECKING:
     from ..optimizer import UniversalOptimizer
 
-__all__ = ["check_choice", "export_errors", "open_engine", "part_rows", "prepare"]
+__all__ = ["check_choice", "checkpoint_kind", "export_errors", "open_engine", "part_rows", "prepare"]
 
 ENCODER = "encoder"  # the part that only a reference voice needs
-_DOWNLOADS = {"vits": "facebook/mms-tts-eng", "fish-speech": "fishaudio/openaudio-s1-mini"}
+_DOWNLOADS = {
+    "fish-speech": "fishaudio/openaudio-s1-mini",
+    "kitten": "KittenML/kitten-tts-nano-0.8",
+    "vits": "facebook/mms-tts-eng",
+}
+_FILES = {
+    "kokoro": "a model of kokoro-onnx' releases, with voices-v1.0.bin beside it",
+    "piper": "a voice of rhasspy/piper-voices, with its .onnx.json beside it",
+}
+"""Of engines whose checkpoint is a file: what it is."""
 
 
 def check_choice(engine: str, size: SizeName | None, checkpoint: Path | None) -> None:
@@ -33,15 +42,24 @@ def check_choice(engine: str, size: SizeName | None, checkpoint: Path | None) ->
         )
     if engine != "reference":
         if checkpoint is None:
-            raise typer.BadParameter(f"{engine} needs --checkpoint DIR{_download(engine)}", param_hint="--checkpoint")
+            raise typer.BadParameter(
+                f"{engine} needs --checkpoint {checkpoint_kind(engine)}{_download(engine)}", param_hint="--checkpoint"
+            )
         if size is not None:
             raise typer.BadParameter("only the reference engine has sizes", param_hint="--size")
     if checkpoint is not None and not checkpoint.exists():
         raise EngineError(f"the checkpoint {str(checkpoint)!r} does not exist: give the path of a downloaded one")
 
 
+def checkpoint_kind(engine: str) -> str:
+    """What its --checkpoint is."""
+    return "FILE.onnx" if engine in _FILES else "DIR"
+
+
 def _download(engine: str) -> str:
     """Where a checkpoint of it comes from, for the end of a sentence."""
+    if engine in _FILES:
+        return f": {_FILES[engine]}"
     return f": `hf download {_DOWNLOADS[engine]} --local-dir DIR` fetches one" if engine in _DOWNLOADS else ""
 
 

@@ -88,7 +88,9 @@ CacheDir = Annotated[
     Path | None,
     typer.Option("--cache-dir", help="Where exports are kept. [default: what `accelerator cache path` prints]"),
 ]
-ENGINES = "reference, fish-speech or vits"  # those of `accelerator.engines`, without importing it
+ENGINES = (
+    "reference, fish-speech, kitten, kokoro, piper or vits"  # those of `accelerator.engines`, without importing it
+)
 Engine = Annotated[str, typer.Option("--engine", help=f"The engine: {ENGINES}. All but reference need --checkpoint.")]
 VoiceName = Annotated[
     str | None,
@@ -109,7 +111,11 @@ Size = Annotated[
 ]
 Checkpoint = Annotated[
     Path | None,
-    typer.Option("--checkpoint", help="The engine's checkpoint directory; for reference, a file of its save()."),
+    typer.Option(
+        "--checkpoint",
+        help="The engine's checkpoint: its directory, for kokoro and piper the .onnx file, for reference a file of its "
+        "save().",
+    ),
 ]
 Precision = Annotated[
     PrecisionName, typer.Option("--precision", help="The first precision to try; auto is this machine's.")

@@ -15,8 +15,12 @@ from .options import Checkpoint, Debug, Engine, Json, Size, Verbose
 __all__ = ["engine_state", "engines", "known_engines", "voices"]
 
 _HINTS = {  # top-level module -> how it comes to be there
-    "transformers": "pip install transformers",
     "fish_speech": "pip install -e . in a checkout of it",
+    "kittenml": "pip install kittenml",
+    "kittentts": "pip install kittentts==0.1.3, or a wheel of KittenTTS' releases",
+    "kokoro_onnx": "pip install kokoro-onnx",
+    "piper": "pip install piper-tts",
+    "transformers": "pip install transformers",
 }
 
 
@@ -91,7 +95,11 @@ def engine_state(engine: dict[str, Any]) -> str:
 def _opened_by(engine: dict[str, Any]) -> str:
     if engine["name"] == "reference":
         return "--engine reference"
-    return f"--engine {engine['name']} --checkpoint DIR" if engine["checkpoints"] else "-"
+    return (
+        f"--engine {engine['name']} --checkpoint {opened.checkpoint_kind(engine['name'])}"
+        if engine["checkpoints"]
+        else "-"
+    )
 
 
 def _found(module: str) -> bool:

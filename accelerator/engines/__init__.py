@@ -8,21 +8,35 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import EngineError
+from ..errors import EngineError, UnsupportedEngine
 from .base import Adapter, Bound, Part
 
-__all__ = ["ADAPTERS", "CHECKPOINTS", "Adapter", "Bound", "Part", "adapter_for", "adapter_from_checkpoint"]
+__all__ = ["ADAPTERS", "CHECKPOINTS", "DECLINED", "Adapter", "Bound", "Part", "adapter_for", "adapter_from_checkpoint"]
 
 ADAPTERS = {
     "accelerator.reference.engine.ReferenceEngine": "accelerator.engines.reference:ReferenceAdapter",
     "fish_speech.inference_engine.TTSInferenceEngine": "accelerator.engines.fish_speech:FishSpeechAdapter",
+    "kittenml.kittentts_legacy.model.KittenTTSOnnx": "accelerator.engines.kitten:adapter",
+    "kittentts.KittenTTS": "accelerator.engines.kitten:adapter",
+    "kittentts.get_model.KittenTTS": "accelerator.engines.kitten:adapter",
+    "kokoro_onnx.Kokoro": "accelerator.engines.kokoro:adapter",
     "piper.voice.PiperVoice": "accelerator.engines.piper:adapter",
     "transformers.pipelines.text_to_audio.TextToAudioPipeline": "accelerator.engines.vits:adapter",
 }
 """Qualified type name -> "module:callable". It is called with the engine; any base class of the engine may match."""
 
+DECLINED = {
+    "kitten_tts_cpp.model.KittenTTS2": "accelerator.engines.kitten:KITTEN_2",
+    "kittenml.kittentts2.model.KittenTTS2": "accelerator.engines.kitten:KITTEN_2",
+    "kittentts2.KittenTTS2": "accelerator.engines.kitten:KITTEN_2",
+    "kittentts2.model.KittenTTS2": "accelerator.engines.kitten:KITTEN_2",
+}
+"""Qualified type name -> "module:text" of why there is no adapter."""
+
 CHECKPOINTS = {
     "fish-speech": "accelerator.engines.fish_speech:FishSpeechAdapter",
+    "kitten": "accelerator.engines.kitten:KittenAdapter",
+    "kokoro": "accelerator.engines.kokoro:KokoroAdapter",
     "piper": "accelerator.engines.piper:PiperAdapter",
     "vits": "accelerator.engines.vits:VitsAdapter",
 }
@@ -40,6 +54,8 @@ def adapter_for(engine: Any) -> Adapter:
         if target := third_party.get(name) or ADAPTERS.get(name):
             adapter: Adapter = _load(target)(engine)
             return adapter
+        if name in DECLINED:
+            raise UnsupportedEngine(_load(DECLINED[name]))
     return PassThroughAdapter(engine)
 
 

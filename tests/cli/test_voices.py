@@ -12,8 +12,12 @@ def test_engines():
     assert set(found) >= {"reference", "fish-speech", "vits"}
     assert found["reference"]["available"]
     assert found["vits"]["checkpoints"]
+    assert found["kokoro"]["type"] == "kokoro_onnx.Kokoro"
+    assert found["kitten"]["checkpoints"]
     text = run("engines").stdout
     assert "--engine reference" in text
+    assert "--engine piper --checkpoint FILE.onnx" in text
+    assert "--engine kitten --checkpoint DIR" in text
 
 
 def test_what_an_engine_lacks(monkeypatch: pytest.MonkeyPatch):

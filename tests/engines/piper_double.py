@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -208,15 +207,14 @@ class PiperVoice:
 
 
 def voice(content: bytes | None = None, **config: Any) -> PiperVoice:
-    """A voice of its own; `piper.voice` is importable while a test patches it in by `module`."""
+    """A voice of its own; `piper.voice` is importable while a test patches it in by `modules`."""
     providers = ["CPUExecutionProvider"]
     given = model(config.get("num_speakers", 1)) if content is None else content
     return PiperVoice(onnxruntime.InferenceSession(given, providers=providers), Config(**config))
 
 
-def module() -> types.ModuleType:
-    """What stands for `piper.voice`."""
+def modules() -> dict[str, types.ModuleType]:
+    """What stands for the package."""
     made = types.ModuleType("piper.voice")
     made.SynthesisConfig, made.PiperVoice = SynthesisConfig, PiperVoice  # type: ignore[attr-defined]
-    sys.modules.setdefault("piper", types.ModuleType("piper"))
-    return made
+    return {"piper": types.ModuleType("piper"), "piper.voice": made}

