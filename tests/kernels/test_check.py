@@ -18,7 +18,7 @@ compiled = pytest.mark.skipif(not kernels.available(), reason="compiled kernels 
 def test_without_a_name_it_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert check.main([]) == 0
     assert capsys.readouterr().out.split() == list(check.CHECKS)
-    assert {"step", "draw", "pack", "filter", "mix", "dense", "levels", "single", "snake", "order"} == set(check.CHECKS)
+    assert {"step", "draw", "pack", "filter", "mix", "dense", "quantize", "single", "snake", "order"} == set(check.CHECKS)
 
 
 def test_a_name_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
