@@ -11,19 +11,24 @@ compiles them once for a processor with AVX2 or AVX512-VNNI; without, ONNX Runti
 
 from __future__ import annotations
 
+from .conv.chains import chain
 from .conv.elementwise import snake
 from .conv.layers import Dense, Filter, Mix, Single
 from .conv.minimal import Filters, filters
-from .features import available, kind
+from .descriptors import Link
+from .features import available, kind, multiplies_tiles
 
 __all__ = [
     "Dense",
     "Filter",
     "Filters",
+    "Link",
     "Mix",
     "Single",
     "available",
+    "chain",
     "filters",
     "kind",
+    "multiplies_tiles",
     "snake",
 ]

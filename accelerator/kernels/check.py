@@ -36,10 +36,12 @@ from ..inference.sampling import Draws, draw
 from . import tiles
 from .compiler import Unit, function, require
 from .conv import layers
+from .conv.chains import chain as run_chain
 from .conv.elementwise import snake as compiled_snake
-from .descriptors import Dense
-from .features import missing
+from .descriptors import Dense, Link
+from .features import missing, multiplies_tiles
 from .llm.team import Team
+from .units.chain import CHAIN
 from .units.dense import DENSE
 from .units.filter import FILTER
 from .units.mix import MIX
@@ -209,6 +211,33 @@ def order() -> Answer:
     return Answer(f"{list(kernel.shape)} at {points} points", error, 1e-6, run, 4e-9 * expected.size, "GB")
 
 
+def chain() -> Answer:
+    """Of whole numbers, which bfloat16 holds."""
+    rows, out, taps, channels = 2000, 64, 3, 64
+    x, kernel, bias = (
+        np.round(_random(rows + 2 + tiles.CHUNK, channels)),
+        np.round(_random(out, taps, channels)),
+        _random(out),
+    )
+    given, weights = (np.ascontiguousarray(each.view(np.uint32) >> 16).astype(np.uint16) for each in (x, kernel))
+    squares = weights.reshape(out // 32, 2, 16, taps, channels // 32, 16, 2).transpose(0, 3, 4, 1, 5, 2, 6).copy()
+    pairs = [(2 * (tap * channels + 32 * c), 2 * tiles.SQUARE * (tap * 2 + c)) for tap in range(taps) for c in range(2)]
+    places, y = np.array(pairs, np.int64), np.empty((rows, out), np.float32)
+    numbers = dict.fromkeys(Link._fields, 0) | {"x": given.ctypes.data, "y": y.ctypes.data, "bias": bias.ctypes.data}
+    numbers |= {"step": 2 * channels, "places": places.ctypes.data, "terms": len(places), "columns": out, "rate": 1}
+    numbers |= {"weights": squares.ctypes.data, "panel": squares[0].nbytes, "slope": int(np.float32(1).view(np.int32))}
+
+    kept = given, squares, places, bias, y  # which the addresses are of
+
+    def run() -> object:
+        run_chain([Link(**numbers)], rows, 512, 0, 0, threads=1)
+        return kept
+
+    run()
+    error, shape = _error(y, _convolved(x[: rows + 2], kernel, bias)), f"[{rows}, {channels}] by {list(kernel.shape)}"
+    return Answer(shape, error, 1e-6, run, _products(rows, *kernel.shape), "GFLOP")
+
+
 # A language model
 
 
@@ -340,6 +369,7 @@ CHECKS: dict[str, tuple[Callable[[], Answer], tuple[Unit, ...]]] = {
     "single": (single, (SINGLE,)),
     "snake": (snake, (SNAKE,)),
     "order": (order, (ORDER,)),
+    **({"chain": (chain, (CHAIN,))} if multiplies_tiles() else {}),  # with AMX only
 }
 
 

@@ -3,6 +3,7 @@
     PLAN ──► LAYER, one behind the other ──► MATRIX    a step of a language model
     FRAME ──► PLAN, and a DRAW for each row            a frame's codes, drawn and stepped in one call
     Filter, Mix, Dense, Single, Snake, Order           a codec's layers, and the order of their weights
+    Chain ──► Link, one behind the other               convolutions that AMX multiplies
 
 NumPy fills the records, `views` reads them in compiled code. A field is an int64 where no other type is named; many are
 addresses, and 0 is none. What a codec's layer reads is a tuple of int64 with names, since a window has three hundred of
@@ -18,6 +19,7 @@ import numpy as np
 __all__ = [
     "AS_BF16",
     "AS_INT16",
+    "CHAIN",
     "DENSE",
     "DRAW",
     "DRAW_SPACE",
@@ -25,6 +27,7 @@ __all__ = [
     "FOR_MIX",
     "FRAME",
     "LAYER",
+    "LINK",
     "MATRIX",
     "MIX",
     "ORDER",
@@ -32,8 +35,10 @@ __all__ = [
     "SINGLE",
     "SNAKE",
     "SNAKED",
+    "Chain",
     "Dense",
     "Filter",
+    "Link",
     "Mix",
     "Order",
     "Single",
@@ -189,8 +194,50 @@ class Order(NamedTuple):
     run: int
 
 
-FILTER, MIX, DENSE, SINGLE, SNAKE, ORDER = (
-    _record(*each._fields) for each in (Filter, Mix, Dense, Single, Snake, Order)
+class Chain(NamedTuple):
+    """`links` convolutions one after the other, each a `Link` behind this, for tiles of the last one's rows.
+
+    tiles: the configuration of AMX. rows: of the last answer. margin: rows before a tile's in a thread's own buffers.
+    """
+
+    tiles: int
+    links: int
+    rows: int
+    margin: int
+
+
+class Link(NamedTuple):
+    """y = conv(x, weights) + bias + add + more, by bfloat16; low: y rectified, as the next link's x.
+
+    Buffers are addresses of row 0, or in a thread's own memory, the offset with a minus; 0 is none. x, low: bfloat16
+    with rows of `step` bytes; `rest` bytes behind a row of low, what rounding has left of it, 0 for not wanted. The
+    others: float32. places: int64 [terms, 2], offsets of 32 by 32 products from a row of x and from a block of weights,
+    which are `panel` bytes apart. columns: of the product, `rate` rows of y, of which the first `pad` are cut off.
+    halo: rows on both sides of a tile that are wanted. slope, low_slope: of leaky rectifiers, the bits of a float32.
+    """
+
+    x: int
+    add: int
+    more: int
+    y: int
+    low: int
+    step: int
+    places: int
+    terms: int
+    weights: int
+    panel: int
+    bias: int
+    columns: int
+    rate: int
+    pad: int
+    halo: int
+    rest: int
+    slope: int
+    low_slope: int
+
+
+FILTER, MIX, DENSE, SINGLE, SNAKE, ORDER, CHAIN, LINK = (
+    _record(*each._fields) for each in (Filter, Mix, Dense, Single, Snake, Order, Chain, Link)
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
@@ -11,10 +12,11 @@ from ..errors import InvalidOption
 from ..hardware import detect
 from ..installation import install_command
 
-__all__ = ["available", "kind", "missing", "multiplies_bf16", "uses_avx512", "wanted"]
+__all__ = ["available", "kind", "missing", "multiplies_bf16", "multiplies_tiles", "uses_avx512", "wanted"]
 
 _NEEDED = ("avx2", "fma", "f16c")
 _WANTED = ("auto", "avx2", "none")
+_ARCH_PRCTL, _REQUEST, _TILES = 158, 0x1023, 18  # of Linux: ARCH_REQ_XCOMP_PERM for XFEATURE_XTILEDATA
 
 
 @functools.cache
@@ -68,3 +70,10 @@ def wanted() -> str:
 def multiplies_bf16() -> bool:
     """Whether this processor multiplies pairs of bfloat16."""
     return uses_avx512() and "avx512_bf16" in detect().isa
+
+
+@functools.cache
+def multiplies_tiles() -> bool:
+    """Whether this processor multiplies tiles of bfloat16 (AMX), and this process may: Linux wants to be asked."""
+    has = available() and multiplies_bf16() and "amx_bf16" in detect().isa
+    return has and ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILES) == 0

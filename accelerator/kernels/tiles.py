@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "BLOCK_OUT",
+    "CHAIN_SPACE",
     "CHUNK",
     "FILTERS",
     "LANES",
@@ -82,6 +83,7 @@ FILTERS = {7: 8, 2: 5}  # outputs of a tile, by taps
 TILES, PANEL = 48, 3 * CHUNK  # that are worked on at a time: tiles, and columns of their answers
 TOGETHER = 4  # chunks whose matrix products of int16 are summed in int32
 LARGEST_INT16 = 32_766  # of a quantized input; what rounds to 32,767 at most
+CHAIN_SPACE = 64 + 4 * SQUARE  # a thread's memory before its buffers: AMX's configuration as it was, and sums
 _APART = 128  # bytes between the points' values, which would lie in the same sets of a cache without them
 _ORDER_APART = 8  # float64 between a block's columns, likewise
 

@@ -32,6 +32,7 @@ __all__ = [
     "REGISTER",
     "WIDTH",
     "Code",
+    "bfloats",
     "function",
     "switch",
     "zeros",
@@ -53,6 +54,11 @@ class _BFloat(ir.Type):
         return isinstance(other, _BFloat)
 
     __hash__ = ir.Type.__hash__
+
+
+def bfloats(count: int) -> Any:
+    """A vector of so many bfloat16."""
+    return ir.VectorType(_BFloat(), count)
 
 
 class Code:
@@ -106,7 +112,7 @@ class Code:
 
     def dot_bf16(self, x: Any, y: Any, z: Any) -> Any:
         """z + the products of bfloat16, two beside each other in a lane of integers."""
-        x, y = (self.b.bitcast(v, ir.VectorType(_BFloat(), 2 * LANES)) for v in (x, y))
+        x, y = (self.b.bitcast(v, bfloats(2 * LANES)) for v in (x, y))
         return self.call("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, z, x, y)
 
     def dot_int16(self, x: Any, y: Any, z: Any) -> Any:

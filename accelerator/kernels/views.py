@@ -13,12 +13,14 @@ from . import descriptors, tiles
 
 __all__ = [
     "block_layout",
+    "chain_at",
     "dense_at",
     "draw_at",
     "filter_at",
     "filter_scratch",
     "frame_at",
     "layer_at",
+    "link_at",
     "mix_at",
     "order_at",
     "order_scratch",
@@ -46,6 +48,7 @@ def _view(dtype: np.dtype) -> Any:
 plan_at, layer_at = _view(descriptors.PLAN), _view(descriptors.LAYER)
 frame_at, draw_at = _view(descriptors.FRAME), _view(descriptors.DRAW)
 filter_at, mix_at, dense_at = (_view(each) for each in (descriptors.FILTER, descriptors.MIX, descriptors.DENSE))
+chain_at, link_at = (_view(each) for each in (descriptors.CHAIN, descriptors.LINK))
 single_at, snake_at, order_at = (_view(each) for each in (descriptors.SINGLE, descriptors.SNAKE, descriptors.ORDER))
 
 block_layout, filter_scratch, order_scratch, row_place, square_place = (

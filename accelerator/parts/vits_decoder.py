@@ -15,12 +15,15 @@ and beside them slope (of the leaky rectifiers), flows (dilations of each), ups 
 Arrays are [1, rows, channels], rows being time (see `codec.layers` and `codec.convolutions` for why). Lengths are
 rounded up, so that a few forms of each layer serve all texts; what lies beyond the end is nought before every
 convolution, as the engine's own padding is. In bfloat16 the convolutions of HiFi-GAN's residual blocks, nearly all of
-its arithmetic, multiply in bfloat16; every sum is float32.
+its arithmetic, multiply in bfloat16; every sum is float32. With AMX, HiFi-GAN goes by `hifi_gan`, and what is not in
+bfloat16 is multiplied as pairs of these, 16 bits; but the flow, if float32 is asked for, since it amplifies errors.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,12 +36,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import kernels
-from ..codec.convolutions import convolver, has_bf16
+from ..codec.convolutions import Form, convolver, has_bf16
 from ..codec.layers import plainly
+from ..errors import SessionError
 from ..export.component import Built, Component, Progress, ProgressEvent
 from ..export.proof import SNR_DB, compare_arrays, compare_signals
-from ..runtime.options import RunOptions
+from ..runtime.options import Dtype, RunOptions
 from .backends import rewritten
+from .hifi_gan import DEFAULT_SLOPE, HifiGan, Steps
 from .part import Backend, Call
 
 __all__ = ["WINDOW", "DecodeCall", "Decoder", "Weights", "backend", "reach", "save"]
@@ -50,16 +55,17 @@ NAME, FILE = "decoder-rewrite", "rewrite.safetensors"
 
 ROUNDED = 32  # frames: lengths are multiples
 WINDOW = 512  # frames at once: what is longer is spoken by windows that overlap
-_DEFAULT_SLOPE = 0.01  # of the last leaky rectifier
 
 
 class _Same:
     """A convolution whose answer is as long as its input: zeros beyond both ends."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], name: str, dilation: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], name: str, dilation: int, dtype: torch.dtype, form: Form = "packed"
+    ) -> None:
         kernel, bias = tensors[f"{name}.kernel"], tensors.get(f"{name}.bias")
         self.dtype, self._pad = dtype, (kernel.shape[1] - 1) * dilation // 2
-        self._convolve = convolver(kernel, bias, dilation=dilation, dtype=dtype)
+        self._convolve = convolver(kernel, bias, dilation=dilation, dtype=dtype, form=form)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[1, rows, in] -> float32 [1, rows, out]."""
@@ -86,45 +92,37 @@ class _Up:
 class Decoder:
     """Latents float32 [1, C, L] -> audio float32 [1, L * hop]. Safe to call from several threads."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, bf16: bool = False) -> None:
-        low, exact = torch.bfloat16 if bf16 else torch.float32, torch.float32
+    def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, dtype: Dtype = "fp32") -> None:
+        exact = torch.float32
+        form: Form = "packed" if dtype == "fp32" else "pairs"  # the flow amplifies what pairs leave of an error
         self._flows = []
         for i, dilations in enumerate(config["flows"]):
             name = f"flows.{i}"
             layers = [
-                (_Same(tensors, f"{name}.in.{j}", d, exact), _Same(tensors, f"{name}.out.{j}", 1, exact))
+                (_Same(tensors, f"{name}.in.{j}", d, exact, form), _Same(tensors, f"{name}.out.{j}", 1, exact, form))
                 for j, d in enumerate(dilations)
             ]
-            ends = (_Same(tensors, f"{name}.pre", 1, exact), _Same(tensors, f"{name}.post", 1, exact))
+            ends = (_Same(tensors, f"{name}.pre", 1, exact, form), _Same(tensors, f"{name}.post", 1, exact, form))
             self._flows.append((*ends, layers, tensors.get(f"{name}.condition")))
-        self._first, self._condition = _Same(tensors, "first", 1, exact), tensors.get("condition")
-        self._slope, self._stages, self.hop = config["slope"], [], 1
-        for i, (rate, pad) in enumerate(config["ups"]):
-            blocks = [
-                [
-                    [_Same(tensors, name, dilation, low) for name, dilation in _step(tensors, i, j, k, d)]
-                    for k, d in enumerate(dilations)
-                ]
-                for j, dilations in enumerate(config["blocks"])
-            ]
-            self._stages.append((_Up(tensors, f"ups.{i}", rate, pad), blocks))
-            self.hop *= rate
-        self._last = _Same(tensors, "last", 1, exact)
+        self._condition = tensors.get("condition")
+        self.hop = math.prod(rate for rate, _ in config["ups"])
         self._context = _context(tensors, config)
+        self._voice = _voice(tensors, config, dtype)
 
     def __call__(self, latents: Tensor, speaker: Tensor | None = None) -> Tensor:
         length = latents.shape[2]
         x = functional.pad(latents.transpose(1, 2), (0, 0, 0, -length % ROUNDED))  # [1, rows, C]
         x = self._flow(x, length, speaker)
+        shift = None if self._condition is None or speaker is None else (self._condition @ speaker[0])[:, 0]
         if length <= WINDOW:
-            return self._voice(x, length, speaker)[:, : length * self.hop]
+            return self._voice(x, length, shift)[:, : length * self.hop]
         context, parts = self._context, []
         for start in range(0, length, WINDOW - 2 * context):  # each window gives what its context suffices for
             end = min(start + WINDOW - 2 * context, length)
             first = max(0, start - context)
             window = x[:, first : first + WINDOW]
             window = functional.pad(window, (0, 0, 0, WINDOW - window.shape[1]))
-            audio = self._voice(window, min(length - first, WINDOW), speaker)
+            audio = self._voice(window, min(length - first, WINDOW), shift)
             parts.append(audio[:, (start - first) * self.hop : (end - first) * self.hop])
         return torch.cat(parts, dim=1)
 
@@ -150,11 +148,22 @@ class Decoder:
             x = _until(torch.cat((first, second - post(_until(total, length))), dim=2), length)
         return x
 
-    def _voice(self, x: Tensor, end: int, speaker: Tensor | None) -> Tensor:
-        """Rows [1, rows, C], of which those from `end` on are none -> audio [1, rows * hop]."""
+
+class _Voice:
+    """HiFi-GAN by oneDNN: see `HifiGan`."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any], low: torch.dtype) -> None:
+        """low: of what residual blocks multiply."""
+        self._first, self._last = (_Same(tensors, name, 1, torch.float32) for name in ("first", "last"))
+        self._slope, self._stages = config["slope"], []
+        for i, ((rate, pad), own) in enumerate(zip(config["ups"], _blocks(tensors, config), strict=True)):
+            blocks = [[[_Same(tensors, *each, low) for each in step] for step in steps] for steps in own]
+            self._stages.append((_Up(tensors, f"ups.{i}", rate, pad), blocks))
+
+    def __call__(self, x: Tensor, end: int, shift: Tensor | None) -> Tensor:
         x = self._first(x)
-        if self._condition is not None and speaker is not None:
-            x = x + (self._condition @ speaker[0])[:, 0]
+        if shift is not None:
+            x = x + shift
         for up, blocks in self._stages:
             x = up(_until(functional.leaky_relu(x, self._slope), end))
             end *= up.rate
@@ -170,7 +179,21 @@ class Decoder:
                 total = y if total is None else total.add_(y)
             assert total is not None
             x = total.div_(len(blocks))
-        return self._last(_until(functional.leaky_relu_(x, _DEFAULT_SLOPE), end)).tanh()[..., 0]
+        return self._last(_until(functional.leaky_relu_(x, DEFAULT_SLOPE), end)).tanh()[..., 0]
+
+
+def _voice(tensors: Mapping[str, Tensor], config: Mapping[str, Any], dtype: Dtype) -> HifiGan | _Voice:
+    if HifiGan.takes(tensors):
+        with contextlib.suppress(SessionError):  # which was logged
+            return HifiGan(tensors, config, _blocks(tensors, config), exact=dtype == "fp32")
+    return _Voice(tensors, config, torch.bfloat16 if dtype == "bf16" else torch.float32)
+
+
+def _blocks(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[list[Steps]]:
+    return [
+        [[_step(tensors, i, j, k, d) for k, d in enumerate(dilations)] for j, dilations in enumerate(config["blocks"])]
+        for i in range(len(config["ups"]))
+    ]
 
 
 def _step(tensors: Mapping[str, Tensor], i: int, j: int, k: int, dilation: int) -> list[tuple[str, int]]:
@@ -226,10 +249,10 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 class DecodeCall:
     """Latents float32 [1, C, L] and perhaps a speaker [1, E + 1, 1] -> audio float32 [1, L * hop]."""
 
-    def __init__(self, path: Path, *, bf16: bool = False) -> None:
+    def __init__(self, path: Path, *, dtype: Dtype = "fp32") -> None:
         """Raises SessionError."""
         with plainly("decoder"):
-            self._decoder = Decoder(*load(path), bf16=bf16)
+            self._decoder = Decoder(*load(path), dtype=dtype)
 
     def __call__(self, latents: np.ndarray, speaker: np.ndarray | None = None) -> np.ndarray:
         with plainly("decoder"):
@@ -265,7 +288,7 @@ def backend(
         exact = DecodeCall(built.path / FILE)
         report = compare_arrays([(expected, exact(*given)) for given, expected in examples()], 1e-4)
         if has_bf16():
-            low = DecodeCall(built.path / FILE, bf16=True)
+            low = DecodeCall(built.path / FILE, dtype="bf16")
             report["bf16"] = compare_signals([(expected, low(*given)) for given, expected in examples()], SNR_DB)
         return report
 
@@ -278,10 +301,10 @@ def backend(
         prove,
         builders=(weights, *builders),
         judges=(examples, *builders),
-        kernels=kernels.kind,
+        kernels=lambda: f"{kernels.kind()}{' amx' if kernels.multiplies_tiles() else ''}",
     )
     return rewritten(component, _load)
 
 
 def _load(paths: Mapping[str, Path], options: RunOptions) -> Call:
-    return DecodeCall(paths[NAME] / FILE, bf16=options.dtype == "bf16")
+    return DecodeCall(paths[NAME] / FILE, dtype=options.dtype)

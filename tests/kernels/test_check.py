@@ -18,7 +18,8 @@ compiled = pytest.mark.skipif(not kernels.available(), reason="compiled kernels 
 def test_without_a_name_it_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert check.main([]) == 0
     assert capsys.readouterr().out.split() == list(check.CHECKS)
-    assert {"step", "draw", "pack", "filter", "mix", "dense", "quantize", "single", "snake", "order"} == set(check.CHECKS)
+    known = {"step", "draw", "pack", "filter", "mix", "dense", "quantize", "single", "snake", "order"}
+    assert known | ({"chain"} if kernels.multiplies_tiles() else set()) == set(check.CHECKS)
 
 
 def test_a_name_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,7 +35,7 @@ def test_each_kernel_is_right(name: str, capsys: pytest.CaptureFixture[str]) -> 
     line = capsys.readouterr().out
     assert line.startswith(f"{name} ")
     assert " ok " in line
-    assert ("GFLOP/s" in line) == (name in ("filter", "mix", "dense"))
+    assert ("GFLOP/s" in line) == (name in ("filter", "mix", "dense", "chain"))
 
 
 @compiled

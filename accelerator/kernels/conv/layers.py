@@ -23,7 +23,7 @@ from ..units.quantize import QUANTIZE
 from ..units.single import SINGLE
 from .minimal import filters
 
-__all__ = ["Dense", "Filter", "Mix", "Single"]
+__all__ = ["Dense", "Filter", "Mix", "Single", "scratch"]
 
 _LINE = 64  # bytes
 _LITTLE = 200_000  # multiplications that are not worth another thread
@@ -214,7 +214,7 @@ class Dense:
         weights = self._weights(threads)
         room = tiles.whole_blocks(rows) + lost  # what the last rows are multiplied with
         scales, threads = np.zeros(room, np.float32), min(threads, columns // tiles.CHUNK)
-        memory = _scratch(tiles.BLOCK_OUT * threads + 4 * room * channels)
+        memory = scratch(tiles.BLOCK_OUT * threads + 4 * room * channels)
         plan = descriptors.Dense(
             values=memory + tiles.BLOCK_OUT * threads,
             value_scales=scales.ctypes.data,
@@ -268,7 +268,7 @@ def _share_out(unit: Unit, plan: Sequence[int], count: int, space: int, threads:
     groups = -(-count // tiles.ROWS)
     parts = min(threads, groups)
     ends = [min(count, groups * i // parts * tiles.ROWS) for i in range(parts + 1)]
-    in_parts(unit, plan, ends, parts, _scratch(space * parts), space)
+    in_parts(unit, plan, ends, parts, scratch(space * parts), space)
 
 
 def _or_zeros(bias: np.ndarray | None, count: int) -> np.ndarray:
@@ -305,7 +305,7 @@ def _ordered(
         run=run or channels,
     )
     _, _, count = tiles.order_scratch(channels)
-    in_parts(ORDER, plan, range(blocks + 1), threads, _scratch(8 * count * threads), 8 * count)
+    in_parts(ORDER, plan, range(blocks + 1), threads, scratch(8 * count * threads), 8 * count)
     return answer, scales
 
 
@@ -316,7 +316,7 @@ def _aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _scratch(space: int) -> int:
+def scratch(space: int) -> int:
     """The address of memory to work in, the calling thread's."""
     kept = getattr(_KEPT, "memory", None)
     if kept is None or kept.nbytes < space:

@@ -8,9 +8,10 @@ import pytest
 from accelerator import UniversalOptimizer
 from accelerator.codec.convolutions import has_bf16
 from accelerator.engines import vits
-from accelerator.engines.vits import examples, rewrite, stored
+from accelerator.engines.vits import examples, stored
 from accelerator.engines.vits.traceable import exportable
 from accelerator.errors import SessionError
+from accelerator.parts import vits_decoder
 from tests.engines.vits.tiny import close
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -21,23 +22,23 @@ LONG = "The first sentence is here. And another one follows it, with a clause. "
 @pytest.mark.parametrize("speakers", [1, 3])
 def test_the_rewritten_decoder_says_what_pytorch_says(engine, many, tmp_path, length, speakers):
     own = vits.VitsAdapter(engine if speakers == 1 else many)
-    file = tmp_path / stored.FILE
-    stored.save(exportable(own.model), file)
+    file = tmp_path / vits_decoder.FILE
+    vits_decoder.save(stored.weights(lambda: exportable(own.model)), file)
     latents, speaker = examples.decoder_inputs(own.model, length)
     expected = own._decode_in_torch(latents, speaker)
-    close(rewrite.DecodeCall(file)(latents, speaker), expected)
+    close(vits_decoder.DecodeCall(file)(latents, speaker), expected)
     if has_bf16():
-        rounded = rewrite.DecodeCall(file, bf16=True)(latents, speaker)
+        rounded = vits_decoder.DecodeCall(file, dtype="bf16")(latents, speaker)
         assert 1e-6 < np.abs(rounded - expected).max() < 0.03
     if speaker is not None:
         nobody = np.zeros_like(speaker)
-        close(rewrite.DecodeCall(file)(latents, nobody), own._decode_in_torch(latents, nobody))
+        close(vits_decoder.DecodeCall(file)(latents, nobody), own._decode_in_torch(latents, nobody))
 
 
 def test_a_broken_rewrite_is_told_of(tmp_path):
-    (tmp_path / stored.FILE).write_bytes(b"nothing")
+    (tmp_path / vits_decoder.FILE).write_bytes(b"nothing")
     with pytest.raises(SessionError, match="PyTorch rewrite failed"):
-        rewrite.DecodeCall(tmp_path / stored.FILE)
+        vits_decoder.DecodeCall(tmp_path / vits_decoder.FILE)
 
 
 def test_the_rewrite_speaks_where_it_is_fastest(engine, cache, monkeypatch):
@@ -51,7 +52,7 @@ def test_the_rewrite_speaks_where_it_is_fastest(engine, cache, monkeypatch):
 
         def probe(call):
             call(*examples.decoder_inputs(self.model, 40))
-            return 0.001 if "_load_decoder" in call.__qualname__ else float(next(seconds))
+            return 0.001 if isinstance(call, vits_decoder.DecodeCall) else float(next(seconds))
 
         return text, dataclasses.replace(decoder, probe=probe)
 

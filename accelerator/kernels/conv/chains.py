@@ -1,0 +1,31 @@
+"""The tiles in which AMX multiplies, shared out: see `amx`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..descriptors import Chain, Link
+from ..parallel import in_parts
+from ..tiles import CHAIN_SPACE
+from ..units.chain import CHAIN
+from .layers import scratch
+
+__all__ = ["chain"]
+
+# All eight tiles, 16 rows of 64 bytes: palette, first row to go on with, reserved, bytes of a row, rows.
+_TILES = np.frombuffer(bytes([1, *[0] * 15, *[64, 0] * 8, *[0] * 16, *[16] * 8, *[0] * 8]), np.uint8).copy()
+
+
+def chain(links: Sequence[Link], rows: int, tile: int, margin: int, space: int, threads: int) -> None:
+    """Links one after the other, for tiles of the last one's `rows`; whether threads share them changes nothing.
+
+    margin: rows around a tile in a thread's own buffers. space: bytes of these. Raises SessionError.
+    """
+    plan = [*Chain(_TILES.ctypes.data, len(links), rows, margin), *itertools.chain.from_iterable(links)]
+    ends = [*range(0, rows, tile), rows]
+    parts = min(threads, len(ends) - 1)
+    space += CHAIN_SPACE
+    in_parts(CHAIN, plan, ends, parts, scratch(space * parts), space)

@@ -1,0 +1,19 @@
+"""Convolutions one after the other by AMX, in tiles of rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..compiler import Unit
+
+__all__ = ["CHAIN"]
+
+
+def _entry() -> Any:
+    from ..conv.amx import chain
+    from ..parts import in_turn
+
+    return in_turn(chain)
+
+
+CHAIN = Unit("chain", __name__, _entry)
