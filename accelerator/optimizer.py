@@ -330,10 +330,13 @@ class UniversalOptimizer:
             raise
 
     def status(self) -> dict[str, Any]:
-        """What runs where and why: per part the backend, precision, proof, timings and reason; JSON-able."""
+        """What runs where and why: per part the backend, precision, proof, timings and reason; JSON-able.
+
+        heard: what `accelerator bench quality` said of these exports on these backends, or None.
+        """
         return {
             "engine": self._adapter.name,
-            **self._runtime.status(),
+            **self._runtime.status(self._routes),
             "torch_released": self._dispatcher.released,
             "parts": {name: route.status() for name, route in self._routes.items()},
         }

@@ -58,6 +58,9 @@ HOMES = {
     "pocketsphinx": ("reference",),
     "regex": ("text",),
     "sentencex": ("text",),
+    "moonshine_cpp": ("benchmark",),
+    "faster_whisper": ("benchmark",),
+    "resemblyzer": ("benchmark",),
     "llama_cpp": ("benchmark",),
     "gguf": ("benchmark",),
 }

@@ -18,7 +18,16 @@ from .clarity import clarity
 from .files import AudioWriter, write_audio, write_wav
 from .reference import Reference
 
-__all__ = ["AudioWriter", "check_audio", "load_reference", "mono", "read_audio", "write_audio", "write_wav"]
+__all__ = [
+    "AudioWriter",
+    "check_audio",
+    "load_reference",
+    "mono",
+    "read_audio",
+    "resampled",
+    "write_audio",
+    "write_wav",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +75,18 @@ def load_reference(
     _check_length(len(samples), rate, min_s, max_s)
     _check_level(samples)
     _check_clarity(samples, rate, bandwidth, contrast)
+    samples = resampled(samples, rate, sample_rate)
+    digest = hashlib.sha256(struct.pack("<q", sample_rate) + samples.astype("<f4", copy=False).tobytes()).hexdigest()
+    return Reference(audio=samples, sample_rate=sample_rate, text=said, digest=digest)
+
+
+def resampled(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """float32 [n] of `rate` Hz at `sample_rate` Hz."""
     if rate != sample_rate:
         import soxr
 
         samples = soxr.resample(samples, rate, sample_rate, quality="HQ")
-    samples = np.ascontiguousarray(samples, np.float32)
-    digest = hashlib.sha256(struct.pack("<q", sample_rate) + samples.astype("<f4", copy=False).tobytes()).hexdigest()
-    return Reference(audio=samples, sample_rate=sample_rate, text=said, digest=digest)
+    return np.ascontiguousarray(samples, np.float32)
 
 
 def read_audio(audio: Any, max_s: float = 4 * 3600.0) -> tuple[np.ndarray, int]:

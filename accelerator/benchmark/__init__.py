@@ -12,6 +12,8 @@
     record      when, on what and how undisturbed      page  current records as the tables of a page
     serving*    another comparison: batches, streams, voices, long text, callers and memory of one engine
     feed_forward  VITS, and its pool of threads
+    peers*      Piper and Kokoro beside other runtimes with the same voice
+    quality     how well the voice in the box speaks; listening  any other trained voice (hearing, sentences, verdict)
     yardstick   a third: the language model's steps beside llama.cpp's, which llama_cpp drives
 
 Every arm lives in a process of its own, so that no arm's threads, allocator or memory disturb another's, and so that

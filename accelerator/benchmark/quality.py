@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import EngineError, InvalidOption
-from ..installation import install_command
 from .candidates import SLOT, adapter_of, check_names
+from .hearing import recognisers
 from .machine import describe_machine
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class QualityOptions:
     """voice: a file of `ReferenceEngine.save`; None is the bundled one. recipes: of `CANDIDATES`, as further arms.
     sentences: of the held-out list. how: the ways in which a speaker is chosen. draws: how often an arm says each
     sentence, with another seed each time: it samples, and what it happens to draw moves its figures more than what a
-    precision rounds."""
+    precision rounds. recogniser, whisper: see `hearing.recognisers`; the first one listens."""
 
     voice: Path | None = None
     precisions: tuple[str, ...] = PRECISIONS
@@ -56,6 +56,8 @@ class QualityOptions:
     cache_dir: Path | None = None
     seed: int = 0
     draws: int = 1
+    recogniser: str | None = None
+    whisper: Path | None = None
 
     def __post_init__(self) -> None:
         check_names(self.recipes)
@@ -89,16 +91,18 @@ def run(
     recognise: Callable[[np.ndarray], str] | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Speak, listen, judge. `say` (text, speaker -> samples) and `recognise` are flite and pocketsphinx unless given.
+    """Speak, listen, judge. `say` (text, speaker -> samples) is flite, and `recognise` a recogniser, unless given.
 
-    Raises EngineError without a trained voice, flite or pocketsphinx, InvalidOption for more sentences than there are.
+    Raises EngineError without a trained voice, flite or a recogniser, InvalidOption for more sentences than there are.
     """
     from ..reference import ReferenceEngineError
     from ..reference.measures import Speakers
 
     engine = trained_voice(options.voice)
     try:
-        recognise = recognise or _recogniser()
+        listener = None
+        if recognise is None:
+            listener, recognise = _recogniser(options)
         report("flite says the sentences")
         utterances, known = _originals(say or _flite, engine.speakers, options.sentences)
     except ReferenceEngineError as error:
@@ -125,6 +129,7 @@ def run(
         "sentences": len(utterances),
         "seed": options.seed,
         "draws": options.draws,
+        "recogniser": listener,
         "rows": rows,
     }
 
@@ -132,8 +137,8 @@ def run(
 def to_markdown(result: dict[str, Any]) -> str:
     """The table, with 95 % intervals."""
     lines = [
-        f"{result['sentences']} held-out sentences, {_times(result['draws'])}speakers {', '.join(result['speakers'])}; "
-        "in brackets 95 % intervals of a bootstrap over sentences.",
+        f"{result['sentences']} held-out sentences, {_times(result['draws'])}speakers {', '.join(result['speakers'])}"
+        f"{_by(result['recogniser'])}; in brackets 95 % intervals of a bootstrap over sentences.",
         "",
         "| voice | speaker by | word error rate | more than PyTorch's | mel-cepstral distortion | right speaker |",
         "|---|---|---|---|---|---|",
@@ -216,14 +221,13 @@ def trained_voice(path: Path | None) -> ReferenceEngine:
     return engine
 
 
-def _recogniser() -> Callable[[np.ndarray], str]:
-    from ..reference import ReferenceEngineError
-    from ..reference.measures import Recogniser
+def _recogniser(options: QualityOptions) -> tuple[str, Callable[[np.ndarray], str]]:
+    """The name of who listens, and what it hears in words: numbers, too, as in the text."""
+    from ..reference.measures import words
+    from ..reference.spoken import spoken
 
-    try:
-        return Recogniser()
-    except ReferenceEngineError as error:
-        raise EngineError(f"{error}: {install_command('quality')}") from error
+    name, hear = recognisers(options.recogniser, options.whisper)[0]
+    return name, lambda audio: " ".join(words(spoken(hear(audio))))
 
 
 def _flite(text: str, speaker: str) -> np.ndarray:
@@ -290,6 +294,10 @@ def _told(row: dict[str, Any]) -> str:
         f"{row['backend']} {row['precision']}, speakers by {row['how']}: word error rate "
         f"{_percent(row['word_error_rate'])}, right speaker {_percent(row['right_speaker'])}"
     )
+
+
+def _by(recogniser: str | None) -> str:
+    return f", listened to by {recogniser}" if recogniser else ""
 
 
 def _times(draws: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import math
-import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,46 +13,29 @@ import typer
 from ..errors import InvalidOption
 from . import engine as engines
 from . import formats
-from .group import Listing
-from .options import CacheDir, Checkpoint, Debug, PrecisionName, ProofName, Size, SizeName, Threads, Verbose
+from .measures import COMMAND, WITH_PEERS, Measures
+from .options import (
+    CacheDir,
+    Checkpoint,
+    Debug,
+    PrecisionName,
+    ProofName,
+    Reference,
+    ReferenceText,
+    Size,
+    SizeName,
+    Threads,
+    Verbose,
+    VoiceName,
+)
 from .synth import check_target
 
 __all__ = ["app"]
 
-_DEFAULT = "engine"
-_MEASURES = ("serving", "quality", "recipes", "llama-cpp", "feed-forward")  # `bench --serving` is `bench serving`
-_PLACES = ("--json", "--markdown", "--svg", "--cache-dir")  # where files go is no part of what was measured
-_COMMAND = f"{__name__}.command"
-
-
-class _Measures(Listing):
-    """Commands of which `engine` is meant where none is named."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        asked = [name for name in _MEASURES if f"--{name}" in args]
-        if len(asked) > 1:
-            raise typer.BadParameter(f"these are {len(asked)} measurements: give one", param_hint=f"--{asked[1]}")
-        if asked:
-            args = [asked[0], *(word for word in args if word != f"--{asked[0]}")]
-        elif not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
-            args = [_DEFAULT, *args]
-        ctx.meta[_COMMAND] = _command(args)
-        return list(super().parse_args(ctx, args))
-
-
-def _command(words: list[str]) -> str:
-    """The command line, as somebody else would give it."""
-    kept = [
-        word
-        for before, word in zip(["", *words], words, strict=False)
-        if before not in _PLACES and word.partition("=")[0] not in _PLACES
-    ]
-    return shlex.join(["accelerator", "bench", *kept])
-
-
 app = typer.Typer(
-    cls=_Measures,
-    help="Measure on this machine. Without a command: `engine`, the comparison with PyTorch.",
+    cls=Measures,
+    help="Measure on this machine. Without a command: `engine`, the comparison with PyTorch; for Piper and Kokoro "
+    "`peers`.",
     rich_markup_mode=None,
 )
 
@@ -178,16 +161,47 @@ def serving_(
 @app.command("quality")
 def quality_(
     ctx: typer.Context,
+    engine: Annotated[
+        str, typer.Option("--engine", help="reference, the voice in the box; or another one with --checkpoint.")
+    ] = "reference",
     checkpoint: VoiceFile = None,
-    precision: Precisions = None,
-    recipe: Annotated[
-        list[str] | None, typer.Option("--recipe", help="Also this way of storing weights; repeatable.")
+    precision: Annotated[
+        list[PrecisionName] | None,
+        typer.Option(
+            "--precision",
+            help="Repeat it for several. [default: reference: all; other engines: what the optimizer chooses]",
+        ),
     ] = None,
     sentences: Annotated[
-        int | None, typer.Option("--sentences", min=1, help="Held-out sentences. [default: 120]")
+        int | None,
+        typer.Option("--sentences", min=1, help="How many are said. [default: 200; reference: 120, of the held-out]"),
+    ] = None,
+    recogniser: Annotated[
+        str | None,
+        typer.Option("--recogniser", help="moonshine, whisper or pocketsphinx. [default: the best that is installed]"),
+    ] = None,
+    whisper: Annotated[
+        Path | None,
+        typer.Option("--whisper", help="A folder with a Whisper, as faster-whisper reads it, that listens as well."),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="A file of what is said, a sentence a line. [default: plain English]")
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option("--language", help="Of that text, for Whisper: de, ja, ... [default: en]")
+    ] = None,
+    voice: VoiceName = None,
+    reference: Reference = None,
+    reference_text: ReferenceText = None,
+    proof: Annotated[
+        ProofName | None, typer.Option("--proof", help="warn lets be heard what the proof rejects. [default: strict]")
+    ] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option("--recipe", help="Of reference: also this way of storing weights; repeatable.")
     ] = None,
     draws: Annotated[
-        int | None, typer.Option("--draws", min=1, help="How often each is said, by other seeds. [default: 1]")
+        int | None,
+        typer.Option("--draws", min=1, help="Of reference: how often each is said, by other seeds. [default: 1]"),
     ] = None,
     cache_dir: CacheDir = None,
     json: JsonFile = None,
@@ -195,17 +209,40 @@ def quality_(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Measure how well the trained voice speaks, not how fast (needs flite and the extra `quality`)."""
-    from ..benchmark import quality
+    """Measure how well a trained voice speaks, not how fast: what each way to run it costs in words understood.
+
+    Needs the extra `hearing`; for the voice in the box also flite.
+    """
+    from ..benchmark import listening, quality
 
     _check_targets(json, markdown)
-    given: dict[str, Any] = {
-        "voice": checkpoint,
-        "precisions": _fixed(precision),
-        "recipes": tuple(recipe) if recipe else None,
+    given: dict[str, Any] = {"sentences": sentences, "recogniser": recogniser, "whisper": whisper}
+    given |= {"precisions": _fixed(precision), "cache_dir": cache_dir}
+    of_others = {
+        "text": text,
+        "language": language,
+        "voice": voice,
+        "reference": reference,
+        "reference_text": reference_text,
+        "proof": None if proof is None else proof.value,
     }
-    given |= {"sentences": sentences, "draws": draws, "cache_dir": cache_dir}
-    _measure(ctx, quality, quality.QualityOptions(**_known(given)), json, markdown)
+    of_reference = {"recipes": tuple(recipe) if recipe else None, "draws": draws}
+    _check_of(engine, of_others if engine == "reference" else of_reference)
+    if engine == "reference":
+        options = quality.QualityOptions(voice=checkpoint, **_known(given | of_reference))
+        _measure(ctx, quality, options, json, markdown)
+        return
+    engines.check_choice(engine, None, checkpoint)
+    given |= {"engine": engine, "checkpoint": checkpoint}
+    _measure(ctx, listening, listening.ListeningOptions(**_known(given | of_others)), json, markdown)
+
+
+def _check_of(engine: str, others: Mapping[str, Any]) -> None:
+    """Refuse options that another kind of engine has."""
+    for name, value in others.items():
+        if value is not None:
+            option = f"--{name.rstrip('s') if name == 'recipes' else name}".replace("_", "-")
+            raise typer.BadParameter(f"{option} is not for --engine {engine}", param_hint=option)
 
 
 @app.command("recipes")
@@ -288,6 +325,37 @@ def feed_forward_(
     _measure(ctx, feed_forward, feed_forward.FeedForwardOptions(**given), json, markdown)
 
 
+@app.command("peers")
+def peers_(
+    ctx: typer.Context,
+    engine: Annotated[str, typer.Option("--engine", help=f"{' or '.join(WITH_PEERS)}, with --checkpoint.")] = "piper",
+    checkpoint: Checkpoint = None,
+    voice: VoiceName = None,
+    precision: Annotated[
+        list[PrecisionName] | None,
+        typer.Option("--precision", help="Repeat it for several. [default: what the optimizer chooses]"),
+    ] = None,
+    rounds: Rounds = None,
+    threads: Threads = None,
+    cache_dir: CacheDir = None,
+    json: JsonFile = None,
+    markdown: Markdown = None,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Compare an engine as it ships, other runtimes with the same voice, and this package: speed and first audio.
+
+    Peers whose package is not installed are left out: sherpa-onnx and openvino.
+    """
+    from ..benchmark import peers
+
+    engines.check_choice(engine, None, checkpoint)
+    _check_targets(json, markdown)
+    given: dict[str, Any] = {"engine": engine, "checkpoint": checkpoint, "voice": voice, "rounds": rounds}
+    given |= {"threads": threads, "precisions": _fixed(precision), "cache_dir": cache_dir}
+    _measure(ctx, peers, peers.PeerOptions(**_known(given)), json, markdown)
+
+
 @app.command("tables")
 def tables_(
     ctx: typer.Context,
@@ -327,6 +395,8 @@ def _of_an_engine(
     """What the options that choose an engine, and how much it speaks, say to a benchmark."""
     if engine == "vits":
         raise typer.BadParameter("VITS is measured by `bench feed-forward`", param_hint="--engine")
+    if engine in WITH_PEERS:
+        raise typer.BadParameter(f"{engine} is measured by `bench peers`", param_hint="--engine")
     engines.check_choice(engine, size, checkpoint)
     if frames is not None and seconds is not None:
         raise typer.BadParameter("give --frames or --seconds, not both", param_hint="--seconds")
@@ -368,7 +438,7 @@ def _measure(
 ) -> None:
     """Run one of the benchmark's modules, which all have the same three functions; print its table, write its files."""
     out = ctx.obj
-    result = {"command": ctx.meta[_COMMAND], **benchmark.run(options, report=out.note)}
+    result = {"command": ctx.meta[COMMAND], **benchmark.run(options, report=out.note)}
     table = benchmark.to_markdown(result)
     for target, text in (
         (json, lambda: jsonlib.dumps(formats.plain(result), indent=2, allow_nan=False) + "\n"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -37,6 +38,7 @@ def doctor(
     from ..cache import ContentCache
     from ..hardware import choose_tier, describe, detect
     from ..inference.batcher import ROWS
+    from ..pipeline.heard import NOTE
 
     out: Output = ctx.obj
     cache = ContentCache(cache_dir)
@@ -46,7 +48,7 @@ def doctor(
     versions = _versions()
     providers = _providers()
     engines, kernels = known_engines(), _kernels()
-    choices = _choices(cache, profile.fingerprint)
+    choices, heard = _choices(cache, profile.fingerprint), cache.notes(NOTE)
     place = {
         "path": cache.root,
         "bytes": cache.size(),
@@ -66,6 +68,7 @@ def doctor(
             "engines": engines,
             "kernels": kernels,
             "choices": choices,
+            "heard": heard,
             "warnings": warnings,
         }
     )
@@ -82,6 +85,9 @@ def doctor(
     rows = [_choice_row(choice) for choice in choices] or [("Parts", "nothing was exported and measured here yet")]
     at_once = [("Sequences at once", str(ROWS))]
     out.rows([("Compiled kernels", compiled), *at_once, *rows], title="What runs")
+    if verdicts := _heard_rows(heard):
+        out.line()
+        out.rows(verdicts, title="What was heard")
     if warnings and not out.json:
         out.line()
         out.line("Worth knowing", style="bold")
@@ -149,6 +155,17 @@ def _choice_row(choice: dict[str, Any]) -> tuple[str, str]:
         threads = choice["threads"]
         what = f"{choice['backend']}, {threads} thread{'s' if threads != 1 else ''} ({against})"
     return choice["part"], what
+
+
+def _heard_rows(notes: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """A verdict of a listening test a line, the latest first."""
+    from ..pipeline.heard import described
+
+    rows = []
+    for note in sorted(notes, key=lambda note: float(note.get("heard_at", 0)), reverse=True):
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # of another version
+            rows.append((f"{note['engine']} {note['checkpoint']}", described(note)))
+    return rows
 
 
 def _cache_rows(cache: ContentCache, place: dict[str, Any]) -> list[tuple[str, str]]:

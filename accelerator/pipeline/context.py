@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from ..cache import ContentCache
@@ -10,6 +11,8 @@ from ..errors import Closed
 from ..hardware import choose_tier, detect
 from ..hardware.forks import renewed_in_children
 from ..parts.part import Machine, Part
+from . import heard
+from .fallback import Route
 from .pooled import Workers
 from .selection import Choice, Selector
 from .settings import Settings
@@ -90,10 +93,11 @@ class Runtime:
         """See `Selector.tune`."""
         return self.selector.tune(part, again=again)
 
-    def status(self) -> dict[str, Any]:
-        """The tier and the cache, None before their first use; JSON-able."""
+    def status(self, routes: Mapping[str, Route]) -> dict[str, Any]:
+        """The tier and the cache, None before their first use, and what a listening test said; JSON-able."""
         found = self._selector
         return {
             "tier": None if found is None else vars(found.machine.tier).copy(),
             "cache": None if found is None else str(found.cache.root),
+            "heard": None if found is None else heard.recalled(found.cache, self._engine, routes),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -105,13 +106,16 @@ def test_the_command(voice: Path, fast: Any, monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setattr(quality, "_flite", say)
     monkeypatch.setattr(measures, "Recogniser", lambda: lambda audio: "a")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())  # pocketsphinx is installed
     args = ["bench", "quality", "--checkpoint", str(voice), "--sentences", "2", "--precision", "fp32"]
+    args += ["--recogniser", "pocketsphinx"]
     outputs = ["--json", str(tmp_path / "q.json"), "--markdown", str(tmp_path / "q.md")]
     done = CliRunner().invoke(app, [*args, *outputs])
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "q.json").read_text())["sentences"] == 2
     assert (tmp_path / "q.md").read_text().strip() == done.stdout.strip()
-    assert CliRunner().invoke(app, [*args, "--engine", "fish-speech"]).exit_code == 2
+    assert "speakers ann, bob, listened to by pocketsphinx; in brackets" in done.stdout
+    assert CliRunner().invoke(app, [*args, "--recipe", "hqq-64", "--engine", "fish-speech"]).exit_code == 2
     assert CliRunner().invoke(app, ["bench", "--draws", "2"]).exit_code == 2
 
 
@@ -126,6 +130,12 @@ def test_the_command(voice: Path, fast: Any, monkeypatch: pytest.MonkeyPatch, tm
 def test_what_cannot_be_measured(voice: Path, options: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         run(QualityOptions(**{"voice": voice} | options), say=say, recognise=str, report=lambda line: None)
+
+
+def test_numbers_that_a_recogniser_writes_in_digits_are_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "recognisers", lambda name, whisper: [("ear", lambda audio: "It's 42, Anna!")])
+    name, recognise = quality._recogniser(QualityOptions())
+    assert (name, recognise(np.zeros(10))) == ("ear", "it's forty two anna")
 
 
 def test_options_are_checked() -> None:

@@ -13,7 +13,7 @@ from tests.cli.commands import answer, run
 
 def test_json(cache: Path):
     found = answer("doctor", "--cache-dir", cache)
-    parts = {"hardware", "tier", "versions", "providers", "cache", "engines", "kernels", "choices", "warnings"}
+    parts = {"hardware", "tier", "versions", "providers", "cache", "engines", "kernels", "choices", "heard", "warnings"}
     assert set(found) == parts
     assert found["versions"]["accelerator"] == accelerator.__version__
     assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
