@@ -42,15 +42,18 @@ Feed = Mapping[str, np.ndarray]
 class Calibration:
     """How a part becomes int8.
 
-    examples: as those of the part, but inputs that real text leads to. The first half calibrates, the other half is for
-    the proof. at_least: the bar, in dB. heard: people or a recogniser have found audio at this bar as good. Without
+    examples: inputs by name, and the engine's own answers, as real text leads to them. The first half calibrates, the
+    other half is for the proof. at_least: the bar, in dB. heard: people or a recogniser have found audio at this bar as good. Without
     that, and below `proof.SNR_DB`, the part runs in int8 only for those who ask for it.
+    among: where the layers are, as the start of their nodes' names: a sweep of a large graph takes long, and where lengths
+    are predicted nothing can be int8.
     """
 
-    examples: Callable[[], Iterator[tuple[Any, Any]]]
+    examples: Callable[[], Iterator[tuple[Feed, Sequence[Any]]]]
     at_least: float = UNHEARD_DB
     method: Method = "percentile"
     heard: bool = False
+    among: str = ""
 
     @property
     def unasked(self) -> bool:
@@ -60,13 +63,13 @@ class Calibration:
     @property
     def recipe(self) -> dict[str, Any]:
         """What a key must cover."""
-        return {"method": self.method, "at_least": self.at_least}
+        return {"method": self.method, "at_least": self.at_least, "among": self.among}
 
-    def calibrating(self) -> list[tuple[Any, Any]]:
+    def calibrating(self) -> list[tuple[Feed, Sequence[Any]]]:
         every = list(self.examples())
         return every[: (len(every) + 1) // 2]
 
-    def judging(self) -> list[tuple[Any, Any]]:
+    def judging(self) -> list[tuple[Feed, Sequence[Any]]]:
         """Those that the calibration has not seen, if there are several."""
         every = list(self.examples())
         return every[(len(every) + 1) // 2 :] or every
@@ -105,6 +108,7 @@ def quantize(
     *,
     method: Method = "percentile",
     at_least: float = UNHEARD_DB,
+    among: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Quantized:
     """The model with as many layers in int8 as pass the bar. model: a file's content, or a file with its weights.
@@ -115,7 +119,7 @@ def quantize(
         raise ExportError("int8 needs inputs to calibrate with: give the part's `calibration` some examples")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "float.onnx"
-        layers = _prepared(model, path)
+        layers = [name for name in _prepared(model, path) if name.partition(":")[2].startswith(among)]
         try:
             sweep = _Sweep(path, Quantizer(path, feeds, method), feeds[:_JUDGED])
             return _chosen(sweep, layers, method, at_least, progress)

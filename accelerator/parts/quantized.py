@@ -20,8 +20,18 @@ from ..runtime import quantization
 from ..runtime.onnx import Session
 from ..runtime.options import RunOptions
 
-__all__ = ["in_int8"]
+__all__ = ["SENTENCES", "in_int8"]
 
+SENTENCES = (  # what engines that take text calibrate with, and prove: the second half
+    "The old boat left the harbour before sunrise.",
+    "Would you please measure this judge's green chair?",
+    "Yes!",
+    "Thick fog, pale as milk, was moving over the southern hills.",
+    "Five voices sang about a treasure that nobody found.",
+    "She keeps both of her shoes near the kitchen door.",
+    "No, wait.",
+    "Charge the batteries, and follow the orange signs to the garage.",
+)
 _PROOF_THREADS = 2
 
 
@@ -39,9 +49,8 @@ def in_int8(component: Component, given: Calibration) -> Component:
         with tempfile.TemporaryDirectory(dir=directory) as folder:
             component.build(Path(folder), "fp32", progress)
             feeds = [feed for feed, _ in given.calibrating()]
-            made = calibration.quantize(
-                Path(folder) / f"{name}.onnx", feeds, method=given.method, at_least=given.at_least, progress=told
-            )
+            path = Path(folder) / f"{name}.onnx"
+            made = calibration.quantize(path, feeds, **given.recipe, progress=told)
         made.write(directory / f"{name}.onnx")
 
     def prove(built: Built) -> dict[str, Any]:

@@ -75,6 +75,15 @@ def test_a_higher_bar_keeps_more_in_float(plain: bytes) -> None:
     assert snr(plain, high.content) > snr(plain, low.content)
 
 
+def test_only_layers_of_the_place_named_are_tried(plain: bytes) -> None:
+    model = onnx.load_from_string(plain)
+    for node in model.graph.node[4:]:
+        node.name = f"/decoder/{node.name}"
+    made = quantize(bytes(model.SerializeToString()), FEEDS, among="/decoder")
+    assert list(made.noise) == list(made.quantized)
+    assert [name.split("/")[-1] for name in made.quantized] == ["conv_3", "conv_4"]  # of conv_2 to conv_5, the inner ones
+
+
 def test_what_cannot_pass_is_refused(plain: bytes) -> None:
     with pytest.raises(ExportError, match="no layer can be int8 within 90 dB"):
         quantize(plain, FEEDS, at_least=90.0)
