@@ -1,12 +1,12 @@
 """A float32 model in int8, as far as it sounds the same: calibrated on real inputs, its sensitive layers kept in float.
 
     sweep   each convolution and matrix product is quantized alone, and the noise at the output is measured
-    choice  first and last layers stay in float, and those that cost most noise for the work that they save, until all the
-        others together pass the bar
+    choice  first and last layers stay in float, and those that cost most noise for the work that they save, until all
+            the others together pass the bar
 
 The noises of layers add up about as those of independent sources do: that says how many layers to begin with, and the
-model that results is measured. The bar is a signal-to-noise ratio. That is no substitute for hearing: 20 dB of a
-vocoder may be heard, and 15 dB of another not.
+model that results is measured. The bar is a signal-to-noise ratio, which stands in for hearing and does not replace it:
+what a ratio sounds like differs from model to model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..runtime.options import RunOptions
 from ..runtime.quantization import KINDS, Method, Quantizer
 from .proof import SNR_DB, compare_signals
 
-__all__ = ["UNHEARD_DB", "Calibration", "Quantized", "quantize", "sweep_of"]
+__all__ = ["UNHEARD_DB", "Calibration", "Quantized", "one_file", "quantize", "sweep_of"]
 
 UNHEARD_DB = 20.0  # the bar of an int8 part that nobody has listened to; only for those who ask for int8
 _SWEEP = "sweep.json"
@@ -43,10 +43,10 @@ class Calibration:
     """How a part becomes int8.
 
     examples: inputs by name, and the engine's own answers, as real text leads to them. The first half calibrates, the
-    other half is for the proof. at_least: the bar, in dB. heard: people or a recogniser have found audio at this bar as good. Without
-    that, and below `proof.SNR_DB`, the part runs in int8 only for those who ask for it.
-    among: where the layers are, as the start of their nodes' names: a sweep of a large graph takes long, and where lengths
-    are predicted nothing can be int8.
+    other half is for the proof. at_least: the bar, in dB. heard: people or a recogniser have found audio at this bar as
+    good. Without that, and below `proof.SNR_DB`, the part runs in int8 only for those who ask for it. among: how the
+    names of the layers' nodes begin: a sweep of a large graph takes long, and what says how long sounds last cannot be
+    int8.
     """
 
     examples: Callable[[], Iterator[tuple[Feed, Sequence[Any]]]]
@@ -100,6 +100,11 @@ def sweep_of(directory: Path) -> dict[str, Any]:
     """What `Quantized.write` says of the model in a directory, in figures."""
     found = json.loads((directory / _SWEEP).read_text())
     return {"method": found["method"], "layers": len(found["quantized"]), "kept": len(found["kept"])}
+
+
+def one_file(path: Path) -> bytes:
+    """The content of a model, its weights within."""
+    return bytes(onnx.load(str(path)).SerializeToString())
 
 
 def quantize(

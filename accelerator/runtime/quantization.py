@@ -51,7 +51,9 @@ class Quantizer:
             self._model = load_model_with_shape_infer(model)
             opset = next(each.version for each in self._model.opset_import if each.domain in ("", "ai.onnx"))
             if opset < _SMALLEST_OPSET:
-                raise SessionError(f"operator set {opset} cannot be quantized: convert it to {_SMALLEST_OPSET} or later")
+                raise SessionError(
+                    f"operator set {opset} cannot be quantized: convert it to {_SMALLEST_OPSET} or later"
+                )
             if method != "dynamic":
                 self._ranges = _ranges(model, feeds, method)
 
@@ -89,7 +91,9 @@ def _ranges(model: Path, feeds: Iterable[Mapping[str, np.ndarray]], method: str)
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:
         looking = Path(folder) / "looking.onnx"
         # Percentiles are symmetric by default, which wastes half of an unsigned range on activations without a sign.
-        calibrator = create_calibrator(model, list(KINDS), str(looking), methods[method], extra_options={"symmetric": False})
+        calibrator = create_calibrator(
+            model, list(KINDS), str(looking), methods[method], extra_options={"symmetric": False}
+        )
         # On one thread, so that a key means one content; and without the spinning of its own session.
         calibrator.infer_session = Session(looking, RunOptions(optimize=False)).opened()
         for feed in feeds:  # one at a time: it keeps all values of what it is given

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -215,8 +214,7 @@ def voice(content: bytes | None = None, **config: Any) -> PiperVoice:
 
 
 def module() -> types.ModuleType:
-    """What stands for `piper.voice`."""
+    """What stands for `piper.voice`; the caller patches it in, and `piper` above it."""
     made = types.ModuleType("piper.voice")
     made.SynthesisConfig, made.PiperVoice = SynthesisConfig, PiperVoice  # type: ignore[attr-defined]
-    sys.modules.setdefault("piper", types.ModuleType("piper"))
     return made

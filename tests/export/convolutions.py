@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -24,7 +25,7 @@ def chain(count: int, *, spiky: int | None = None, channels: int = CHANNELS) -> 
     """
     widths = [1, *[channels] * (count + 1), 1]
     nodes, tensors, value = list[onnx.NodeProto](), list[onnx.TensorProto](), "x"
-    for index, (inner, out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for index, (inner, out) in enumerate(pairwise(widths)):
         name = f"conv_{index}"
         weight, bias = weights(index, out, inner), np.full(out, 0.01, np.float32)
         if index - 1 == spiky:  # tanh of it is at most 1: one channel of 1000, which weighs a thousandth

@@ -81,7 +81,10 @@ def test_only_layers_of_the_place_named_are_tried(plain: bytes) -> None:
         node.name = f"/decoder/{node.name}"
     made = quantize(bytes(model.SerializeToString()), FEEDS, among="/decoder")
     assert list(made.noise) == list(made.quantized)
-    assert [name.split("/")[-1] for name in made.quantized] == ["conv_3", "conv_4"]  # of conv_2 to conv_5, the inner ones
+    assert [name.split("/")[-1] for name in made.quantized] == [
+        "conv_3",
+        "conv_4",
+    ]  # of conv_2 to conv_5, the inner ones
 
 
 def test_what_cannot_pass_is_refused(plain: bytes) -> None:
@@ -134,8 +137,8 @@ def test_half_of_the_examples_is_for_the_proof() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "unasked"), [({}, False), ({"at_least": 40.0}, True), ({"heard": True}, True), ({"at_least": 39.0}, False)]
+    ("given", "unasked"),
+    [({}, False), ({"at_least": 40.0}, True), ({"heard": True}, True), ({"at_least": 39.0}, False)],
 )
 def test_who_did_not_ask_gets_only_what_was_heard_or_is_exact(given: dict, unasked: bool) -> None:
     assert Calibration(lambda: iter(()), **given).unasked is unasked
-

@@ -34,7 +34,7 @@ from ...parts import vits_decoder
 from ...parts.backends import onnx_runtime, onnx_runtime_int8
 from ...parts.onnx_file import Feed, digest, onnx_file, run_session
 from ...parts.part import Backend, Call, Part, seconds
-from ...parts.quantized import SENTENCES
+from ...parts.sentences import SENTENCES
 from ...runtime.borrowed import model_of, runs_on_cpu, settings_of
 from ...runtime.onnx import Session
 from ...speech import AudioChunk, SpeechRequest

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...parts.quantized import SENTENCES
+from ...parts.sentences import SENTENCES
 from .traceable import Decoder, Text, answer, speaker_input
 
 __all__ = ["decoder_inputs", "of_decoder", "of_speech", "of_text", "text_inputs"]

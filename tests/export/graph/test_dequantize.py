@@ -110,7 +110,8 @@ def test_cells_are_lstms_of_the_stored_weights(directions: int) -> None:
     ends = {"x": ["n", 1, INPUTS]}, {"y": ["n", directions, 1, HIDDEN]}
     exact = [
         numpy_helper.from_array(
-            ((weights[name].astype(np.float32) - 3) * scales[f"{name}.s"][:, None, None]).transpose(0, 2, 1).copy(), name
+            ((weights[name].astype(np.float32) - 3) * scales[f"{name}.s"][:, None, None]).transpose(0, 2, 1).copy(),
+            name,
         )
         for name in sizes
     ]
