@@ -33,6 +33,7 @@ UNHEARD_DB = 20.0  # the bar of an int8 part that nobody has listened to; only f
 _SWEEP = "sweep.json"
 _ENDS = 1  # layers kept in float at each end: the first sees the engine's own inputs, the last makes the sound
 _LESS = 10**-0.1  # of the noise that was allowed, when the layers' noises add up to more than their sum
+_MARGIN = 1.0  # dB above the bar for the calibration's own inputs: the proof has others
 _JUDGED = 3  # feeds that a choice is measured with: a sweep runs each of them once for each layer
 
 Feed = Mapping[str, np.ndarray]
@@ -42,8 +43,8 @@ Feed = Mapping[str, np.ndarray]
 class Calibration:
     """How a part becomes int8.
 
-    examples: inputs by name, and the engine's own answers, as real text leads to them. The first half calibrates, the
-    other half is for the proof. at_least: the bar, in dB. heard: people or a recogniser have found audio at this bar as
+    examples: inputs by name, and the engine's own answers, as real text leads to them. Two thirds calibrate, the
+    last third is for the proof. at_least: the bar, in dB. heard: people or a recogniser have found audio at this bar as
     good. Without that, and below `proof.SNR_DB`, the part runs in int8 only for those who ask for it. among: how the
     names of the layers' nodes begin: a sweep of a large graph takes long, and what says how long sounds last cannot be
     int8.
@@ -67,12 +68,12 @@ class Calibration:
 
     def calibrating(self) -> list[tuple[Feed, Sequence[Any]]]:
         every = list(self.examples())
-        return every[: (len(every) + 1) // 2]
+        return every[: _calibrating(len(every))]
 
     def judging(self) -> list[tuple[Feed, Sequence[Any]]]:
         """Those that the calibration has not seen, if there are several."""
         every = list(self.examples())
-        return every[(len(every) + 1) // 2 :] or every
+        return every[_calibrating(len(every)) :] or every
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,10 @@ def _chosen(
     for done, layer in enumerate(inner):
         progress(done, len(inner))
         noise[layer] = sweep.noise([layer])[0]
-    work, allowed = sweep.work(inner), 10 ** (-at_least / 10)
+    work, allowed = sweep.work(inner), 10 ** (-(at_least + _MARGIN) / 10)
     while chosen := _worthwhile(noise, work, allowed):
         found, content = sweep.noise(chosen)
-        if (snr := _decibels(found)) >= at_least:
+        if (snr := _decibels(found)) >= at_least + _MARGIN:
             kept = tuple(layer for layer in layers if layer not in chosen)
             return Quantized(content, method, snr, tuple(chosen), kept, noise)
         allowed *= _LESS
@@ -219,6 +220,10 @@ def _prepared(model: bytes | Path, path: Path) -> list[str]:
     onnx.save(proto, str(path))
     shapes = {name: array.ndim for name, array in _constants(graph).items()}
     return [node.name for node in graph.node if node.op_type in KINDS and shapes.get(node.input[1], 0) > 1]
+
+
+def _calibrating(count: int) -> int:
+    return -(-2 * count // 3)
 
 
 def _decibels(noise: float) -> float:

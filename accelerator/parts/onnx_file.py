@@ -38,8 +38,8 @@ def onnx_file(
 ) -> Component:
     """A graph, stored as `<name>.onnx`; each of its outputs must be within `tolerance` of the peak of the engine's own.
 
-    at_least: a signal-to-noise ratio in dB in place of that, for a graph that is meant to answer otherwise, as one whose
-    activations are no longer rounded. model: the file's content. identity: sha256 of the weights, see `digest`.
+    at_least: a signal-to-noise ratio in dB in place of that, for a graph that is meant to answer otherwise, as one that
+    no longer rounds its activations. model: the file's content. identity: sha256 of the weights, see `digest`.
     builders: what makes `model`, beside what its own file imports.
     """
 

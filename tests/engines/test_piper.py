@@ -229,6 +229,6 @@ def test_the_decoder_has_a_candidate_in_int8_calibrated_on_speech(speakers: int,
     assert proof["layers"] >= 4
     spoken = list(own._spoken())
     lengths = {given[own.taken.latents].shape[2] for given, _ in spoken}  # type: ignore[union-attr]
-    assert (len(spoken), len(lengths)) == (8, 8)
+    assert (len(spoken), len(lengths)) == (12, 12)
     again = list(own._spoken())
     np.testing.assert_array_equal(spoken[3][1][0], again[3][1][0])

@@ -28,8 +28,10 @@ _CELL = 12  # inputs of DynamicQuantizeLSTM
 _DIRECTIONS, _WEIGHTS = 0, (1, 2)  # of a cell, [directions, inputs, 4 * hidden]
 
 
-def dequantized(content: bytes) -> bytes:
+def dequantized(content: bytes, among: str = "") -> bytes:
     """The model with float32 products in place of its integer ones. content: a model of one file.
+
+    among: how the names of their nodes begin; without what predicts lengths, the answer stays as long as it was.
 
     Raises ExportError for one that has none, or is no model.
     """
@@ -37,7 +39,7 @@ def dequantized(content: bytes) -> bytes:
         model = onnx.load_from_string(content)
     except Exception as error:  # protobuf has several decoders, each with its own errors
         raise ExportError(f"this is no ONNX model: {error}") from error
-    if not _Rewriting(model.graph).run():
+    if not _Rewriting(model.graph, among).run():
         raise ExportError("the model has no dynamically quantized products: use it as it is")
     return bytes(model.SerializeToString())
 
@@ -45,8 +47,8 @@ def dequantized(content: bytes) -> bytes:
 class _Rewriting:
     """A graph on its way, and who makes and who reads each value of it."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._graph = graph
+    def __init__(self, graph: onnx.GraphProto, among: str) -> None:
+        self._graph, self._among = graph, among
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
         self._producer = {name: node for node in graph.node for name in node.output if name}
         self._consumers = defaultdict[str, list[onnx.NodeProto]](list)
@@ -64,7 +66,7 @@ class _Rewriting:
 
     def _rewritten(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """What takes a node's place: itself, or a float32 product in the place of the last node of its chain."""
-        if node.op_type == "DynamicQuantizeLSTM":
+        if node.op_type == "DynamicQuantizeLSTM" and node.name.startswith(self._among):
             return self._cell(node) or node
         if node.op_type == "Mul" and (made := self._product(node)) is not None:
             return made
@@ -81,7 +83,7 @@ class _Rewriting:
             if bias is None:
                 return None
         scales = self._made(last.input[1], "Mul")
-        if source is None or scales is None or source.op_type not in _FLOAT:
+        if source is None or scales is None or source.op_type not in _FLOAT or not source.name.startswith(self._among):
             return None
         rounded = self._made(source.input[0], "DynamicQuantizeLinear")
         scale = next((self._tensors[name] for name in scales.input if name in self._tensors), None)

@@ -136,6 +136,14 @@ def test_a_value_that_others_read_is_left_as_it_is(tmp_path: Path) -> None:
     assert Session(made).run(feed(1))[1].dtype == np.int32
 
 
+def test_only_the_place_named_is_rewritten(tmp_path: Path) -> None:
+    stored = rounded(chain(2), tmp_path)
+    found = kinds(dequantized(stored, "conv_2"))
+    assert (found["ConvInteger"], found["Conv"]) == (3, 1)
+    with pytest.raises(ExportError, match="no dynamically quantized products"):
+        dequantized(stored, "/decoder")
+
+
 def test_what_is_not_quantized_is_refused() -> None:
     with pytest.raises(ExportError, match="no dynamically quantized products"):
         dequantized(chain(1))
