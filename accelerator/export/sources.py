@@ -27,6 +27,7 @@ __all__ = ["ROOMS", "code", "digest", "modules"]
 
 ROOMS = (
     *("export.graph", "export.tracing", "export.proof", "codec", "parts", "inference", "kernels"),
+    *("export.calibration", "export.pruning", "runtime.quantization"),
     "reference",  # which only its own engine imports
 )
 _PACKAGE = __name__.partition(".")[0]

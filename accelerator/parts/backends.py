@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import kernels
+from ..export.calibration import Calibration
 from ..export.component import Component, Export
 from ..hardware import detect
 from ..runtime.onnx import can_bound_spinning
 from ..runtime.options import BF16_FLAGS, SHORT_SPIN_US, Dtype, RunOptions
 from ..runtime.threads import torch_threads
 from .part import Backend, Call, Machine
+from .quantized import in_int8
 
 __all__ = [
     "COMPILED",
@@ -21,12 +23,14 @@ __all__ = [
     "beside_steps",
     "compiled_kernels",
     "onnx_runtime",
+    "onnx_runtime_int8",
     "over_graphs",
     "rewritten",
     "wants_prefill",
 ]
 
 ONNX_RUNTIME, REWRITTEN, COMPILED = "onnxruntime", "onednn", "native"  # as metrics and tunings name them
+_ASKING = ("int4", "int8")  # int8 is the next better precision where a part has no int4
 
 Load = Callable[[Mapping[str, Path], RunOptions], Call]
 Proven = Callable[[RunOptions, Mapping[str, Export]], bool]
@@ -41,6 +45,21 @@ def onnx_runtime(components: tuple[Component, ...], load: Load, *, most_threads:
         return [RunOptions(threads=n, spin_us=spin) for n in counts for spin in (spins if n > 1 else spins[:1])]
 
     return Backend(ONNX_RUNTIME, components, offers, load)
+
+
+def onnx_runtime_int8(component: Component, load: Load, given: Calibration) -> Backend:
+    """Sessions of the part in int8, beside those in float32. load: as that of the float32 component's backend.
+
+    Offered to those who ask for int8; to "auto" only where it was heard, or is as exact as other reduced precisions.
+    """
+    made = in_int8(component, given)
+    plain = onnx_runtime((made,), lambda paths, options: load({component.name: paths[made.name]}, options))
+
+    def offers(machine: Machine) -> Sequence[RunOptions]:
+        asked = machine.precision in _ASKING or (machine.precision == "auto" and given.unasked)
+        return plain.offers(machine) if asked else []
+
+    return replace(plain, name=f"{ONNX_RUNTIME}-int8", offers=offers, probed=True)
 
 
 def compiled_kernels(

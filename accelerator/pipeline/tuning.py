@@ -38,7 +38,7 @@ class Way(NamedTuple):
         threads (measured with three and four in a codec's convolutions). Spinning changes no result. Parts in PyTorch
         use PyTorch's own number of threads, which is up to the user.
         """
-        if self.backend == "onnxruntime":
+        if self.options.backend == "onnxruntime":  # in whichever precision
             return self.backend, self.options.threads, self.options.providers
         return self.backend, self.options.dtype
 

@@ -15,10 +15,12 @@ import onnxruntime
 import pytest
 
 from accelerator import UniversalOptimizer
+from accelerator.cache import ContentCache
 from accelerator.engines import adapter_for
 from accelerator.engines.piper import PiperAdapter, graph
 from accelerator.engines.piper.stages import settings
 from accelerator.errors import ExportError, InvalidOption
+from accelerator.export.component import export_component
 from accelerator.parts import vits_decoder
 from accelerator.runtime.onnx import Session
 from tests.engines import piper_double as double
@@ -211,3 +213,19 @@ def test_a_trained_voice_opens_from_its_file(cache: Path) -> None:
     with UniversalOptimizer.from_checkpoint(joe.model_path(), "piper", cache_dir=cache, probe=False) as optimizer:
         assert len(optimizer.synthesize("Hello there.", seed=1).audio) > 10_000
     assert onnxruntime.__version__
+
+
+@pytest.mark.parametrize("speakers", [1, 3])
+def test_the_decoder_has_a_candidate_in_int8_calibrated_on_speech(speakers: int, cache: Path) -> None:
+    content = double.model(speakers)
+    own = PiperAdapter(double.voice(content, num_speakers=speakers), content)
+    (backend,) = (each for each in own.parts()[1].backends if each.name == "onnxruntime-int8")
+    (component,) = backend.components
+    proof = export_component(component, "int8", ContentCache(cache)).proof
+    assert (proof["passed"], proof["bar"]) == (True, {"snr_db": 20.0})
+    assert proof["layers"] >= 4
+    spoken = list(own._spoken())
+    lengths = {given[own.taken.latents].shape[2] for given, _ in spoken}  # type: ignore[union-attr]
+    assert (len(spoken), len(lengths)) == (12, 12)
+    again = list(own._spoken())
+    np.testing.assert_array_equal(spoken[3][1][0], again[3][1][0])

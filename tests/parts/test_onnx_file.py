@@ -54,6 +54,20 @@ def test_a_graph_that_answers_otherwise_is_refused(tmp_path: Path) -> None:
         export_component(component, "fp32", ContentCache(tmp_path))
 
 
+def test_a_graph_that_is_meant_to_answer_otherwise_has_a_bar_in_decibels(tmp_path: Path) -> None:
+    """A hundredth too large is 40 dB; 2 x - 1, which is smaller, is further off."""
+    model = doubling(2.02)
+    made = {
+        bar: onnx_file("graph", lambda: model, lambda: digest(model), {"bar": bar}, examples=examples, at_least=bar)
+        for bar in (30.0, 41.0)
+    }
+    proof = export_component(made[30.0], "fp32", ContentCache(tmp_path)).proof
+    assert (proof["passed"], proof["bar"], proof["outputs"]) == (True, {"snr_db": 30.0}, 2)
+    assert 30.0 < proof["snr_db"] < 40.0
+    with pytest.raises(ProofFailed, match="not faithful"):
+        export_component(made[41.0], "fp32", ContentCache(tmp_path))
+
+
 def test_the_model_of_a_session_is_found_whether_it_is_a_file_or_not(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(doubling())

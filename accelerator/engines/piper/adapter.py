@@ -27,12 +27,14 @@ import numpy as np
 
 from ...audio.checks import check_audio
 from ...errors import AcceleratorError, EngineError, ExportError, InvalidOption
+from ...export.calibration import Calibration
 from ...hardware.forks import Lock
 from ...metrics import current_meter
 from ...parts import vits_decoder
-from ...parts.backends import onnx_runtime
+from ...parts.backends import onnx_runtime, onnx_runtime_int8
 from ...parts.onnx_file import Feed, digest, onnx_file, run_session
 from ...parts.part import Backend, Call, Part, seconds
+from ...parts.sentences import SENTENCES
 from ...runtime.borrowed import model_of, runs_on_cpu, settings_of
 from ...runtime.onnx import Session
 from ...speech import AudioChunk, SpeechRequest
@@ -46,6 +48,7 @@ __all__ = ["PiperAdapter", "adapter"]
 logger = logging.getLogger(__name__)
 
 _ORIGINAL = "onnxruntime"  # what the engine itself runs on
+_SCALES = (0.667, 1.0, 0.8)  # of the latents' noise, of durations, of the durations' noise: as Piper is trained with
 _PROBED_IDS, _PROBED_FRAMES = 100, 200
 
 
@@ -137,7 +140,11 @@ class PiperAdapter:
                 "decode",
                 original=functools.partial(self._as_the_engine_does, DECODER),
                 probe=lambda call: seconds(call, self.decoder_feed(_PROBED_FRAMES)),
-                backends=(self._rewritten(), onnx_runtime((decoder,), functools.partial(run_session, DECODER))),
+                backends=(
+                    self._rewritten(),
+                    onnx_runtime((decoder,), functools.partial(run_session, DECODER)),
+                    onnx_runtime_int8(decoder, functools.partial(run_session, DECODER), Calibration(self._spoken)),
+                ),
                 runs_on=_ORIGINAL,
                 check=lambda answer: check_audio(answer[0], self.sample_rate),
             ),
@@ -179,7 +186,7 @@ class PiperAdapter:
         random, config = np.random.default_rng(count), self.engine.config
         ids = random.integers(0, config.num_symbols, (1, count))
         noise = random.standard_normal((1, 2, count)).astype(np.float32)
-        return settings(ids, (0.667, 1.0, 0.8), noise, self.speaker(None) if speaker is None else speaker)
+        return settings(ids, _SCALES, noise, self.speaker(None) if speaker is None else speaker)
 
     def decoder_feed(self, frames: int) -> Feed:
         assert self.taken is not None
@@ -226,6 +233,20 @@ class PiperAdapter:
 
         model = functools.partial(getattr, self.taken, name)
         return onnx_file(name, model, lambda: self._identity, {"part": name}, examples=examples, builders=(graph,))
+
+    def _spoken(self) -> Iterator[tuple[Feed, Sequence[np.ndarray]]]:
+        """Inputs of the decoder as sentences lead to them, by all speakers in turn, and the engine's answers."""
+        noise_scale, *_ = scales = _SCALES
+        for seed, sentence in enumerate(SENTENCES):
+            random, speaker = np.random.default_rng(seed), seed % int(self.engine.config.num_speakers)
+            phonemes = [each for part in self.engine.phonemize(sentence) for each in part]
+            ids = np.array([self.engine.phonemes_to_ids(phonemes)], np.int64)
+            noise = random.standard_normal((1, 2, ids.shape[1]), np.float32)
+            told = settings(ids, scales, noise, speaker if self._many() else None)
+            mean, spread = self._as_the_engine_does(TEXT, told)[:2]
+            latents = mean + random.standard_normal(mean.shape, np.float32) * spread * np.float32(noise_scale)
+            given = self.with_latents(latents, self.beside(speaker if self._many() else None))
+            yield given, self._as_the_engine_does(DECODER, given)
 
     def _rewritten(self) -> Backend:
         assert self.taken is not None

@@ -29,9 +29,10 @@ import torch
 
 from ...audio.checks import check_audio
 from ...errors import EngineError, InvalidOption
+from ...export.calibration import Calibration
 from ...export.component import Component
 from ...parts import vits_decoder
-from ...parts.backends import onnx_runtime
+from ...parts.backends import onnx_runtime, onnx_runtime_int8
 from ...parts.part import Backend, Call, Part, seconds
 from ...parts.traced import traced
 from ...runtime.onnx import Session
@@ -109,6 +110,8 @@ class VitsAdapter:
         return tuple(map(str, range(count))) if count > 1 else ()
 
     def parts(self) -> Sequence[Part]:
+        decoder, load = self._component(DECODER), functools.partial(_load, DECODER)
+        spoken = Calibration(functools.partial(examples.of_speech, self.model, self._tokens))
         return (
             Part(
                 TEXT,
@@ -127,7 +130,8 @@ class VitsAdapter:
                 probe=lambda call: seconds(call, *examples.decoder_inputs(self.model, _PROBED_FRAMES)),
                 backends=(
                     self._rewritten(),
-                    onnx_runtime((self._component(DECODER),), functools.partial(_load, DECODER)),
+                    onnx_runtime((decoder,), load),
+                    onnx_runtime_int8(decoder, load, spoken),
                 ),
                 check=lambda audio: check_audio(audio[0], self.sample_rate),
             ),
@@ -217,6 +221,9 @@ class VitsAdapter:
             examples=answered,
             builders=(MODELING,),
         )
+
+    def _tokens(self, text: str) -> np.ndarray:
+        return np.asarray(self.pipeline.tokenizer(text)["input_ids"], np.int64).reshape(1, -1)
 
     def _text_in_torch(self, tokens: np.ndarray, noise: np.ndarray, speaker: np.ndarray | None) -> np.ndarray:
         return answer(self._text, tokens, noise, speaker)
