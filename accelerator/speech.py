@@ -114,6 +114,11 @@ class Speech(NamedTuple):
     sample_rate: int
     metrics: dict[str, Any]
 
+    def __repr__(self) -> str:
+        seconds, rtf = len(self.audio) / self.sample_rate if self.sample_rate else 0.0, self.metrics.get("rtf")
+        paced = "" if rtf is None else f", rtf {rtf:.3g}"
+        return f"<Speech of {seconds:.2f} s at {self.sample_rate} Hz{paced}>"
+
     def save(self, path: str | os.PathLike[str], format: str | None = None) -> None:
         """Write it to a file of the format that the suffix, or `format`, says: wav, flac, mp3, ogg, opus or m4a.
 

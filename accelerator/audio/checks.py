@@ -352,7 +352,7 @@ def _check_length(n: int, rate: int, min_s: float, max_s: float) -> None:
     if n < min_s * rate:
         raise InvalidReference(
             f"the reference audio lasts {n / rate:.3g} s, less than {min_s:g} s: "
-            "5 to 15 seconds of clear speech are best"
+            "5 to 12 seconds of clear speech are best"
         )
     if n > max_s * rate:
         raise InvalidReference(

@@ -98,7 +98,7 @@ VoiceName = Annotated[
 ]
 Reference = Annotated[
     Path | None,
-    typer.Option("--reference", help="A recording of the voice to speak in, 5 to 15 seconds; with --reference-text."),
+    typer.Option("--reference", help="A recording of the voice to speak in, 5 to 12 seconds; with --reference-text."),
 ]
 ReferenceText = Annotated[str | None, typer.Option("--reference-text", help="What the recording says.")]
 AudioFormat = Annotated[

@@ -93,6 +93,8 @@ class PiperAdapter:
             piper = importlib.import_module("piper")
         except ImportError as error:
             raise EngineError(f"Piper needs its package: {error}; pip install piper-tts (GPL-3.0)") from error
+        if not file.is_file() or not Path(f"{file}.json").is_file():
+            raise EngineError(f"{file} is no Piper voice: give its .onnx file, with its .onnx.json beside it")
         try:
             return adapter(piper.PiperVoice.load(file))
         except Exception as error:  # of a missing or broken file, by ONNX Runtime, json and piper

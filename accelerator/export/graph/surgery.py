@@ -9,6 +9,7 @@ cut     everything behind a value becomes a model of its own, which is given tha
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ class Model:
         """
         proto = _copy(self._proto)
         graph, found = proto.graph, list[Noise]()
-        types = _types(proto)
+        types = self._types
         for index, node in enumerate(list(graph.node)):
             if any(inner.op_type in _RANDOM for inner in _inner(node)):
                 raise ExportError(f"{node.name} draws random numbers in a branch or a loop")
@@ -125,6 +126,10 @@ class Model:
         head = self._part(list(self.inputs), [*head_outputs, *(name for name in needed if name not in self.inputs)])
         return head, self._part([at, *needed], list(self.outputs))
 
+    @functools.cached_property
+    def _types(self) -> dict[str, onnx.TypeProto]:
+        return _types(self._proto)
+
     def _behind(self, value: str) -> list[onnx.NodeProto]:
         """All nodes that depend on a value."""
         reached, found = {value}, []
@@ -154,7 +159,7 @@ class Model:
                 continue
             nodes.add(id(node))
             wanted += _used(node)
-        types = _types(self._proto)
+        types = self._types
         proto = _copy(self._proto)
         graph = proto.graph
         kept = [each for each, own in zip(graph.node, self._proto.graph.node, strict=True) if id(own) in nodes]
