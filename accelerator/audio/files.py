@@ -25,6 +25,7 @@ import numpy as np
 
 from ..errors import InvalidInput, InvalidOption
 from ..installation import install_command
+from .interrupts import uninterrupted
 
 __all__ = ["FORMATS", "AudioWriter", "Format", "audio_format", "is_stream", "write_audio", "write_wav"]
 
@@ -288,7 +289,8 @@ class AudioWriter:
         assert self._encoder is not None, "nothing is written after close()"
         if len(samples):
             self._empty = False
-            self._encoder.write(np.clip(samples, -1.0, 1.0))
+            with uninterrupted():
+                self._encoder.write(np.clip(samples, -1.0, 1.0))
         self._sink.flush()
 
     def close(self) -> None:
@@ -313,7 +315,8 @@ class AudioWriter:
             raise InvalidInput(f"there is no audio to write: {self._format.name} holds one sample at least")
         encoder, self._encoder = self._encoder, None
         if encoder is not None:
-            encoder.close()
+            with uninterrupted():
+                encoder.close()
         self._sink.flush()
         if self.partial is not None:
             os.fsync(self._file.fileno())

@@ -147,7 +147,7 @@ def _choices(cache: ContentCache, fingerprint: str) -> list[dict[str, Any]]:
 def _choice_row(choice: dict[str, Any]) -> tuple[str, str]:
     seconds = dict(choice["seconds"])
     original = seconds.pop("original", None)
-    best = min(seconds.values(), default=None)
+    best = seconds.get(choice["way"], min(seconds.values(), default=None))
     against = f"{formats.seconds(best)} a unit of work, the engine itself {formats.seconds(original)}"
     if choice["backend"] == "original":
         what = f"PyTorch, as it is faster here ({against})"

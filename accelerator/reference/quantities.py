@@ -168,6 +168,7 @@ _UNIT = r"(?: ?[ap]\.?m\.?|[%°]C?| ?[kcm]?m| ?kg)?"  # of the first number of a
 _MEASURED = r"[kKMGT]?B|[kcm]?m|kg|ml|Hz|W|mb|gb|px"  # numbers with these are no years
 
 _TABLE: list[tuple[str, list[tuple[str, _Replace]]]] = [
+    ("-", [(r"(?<![\w.,-])-(?=\.\d)", "-0")]),
     (",", [  # 1.234,56 and 1,5 as in Europe, 1,00,000 as in India, and lists
         (r"(?<![\d.,])\d{1,2}(?:,\d\d)+,\d{3}(?![\d,])", lambda m: m[0].replace(",", "")),
         (r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d\d?)(?![.,]?\d)", lambda m: f"{m[1].replace('.', '')}.{m[2]}"),
@@ -257,6 +258,7 @@ _TABLE: list[tuple[str, list[tuple[str, _Replace]]]] = [
         (r"(?<![\d:.])(\d{1,4}):(\d|\d{3,})(?![\d:])", _range),
     ]),
     ("=", [(r"(?<=\d)-(?=\d+ ?=)", " minus ")]),
+    ("–", [(r"(?<![\w.,–-])–(?=\.?\d)", "-")]),
     ("–", [(rf"(?<![\w.,-])([{_MONEY}]?\d[\d,.:]*{_UNIT}) ?–+ ?(?=[{_MONEY}]?\d)", r"\1 to ")]),
     ("-", [
         (rf"(?<![\w.,-])([{_MONEY}]?\d[\d,.:]*{_UNIT})-([{_MONEY}]?\d[\d,.:]*)(?!\w*-\d)", _range),

@@ -56,6 +56,7 @@ _WEIGHTS = {
 }
 _DIGIT_WEIGHT = 4.0  # 1945: nineteen forty-five
 _GAP_WEIGHT = 1.0  # white space and marks after something spoken, however many
+_NUMBER = r"\p{Sc}?\p{N}+(?:[.,:]\p{N}+)*%?"  # is read as one
 _NEAR = 80  # characters beside a place, among which a word is looked for
 _BARE = r"[\p{Latin}\p{Greek}\p{Cyrillic}\p{Arabic}\p{Hebrew}\p{Inherited}\p{Common}]"  # their accents are not spoken
 
@@ -294,7 +295,9 @@ def _units(text: str, scale: _Scale, comfortable: float, longest: float, first: 
 
     def by_cluster(part: str) -> Iterator[int]:
         weights, place = _Scale(part), 0
-        ends = [match.end() for match in _pattern(r"\X").finditer(part)]
+        numbers = [match.span() for match in _pattern(_NUMBER).finditer(part)]
+        inside = {i for a, b in numbers if weights.between(a, b) <= comfortable for i in range(a + 1, b)}
+        ends = [match.end() for match in _pattern(r"\X").finditer(part) if match.end() not in inside]
         while (near := bisect.bisect_right(ends, weights.reach(place, comfortable))) < len(ends):
             place = ends[near - 1] if near and ends[near - 1] > place else ends[near]  # at least one cluster
             yield place

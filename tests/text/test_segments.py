@@ -403,3 +403,18 @@ def test_importing_it_loads_neither_library() -> None:
 def test_segments_follow_each_other() -> None:
     found = split("One sentence is here. " * 50)
     assert all(a.start + len(a.text) == b.start for a, b in pairwise(found))
+
+
+def test_what_has_no_spaces_is_not_cut_inside_a_number() -> None:
+    amounts = "/".join(f"${n},{n + 1}75.{n}9" for n in range(10, 60))
+    parts = [segment.text for segment in split(amounts, comfortable=120, longest=160)]
+    assert "".join(parts) == amounts
+    assert len(parts) > 5
+    assert all(regex.fullmatch(r"/?\$\d\d,\d+\.\d+(/\$\d\d,\d+\.\d+)*/?", part) for part in parts), parts
+
+
+def test_a_number_that_is_longer_than_a_segment_is_cut_all_the_same() -> None:
+    digits = "9" * 900
+    parts = [segment.text for segment in split(digits, comfortable=120, longest=160)]
+    assert "".join(parts) == digits
+    assert max(map(len, parts)) <= 40
