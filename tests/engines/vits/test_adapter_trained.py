@@ -162,11 +162,13 @@ def test_every_backend_speaks_as_pipers_own_graph(joe: Any, model: Any, tmp_path
     (exported,) = text.backends
     paths = {each.name: export_component(each, "fp32", cache).path for each in exported.components}
     call = exported.load(paths, RunOptions())
-    for backend in decoder.backends:
+    exact = [each for each in decoder.backends if not any(c.name.endswith("-int8") for c in each.components)]
+    for backend in exact:
         found = {each.name: export_component(each, "fp32", cache).path for each in backend.components}
         stages = VitsStages(adapter, {TEXT: call, DECODER: backend.load(found, RunOptions(backend=backend.name))})
         drawing = _Drawing(torch.Generator().manual_seed(0), True)
         spoken[backend.name] = stages._speak(np.array([ids]), None, None, drawing)[0][0]
+    assert set(spoken) == {"onednn", "onnxruntime"}
     for name, audio in spoken.items():
         assert len(audio) == len(expected), name
         assert decibels(expected, audio) > 60, name
