@@ -30,7 +30,7 @@ from ..parts.decoding import Joined
 from ..parts.onnx_file import Feed
 from ..parts.part import Call, Part
 from ..parts.whole_graph import GRAPH, RoutedSession, Speak, whole_graph
-from ..runtime.borrowed import model_of, runs_on_cpu
+from ..runtime.borrowed import model_for_cpu
 from ..speech import AudioChunk, SpeechRequest
 from ..text.check import Unread
 from ..text.segments import Segment, speech_weight, split
@@ -62,9 +62,7 @@ def adapter(engine: Any) -> KittenAdapter:
     """The adapter of a KittenTTS. One whose graph is not known, or not on the CPU, is passed through, and says so."""
     layout = _Chunked(engine) if hasattr(engine, "model") else _OneFile(engine)
     try:
-        if not runs_on_cpu(layout.session):
-            raise EngineError("it does not run on the processor alone")
-        model_of(layout.session)
+        model_for_cpu(layout.session)
     except AcceleratorError as error:
         logger.warning("this KittenTTS is passed through, and runs as before: %s", error)
         return KittenAdapter(layout, routed=False)

@@ -26,7 +26,7 @@ from ..parts.backends import ONNX_RUNTIME
 from ..parts.decoding import Joined
 from ..parts.part import Call, Part
 from ..parts.whole_graph import GRAPH, RoutedSession, Speak, whole_graph
-from ..runtime.borrowed import model_of, runs_on_cpu
+from ..runtime.borrowed import model_for_cpu
 from ..speech import AudioChunk, SpeechRequest
 from ..text.check import Unread
 from ..text.segments import Segment
@@ -54,9 +54,7 @@ _SAID = (  # what is timed, something short, something long
 def adapter(engine: Any) -> KokoroAdapter:
     """The adapter of a `Kokoro`. One whose graph is not known, or not on the CPU, is passed through, and says so."""
     try:
-        if not runs_on_cpu(engine.sess):
-            raise EngineError("it does not run on the processor alone")
-        model_of(engine.sess)
+        model_for_cpu(engine.sess)
         _chunker()
     except AcceleratorError as error:
         logger.warning("this Kokoro is passed through, and runs as before: %s", error)

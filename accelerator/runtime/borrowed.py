@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import SessionError
 
-__all__ = ["model_of", "runs_on_cpu", "settings_of"]
+__all__ = ["model_for_cpu", "model_of", "runs_on_cpu", "settings_of"]
 
 
 def model_of(session: Any) -> bytes:
@@ -30,6 +30,13 @@ def model_of(session: Any) -> bytes:
 def runs_on_cpu(session: Any) -> bool:
     """Whether nothing but the processor computes: an engine that was given another device keeps it."""
     return list(session.get_providers()) == ["CPUExecutionProvider"]
+
+
+def model_for_cpu(session: Any) -> bytes:
+    """`model_of` a session that nothing but the processor computes. Raises SessionError for any other."""
+    if not runs_on_cpu(session):
+        raise SessionError("it does not run on the processor alone")
+    return model_of(session)
 
 
 def settings_of(session: Any) -> Any:

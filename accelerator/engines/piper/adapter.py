@@ -35,7 +35,7 @@ from ...parts.backends import onnx_runtime, onnx_runtime_int8
 from ...parts.onnx_file import Feed, digest, onnx_file, run_session
 from ...parts.part import Backend, Call, Part, seconds
 from ...parts.sentences import SENTENCES
-from ...runtime.borrowed import model_of, runs_on_cpu, settings_of
+from ...runtime.borrowed import model_for_cpu, settings_of
 from ...runtime.onnx import Session
 from ...speech import AudioChunk, SpeechRequest
 from ..base import Bound, Cloning
@@ -55,9 +55,7 @@ _PROBED_IDS, _PROBED_FRAMES = 100, 200
 def adapter(voice: Any) -> PiperAdapter:
     """The adapter of a `PiperVoice`. A voice whose graph cannot be taken apart is passed through, and says so."""
     try:
-        if not runs_on_cpu(voice.session):
-            raise EngineError("it does not run on the processor alone")
-        return PiperAdapter(voice, model_of(voice.session))
+        return PiperAdapter(voice, model_for_cpu(voice.session))
     except AcceleratorError as error:
         logger.warning("this Piper voice is passed through, and runs as before: %s", error)
         return PiperAdapter(voice, None)
