@@ -2,7 +2,9 @@
 
 A long utterance's activations are far larger than a core's cache. A chain does all of its convolutions for a tile of
 rows before the next tile is begun, with as many rows on both sides as they look at; what lies between them, their
-leaky rectifiers and sums included, does not leave the cache. Threads take tiles, and do not wait for each other.
+rectifiers, gates and sums included, does not leave the cache. Threads take tiles, and do not wait for each other.
+
+Arrays are NumPy's: what runs on chains needs no PyTorch. bfloat16 is stored as uint16.
 """
 
 from __future__ import annotations
@@ -11,18 +13,16 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from .. import kernels
 from ..kernels.compiler import require
-from ..kernels.tiles import CHAIN_SPACE, CHUNK, SQUARE
+from ..kernels.tiles import CHAIN_SPACE, CHUNK, LANES, SQUARE
 from ..kernels.units.chain import CHAIN
 
-__all__ = ["Chain", "Link", "Paired", "Product", "pairs"]
+__all__ = ["Chain", "Link", "Product", "around", "bfloats", "floats", "gates", "pairs"]
 
 _BLOCK = 2 * SQUARE  # bytes of weights
-_ROWS = 192  # of a tile where there is one link: few enough for several threads, enough for the weights
 
 
 class Product:
@@ -32,15 +32,15 @@ class Product:
     """
 
     def __init__(
-        self, kernel: Tensor, bias: Tensor | None, *, before: int, dilation: int = 1, exact: bool = False
+        self, kernel: np.ndarray, bias: np.ndarray | None, *, before: int, dilation: int = 1, exact: bool = False
     ) -> None:
         """kernel: float32 [out, taps, in], which `takes` takes. before: rows that are looked at before a row."""
         self.out, taps, channels = kernel.shape
-        self.bias = torch.zeros(self.out) if bias is None else bias
-        parts = [kernel.to(torch.bfloat16)]
+        self.bias = np.zeros(self.out, np.float32) if bias is None else np.ascontiguousarray(bias, np.float32)
+        parts = [bfloats(kernel)]
         if exact:
-            parts.append((kernel - parts[0].float()).to(torch.bfloat16))
-        self.weights = torch.stack([_blocks(part) for part in parts], dim=1)
+            parts.append(bfloats(kernel - floats(parts[0])))
+        self.weights = np.stack([_blocks(part) for part in parts], axis=1)
         self.step, chunks = 2 * channels * len(parts), channels // CHUNK
         places = [
             (
@@ -50,7 +50,7 @@ class Product:
             for i, (tap, chunk) in enumerate(itertools.product(range(taps), range(chunks)))
             for x, w in (((0, 0), (1, 0), (0, 1)) if exact else ((0, 0),))
         ]
-        self.places = torch.tensor(places)  # of inputs, from a row's first byte on, and of weights
+        self.places = np.array(places, np.int64)  # of inputs, from a row's first byte on, and of weights
 
     @staticmethod
     def takes(shape: Sequence[int]) -> bool:
@@ -58,23 +58,46 @@ class Product:
         return kernels.multiplies_tiles() and not shape[0] % CHUNK and not shape[2] % CHUNK
 
 
-def pairs(x: Tensor, before: int, behind: int) -> Tensor:
+def bfloats(x: np.ndarray) -> np.ndarray:
+    """The nearest bfloat16, ties to even; for finite numbers."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16)
+
+
+def floats(x: np.ndarray) -> np.ndarray:
+    """bfloat16 as float32."""
+    return (x.astype(np.uint32) << 16).view(np.float32)
+
+
+def pairs(x: np.ndarray, before: int, behind: int) -> np.ndarray:
     """[rows, channels] -> bfloat16 [before + rows + behind, 2 channels], as an exact product takes it: x in bfloat16
     and beside it what is missing there, with noughts around."""
     rows, channels = x.shape
-    made = torch.empty(before + rows + behind, 2 * channels, dtype=torch.bfloat16)
-    made[:before] = 0
-    made[before + rows :] = 0
+    made = np.empty((before + rows + behind, 2 * channels), np.uint16)
+    made[:before] = made[before + rows :] = 0
     own = made[before : before + rows]
-    rest = own[:, :channels].copy_(x).float()
-    own[:, channels:] = torch.sub(x, rest, out=rest)
+    own[:, :channels] = bfloats(x)
+    own[:, channels:] = bfloats(x - floats(own[:, :channels]))
     return made
 
 
-def _blocks(kernel: Tensor) -> Tensor:
+def around(rows: int, channels: int, kind: type[np.generic], count: int) -> np.ndarray:
+    """[count + rows + count, channels], for a chain to fill; the ends are nought."""
+    made = np.empty((rows + 2 * count, channels), kind)
+    made[:count] = made[count + rows :] = 0
+    return made
+
+
+def gates(x: np.ndarray) -> np.ndarray:
+    """What belongs to columns 0 .. n of u and n .. 2n of g, in the order of a gated link: 16 by 16."""
+    return np.ascontiguousarray(x.reshape(2, -1, LANES, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape))
+
+
+def _blocks(kernel: np.ndarray) -> np.ndarray:
     """[out / 32, taps, in / 32, 2, 16, 16, 2]: 32 inputs, two by two, by 16 and 16 outputs."""
     out, taps, channels = kernel.shape
-    return kernel.reshape(out // CHUNK, 2, 16, taps, channels // CHUNK, 16, 2).permute(0, 3, 4, 1, 5, 2, 6)
+    shape = out // CHUNK, 2, LANES, taps, channels // CHUNK, LANES, 2
+    return np.ascontiguousarray(kernel.reshape(shape).transpose(0, 3, 4, 1, 5, 2, 6))
 
 
 @dataclass(frozen=True)
@@ -83,7 +106,8 @@ class Link:
 
     x, low: bfloat16; the others float32. paired: low is as an exact product takes it, see `pairs`. rate, pad: of a
     transposed convolution that `polyphase` made. slopes: of y's own rectifier and of low's, 1 being none. halo: rows on
-    both sides of a tile that are wanted, too.
+    both sides of a tile that are wanted, too. gated: there is no y, and low = tanh(u) s(g), s being the logistic
+    function, u and g the product's columns as `gates` orders them.
     """
 
     product: Product
@@ -97,6 +121,12 @@ class Link:
     slopes: tuple[float, float] = (1.0, 1.0)
     halo: int = 0
     paired: bool = False
+    gated: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Of y and low."""
+        return self.product.out // self.rate // (2 if self.gated else 1)
 
 
 class Chain:
@@ -108,64 +138,56 @@ class Chain:
         Raises SessionError.
         """
         require(CHAIN)
-        self._links, self._tile, self.out = links, tile, links[-1].product.out
+        self._links, self._tile = links, tile
         self._margin = CHUNK + max(link.halo + link.rate for link in links)
         self._places, self._space = dict[str | None, int]({None: 0}), 0
         for link in links:
             for name, size in ((link.y, 4), (link.low, 4 if link.paired else 2)):
                 if name not in given and name not in self._places:
                     self._places[name] = -(CHAIN_SPACE + self._space)
-                    self._space += (tile + 2 * self._margin) * size * (link.product.out // link.rate)
+                    self._space += (tile + 2 * self._margin) * size * link.channels
         self._numbers = [_numbers(link) for link in links]
 
-    def __call__(self, rows: int, buffers: Mapping[str, Tensor], shift: Tensor | None = None) -> None:
+    def __call__(
+        self,
+        rows: int,
+        buffers: Mapping[str, np.ndarray],
+        shifts: Mapping[int, np.ndarray] | None = None,
+        *,
+        threads: int,
+    ) -> None:
         """Fill buffers. rows: of the last answer. buffers: from row 0 on; noughts lie around those that are read.
 
-        shift: [out], to be added to the first link's bias. Raises SessionError.
+        shifts: by a link's number, [out], to be added to its bias. Raises SessionError.
         """
-        places = self._places | {name: tensor.data_ptr() for name, tensor in buffers.items()}
-        links = [
-            numbers._replace(**{name: places[getattr(link, name)] for name in ("x", "add", "more", "y", "low")})
-            for link, numbers in zip(self._links, self._numbers, strict=True)
-        ]
-        first = self._links[0].product.bias if shift is None else self._links[0].product.bias + shift
-        links[0] = links[0]._replace(bias=first.data_ptr())
-        kernels.chain(links, rows, self._tile, self._margin, self._space, torch.get_num_threads())
+        places = self._places | {name: array.ctypes.data for name, array in buffers.items()}
+        biases = {i: self._links[i].product.bias + shift for i, shift in (shifts or {}).items()}
+        links = []
+        for i, (link, numbers) in enumerate(zip(self._links, self._numbers, strict=True)):
+            where = {name: places[getattr(link, name)] for name in ("x", "add", "more", "y", "low")}
+            if i in biases:
+                where["bias"] = biases[i].ctypes.data
+            links.append(numbers._replace(**where))
+        kernels.chain(links, rows, self._tile, self._margin, self._space, threads)
 
 
 def _numbers(link: Link) -> kernels.Link:
     product = link.product
-    slope, low_slope = torch.tensor(link.slopes).view(torch.int32).tolist()
+    slope, low_slope = np.array(link.slopes, np.float32).view(np.int32).tolist()
     return kernels.Link(
         *(0, 0, 0, 0, 0),
         step=product.step,
-        places=product.places.data_ptr(),
+        places=product.places.ctypes.data,
         terms=len(product.places),
-        weights=product.weights.data_ptr(),
-        panel=2 * product.weights[0].numel(),
-        bias=product.bias.data_ptr(),
+        weights=product.weights.ctypes.data,
+        panel=product.weights[0].nbytes,
+        bias=product.bias.ctypes.data,
         columns=product.out,
         rate=link.rate,
         pad=link.pad,
         halo=link.halo,
-        rest=2 * product.out // link.rate if link.paired else 0,
+        rest=2 * link.channels if link.paired else 0,
         slope=slope,
         low_slope=low_slope,
+        gated=int(link.gated),
     )
-
-
-class Paired:
-    """y = conv(x, w) + b of stride 1 by an exact product: [B, rows, in] with the context -> [B, rows', out]."""
-
-    def __init__(self, kernel: Tensor, bias: Tensor | None, dilation: int) -> None:
-        """kernel: float32 [out, taps, in], which `Product.takes`. Raises SessionError."""
-        self._lost = (kernel.shape[1] - 1) * dilation  # rows
-        product = Product(kernel, bias, before=0, dilation=dilation, exact=True)
-        self._chain = Chain([Link(product, "x", "y")], ("x", "y"), _ROWS)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        rows = x.shape[1] - self._lost
-        y = torch.empty(x.shape[0], rows, self._chain.out)
-        for one, answer in zip(x, y, strict=True):
-            self._chain(rows, {"x": pairs(one, 0, CHUNK), "y": answer})
-        return y

@@ -11,7 +11,6 @@ convolution. PyTorch's compiler avoids that with operators that take ordered wei
              that follows a filter of seven, multiply in int16, exact to 65 dB
     Dense    float32 values as int16, exact to 70 dB: half of float32's time and memory, by compiled kernels
     Single   one output channel, by compiled kernels
-    Paired   float32 values as pairs of bfloat16, exact to about 100 dB: with AMX a third of float32's time
     Split    float32 values as pairs of int8, exact to about 80 dB: with AMX a third of float32's time, half its memory
 
 Ordered weights are copies, and the originals are read only to make them: as a `Kernel` they need not be in memory.
@@ -41,7 +40,6 @@ from ..errors import SessionError
 from ..hardware import detect
 from ..hardware.forks import Lock
 from ..runtime.options import BF16_FLAGS
-from .chain import Paired, Product
 from .dense import Dense, Single
 from .winograd import TAPS, Minimal, Winograd
 
@@ -73,7 +71,7 @@ _AT_A_TIME = 1_000_000  # weights
 _LOCK = Lock()  # one packing at a time, to need its temporary memory only once
 
 Convolve = Callable[[Tensor], Tensor]
-Form = Literal["plain", "packed", "pairs", "winograd", "int16", "split"]
+Form = Literal["plain", "packed", "winograd", "int16", "split"]
 
 
 @dataclass(frozen=True)
@@ -119,9 +117,6 @@ def convolver(
         if (out, dilation) == (1, 1) and kernels.available():
             with contextlib.suppress(SessionError):
                 return Single(kernel.read(), bias)
-    if form == "pairs" and dtype == torch.float32 and stride == 1 and Product.takes(kernel.shape):
-        with contextlib.suppress(SessionError):
-            return Paired(kernel.read(), bias, dilation)
     if form != "plain" and packs():
         return Packed(kernel, bias, stride=stride, dilation=dilation, dtype=dtype)
     return Plain(kernel.read(), bias, stride=stride, dilation=dilation, dtype=dtype)

@@ -6,6 +6,7 @@ them for a library's memory; `huge_pages` does, once the memory is filled. Elsew
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["PAGE", "anonymous", "collapse", "huge_pages", "subtract"]
+__all__ = ["PAGE", "anonymous", "collapse", "huge_pages", "return_freed", "subtract"]
 
 PAGE = 2 << 20
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # <linux/mman.h>; the latter since Linux 6.1
@@ -76,3 +77,9 @@ def _maps() -> str | None:
         return Path("/proc/self/maps").read_text()
     except OSError:
         return None
+
+
+def return_freed() -> None:
+    """Give memory that was freed back to the system: the C library keeps it, but glibc does so when asked."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -214,6 +214,7 @@ class Link(NamedTuple):
     others: float32. places: int64 [terms, 2], offsets of 32 by 32 products from a row of x and from a block of weights,
     which are `panel` bytes apart. columns: of the product, `rate` rows of y, of which the first `pad` are cut off.
     halo: rows on both sides of a tile that are wanted. slope, low_slope: of leaky rectifiers, the bits of a float32.
+    gated: 1 where low is tanh(u) s(g) instead, s being the logistic function; 16 columns of u are followed by 16 of g.
     """
 
     x: int
@@ -234,6 +235,7 @@ class Link(NamedTuple):
     rest: int
     slope: int
     low_slope: int
+    gated: int
 
 
 FILTER, MIX, DENSE, SINGLE, SNAKE, ORDER, CHAIN, LINK = (

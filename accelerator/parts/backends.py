@@ -63,14 +63,24 @@ def onnx_runtime_int8(component: Component, load: Load, given: Calibration) -> B
 
 
 def compiled_kernels(
-    components: tuple[Component, ...], load: Load, *, available: Callable[[], bool], proven: Proven
+    components: tuple[Component, ...],
+    load: Load,
+    *,
+    available: Callable[[], bool],
+    proven: Proven,
+    dtype: Dtype = "fp32",
 ) -> Backend:
-    """Kernels over the weights of ONNX Runtime's graphs. available: whether there are kernels here."""
+    """Kernels over the weights of ONNX Runtime's graphs, or others. available: whether there are kernels here.
+
+    dtype: what they multiply in; less than float32 is not for those who ask for that.
+    """
 
     def offers(machine: Machine) -> Sequence[RunOptions]:
-        return [RunOptions(threads=n, backend=COMPILED) for n in _threads(machine)] if available() else []
+        if not available() or (dtype != "fp32" and machine.precision == "fp32"):
+            return []
+        return [RunOptions(threads=n, backend=COMPILED, dtype=dtype) for n in _threads(machine)]
 
-    return Backend(COMPILED, components, offers, load, proven)
+    return Backend(COMPILED, components, offers, load, proven, probed=dtype != "fp32")
 
 
 def rewritten(component: Component, load: Load) -> Backend:
@@ -80,19 +90,20 @@ def rewritten(component: Component, load: Load) -> Backend:
     would compete for the cores.
     """
 
-    def offers(machine: Machine) -> Sequence[RunOptions]:
-        threads = torch_threads()
-        if machine.threads not in (None, threads):
+    def kinds(machine: Machine) -> Sequence[Dtype]:
+        if machine.threads is not None and machine.threads != torch_threads():
             return []
         low: Dtype = "bf16" if any(flag in machine.profile.isa for flag in BF16_FLAGS) else "int16"
-        exact = RunOptions(threads=threads, backend=REWRITTEN)
-        return [exact] if machine.precision == "fp32" else [exact, replace(exact, dtype=low)]
+        return ["fp32"] if machine.precision == "fp32" else ["fp32", low]
+
+    def offers(machine: Machine) -> Sequence[RunOptions]:
+        return [RunOptions(threads=torch_threads(), backend=REWRITTEN, dtype=dtype) for dtype in kinds(machine)]
 
     def proven(options: RunOptions, exports: Mapping[str, Export]) -> bool:
         report = exports[component.name].proof
         return options.dtype == "fp32" or report.get(options.dtype, {}).get("passed") is True
 
-    return Backend(REWRITTEN, (component,), offers, load, proven, probed=True, concurrent=False)
+    return Backend(REWRITTEN, (component,), offers, load, proven, probed=True, concurrent=False, kinds=kinds)
 
 
 def over_graphs(

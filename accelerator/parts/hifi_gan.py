@@ -1,7 +1,7 @@
 """HiFi-GAN by chains of convolutions that AMX multiplies in tiles: see `codec.chain`.
 
-`vits_decoder` says what weights and blocks are. Where several blocks' mean goes on, their sum does, and the weights
-behind it are divided by their number.
+`vits_decoder.weights` says what weights and blocks are. Where several blocks' mean goes on, their sum does, and the
+weights behind it are divided by their number.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from ..codec.chain import Chain, Link, Product, pairs
-from ..codec.convolutions import convolver
+from .. import kernels
+from ..codec.chain import Chain, Link, Product, around, pairs
 
 __all__ = ["DEFAULT_SLOPE", "HifiGan", "Steps"]
 
@@ -27,21 +26,24 @@ _Made = Callable[[str, int], Product]
 
 
 class HifiGan:
-    """What the flow gives, float32 [1, rows, C] -> audio [1, rows * hop]. Safe to call from several threads."""
+    """What the flow gives, float32 [rows, C] -> audio [rows * hop]. Safe to call from several threads."""
 
     def __init__(
         self,
-        tensors: Mapping[str, Tensor],
+        tensors: Mapping[str, np.ndarray],
         config: Mapping[str, Any],
         blocks: Sequence[Sequence[Steps]],
         *,
         exact: bool,
     ) -> None:
-        """blocks: of each stage. exact: also their products are those of pairs of bfloat16, see `codec.chain.pairs`."""
+        """blocks: of each stage. exact: also their products are those of pairs of bfloat16, see `codec.chain.pairs`.
+
+        Raises SessionError.
+        """
         mean, slopes = 1 / len(blocks[0]), (1.0, config["slope"])
 
         def made(name: str, before: int, dilation: int, factor: float, exact: bool) -> Product:
-            kernel = tensors[f"{name}.kernel"] * factor
+            kernel = tensors[f"{name}.kernel"] * np.float32(factor)
             return Product(kernel, tensors.get(f"{name}.bias"), before=before, dilation=dilation, exact=exact)
 
         def product(name: str, dilation: int) -> Product:
@@ -51,7 +53,7 @@ class HifiGan:
         self._first = Chain(
             [Link(first, "before", low="after", slopes=slopes, paired=True)], ("before", "after"), _FIRST
         )
-        self._stages = []
+        self._channels, self._stages = first.out, []
         for i, ((rate, pad), own) in enumerate(zip(config["ups"], blocks, strict=True)):
             name, last = f"ups.{i}", i + 1 == len(blocks)
             up = made(name, tensors[f"{name}.kernel"].shape[1] - 1, 1, mean if i else 1.0, exact=True)
@@ -62,11 +64,11 @@ class HifiGan:
             channels = up.out // rate
             tile = max(_MEMORY // (channels * (12 + (12 if exact else 6))), 4 * halo) // 32 * 32
             self._stages.append((Chain(links, ("before", "after"), tile), rate, channels))
-        kernel = tensors["last.kernel"] * mean
-        self._pad, self._last = kernel.shape[1] // 2, convolver(kernel, tensors.get("last.bias"), form="winograd")
+        kernel = tensors["last.kernel"] * np.float32(mean)
+        self._pad, self._last = kernel.shape[1] // 2, kernels.Single(kernel, tensors.get("last.bias"))
 
     @staticmethod
-    def takes(tensors: Mapping[str, Tensor]) -> bool:
+    def takes(tensors: Mapping[str, np.ndarray]) -> bool:
         """Whether there are kernels for all of it here."""
         return all(
             Product.takes(kernel.shape)
@@ -74,33 +76,28 @@ class HifiGan:
             if name.endswith(".kernel") and name.startswith(("first.", "ups.", "blocks."))
         )
 
-    def __call__(self, x: Tensor, end: int, shift: Tensor | None) -> Tensor:
-        """end: rows that there are; others are left out. shift: [C'], what the first convolution adds for a speaker."""
-        before, rows = pairs(x[0, :end], _AROUND, _AROUND), end
-        after = _around(rows, 2 * self._first.out, torch.bfloat16, _AROUND)
-        self._first(rows, {"before": before[_AROUND:], "after": after[_AROUND:]}, shift)
+    def __call__(self, x: np.ndarray, shift: np.ndarray | None, threads: int) -> np.ndarray:
+        """shift: [C'], what the first convolution adds for a speaker. Raises SessionError."""
+        before, rows = pairs(x, _AROUND, _AROUND), len(x)
+        after = around(rows, 2 * self._channels, np.uint16, _AROUND)
+        shifts = {} if shift is None else {0: shift}
+        self._first(rows, {"before": before[_AROUND:], "after": after[_AROUND:]}, shifts, threads=threads)
         for i, (chain, rate, channels) in enumerate(self._stages):
             before, rows, last = after, rows * rate, i + 1 == len(self._stages)
-            dtype, around = (torch.float32, self._pad) if last else (torch.bfloat16, _AROUND)
-            after = _around(rows, channels if last else 2 * channels, dtype, around)
-            chain(rows, {"before": before[_AROUND:], "after": after[around:]})
-        return self._last(after[None]).tanh()[..., 0]
+            kind, ends = (np.float32, self._pad) if last else (np.uint16, _AROUND)
+            after = around(rows, channels if last else 2 * channels, kind, ends)
+            chain(rows, {"before": before[_AROUND:], "after": after[ends:]}, threads=threads)
+        audio = np.empty(rows, np.float32)
+        self._last(after.ctypes.data, len(after), audio.ctypes.data, threads=threads)
+        return np.tanh(audio, out=audio)
 
 
-def _around(rows: int, channels: int, dtype: torch.dtype, count: int) -> Tensor:
-    """[count + rows + count, channels], the ends nought."""
-    made = torch.empty(rows + 2 * count, channels, dtype=dtype)
-    made[:count] = 0
-    made[rows + count :] = 0
-    return made
-
-
-def _reach(tensors: Mapping[str, Tensor], steps: Steps) -> int:
+def _reach(tensors: Mapping[str, np.ndarray], steps: Steps) -> int:
     return sum((tensors[f"{name}.kernel"].shape[1] - 1) * d // 2 for step in steps for name, d in step)
 
 
 def _block(
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, np.ndarray],
     product: _Made,
     steps: Steps,
     slopes: tuple[float, float],

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..export.component import Component, Export
 from ..hardware import HardwareProfile, Tier
-from ..runtime.options import RunOptions
+from ..runtime.options import Dtype, RunOptions
 
 __all__ = ["Backend", "Call", "Machine", "Part", "Stage", "seconds"]
 
@@ -45,6 +45,7 @@ class Backend:
     load(directories by component name, options): the part's call, with the signature of `Part.original`; raises
     SessionError. The directory of a component that is `beside` another one may be missing. probed: used only where a
     probe found it faster. concurrent: whether several threads may call it at once; if not, calls wait for each other.
+    kinds: `dtypes`, where `offers` would load what need not be loaded if the part runs on another backend.
     """
 
     name: str
@@ -54,6 +55,11 @@ class Backend:
     proven: Callable[[RunOptions, Mapping[str, Export]], bool] = _always
     probed: bool = False
     concurrent: bool = True
+    kinds: Callable[[Machine], Sequence[Dtype]] | None = None
+
+    def dtypes(self, machine: Machine) -> Sequence[Dtype]:
+        """What its settings multiply in, in their order; () if it cannot run here."""
+        return [each.dtype for each in self.offers(machine)] if self.kinds is None else self.kinds(machine)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from ..export.component import (
 from ..hardware import choose_tier
 from ..hardware.busy import BusyClock
 from ..hardware.forks import Lock
+from ..hardware.pages import return_freed
 from ..parts.part import Backend, Call, Machine, Part
 from ..runtime.options import RunOptions
 from .tuning import ORIGINAL, Record, Tuning, Way
@@ -108,10 +109,12 @@ class Selector:
             except CorruptEntry as error:  # found and set aside while loading: build it again
                 logger.warning("%s: %s", part.name, error)
                 return self._load(part, tune)
+            finally:  # of what was exported, proven and probed
+                return_freed()
 
     def _load(self, part: Part, tune: bool | None) -> Choice:
         """tune: None for `load`, otherwise the `again` of `tune`."""
-        here = [backend for backend in part.backends if backend.offers(self.machine)]
+        here = [backend for backend in part.backends if backend.dtypes(self.machine)]
         if not here:
             return Choice(None, "there is nothing else to run it on here", "Unavailable")
         if not self.probe:
@@ -129,7 +132,7 @@ class Selector:
     def _record(self, part: Part, here: Sequence[Backend]) -> Record:
         """The record for this choice of backends and settings; choices made among others do not apply."""
         wishes = str(self.machine.threads or "auto"), self.machine.precision
-        kinds = {f"{backend.name}-{o.dtype}" for backend in here for o in backend.offers(self.machine)}
+        kinds = {f"{backend.name}-{dtype}" for backend in here for dtype in backend.dtypes(self.machine)}
         names = self.machine.profile.fingerprint, *wishes, *sorted(kinds)
         backends = [backend.name for backend in here]
         components = here[0].components

@@ -59,7 +59,7 @@ def test_a_convolution_is_pytorchs_padded_on_the_left(
 def test_a_transposed_convolution_is_a_convolution(taps: int, stride: int) -> None:
     weight, bias, x = seeded(5, 3, taps), seeded(3), seeded(2, 11, 5)
     expected = functional.conv_transpose1d(x.transpose(1, 2), weight, bias, stride).transpose(1, 2)[:, : 11 * stride]
-    phases, biases = polyphase(weight, bias, stride)
+    phases, biases = (torch.from_numpy(each) for each in polyphase(weight.numpy(), bias.numpy(), stride))
     conv = Convolution(kernel_of(phases), biases)
     torch.testing.assert_close(upsampled(conv, x, stride, {}), expected, rtol=1e-4, atol=1e-4)
     joined = windows(lambda part, state: upsampled(conv, part, stride, state), x, 3)

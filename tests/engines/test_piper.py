@@ -22,6 +22,7 @@ from accelerator.engines.piper.stages import settings
 from accelerator.errors import ExportError, InvalidOption
 from accelerator.export.component import export_component
 from accelerator.parts import vits_decoder
+from accelerator.parts.vits_decoder.rewrite import DecodeCall
 from accelerator.runtime.onnx import Session
 from tests.engines import piper_double as double
 
@@ -65,15 +66,17 @@ def test_the_halves_and_the_rewrite_say_what_the_graph_says(speakers: int, block
     own = PiperAdapter(voice, content)
     random, speaker = np.random.default_rng(0), 2 if speakers > 1 else None
     feed = settings(random.integers(0, 30, (1, 21)), (0.0, 2.0, 0.0), np.zeros((1, 2, 21), np.float32), speaker)
-    mean, _, *beside = Session(taken.text).run(feed)
+    mean, _, *beside = Session(bytes(taken.text)).run(feed)
     expected = voice.session.run(None, {k: v for k, v in feed.items() if k != "noise_0"})[0]
-    (audio,) = Session(taken.decoder).run({taken.latents: mean, **dict(zip(taken.beside, beside, strict=True))})
+    (audio,) = Session(bytes(taken.decoder)).run(
+        {taken.cut.latents: mean, **dict(zip(taken.cut.beside, beside, strict=True))}
+    )
     np.testing.assert_array_equal(audio, expected)
     assert expected.shape[-1] == double.HOP * mean.shape[2]
 
     vits_decoder.save(graph.weights(taken.decoder), tmp_path / vits_decoder.FILE)
     given = own.with_latents(mean, own.beside(speaker))
-    rewritten = vits_decoder.DecodeCall(tmp_path / vits_decoder.FILE)(*own._latents_and_speaker(given))
+    rewritten = DecodeCall(tmp_path / vits_decoder.FILE)(*own._latents_and_speaker(given))
     np.testing.assert_allclose(rewritten, expected[:, 0, 0], atol=2e-6)
 
 
@@ -178,7 +181,7 @@ def test_another_graph_is_passed_through(tmp_path: Path) -> None:
 
 def test_a_model_that_draws_once_is_not_pipers() -> None:
     with pytest.raises(ExportError, match="draws 0 times"):
-        graph.take_apart(graph.take_apart(double.model()).decoder)
+        graph.take_apart(bytes(graph.take_apart(double.model()).decoder))
 
 
 def trained() -> Any:
@@ -225,7 +228,7 @@ def test_the_decoder_has_a_candidate_in_int8_calibrated_on_speech(speakers: int,
     assert (proof["passed"], proof["bar"]) == (True, {"snr_db": 20.0})
     assert proof["layers"] >= 4
     spoken = list(own._spoken())
-    lengths = {given[own.taken.latents].shape[2] for given, _ in spoken}  # type: ignore[union-attr]
+    lengths = {given[own.cut.latents].shape[2] for given, _ in spoken}  # type: ignore[union-attr]
     assert (len(spoken), len(lengths)) == (12, 12)
     again = list(own._spoken())
     np.testing.assert_array_equal(spoken[3][1][0], again[3][1][0])

@@ -107,7 +107,10 @@ class _File:
         self._kernel(name, conv.weight, conv.bias, before, scale)
 
     def upsampling(self, name: str, conv: Any, before: Any = None) -> None:
-        self._kernel(name, *polyphase(conv.weight, conv.bias, int(conv.stride[0])), before, None)
+        bias = None if conv.bias is None else conv.bias.detach().numpy()
+        phases, repeated = polyphase(conv.weight.detach().numpy(), bias, int(conv.stride[0]))
+        shift = None if repeated is None else torch.from_numpy(repeated)
+        self._kernel(name, torch.from_numpy(phases), shift, before, None)
 
     def _kernel(self, name: str, weight: Tensor, bias: Tensor | None, before: Any, scale: Tensor | None) -> None:
         if bias is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import importlib
 import sys
@@ -15,6 +13,7 @@ import torch
 
 from ...errors import EngineError, UnsupportedEngine
 from ...hardware.forks import Lock
+from ...hardware.pages import return_freed
 from .language_model import state
 from .structure import computing, on_meta, replica, shared, unloaded
 
@@ -48,8 +47,7 @@ class Held:
                 self.shell = replica(self._module, on_meta, replaced=pairs)
             self._module = None
         gc.collect()
-        with contextlib.suppress(OSError, AttributeError):  # the C library keeps freed memory, but glibc gives it back
-            ctypes.CDLL(None).malloc_trim(0)
+        return_freed()
 
 
 def language_model_shell(folder: Path) -> Any:

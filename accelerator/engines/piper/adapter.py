@@ -26,16 +26,17 @@ from typing import Any
 import numpy as np
 
 from ...audio.checks import check_audio
-from ...errors import AcceleratorError, EngineError, ExportError, InvalidOption
+from ...errors import AcceleratorError, EngineError, InvalidOption
 from ...export.calibration import Calibration
 from ...hardware.forks import Lock
+from ...hardware.pages import return_freed
 from ...metrics import current_meter
 from ...parts import vits_decoder
 from ...parts.backends import onnx_runtime, onnx_runtime_int8
 from ...parts.onnx_file import Feed, digest, onnx_file, run_session
 from ...parts.part import Backend, Call, Part, seconds
 from ...parts.sentences import SENTENCES
-from ...runtime.borrowed import model_for_cpu, settings_of
+from ...runtime.borrowed import model_for_cpu, model_of, settings_of
 from ...runtime.onnx import Session
 from ...speech import AudioChunk, SpeechRequest
 from ..base import Bound, Cloning
@@ -79,9 +80,13 @@ class PiperAdapter:
         self.engine, self._opening, self._asking = voice, Lock(), Lock()
         self._embeddings: dict[int | None, dict[str, np.ndarray]] = {}
         self._opened: dict[str, Session] = {}
-        self._identity = "" if model is None else digest(model)
-        self.taken = None if model is None else graph.take_apart(model)
-        self.reach = None if self.taken is None else _reach(self.taken.decoder)
+        self.cut: graph.Cut | None = None
+        self.reach: int | None = None
+        if model is not None:
+            self._identity, taken = digest(model), graph.take_apart(model)
+            self.cut, self.reach = taken.cut, graph.reach(taken.decoder)
+            del taken  # the halves are large, and seldom needed
+            return_freed()
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> PiperAdapter:
@@ -120,7 +125,7 @@ class PiperAdapter:
         raise InvalidOption(f"there is no voice {name!r}: {known}")
 
     def parts(self) -> Sequence[Part]:
-        if self.taken is None:
+        if self.cut is None:
             return ()
         text, decoder = self._component(TEXT), self._component(DECODER)
         return (
@@ -141,7 +146,7 @@ class PiperAdapter:
                 original=functools.partial(self._as_the_engine_does, DECODER),
                 probe=lambda call: seconds(call, self.decoder_feed(_PROBED_FRAMES)),
                 backends=(
-                    self._rewritten(),
+                    *self._rewritten(),
                     onnx_runtime((decoder,), functools.partial(run_session, DECODER)),
                     onnx_runtime_int8(decoder, functools.partial(run_session, DECODER), Calibration(self._spoken)),
                 ),
@@ -151,7 +156,7 @@ class PiperAdapter:
         )
 
     def bind(self, calls: Mapping[str, Call]) -> Bound:
-        if self.taken is None:
+        if self.cut is None:
             return Bound(self.engine, stream=lambda request, kept: self.original(request))
         stages = PiperStages(self, calls)
         return Bound(stages.engine, stages)
@@ -165,19 +170,21 @@ class PiperAdapter:
         """It stays: the engine's session is what falls back."""
         return False
 
-    def beside(self, speaker: int | None) -> dict[str, np.ndarray]:
+    def beside(self, speaker: int | None, text: Call | None = None) -> dict[str, np.ndarray]:
         """What the decoder needs beside latents, for one frame: what the text graph says of no text in particular.
 
-        Raises EngineError for a graph that gives its decoder anything that depends on the text.
+        text: what runs that graph; if None, the engine's own half. Raises EngineError for a graph that gives its
+        decoder anything that depends on the text.
         """
+        said = text or functools.partial(self._as_the_engine_does, TEXT)
         with self._asking:
             if speaker not in self._embeddings:
-                assert self.taken is not None
-                few, more = (self._as_the_engine_does(TEXT, self.text_feed(n, speaker))[2:] for n in (5, 9))
+                assert self.cut is not None
+                few, more = (said(self.text_feed(n, speaker))[2:] for n in (5, 9))
                 for one, other in zip(few, more, strict=True):
                     if not np.array_equal(one[..., :1], other[..., :1]) or np.ptp(one, axis=-1).any():
                         raise EngineError("the decoder is given more than latents and a speaker")
-                kept = {name: value[..., :1] for name, value in zip(self.taken.beside, few, strict=True)}
+                kept = {name: value[..., :1] for name, value in zip(self.cut.beside, few, strict=True)}
                 self._embeddings[speaker] = kept
             return self._embeddings[speaker]
 
@@ -189,19 +196,19 @@ class PiperAdapter:
         return settings(ids, _SCALES, noise, self.speaker(None) if speaker is None else speaker)
 
     def decoder_feed(self, frames: int) -> Feed:
-        assert self.taken is not None
+        assert self.cut is not None
         channels = self._as_the_engine_does(TEXT, self.text_feed(5))[0].shape[1]
         latents = np.random.default_rng(frames).standard_normal((1, channels, frames)).astype(np.float32)
         return self.with_latents(latents, self.beside(self.speaker(None)))
 
     def with_latents(self, latents: np.ndarray, beside: Mapping[str, np.ndarray]) -> Feed:
         """Inputs of the decoder: what there is for a frame is there for each."""
-        assert self.taken is not None
+        assert self.cut is not None
         count = latents.shape[2]
         spread = {
             name: value if self._is_embedding(value) else value.repeat(count, axis=-1) for name, value in beside.items()
         }
-        return {self.taken.latents: latents, **spread}
+        return {self.cut.latents: latents, **spread}
 
     def _many(self) -> bool:
         return int(self.engine.config.num_speakers) > 1
@@ -218,9 +225,15 @@ class PiperAdapter:
         """A half of the graph, in a session with the engine's own settings; opened when it is first needed."""
         with self._opening:
             if name not in self._opened:
-                assert self.taken is not None
-                self._opened[name] = Session(getattr(self.taken, name), settings=settings_of(self.engine.session))
+                self._opened[name] = Session(self._half(name), settings=settings_of(self.engine.session))
         return self._opened[name].run(feed)
+
+    def _half(self, name: str) -> bytes:
+        """The model of `text` or `decoder`, made anew."""
+        return bytes(getattr(graph.take_apart(model_of(self.engine.session)), name))
+
+    def _weights(self) -> vits_decoder.Weights:
+        return graph.weights(graph.take_apart(model_of(self.engine.session)).decoder)
 
     def _component(self, name: str) -> Any:
         lengths = (29, 11, 96) if name == TEXT else (37, 9, 120)
@@ -231,8 +244,14 @@ class PiperAdapter:
                 given = feed(length)
                 yield given, self._as_the_engine_does(name, given)
 
-        model = functools.partial(getattr, self.taken, name)
-        return onnx_file(name, model, lambda: self._identity, {"part": name}, examples=examples, builders=(graph,))
+        return onnx_file(
+            name,
+            functools.partial(self._half, name),
+            lambda: self._identity,
+            {"part": name},
+            examples=examples,
+            builders=(graph,),
+        )
 
     def _spoken(self) -> Iterator[tuple[Feed, Sequence[np.ndarray]]]:
         """Inputs of the decoder as sentences lead to them, by all speakers in turn, and the engine's answers."""
@@ -248,21 +267,19 @@ class PiperAdapter:
             given = self.with_latents(latents, self.beside(speaker if self._many() else None))
             yield given, self._as_the_engine_does(DECODER, given)
 
-    def _rewritten(self) -> Backend:
-        assert self.taken is not None
-
+    def _rewritten(self) -> tuple[Backend, ...]:
         def examples() -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
             for frames in (37, 9, 120, vits_decoder.WINDOW + 40):
                 given = self.decoder_feed(frames)
                 yield self._latents_and_speaker(given), self._as_the_engine_does(DECODER, given)[0][:, 0, 0]
 
-        made = vits_decoder.backend(
-            functools.partial(graph.weights, self.taken.decoder),
+        made = vits_decoder.backends(
+            self._weights,
             lambda: self._identity,
             {"part": DECODER},
             examples,
         )
-        return replace(made, load=functools.partial(self._load_rewritten, made.load))
+        return tuple(replace(each, load=functools.partial(self._load_rewritten, each.load)) for each in made)
 
     def _load_rewritten(self, load: Any, *given: Any) -> Call:
         decode = load(*given)
@@ -270,14 +287,7 @@ class PiperAdapter:
 
     def _latents_and_speaker(self, feed: Feed) -> tuple[np.ndarray, np.ndarray | None]:
         """As `vits_decoder.DecodeCall` takes them: a speaker is its embedding and a one."""
-        assert self.taken is not None
-        embedding = next((feed[name] for name in self.taken.beside if self._is_embedding(feed[name])), None)
+        assert self.cut is not None
+        embedding = next((feed[name] for name in self.cut.beside if self._is_embedding(feed[name])), None)
         speaker = None if embedding is None else np.concatenate((embedding, np.ones((1, 1, 1), np.float32)), axis=1)
-        return np.ascontiguousarray(feed[self.taken.latents]), speaker
-
-
-def _reach(decoder: bytes) -> int | None:
-    try:
-        return vits_decoder.reach(graph.weights(decoder))
-    except ExportError:
-        return None
+        return np.ascontiguousarray(feed[self.cut.latents]), speaker

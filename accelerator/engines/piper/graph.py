@@ -11,30 +11,36 @@ exporter. The weights keep the names of the training code (VITS's), as far as th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...codec.polyphase import polyphase
 from ...errors import ExportError
 from ...export.graph.surgery import Model, Node, Noise
+from ...parts import vits_decoder
 from ...parts.vits_decoder import Weights
 
-__all__ = ["Taken", "take_apart", "weights"]
+__all__ = ["Cut", "Taken", "reach", "take_apart", "weights"]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Names of values: of the latents, and of what else the text gives to the decoder."""
+
+    latents: str
+    beside: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Taken:
-    """latents, mean, std: names of values. beside: names of what else the text gives to the decoder."""
+    """The halves, and where they meet."""
 
-    text: bytes
-    decoder: bytes
-    latents: str
-    mean: str
-    std: str
-    beside: tuple[str, ...]
+    text: Model
+    decoder: Model
+    cut: Cut
 
 
 def take_apart(content: bytes) -> Taken:
@@ -43,9 +49,8 @@ def take_apart(content: bytes) -> Taken:
     if len(noises) != 2 or len(whole.outputs) != 1:
         raise ExportError(f"it draws {len(noises)} times and has {len(whole.outputs)} outputs, where Piper has 2 and 1")
     latents, std = _sum(whole, noises[1])
-    mean = noises[1].like
-    text, decoder = whole.cut(latents, [mean, std], _embedding(whole))
-    return Taken(bytes(text), bytes(decoder), latents, mean, std, text.outputs[2:])
+    text, decoder = whole.cut(latents, [noises[1].like, std], _embedding(whole))
+    return Taken(text, decoder, Cut(latents, text.outputs[2:]))
 
 
 def _sum(model: Model, noise: Noise) -> tuple[str, str]:
@@ -74,12 +79,24 @@ def _embedding(model: Model) -> list[str]:
     return []
 
 
-def weights(decoder: bytes) -> Weights:
+def weights(decoder: Model) -> Weights:
     """The decoder's weights under the names of `parts.vits_decoder`. Raises ExportError where they are not Piper's."""
-    model = Model(decoder)
+    return _renamed(decoder, decoder.array)
+
+
+def reach(decoder: Model) -> int | None:
+    """Frames on either side that the decoder's answer to a frame depends on; None where its layers are not known."""
+    try:  # noughts of the right shape do
+        return vits_decoder.reach(_renamed(decoder, lambda name: np.broadcast_to(np.float32(0), decoder.shape(name))))
+    except ExportError:
+        return None
+
+
+def _renamed(model: Model, read: Callable[[str], np.ndarray]) -> Weights:
     layers = {name: node for node in model.nodes() if (name := _layer(node)) is not None}
+    slope = next((float(n.attributes.get("alpha", 0.01)) for n in model.nodes() if n.kind == "LeakyRelu"), None)
     try:
-        return _Renaming(model, layers).done()
+        return _Renaming(read, layers).done(slope)
     except (KeyError, IndexError, ValueError) as error:
         raise ExportError(f"the decoder has other layers than Piper's: {error}") from error
 
@@ -93,15 +110,18 @@ def _layer(node: Node) -> str | None:
 
 
 class _Renaming:
-    def __init__(self, model: Model, layers: dict[str, Node]) -> None:
-        self._model, self._layers = model, layers
-        self._tensors: dict[str, torch.Tensor] = {}
+    def __init__(self, read: Callable[[str], np.ndarray], layers: dict[str, Node]) -> None:
+        """read: a constant by its name."""
+        self._read, self._layers = read, layers
+        self._tensors: dict[str, np.ndarray] = {}
 
-    def done(self) -> Weights:
+    def done(self, slope: float | None) -> Weights:
+        if slope is None:
+            raise ValueError("nothing is rectified")
         flows = list(dict.fromkeys(name.split(".")[2] for name in self._layers if name.startswith("flow.")))
         ups = self._count("dec.ups.{}")
         blocks = self._count("dec.resblocks.{}") // ups
-        config: dict[str, Any] = {"slope": self._slope(), "flows": [], "ups": [], "blocks": []}
+        config: dict[str, Any] = {"slope": slope, "flows": [], "ups": [], "blocks": []}
         for i, flow in enumerate(flows):  # in the order in which the graph undoes them
             config["flows"].append(self._flow(f"flows.{i}", f"flow.flows.{flow}"))
         self._put("first", "dec.conv_pre")
@@ -130,7 +150,7 @@ class _Renaming:
         node = self._layers[own].attributes
         stride = int(node["strides"][0])
         plain, shift = polyphase(kernel, bias, stride)
-        self._tensors[f"{name}.kernel"] = plain.transpose(1, 2)
+        self._tensors[f"{name}.kernel"] = plain.swapaxes(1, 2)
         if shift is not None:
             self._tensors[f"{name}.bias"] = shift
         return [stride, int(node["pads"][0])]
@@ -147,19 +167,19 @@ class _Renaming:
     def _put(self, name: str, own: str) -> int:
         """Keep a convolution; answers with its dilation."""
         kernel, bias = self._values(own)
-        self._tensors[f"{name}.kernel"] = kernel.transpose(1, 2)
+        self._tensors[f"{name}.kernel"] = kernel.swapaxes(1, 2)
         if bias is not None:
             self._tensors[f"{name}.bias"] = bias
         return int(self._layers[own].attributes.get("dilations", [1])[0])
 
-    def _conditioning(self, own: str) -> torch.Tensor:
+    def _conditioning(self, own: str) -> np.ndarray:
         """[out, E + 1]: of the embedding and a one."""
         kernel, bias = self._values(own)
-        shift = torch.zeros(len(kernel)) if bias is None else bias
-        return torch.cat((kernel[:, :, 0], shift[:, None]), dim=1)
+        shift = np.zeros(len(kernel), np.float32) if bias is None else bias
+        return np.concatenate((kernel[:, :, 0], shift[:, None]), axis=1)
 
-    def _values(self, own: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        arrays = [torch.from_numpy(self._model.array(name).astype(np.float32)) for name in self._layers[own].inputs[1:]]
+    def _values(self, own: str) -> tuple[np.ndarray, np.ndarray | None]:
+        arrays = [self._read(name).astype(np.float32) for name in self._layers[own].inputs[1:]]
         return arrays[0], arrays[1] if len(arrays) > 1 else None
 
     def _count(self, pattern: str) -> int:
@@ -168,6 +188,3 @@ class _Renaming:
         while any(f"{name}.".startswith(f"{pattern.format(count)}.") for name in self._layers):
             count += 1
         return count
-
-    def _slope(self) -> float:
-        return float(next(n.attributes.get("alpha", 0.01) for n in self._model.nodes() if n.kind == "LeakyRelu"))

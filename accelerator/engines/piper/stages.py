@@ -33,7 +33,7 @@ class _Own(Protocol):
     reach: int | None
 
     def speaker(self, name: str | None) -> int | None: ...
-    def beside(self, speaker: int | None) -> dict[str, np.ndarray]: ...
+    def beside(self, speaker: int | None, text: Call | None = None) -> dict[str, np.ndarray]: ...
     def with_latents(self, latents: np.ndarray, beside: Mapping[str, np.ndarray]) -> Feed: ...
 
 
@@ -104,7 +104,7 @@ class PiperStages:
 
     def latents_decoder(self, speaker: int | None, *, exclusive: bool) -> Lookahead:
         """One sentence's latents [C] each -> raw audio."""
-        own, beside = self._own, self._own.beside(speaker)
+        own, beside = self._own, self._own.beside(speaker, self._calls[TEXT])
         given = {} if exclusive else {"exclusive": False}
 
         def decode(latents: np.ndarray) -> np.ndarray:

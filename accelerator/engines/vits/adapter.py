@@ -129,7 +129,7 @@ class VitsAdapter:
                 original=self._decode_in_torch,
                 probe=lambda call: seconds(call, *examples.decoder_inputs(self.model, _PROBED_FRAMES)),
                 backends=(
-                    self._rewritten(),
+                    *self._rewritten(),
                     onnx_runtime((decoder,), load),
                     onnx_runtime_int8(decoder, load, spoken),
                 ),
@@ -192,8 +192,8 @@ class VitsAdapter:
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in _UNSHAPING}
         return {"model": config, "transformers": importlib.metadata.version("transformers")}
 
-    def _rewritten(self) -> Backend:
-        return vits_decoder.backend(
+    def _rewritten(self) -> tuple[Backend, ...]:
+        return vits_decoder.backends(
             functools.partial(stored.weights, self._exportable),
             lambda: self._digest,
             self._shape,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from ...codec.polyphase import polyphase
-from ...parts.vits_decoder import Weights
+from ...parts.vits_decoder.weights import Weights
 
 __all__ = ["weights"]
 
@@ -16,13 +16,13 @@ __all__ = ["weights"]
 def weights(made: Callable[[], Any]) -> Weights:
     """made: the copy of the model that `traceable.exportable` makes."""
     model = made()
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, np.ndarray] = {}
     config: dict[str, Any] = {"slope": model.config.leaky_relu_slope, "flows": [], "ups": []}
 
     def put(name: str, conv: Any) -> None:
-        tensors[f"{name}.kernel"] = conv.weight.transpose(1, 2)
+        tensors[f"{name}.kernel"] = _array(conv.weight).swapaxes(1, 2)
         if conv.bias is not None:
-            tensors[f"{name}.bias"] = conv.bias
+            tensors[f"{name}.bias"] = _array(conv.bias)
 
     for i, flow in enumerate(reversed(model.flow.flows)):
         name, net = f"flows.{i}", flow.wavenet
@@ -32,16 +32,17 @@ def weights(made: Callable[[], Any]) -> Weights:
             put(f"{name}.in.{j}", inner)
             put(f"{name}.out.{j}", onward)
         if hasattr(net, "cond_layer"):
-            tensors[f"{name}.condition"] = net.cond_layer.weight[:, :, 0]
+            tensors[f"{name}.condition"] = _array(net.cond_layer.weight)[:, :, 0]
         config["flows"].append([int(inner.dilation[0]) for inner in net.in_layers])
     voice = model.decoder
     put("first", voice.conv_pre)
     put("last", voice.conv_post)
     if hasattr(voice, "cond"):
-        tensors["condition"] = voice.cond.weight[:, :, 0]
+        tensors["condition"] = _array(voice.cond.weight)[:, :, 0]
     for i, up in enumerate(voice.upsampler):
-        tensors[f"ups.{i}.kernel"], bias = polyphase(up.weight, up.bias, int(up.stride[0]))
-        tensors[f"ups.{i}.kernel"] = tensors[f"ups.{i}.kernel"].transpose(1, 2)
+        shift = None if up.bias is None else _array(up.bias)
+        kernel, bias = polyphase(_array(up.weight), shift, int(up.stride[0]))
+        tensors[f"ups.{i}.kernel"] = kernel.swapaxes(1, 2)
         if bias is not None:
             tensors[f"ups.{i}.bias"] = bias
         config["ups"].append([int(up.stride[0]), int(up.padding[0])])
@@ -52,3 +53,7 @@ def weights(made: Callable[[], Any]) -> Weights:
                 put(f"blocks.{i}.{j}.{k}.first", first)
                 put(f"blocks.{i}.{j}.{k}.second", second)
     return tensors, config
+
+
+def _array(tensor: Any) -> np.ndarray:
+    return np.asarray(tensor.detach().float().numpy())

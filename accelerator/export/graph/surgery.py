@@ -4,6 +4,9 @@ noise   a node that draws random numbers becomes an input: the caller draws, so 
         of threads, and two sessions of one process do not speak the same take
 cut     everything behind a value becomes a model of its own, which is given that value and whatever else it needs
         of what came before
+
+Weights stay aside while nodes are looked into and moved, and come back when the model is written: graphs are copied
+often, and are small without them.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from ...errors import ExportError
 
 __all__ = ["Model", "Node", "Noise"]
 
+_LARGE = 1024  # bytes of a tensor, from which on it is a weight and no setting, such as a shape
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 
 
@@ -49,22 +53,28 @@ class Noise:
 class Model:
     """A model of one file. Methods that change it answer with another one. Raises ExportError for what is no model."""
 
-    def __init__(self, source: bytes | onnx.ModelProto) -> None:
-        """source: a file's content."""
+    def __init__(self, source: bytes | onnx.ModelProto, weights: Mapping[str, bytes] | None = None) -> None:
+        """source: a file's content. weights: of large tensors that have no data in the source."""
         try:
-            self._proto = onnx.load_from_string(source) if isinstance(source, bytes) else source
+            proto = onnx.load_from_string(source) if isinstance(source, bytes) else source
         except Exception as error:  # protobuf has several decoders, each with its own errors
             raise ExportError(f"this is no ONNX model: {error}") from error
+        if any(map(uses_external_data, proto.graph.initializer)):
+            raise ExportError("the model keeps its weights in another file: only models of one file can be cut up")
+        self._weights = dict(weights or {})
+        self._proto = proto if weights is not None else _without_weights(proto, self._weights)
         graph = self._proto.graph
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
-        if any(map(uses_external_data, self._tensors.values())):
-            raise ExportError("the model keeps its weights in another file: only models of one file can be cut up")
         self._producer = {name: node for node in graph.node for name in node.output if name}
         self.inputs = tuple(each.name for each in graph.input if each.name not in self._tensors)
         self.outputs = tuple(each.name for each in graph.output)
 
     def __bytes__(self) -> bytes:
-        return bytes(self._proto.SerializeToString())
+        whole = _copy(self._proto)
+        for tensor in whole.graph.initializer:
+            if tensor.name in self._weights:
+                tensor.raw_data = self._weights[tensor.name]
+        return bytes(whole.SerializeToString())
 
     def save(self, path: Path) -> None:
         path.write_bytes(bytes(self))
@@ -79,11 +89,18 @@ class Model:
     def array(self, name: str) -> np.ndarray:
         """A constant. Raises ExportError for a value that is computed."""
         if (tensor := self._tensors.get(name)) is not None:
+            if name in self._weights:
+                kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+                return np.frombuffer(self._weights[name], kind).reshape(tensor.dims)
             return np.asarray(numpy_helper.to_array(tensor))
         node = self._producer.get(name)
         if node is not None and node.op_type == "Constant":
             return np.asarray(next(iter(_node(node).attributes.values())))
         raise ExportError(f"{name} is no constant of the model")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a constant. Raises ExportError for a value that is computed."""
+        return tuple(self._tensors[name].dims) if name in self._tensors else self.array(name).shape
 
     def with_noise_as_inputs(self) -> tuple[Model, tuple[Noise, ...]]:
         """Every `RandomNormalLike` an input, in the order of the graph: noise_0, noise_1, ...
@@ -109,7 +126,7 @@ class Model:
             for offset, each in enumerate(scaled):
                 graph.node.insert(index + offset, each)
             found.append(Noise(name, node.input[0]))
-        return Model(proto), tuple(found)
+        return Model(proto, self._weights), tuple(found)
 
     def cut(self, at: str, head_outputs: Sequence[str], shared: Sequence[str] = ()) -> tuple[Model, Model]:
         """(head, tail). The tail computes this model's outputs from `at`, its first input, and from what else it needs.
@@ -173,7 +190,16 @@ class Model:
         )
         made = helper.make_model(part, opset_imports=proto.opset_import, ir_version=proto.ir_version)
         made.functions.extend(proto.functions)
-        return Model(made)
+        return Model(made, {name: self._weights[name] for name in needed if name in self._weights})
+
+
+def _without_weights(proto: onnx.ModelProto, weights: dict[str, bytes]) -> onnx.ModelProto:
+    """A copy; the data of large tensors is put into `weights` instead."""
+    for tensor in proto.graph.initializer:
+        if len(tensor.raw_data) >= _LARGE:
+            weights[tensor.name] = tensor.raw_data
+            tensor.ClearField("raw_data")
+    return _copy(proto)  # the given one keeps the memory of what it has lost
 
 
 def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,12 +1,13 @@
 """A chain of convolutions over one tile of rows, multiplied in bfloat16 by AMX and summed in float32.
 
 A link multiplies 32 rows by 32 columns at a time in the processor's eight tiles, and finishes them at once: bias, what
-is to be added, the leaky rectifier, and the rounding for the next link. What lies between two links stays in a core's
-own cache. `codec.chain` makes the records that say what to do.
+is to be added, the leaky rectifier or WaveNet's gate, and the rounding for the next link. What lies between two links
+stays in a core's own cache. `codec.chain` makes the records that say what to do.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numba
@@ -27,6 +28,9 @@ _TILE, _SIDE = 1024, 16  # bytes and rows of one
 _ACROSS = 4 * CHUNK  # bytes of a row of sums
 _CHAIN, _LINK = CHAIN.itemsize, LINK.itemsize
 _SUMS = 64  # where they lie in a thread's memory, behind the configuration that was there before
+_GATED = 1 << 5  # in the number of a way to finish
+_STEEP = 10.0, 30.0  # beyond which tanh and the logistic function are 1 to within float32
+_TAYLOR = tuple(1 / math.factorial(n) for n in range(6, -1, -1))  # of e^y for |y| <= ln(2) / 2: within 2e-7
 
 
 def _tile(c: Code, what: str, *given: Any) -> None:
@@ -109,18 +113,74 @@ def _finish(which: int) -> Any:
                 if has_y:
                     c.put(_rectified(c, v, factors[0]), c.plus(b.add(y, full), 4 * LANES * k))
                 if has_low:
-                    v = _rectified(c, v, factors[1])
-                    high = _rounded(c, v)
-                    c.put(high, c.plus(b.add(low, short), 2 * LANES * k), 2)
-                if has_low and has_rest:
-                    bits = b.shl(b.zext(high, INTS), ir.Constant(INTS, [16] * LANES))
-                    left = _rounded(c, b.fsub(v, b.bitcast(bits, FLOATS)))
-                    c.put(left, c.plus(b.add(rest, short), 2 * LANES * k), 2)
+                    there = [c.plus(b.add(each, short), 2 * LANES * k) for each in ([low, rest] if has_rest else [low])]
+                    _put_low(c, _rectified(c, v, factors[1]), *there)
             return []
 
         c.loop(rows, [], row)
 
     return generate
+
+
+def _gate(which: int) -> Any:
+    """As `_finish`, of 16 columns u and 16 columns g: low = tanh(u) s(g), s being the logistic function."""
+    has_rest = bool(which & 1 << 4)
+
+    def generate(c: Code, sums: Any, rows: Any, bias: Any, *given: Any) -> None:
+        low, rest, low_step = given[4:7]
+        shifts = [c.at(c.plus(bias, 4 * LANES * k), FLOATS) for k in range(2)]
+
+        def row(i: Any, _: list[Any]) -> list[Any]:
+            up, gate = (
+                c.b.fadd(c.at(c.plus(c.plus(sums, i, _ACROSS), 4 * LANES * k), FLOATS), shift)
+                for k, shift in enumerate(shifts)
+            )
+            short = c.b.mul(i, low_step)
+            _put_low(c, _gated(c, up, gate), *(c.b.add(each, short) for each in ([low, rest] if has_rest else [low])))
+            return []
+
+        c.loop(rows, [], row)
+
+    return generate
+
+
+def _gated(c: Code, up: Any, gate: Any) -> Any:
+    """tanh(up) / (1 + e^-gate), as (1 - e^-2up) / ((1 + e^-2up) (1 + e^-gate))."""
+    b, one = c.b, _constant(1.0)
+    u = _exp(c, b.fmul(_bounded(c, up, _STEEP[0]), _constant(-2.0)))
+    g = _exp(c, b.fmul(_bounded(c, gate, _STEEP[1]), _constant(-1.0)))
+    return b.fdiv(b.fsub(one, u), b.fmul(b.fadd(one, u), b.fadd(one, g)))
+
+
+def _exp(c: Code, x: Any) -> Any:
+    """e^x to 3e-7 for |x| <= 87: 2^whole, times a polynomial for the rest."""
+    b = c.b
+    whole = c.call("llvm.rint.v16f32", FLOATS, b.fmul(x, _constant(math.log2(math.e))))
+    y = c.fma(whole, _constant(-math.log(2)), x)
+    p = _constant(_TAYLOR[0])
+    for factor in _TAYLOR[1:]:
+        p = c.fma(p, y, _constant(factor))
+    exponent = b.shl(b.add(b.fptosi(whole, INTS), _constant(127, INTS)), _constant(23, INTS))
+    return b.fmul(p, b.bitcast(exponent, FLOATS))
+
+
+def _bounded(c: Code, v: Any, most: float) -> Any:
+    least = c.call("llvm.maxnum.v16f32", FLOATS, v, _constant(-most))
+    return c.call("llvm.minnum.v16f32", FLOATS, least, _constant(most))
+
+
+def _constant(value: float, kind: Any = FLOATS) -> Any:
+    exact = float(np.float32(value)) if kind is FLOATS else value  # LLVM takes only what a float32 can be
+    return ir.Constant(kind, [exact] * LANES)
+
+
+def _put_low(c: Code, v: Any, low: Any, rest: Any = None) -> None:
+    """v as bfloat16 at low, and at rest what rounding has left of it."""
+    b, high = c.b, _rounded(c, v)
+    c.put(high, low, 2)
+    if rest is not None:
+        bits = b.shl(b.zext(high, INTS), _constant(16, INTS))
+        c.put(_rounded(c, b.fsub(v, b.bitcast(bits, FLOATS))), rest, 2)
 
 
 def _rectified(c: Code, v: Any, slope: Any) -> Any:
@@ -133,7 +193,8 @@ def _rounded(c: Code, v: Any) -> Any:
     return c.b.bitcast(low, ir.VectorType(I16, LANES))
 
 
-_FINISHES = switch({which: _finish(which) for which in range(1 << 5)})
+_GATES = {_GATED | which: _gate(which) for which in (1 << 3, 1 << 3 | 1 << 4)}
+_FINISHES = switch({**{which: _finish(which) for which in range(1 << 5)}, **_GATES})
 _CONFIGURE, _RESTORE, _MULTIPLY, _FINISH = (
     function(count, generate) for count, generate in ((2, _configure), (1, _restore), (6, _multiply), (13, _FINISHES))
 )
@@ -157,7 +218,8 @@ def _clear(low, first, after, size):
 @njit(**OPTIONS)
 def _linked(plan, link, begin, end, scratch):
     rate, step, rest, last = link.rate, link.step, link.rest, plan.rows
-    channels = link.columns // rate
+    width = CHUNK >> link.gated  # channels that 32 columns make
+    channels = (link.columns >> link.gated) // rate
     full, short = 4 * channels, 2 * channels + rest  # bytes of a row
     x, low = _base(plan, link.x, begin, step, scratch), _base(plan, link.low, begin, short, scratch)
     add, more, y = (
@@ -168,8 +230,9 @@ def _linked(plan, link, begin, end, scratch):
     after = (min(last, end + link.halo) + link.pad + rate - 1) // rate
     sums = scratch + _SUMS
     which = (link.add != 0) | (link.more != 0) << 1 | (link.y != 0) << 2 | (link.low != 0) << 3 | (rest != 0) << 4
+    which |= _GATED * link.gated
     for block in range(link.columns // CHUNK):
-        phase, column = CHUNK * block // channels - link.pad, CHUNK * block % channels
+        phase, column = width * block // channels - link.pad, width * block % channels
         for row in range(first, after, CHUNK):
             _MULTIPLY(x + row * step, step, link.places, link.terms, link.weights + block * link.panel, sums)
             there = full * (row * rate + phase) + 4 * column

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from accelerator import kernels
 from accelerator.cache import ContentCache
 from accelerator.engines.vits import VitsAdapter
 from accelerator.engines.vits.stages import DECODER, TEXT, VitsStages, _Drawing
@@ -163,12 +164,13 @@ def test_every_backend_speaks_as_pipers_own_graph(joe: Any, model: Any, tmp_path
     paths = {each.name: export_component(each, "fp32", cache).path for each in exported.components}
     call = exported.load(paths, RunOptions())
     exact = [each for each in decoder.backends if not any(c.name.endswith("-int8") for c in each.components)]
-    for backend in exact:
+    here = [each for each in exact if each.name != "native" or kernels.multiplies_tiles()]
+    for backend in here:
         found = {each.name: export_component(each, "fp32", cache).path for each in backend.components}
         stages = VitsStages(adapter, {TEXT: call, DECODER: backend.load(found, RunOptions(backend=backend.name))})
         drawing = _Drawing(torch.Generator().manual_seed(0), True)
         spoken[backend.name] = stages._speak(np.array([ids]), None, None, drawing)[0][0]
-    assert set(spoken) == {"onednn", "onnxruntime"}
+    assert set(spoken) == {each.name for each in here} >= {"onednn", "onnxruntime"}
     for name, audio in spoken.items():
         assert len(audio) == len(expected), name
-        assert decibels(expected, audio) > 60, name
+        assert decibels(expected, audio) > (40 if name == "native" else 60), name

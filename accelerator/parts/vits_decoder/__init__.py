@@ -1,0 +1,12 @@
+"""VITS's decoder, the flow and HiFi-GAN, by other means than ONNX Runtime.
+
+weights    names, and what follows from shapes
+tiled      by AMX, as chains of convolutions: `flow` and `parts.hifi_gan`
+rewrite    in PyTorch: for all other processors, and for those who ask for float32
+backends   both, over one file
+"""
+
+from .backends import FILE, backends
+from .weights import WINDOW, Weights, reach, save
+
+__all__ = ["FILE", "WINDOW", "Weights", "backends", "reach", "save"]

@@ -1,0 +1,94 @@
+"""The backends of VITS's decoder beside ONNX Runtime, over one file of weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from ... import kernels
+from ...export.component import Built, Component, Progress, ProgressEvent
+from ...export.proof import SNR_DB, compare_signals
+from ...hardware.forks import Lock
+from ...runtime.options import RunOptions
+from ..backends import compiled_kernels, rewritten
+from ..part import Backend, Call
+from . import weights
+from .tiled import Tiled
+from .weights import Examples, Weights
+
+__all__ = ["FILE", "NAME", "backends"]
+
+NAME, FILE = "decoder-rewrite", "rewrite.safetensors"
+_TILED = "tiles"  # in a proof: what the chains answer
+
+
+def backends(
+    made: Callable[[], Weights],
+    identity: Callable[[], str],
+    config: Mapping[str, Any],
+    examples: Examples,
+    *,
+    builders: tuple[Any, ...] = (),
+) -> tuple[Backend, ...]:
+    """By AMX where it was proven, and the rewrite, proven in float32 as an ONNX export is, and in bfloat16 where that
+    was proven.
+
+    identity, config, examples: as for `traced`. builders: what makes the weights, beside what its own file imports.
+    """
+
+    def build(directory: Path, precision: str, progress: Progress) -> None:
+        progress(ProgressEvent(NAME, "build", 0, 1, precision))
+        weights.save(made(), directory / FILE)
+
+    def prove(built: Built) -> dict[str, Any]:
+        from . import rewrite  # here, since what runs in tiles does not need PyTorch
+
+        report = rewrite.proof(built.path / FILE, examples)
+        if Tiled.takes(stored := weights.load(built.path / FILE)):
+            decode = Tiled(stored)
+            answers = [(expected, decode(*given, threads=1)) for given, expected in examples()]
+            report[_TILED] = compare_signals(answers, SNR_DB)
+        return report
+
+    component = Component(
+        NAME,
+        identity,
+        config,
+        ("fp32",),
+        build,
+        prove,
+        builders=(made, *builders),
+        judges=(examples, *builders),
+        kernels=lambda: f"{kernels.kind()}{' amx' if kernels.multiplies_tiles() else ''}",
+    )
+    by_tiles = compiled_kernels(
+        (component,),
+        _load_tiled,
+        available=kernels.multiplies_tiles,
+        proven=lambda _, exports: exports[NAME].proof.get(_TILED, {}).get("passed") is True,
+        dtype="bf16",
+    )
+    return by_tiles, rewritten(component, _load_rewritten)
+
+
+_OPENED: WeakValueDictionary[Path, Tiled] = WeakValueDictionary()
+_OPENING = Lock()
+
+
+def _load_tiled(paths: Mapping[str, Path], options: RunOptions) -> Call:
+    """Calls on one thread and on several share their weights."""
+    file = paths[NAME] / FILE
+    with _OPENING:
+        decoder = _OPENED.get(file)
+        if decoder is None:
+            decoder = _OPENED[file] = Tiled(weights.load(file))
+    return functools.partial(decoder, threads=options.threads)
+
+
+def _load_rewritten(paths: Mapping[str, Path], options: RunOptions) -> Call:
+    from .rewrite import DecodeCall
+
+    return DecodeCall(paths[NAME] / FILE, dtype=options.dtype)
