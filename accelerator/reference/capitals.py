@@ -12,14 +12,14 @@ import re
 from .numerals import cardinal, ordinal
 from .pronounce import known
 
-__all__ = ["capitals", "spelled"]
+__all__ = ["capitals", "is_numbered", "spelled"]
 
 # Words short enough to be taken for initials
 _SHORT_TEXT = """
     act add age ago aid aim air all and any are arm art as ask at ate bad bag ban bar bat be bed bet big bit box
     boy bug bus but buy by bye can cap car cat cow cry cup cut dad day did die dig do dog dry due ear eat egg
     end eye far fat few fit fix fly for fun gas get go got gun guy had has hat he her hey hi him his hit hot how
-    ice if ill in ink is its jet job joy key kid lab law lay leg let lie lip lot low mad man map may me men met
+    ice if ill in ink is its jet job joy key kid lab law lay leg let lie lip lot low mad man map max may me men met
     mix mom mud my net new no nor not now nut odd of off oh oil old on one or our out own ox pan pay pen pet pig
     pin pop pot put ram ran rat raw red rid rom row run sad sat saw say sea see set sex she shy sim sin sir sit
     six sky so son sub sun tap tax ten the tie tin tip to toe too top toy try two up use van via war was wax way
@@ -65,6 +65,11 @@ def capitals(text: str) -> str:
 def spelled(letters: str) -> str:
     """ "AI" -> "ay i"."""
     return " ".join("ay" if letter in "Aa" else letter.lower() for letter in letters)
+
+
+def is_numbered(word: str) -> bool:
+    """Whether a capital behind the word may be a Roman numeral: War I, Henry V."""
+    return word in _RULERS or word in _NUMBERED
 
 
 def _read(match: re.Match[str]) -> str:

@@ -55,6 +55,7 @@ def plain(text: str) -> str:
     text = text.replace("`", "'")
     if text.isascii():
         return text
+    text = re.sub(r"(?<=\d)( ?)μ(?=[A-Za-z]\b)", r"\1µ", text)  # the Greek letter for the sign of micro
     text = _RAISED.sub(_power, text)
     text = re.sub(r"(?:(?<=\d)|(?<=\b[A-Za-z])) ?[·⋅] ?(?=\d|[A-Za-z]\b)", "×", text).translate(_TABLE)
     text = re.sub(r"(?<!\d)(?<!\d )Ω", " omega ", text)  # ohms are counted

@@ -30,6 +30,10 @@ _UNITS = {  # what the library lacks, or gets wrong
     "KG": "kilogram|kilograms", "Kg": "kilogram|kilograms", "KM": "kilometer|kilometers",
     "tsp": "teaspoon|teaspoons", "tbsp": "tablespoon|tablespoons", "gal": "gallon|gallons", "ha": "hectare|hectares",
     "hz": "hertz|hertz", "khz": "kilohertz|kilohertz", "mhz": "megahertz|megahertz", "ghz": "gigahertz|gigahertz",
+    "mpg": "mile per gallon|miles per gallon", "dpi": "dot per inch|dots per inch",
+    "psi": "pound per square inch|pounds per square inch", "ppm": "part per million|parts per million",
+    "bps": "basis point|basis points", "sq ft": "square foot|square feet", "sq mi": "square mile|square miles",
+    "sq m": "square meter|square meters", "fl oz": "fluid ounce|fluid ounces",
     "v": "volt|volts", "w": "watt|watts", "kw": "kilowatt|kilowatts", "¢": "cent|cents",
 }  # fmt: skip
 _LONGEST = 15  # digits of a number that is not read digit by digit

@@ -9,14 +9,19 @@ import re
 
 __all__ = ["phrases"]
 
+_DIGIT = "(?:zero|oh|one|two|three|four|five|six|seven|eight|nine)"
+_NUMBER = rf"\b(?:plus )?{_DIGIT}(?:,? {_DIGIT}){{3,}}\b"  # a telephone's, say, digit by digit
+
 
 def phrases(text: str, longest: int) -> list[str]:
     """The phrases, of at most `longest` UTF-8 bytes (unless a single character has more). Nothing is lost but spaces.
 
-    Ends of sentences are preferred to commas, these to spaces, and these to a cut within a word. Pieces that fit
-    together stay together.
+    Ends of sentences are preferred to commas, these to spaces, these to places in a number that is read digit by digit,
+    and these to a cut within a word. Pieces that fit together stay together.
     """
-    return _cut(text.strip(), longest, (r"(?<=[.?!])\s+", r"(?<=,)\s+", r"\s+", r"(?s)(?<=.)(?=.)"))
+    ends, commas, spaces = r"(?<=[.?!])(\s+)", r"(?<=,)(\s+)", r"(\s+)"
+    whole = [f"{_NUMBER}|{place}" for place in (commas, spaces)]
+    return _cut(text.strip(), longest, (ends, *whole, commas, spaces, r"(?s)(?<=.)()(?=.)"))
 
 
 def _cut(text: str, longest: int, breaks: tuple[str, ...]) -> list[str]:
@@ -24,7 +29,8 @@ def _cut(text: str, longest: int, breaks: tuple[str, ...]) -> list[str]:
         return [text] if text else []
     pieces: list[str] = []
     end = 0
-    for match in [*re.finditer(breaks[0], text), None]:
+    found = (match for match in re.finditer(breaks[0], text) if match[1] is not None)
+    for match in [*found, None]:
         part = text[end : match.start() if match else len(text)]
         end = match.end() if match else len(text)
         glue = "" if len(breaks) == 1 else " "

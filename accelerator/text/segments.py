@@ -56,7 +56,8 @@ _WEIGHTS = {
 }
 _DIGIT_WEIGHT = 4.0  # 1945: nineteen forty-five
 _GAP_WEIGHT = 1.0  # white space and marks after something spoken, however many
-_NUMBER = r"\p{Sc}?\p{N}+(?:[.,:]\p{N}+)*%?"  # is read as one
+# Is read as one: 1,234.5 and, in groups, +1 (555) 123-4567 and 4111 1111 1111 1111
+_NUMBER = r"\+?\(?\p{Sc}?\p{N}+(?:(?:[.,:-]|\)?[ \u00a0]\(?|\)-?)\p{N}+)*%?"
 _NEAR = 80  # characters beside a place, among which a word is looked for
 _BARE = r"[\p{Latin}\p{Greek}\p{Cyrillic}\p{Arabic}\p{Hebrew}\p{Inherited}\p{Common}]"  # their accents are not spoken
 
@@ -269,15 +270,19 @@ def _units(text: str, scale: _Scale, comfortable: float, longest: float, first: 
     Small ones are joined, so that a bounded number of units makes a segment.
     """
     clusters = {match.end() for match in _pattern(r"\X").finditer(text)}
+    numbers = (match.span() for match in _pattern(_NUMBER).finditer(text))
+    in_numbers = {i for a, b in numbers if scale.between(a, b) <= longest for i in range(a + 1, b)}
     limits = [longest if first is None else min(first, longest)]  # of the current sentence: the first one has its own
 
     def between(
-        start: int, end: int, cuts: Callable[[str], Iterable[int]], *, whole: bool = False
+        start: int, end: int, cuts: Callable[[str], Iterable[int]], kind: Grade = Grade.SENTENCE
     ) -> Iterator[tuple[int, int]]:
-        """text[start:end] cut at places that split no cluster, nor (`whole`) what must be read together."""
+        """text[start:end] cut at places that split no cluster; in a sentence, nor what must be read together."""
         places = {start + place for place in cuts(text[start:end])}
         inner = sorted(place for place in places if start < place < end and place in clusters)
-        if whole:
+        if kind in (Grade.CLAUSE, Grade.SPACE):
+            inner = [place for place in inner if place not in in_numbers]
+        if kind is Grade.SPACE:
             inner = [place for place in inner if scale.apart(start, place, end)] or inner
         return itertools.pairwise([start, *inner, end])
 
@@ -290,7 +295,7 @@ def _units(text: str, scale: _Scale, comfortable: float, longest: float, first: 
         if kind is Grade.SPACE and scale.between(start, end) <= longest:
             yield _Unit(start, end, grade)  # for a first segment no clause is torn
             return
-        for a, b in between(start, end, cuts, whole=kind is Grade.SPACE):
+        for a, b in between(start, end, cuts, kind):
             yield from cut(a, b, grade if b == end else kind, rest)
 
     def by_cluster(part: str) -> Iterator[int]:

@@ -113,7 +113,28 @@ def test_every_character_is_read_or_told() -> None:
 
 @pytest.mark.timeout(120)  # each is read in about a second; what grows as the square of the length takes minutes
 @pytest.mark.parametrize(
-    "piece", ["1,", "'", " ", "…", "1.", "A", "a.", "-", "(1", "½", "你 ", "x@", "/a", "&A", "1 1/"]
+    "piece",
+    [
+        "1,",
+        "'",
+        " ",
+        "…",
+        "1.",
+        "A",
+        "a.",
+        "-",
+        "(1",
+        "½",
+        "你 ",
+        "x@",
+        "/a",
+        "&A",
+        "1 1/",
+        "A. ",
+        "20s, ",
+        "$1-",
+        "1/a",
+    ],
 )
 def test_a_long_text_takes_time_as_its_length(piece: str) -> None:
     assert isinstance(spoken(piece * (100_000 // len(piece))), str)

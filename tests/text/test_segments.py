@@ -413,6 +413,25 @@ def test_what_has_no_spaces_is_not_cut_inside_a_number() -> None:
     assert all(regex.fullmatch(r"/?\$\d\d,\d+\.\d+(/\$\d\d,\d+\.\d+)*/?", part) for part in parts), parts
 
 
+@pytest.mark.parametrize(
+    "number",
+    ["+1 (555) 123-4567", "(555) 123-4567", "555-1234", "+44 20 7946 0958", "(020) 7946 0958", "4111 1111 1111 1111"],
+)
+@pytest.mark.parametrize("read", [None, str.lower])
+def test_a_number_in_groups_is_in_one_segment(number: str, read: Callable[[str], str] | None) -> None:
+    for words in range(12):
+        text = f"{'Please ' * words}call {number} " + "before noon or in the evening " * 3
+        for comfortable in range(80, 140, 7):
+            found = split(text, comfortable=comfortable, longest=comfortable, read=read)
+            assert sum(number in segment.text for segment in found) == 1, [segment.text for segment in found]
+
+
+def test_numbers_without_end_are_cut_between_them() -> None:
+    found = [segment.text for segment in split("12 345 " * 200, comfortable=120, longest=160)]
+    assert len(found) > 30
+    assert all(text.startswith(("12 ", "345 ")) and text.endswith(" ") for text in found)
+
+
 def test_a_number_that_is_longer_than_a_segment_is_cut_all_the_same() -> None:
     digits = "9" * 900
     parts = [segment.text for segment in split(digits, comfortable=120, longest=160)]
