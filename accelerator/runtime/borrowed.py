@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SessionError
+from ..hardware.forks import Lock
+from .onnx import library
 
-__all__ = ["model_for_cpu", "model_of", "runs_on_cpu", "settings_of"]
+__all__ = ["Deferred", "model_for_cpu", "model_of", "runs_on_cpu", "settings_of"]
 
 
 def model_of(session: Any) -> bytes:
@@ -42,3 +44,28 @@ def model_for_cpu(session: Any) -> bytes:
 def settings_of(session: Any) -> Any:
     """The session options that the engine chose, for a session that is to behave as its own."""
     return session.get_session_options()
+
+
+class Deferred:
+    """What an engine calls its session, on the processor with default settings; opened when it is first needed.
+
+    Where the parts answer for it, it never is: its weights are not in memory, and the engine is there sooner.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._model_path, self._model_bytes, self._lock, self._own = str(path), None, Lock(), None
+
+    def open(self) -> Any:
+        """Raises what ONNX Runtime raises."""
+        with self._lock:
+            if self._own is None:
+                self._own = library().InferenceSession(self._model_path, providers=self.get_providers())
+        return self._own
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.open(), name)

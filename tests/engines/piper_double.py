@@ -173,6 +173,10 @@ class Config:
     noise_scale: float = 0.667
     noise_w_scale: float = 0.8
 
+    @classmethod
+    def from_dict(cls, told: dict[str, Any]) -> Config:
+        return cls(**told)
+
 
 class PiperVoice:
     """The interface of piper-tts 1.8.0 that an adapter uses: sentences end at a full stop, letters are phonemes."""
@@ -217,4 +221,6 @@ def modules() -> dict[str, types.ModuleType]:
     """What stands for the package."""
     made = types.ModuleType("piper.voice")
     made.SynthesisConfig, made.PiperVoice = SynthesisConfig, PiperVoice  # type: ignore[attr-defined]
-    return {"piper": types.ModuleType("piper"), "piper.voice": made}
+    top = types.ModuleType("piper")
+    top.PiperVoice, top.PiperConfig = PiperVoice, Config  # type: ignore[attr-defined]
+    return {"piper": top, "piper.voice": made}

@@ -19,11 +19,12 @@ from accelerator.cache import ContentCache
 from accelerator.engines import adapter_for
 from accelerator.engines.piper import PiperAdapter, graph
 from accelerator.engines.piper.stages import settings
-from accelerator.errors import ExportError, InvalidOption
+from accelerator.errors import EngineError, ExportError, InvalidOption
 from accelerator.export.component import export_component
 from accelerator.parts import vits_decoder
 from accelerator.parts.vits_decoder.rewrite import DecodeCall
 from accelerator.runtime.onnx import Session
+from accelerator.speech import SpeechRequest
 from tests.engines import piper_double as double
 
 TEXT = "Hello there. This is a test. Good."
@@ -207,6 +208,35 @@ def test_a_trained_voice_speaks_as_piper_does(cache: Path) -> None:
     assert 10 * np.log10(float(np.square(expected).sum()) / noise) > 40
     np.testing.assert_array_equal(seeds[0], seeds[1])
     np.testing.assert_array_equal(streamed, seeds[0])
+
+
+@pytest.mark.skipif(INSTALLED, reason="the installed package reads other configurations")
+def test_a_voice_from_disk_opens_its_own_session_only_when_it_is_needed(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "voice.onnx").write_bytes(double.model())
+    (tmp_path / "voice.onnx.json").write_text('{"length_scale": 2.0}')
+    with UniversalOptimizer.from_checkpoint(
+        tmp_path / "voice.onnx", "piper", cache_dir=cache, probe=False
+    ) as optimizer:
+        session = optimizer.adapter.engine.session
+        first = optimizer.synthesize(TEXT, seed=1)  # proves what another test has not proven yet
+    with UniversalOptimizer.from_checkpoint(
+        tmp_path / "voice.onnx", "piper", cache_dir=cache, probe=False
+    ) as optimizer:
+        session = optimizer.adapter.engine.session
+        again = optimizer.synthesize(TEXT, seed=1)
+        assert session._own is None
+        np.testing.assert_array_equal(again.audio, first.audio)
+        (own,) = optimizer.adapter.original(SpeechRequest("Hello.", options=QUIET))
+        assert session._own is not None
+        np.testing.assert_allclose(optimizer.synthesize("Hello.", **QUIET).audio, own.audio, atol=1e-5)
+
+
+@pytest.mark.parametrize(("content", "told"), [(b"nothing", "{}"), (b"", "{}"), (None, "no json")])
+def test_a_broken_voice_on_disk_is_told_of(content: bytes | None, told: str, tmp_path: Path) -> None:
+    (tmp_path / "voice.onnx").write_bytes(double.model() if content is None else content)
+    (tmp_path / "voice.onnx.json").write_text(told)
+    with pytest.raises(EngineError, match="cannot be opened as a Piper voice"):
+        PiperAdapter.from_checkpoint(tmp_path / "voice.onnx")
 
 
 @pytest.mark.engine

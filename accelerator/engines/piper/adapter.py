@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +37,7 @@ from ...parts.backends import onnx_runtime, onnx_runtime_int8
 from ...parts.onnx_file import Feed, digest, onnx_file, run_session
 from ...parts.part import Backend, Call, Part, seconds
 from ...parts.sentences import SENTENCES
-from ...runtime.borrowed import model_for_cpu, model_of, settings_of
+from ...runtime.borrowed import Deferred, model_for_cpu, model_of, settings_of
 from ...runtime.onnx import Session
 from ...speech import AudioChunk, SpeechRequest
 from ..base import Bound, Cloning
@@ -99,7 +100,12 @@ class PiperAdapter:
         if not file.is_file() or not Path(f"{file}.json").is_file():
             raise EngineError(f"{file} is no Piper voice: give its .onnx file, with its .onnx.json beside it")
         try:
-            return adapter(piper.PiperVoice.load(file))
+            told = json.loads(Path(f"{file}.json").read_text("utf-8"))
+            session, config = Deferred(file), piper.PiperConfig.from_dict(told)
+            made = adapter(piper.PiperVoice(session=session, config=config))
+            if made.cut is None:  # it will be needed, or cannot be opened
+                session.open()
+            return made
         except Exception as error:  # of a missing or broken file, by ONNX Runtime, json and piper
             raise EngineError(f"{file} cannot be opened as a Piper voice: {error}") from error
 
