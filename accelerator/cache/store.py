@@ -48,6 +48,17 @@ logger = logging.getLogger(__name__)
 _in_use: set[Path] = set()  # entries handed out by this process: never pruned by it
 
 
+def _check_encoding(place: Path) -> None:
+    """Raises InvalidOption for a path that ONNX Runtime and onnx cannot be told."""
+    try:
+        str(place).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidOption(
+            f"the cache cannot be in {str(place)!r}: the name is not UTF-8, and ONNX Runtime opens no file there. "
+            "Choose another place by cache_dir or ACCELERATOR_CACHE."
+        ) from error
+
+
 class ContentCache:
     """Directories of files under the sha256 of everything they were made from, shared by any number of processes.
 
@@ -72,6 +83,8 @@ class ContentCache:
             raise InvalidOption(f"lock_timeout is {lock_timeout}; pass seconds, 0 for not waiting.")
         self._root = Path(os.path.abspath(default_root() if root is None else root))
         self._parents = tuple(Path(os.path.abspath(parent)) for parent in parents)
+        for place in (self._root, *self._parents):
+            _check_encoding(place)
         self._max_bytes = max_bytes
         self._lock_timeout = lock_timeout
         self._clock = clock

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import AcceleratorError, CacheError, EngineError, InvalidInput
 from . import formats
+from .streams import foreign_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,8 +72,10 @@ class Output:
     def document(self, value: Mapping[str, Any]) -> None:
         """The result as JSON; nothing without --json."""
         if self.json:
-            ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
-            text = jsonlib.dumps(formats.plain(value), indent=2, allow_nan=False, ensure_ascii=ascii_only)
+            plain, utf8 = formats.plain(value), "utf" in (sys.stdout.encoding or "").lower()
+            text = jsonlib.dumps(plain, indent=2, allow_nan=False, ensure_ascii=not utf8)
+            if foreign_bytes(text) is not None:  # of a file's name: JSON is UTF-8, and readers undo the escapes
+                text = jsonlib.dumps(plain, indent=2, allow_nan=False)
             sys.stdout.write(text + "\n")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:

@@ -12,6 +12,7 @@ from ..errors import EngineError
 from . import formats
 from .console import Output
 from .options import SizeName
+from .streams import foreign_bytes
 
 if TYPE_CHECKING:
     from ..optimizer import UniversalOptimizer
@@ -29,6 +30,7 @@ _FILES = {
     "piper": "a voice of rhasspy/piper-voices, with its .onnx.json beside it",
 }
 """Of engines whose checkpoint is a file: what it is."""
+_ONNX = (*_FILES, "kitten")
 
 
 def check_choice(engine: str, size: SizeName | None, checkpoint: Path | None) -> None:
@@ -49,6 +51,8 @@ def check_choice(engine: str, size: SizeName | None, checkpoint: Path | None) ->
             raise typer.BadParameter("only the reference engine has sizes", param_hint="--size")
     if checkpoint is not None and not checkpoint.exists():
         raise EngineError(f"the checkpoint {str(checkpoint)!r} does not exist: give the path of a downloaded one")
+    if checkpoint is not None and engine in _ONNX and foreign_bytes(str(checkpoint)) is not None:
+        raise EngineError(f"the name {str(checkpoint)!r} is not UTF-8, and ONNX Runtime opens no such file: rename it")
 
 
 def checkpoint_kind(engine: str) -> str:
