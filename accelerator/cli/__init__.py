@@ -1,4 +1,4 @@
-"""The command line: `accelerator doctor | demo | engines | voices | export | tune | synth | bench | cache`.
+"""The command line: `accelerator doctor | demo | engines | voices | options | export | tune | synth | bench | cache`.
 
 Results go to stdout, everything else to stderr. Commands import what they need when they run, so that `--help` does not
 wait for torch. `group` holds the exit codes, `console` the output, `options` what several commands share.
@@ -48,6 +48,7 @@ app.command("doctor", cls=Command)(doctor.doctor)
 app.command("demo", cls=Command)(demo.demo)
 app.command("engines", cls=Command)(voices.engines)
 app.command("voices", cls=Command)(voices.voices)
+app.command("options", cls=Command)(voices.options)
 app.command("export", cls=Command)(export.export)
 app.command("synth", cls=Command)(synth.synth)
 app.command("tune", cls=Command)(tune.tune)

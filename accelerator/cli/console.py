@@ -35,7 +35,9 @@ _HINTS: tuple[tuple[type[Exception], str], ...] = (
     (CacheError, "Choose another place with --cache-dir or ACCELERATOR_CACHE; `accelerator doctor` shows it."),
 )
 _HINT = "Run it again with --debug for the traceback."
-_ARGUMENTS = re.compile(r"\b(unspeakable|reference_text|max_new_tokens|top_p|top_k|cache_dir)\b(?:='(\w+)')?")
+_ARGUMENTS = re.compile(
+    r"\b(unspeakable|reference_audio|reference_text|max_new_tokens|top_p|top_k|cache_dir)\b(?:='(\w+)')?"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +176,8 @@ def _in_options(message: str) -> str:
     """A message of the library, whose arguments are options here: "unspeakable='skip'" is "--unspeakable skip"."""
 
     def option(match: re.Match[str]) -> str:
-        return f"--{match[1].replace('_', '-')}" + (f" {match[2]}" if match[2] else "")
+        name = "reference" if match[1] == "reference_audio" else match[1].replace("_", "-")
+        return f"--{name}" + (f" {match[2]}" if match[2] else "")
 
     return _ARGUMENTS.sub(option, message)
 

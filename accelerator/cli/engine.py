@@ -15,9 +15,19 @@ from .options import SizeName
 from .streams import foreign_bytes
 
 if TYPE_CHECKING:
+    from ..engines import Adapter
     from ..optimizer import UniversalOptimizer
 
-__all__ = ["check_choice", "checkpoint_kind", "export_errors", "open_engine", "part_rows", "prepare"]
+__all__ = [
+    "check_choice",
+    "checkpoint_kind",
+    "export_errors",
+    "open_engine",
+    "own_options",
+    "part_rows",
+    "prepare",
+    "split_options",
+]
 
 ENCODER = "encoder"  # the part that only a reference voice needs
 _DOWNLOADS = {
@@ -83,6 +93,27 @@ def open_engine(
     if not voice.trained:
         out.note(f"Note: {voice.note}")
     return UniversalOptimizer(voice.engine, **options)
+
+
+def split_options(given: Sequence[str] | None) -> dict[str, str]:
+    """--option NAME=VALUE, by name. Raises BadParameter."""
+    found: dict[str, str] = {}
+    for each in given or ():
+        name, equals, value = each.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise typer.BadParameter(f"{each!r} is no NAME=VALUE, as speed=1.2 is", param_hint="--option")
+        if name in found:
+            raise typer.BadParameter(f"{name} is given twice: leave one out", param_hint="--option")
+        found[name] = value
+    return found
+
+
+def own_options(adapter: Adapter, given: Mapping[str, str]) -> dict[str, Any]:
+    """What of --option an engine is asked. Raises InvalidOption."""
+    from ..engines.options import parse_options
+
+    return parse_options(adapter.name, adapter.options or {}, given)
 
 
 def prepare(optimizer: UniversalOptimizer, *, encoder: bool = True) -> None:
