@@ -26,7 +26,7 @@ from . import digest, disk, layout, strict_json
 from . import manifest as manifests
 from .build import Unfinished, as_json, remove_at_exit, seal
 from .entry import Entry, EntryInfo, Layer, Problem
-from .keys import default_root
+from .keys import absolute, default_root
 from .manifest import FileRecord, Generation
 
 __all__ = ["Build", "ContentCache", "Verify"]
@@ -46,17 +46,6 @@ _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO, er
 logger = logging.getLogger(__name__)
 
 _in_use: set[Path] = set()  # entries handed out by this process: never pruned by it
-
-
-def _check_encoding(place: Path) -> None:
-    """Raises InvalidOption for a path that ONNX Runtime and onnx cannot be told."""
-    try:
-        str(place).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidOption(
-            f"the cache cannot be in {str(place)!r}: the name is not UTF-8, and ONNX Runtime opens no file there. "
-            "Choose another place by cache_dir or ACCELERATOR_CACHE."
-        ) from error
 
 
 class ContentCache:
@@ -81,10 +70,8 @@ class ContentCache:
             raise InvalidOption(f"max_bytes is {max_bytes}; pass a size in bytes, or None for no bound.")
         if lock_timeout < 0:
             raise InvalidOption(f"lock_timeout is {lock_timeout}; pass seconds, 0 for not waiting.")
-        self._root = Path(os.path.abspath(default_root() if root is None else root))
-        self._parents = tuple(Path(os.path.abspath(parent)) for parent in parents)
-        for place in (self._root, *self._parents):
-            _check_encoding(place)
+        self._root = absolute(default_root() if root is None else root)
+        self._parents = tuple(map(absolute, parents))
         self._max_bytes = max_bytes
         self._lock_timeout = lock_timeout
         self._clock = clock

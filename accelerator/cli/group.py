@@ -29,8 +29,8 @@ class Command(TyperCommand):
     """A command whose texts are texts. Names of files may be any bytes, and are paths by now."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        rest = list(super().parse_args(ctx, args))
-        for param in self.params:
+        rest, parameters = list(super().parse_args(ctx, args)), list[Any](self.params)
+        for param in parameters:
             value = ctx.params.get(param.name)
             for text in value if isinstance(value, (list, tuple)) else [value]:
                 if isinstance(text, str) and (found := foreign_bytes(text)) is not None:
@@ -88,6 +88,8 @@ class Commands(Listing):
                 code = INTERRUPTED if interrupted else 1
                 if not interrupted:
                     out.note("Nothing was done.")
+            except BrokenPipeError:
+                code = BROKEN_PIPE
             except Unprintable as error:
                 code = _unprintable(out, error)
             code = _flush(out, code if isinstance(code, int) else 0)

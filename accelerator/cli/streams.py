@@ -33,8 +33,8 @@ class _Raw(io.RawIOBase):
         try:
             written: int | None = self._own.write(data)
             return written
-        except BrokenPipeError:
-            raise
+        except BrokenPipeError as error:
+            raise BrokenPipeError(error.strerror) from error  # without a number, at which click ends the process by 1
         except OSError as error:
             if self._optional:
                 return len(data)

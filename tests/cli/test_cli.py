@@ -151,9 +151,11 @@ def test_ctrl_c_in_a_process(tmp_path: Path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_reader_who_leaves(cache: Path):
+@pytest.mark.parametrize("args", [["cache", "list"], ["cache", "list", "--json"], ["--help"]], ids=" ".join)
+def test_a_reader_who_leaves(args: list[str], cache: Path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "accelerator", "cache", "list", "--cache-dir", str(cache)],
+        [sys.executable, "-m", "accelerator", *args],
+        env={**os.environ, "ACCELERATOR_CACHE": str(cache)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
