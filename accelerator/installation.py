@@ -30,7 +30,8 @@ def install_command(extra: str = "") -> str:
     """The command that installs this package again from where it came, with an extra of its dependencies.
 
     A checkout: `pip install -e ".[quality]"`, with its path unless it is the working directory. What pip was given by
-    address (a wheel's file, a directory, a repository): that address. Otherwise the distribution's name.
+    address (a wheel's file, a directory, a repository): that address, or a checkout if what was there is gone, since
+    no registry has the package yet. Otherwise the distribution's name.
     """
     extras = f"[{extra}]" if extra else ""
     if (source := checkout()) is not None:
@@ -38,6 +39,8 @@ def install_command(extra: str = "") -> str:
     origin = _origin()
     if origin is None:
         return f'pip install "{DISTRIBUTION}{extras}"'
+    if origin.startswith("file:") and not _exists(origin):
+        return f'pip install ".{extras}" in a checkout of {DISTRIBUTION}'
     return f'pip install "{DISTRIBUTION}{extras} @ {origin}"'
 
 
@@ -46,14 +49,14 @@ def _place(source: Path) -> str:
 
 
 def _origin() -> str | None:
-    """The address that pip was given and recorded (PEP 610), unless a file behind it is gone."""
+    """The address that pip was given and recorded (PEP 610)."""
     try:
         text = importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
         record = json.loads(text) if text else {}
     except (importlib.metadata.PackageNotFoundError, ValueError):
         return None
     address = record.get("url")
-    if not isinstance(address, str) or (address.startswith("file:") and not _exists(address)):
+    if not isinstance(address, str):
         return None
     vcs = record.get("vcs_info")
     return f"{vcs['vcs']}+{address}@{vcs['commit_id']}" if vcs else address

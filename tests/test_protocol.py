@@ -85,8 +85,9 @@ def test_what_an_engine_does_not_know_is_refused_and_what_it_knows_is_named(
     kind: type[Skeleton], tmp_path: Any
 ) -> None:
     with opened(kind, tmp_path) as optimizer:
-        known = ", ".join(("seed", *sorted(kind.options or {}))) if kind.options else "seed only"
-        with pytest.raises(InvalidOption, match=f"pitch is no option of skeleton: it takes {known}"):
+        own = [f"{name} ({option.values})" for name, option in sorted((kind.options or {}).items())]
+        known = ", ".join(("seed", *own)) if own else "seed only"
+        with pytest.raises(InvalidOption, match=re.escape(f"pitch is no option of skeleton: it takes {known}")):
             optimizer.synthesize("Hello.", pitch=3)
         if kind in (Graph, Flow):
             with pytest.raises(InvalidOption, match="temperature is no option"):

@@ -12,7 +12,7 @@ from ..errors import InvalidOption
 from ..installation import DISTRIBUTION, checkout
 from . import strict_json
 
-__all__ = ["default_root", "make_key"]
+__all__ = ["absolute", "default_root", "make_key"]
 
 
 def make_key(**fields: Any) -> str:
@@ -46,6 +46,19 @@ def default_root() -> Path:
 @functools.cache
 def _absolute(path: str) -> Path:
     return Path(os.path.abspath(path))
+
+
+def absolute(place: Path | str) -> Path:
+    """The path of a cache. Raises InvalidOption for one that ONNX Runtime and onnx, which take UTF-8, cannot open."""
+    path = os.path.abspath(place)
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidOption(
+            f"the cache cannot be in {path!r}: the name is not UTF-8, and ONNX Runtime opens no file there. Choose "
+            "another place by cache_dir or ACCELERATOR_CACHE."
+        ) from error
+    return Path(path)
 
 
 def _checkout_cache(directory: Path) -> Path | None:

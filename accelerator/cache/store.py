@@ -26,7 +26,7 @@ from . import digest, disk, layout, strict_json
 from . import manifest as manifests
 from .build import Unfinished, as_json, remove_at_exit, seal
 from .entry import Entry, EntryInfo, Layer, Problem
-from .keys import default_root
+from .keys import absolute, default_root
 from .manifest import FileRecord, Generation
 
 __all__ = ["Build", "ContentCache", "Verify"]
@@ -70,8 +70,8 @@ class ContentCache:
             raise InvalidOption(f"max_bytes is {max_bytes}; pass a size in bytes, or None for no bound.")
         if lock_timeout < 0:
             raise InvalidOption(f"lock_timeout is {lock_timeout}; pass seconds, 0 for not waiting.")
-        self._root = Path(os.path.abspath(default_root() if root is None else root))
-        self._parents = tuple(Path(os.path.abspath(parent)) for parent in parents)
+        self._root = absolute(default_root() if root is None else root)
+        self._parents = tuple(map(absolute, parents))
         self._max_bytes = max_bytes
         self._lock_timeout = lock_timeout
         self._clock = clock

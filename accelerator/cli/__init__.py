@@ -1,4 +1,4 @@
-"""The command line: `accelerator doctor | demo | engines | voices | export | tune | synth | bench | cache`.
+"""The command line: `accelerator doctor | demo | engines | voices | options | export | tune | synth | bench | cache`.
 
 Results go to stdout, everything else to stderr. Commands import what they need when they run, so that `--help` does not
 wait for torch. `group` holds the exit codes, `console` the output, `options` what several commands share.
@@ -12,7 +12,7 @@ import typer
 
 from .. import __version__
 from . import bench, cache, demo, doctor, export, synth, tune, voices
-from .group import Commands
+from .group import Command, Commands
 from .options import Debug, Verbose
 
 __all__ = ["app", "main"]
@@ -44,13 +44,14 @@ def options(
     """Makes text-to-speech engines fast on CPUs."""
 
 
-app.command("doctor")(doctor.doctor)
-app.command("demo")(demo.demo)
-app.command("engines")(voices.engines)
-app.command("voices")(voices.voices)
-app.command("export")(export.export)
-app.command("synth")(synth.synth)
-app.command("tune")(tune.tune)
+app.command("doctor", cls=Command)(doctor.doctor)
+app.command("demo", cls=Command)(demo.demo)
+app.command("engines", cls=Command)(voices.engines)
+app.command("voices", cls=Command)(voices.voices)
+app.command("options", cls=Command)(voices.options)
+app.command("export", cls=Command)(export.export)
+app.command("synth", cls=Command)(synth.synth)
+app.command("tune", cls=Command)(tune.tune)
 app.add_typer(bench.app, name="bench")
 app.add_typer(cache.app, name="cache")
 

@@ -13,6 +13,7 @@ import typer
 from ..errors import InvalidOption
 from . import engine as engines
 from . import formats
+from .group import Command
 from .measures import COMMAND, WITH_PEERS, Measures
 from .options import (
     CacheDir,
@@ -84,7 +85,7 @@ Markdown = Annotated[Path | None, typer.Option("--markdown", help="Write the tab
 Svg = Annotated[Path | None, typer.Option("--svg", help="Write the chart to this file.")]
 
 
-@app.command("engine")
+@app.command("engine", cls=Command)
 def engine_(
     ctx: typer.Context,
     engine: Measured = "reference",
@@ -117,7 +118,7 @@ def engine_(
     _measure(ctx, benchmark, benchmark.BenchOptions(**_known(given)), json, markdown, svg)
 
 
-@app.command("serving")
+@app.command("serving", cls=Command)
 def serving_(
     ctx: typer.Context,
     scenario: Annotated[
@@ -158,7 +159,7 @@ def serving_(
     _measure(ctx, serving, serving.ServingOptions(**_known(given)), json, markdown, svg)
 
 
-@app.command("quality")
+@app.command("quality", cls=Command)
 def quality_(
     ctx: typer.Context,
     engine: Annotated[
@@ -245,7 +246,7 @@ def _check_of(engine: str, others: Mapping[str, Any]) -> None:
             raise typer.BadParameter(f"{option} is not for --engine {engine}", param_hint=option)
 
 
-@app.command("recipes")
+@app.command("recipes", cls=Command)
 def recipes_(
     ctx: typer.Context,
     checkpoint: VoiceFile = None,
@@ -270,7 +271,7 @@ def recipes_(
     _measure(ctx, recipes, recipes.RecipeOptions(**_known(given)), json, markdown)
 
 
-@app.command("llama-cpp")
+@app.command("llama-cpp", cls=Command)
 def llama_cpp_(
     ctx: typer.Context,
     engine: Measured = "reference",
@@ -305,7 +306,7 @@ def llama_cpp_(
     _measure(ctx, yardstick, BenchOptions(**{**yardstick.DEFAULTS, **_known(given)}), json, markdown)
 
 
-@app.command("feed-forward")
+@app.command("feed-forward", cls=Command)
 def feed_forward_(
     ctx: typer.Context,
     rounds: FewRounds = None,
@@ -325,7 +326,7 @@ def feed_forward_(
     _measure(ctx, feed_forward, feed_forward.FeedForwardOptions(**given), json, markdown)
 
 
-@app.command("peers")
+@app.command("peers", cls=Command)
 def peers_(
     ctx: typer.Context,
     engine: Annotated[str, typer.Option("--engine", help=f"{' or '.join(WITH_PEERS)}, with --checkpoint.")] = "piper",
@@ -356,7 +357,7 @@ def peers_(
     _measure(ctx, peers, peers.PeerOptions(**_known(given)), json, markdown)
 
 
-@app.command("tables")
+@app.command("tables", cls=Command)
 def tables_(
     ctx: typer.Context,
     folder: Annotated[

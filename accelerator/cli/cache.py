@@ -11,7 +11,7 @@ import typer
 from ..errors import CacheError
 from . import formats
 from .console import Output
-from .group import Listing
+from .group import Command, Listing
 from .options import CacheDir, Debug, Json, Verbose
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 
-@app.command("path")
+@app.command("path", cls=Command)
 def path(
     ctx: typer.Context, cache_dir: CacheDir = None, json: Json = False, verbose: Verbose = False, debug: Debug = False
 ) -> None:
@@ -35,7 +35,7 @@ def path(
     out.line(str(root))
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_(
     ctx: typer.Context, cache_dir: CacheDir = None, json: Json = False, verbose: Verbose = False, debug: Debug = False
 ) -> None:
@@ -60,7 +60,7 @@ def list_(
     out.line(f"{_entries(len(entries))}, {formats.size(total)} in {cache.root}")
 
 
-@app.command("verify")
+@app.command("verify", cls=Command)
 def verify(
     ctx: typer.Context, cache_dir: CacheDir = None, json: Json = False, verbose: Verbose = False, debug: Debug = False
 ) -> None:
@@ -85,7 +85,7 @@ def verify(
     out.line(f"{_entries(count)} checked, all sound")
 
 
-@app.command("prune")
+@app.command("prune", cls=Command)
 def prune(
     ctx: typer.Context,
     max_bytes: Annotated[str, typer.Option("--max-bytes", help="What may stay: 2G, 500M, 1.5GiB, 0 ...")],
@@ -120,7 +120,7 @@ def prune(
         )
 
 
-@app.command("clear")
+@app.command("clear", cls=Command)
 def clear(
     ctx: typer.Context,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,

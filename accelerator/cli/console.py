@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import AcceleratorError, CacheError, EngineError, InvalidInput
 from . import formats
+from .streams import foreign_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +35,9 @@ _HINTS: tuple[tuple[type[Exception], str], ...] = (
     (CacheError, "Choose another place with --cache-dir or ACCELERATOR_CACHE; `accelerator doctor` shows it."),
 )
 _HINT = "Run it again with --debug for the traceback."
-_ARGUMENTS = re.compile(r"\b(unspeakable|reference_text|max_new_tokens|top_p|top_k|cache_dir)\b(?:='(\w+)')?")
+_ARGUMENTS = re.compile(
+    r"\b(unspeakable|reference_audio|reference_text|max_new_tokens|top_p|top_k|cache_dir)\b(?:='(\w+)')?"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +74,10 @@ class Output:
     def document(self, value: Mapping[str, Any]) -> None:
         """The result as JSON; nothing without --json."""
         if self.json:
-            ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
-            text = jsonlib.dumps(formats.plain(value), indent=2, allow_nan=False, ensure_ascii=ascii_only)
+            plain, utf8 = formats.plain(value), "utf" in (sys.stdout.encoding or "").lower()
+            text = jsonlib.dumps(plain, indent=2, allow_nan=False, ensure_ascii=not utf8)
+            if foreign_bytes(text) is not None:  # of a file's name: JSON is UTF-8, and readers undo the escapes
+                text = jsonlib.dumps(plain, indent=2, allow_nan=False)
             sys.stdout.write(text + "\n")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
@@ -171,7 +176,8 @@ def _in_options(message: str) -> str:
     """A message of the library, whose arguments are options here: "unspeakable='skip'" is "--unspeakable skip"."""
 
     def option(match: re.Match[str]) -> str:
-        return f"--{match[1].replace('_', '-')}" + (f" {match[2]}" if match[2] else "")
+        name = "reference" if match[1] == "reference_audio" else match[1].replace("_", "-")
+        return f"--{name}" + (f" {match[2]}" if match[2] else "")
 
     return _ARGUMENTS.sub(option, message)
 

@@ -23,6 +23,7 @@ from .voices import engine_state, known_engines
 if TYPE_CHECKING:
     from ..cache import ContentCache
     from ..hardware import HardwareProfile, Tier
+    from ..pipeline.tuning import Tuning
 
 __all__ = ["doctor"]
 
@@ -72,7 +73,7 @@ def doctor(
             "warnings": warnings,
         }
     )
-    out.rows(describe(profile, tier), title="Hardware")
+    out.rows(_hardware_rows(describe(profile, tier)), title="Hardware")
     out.line()
     installed = [(name, version or "not installed") for name, version in versions.items()]
     out.rows([*installed, ("providers", ", ".join(providers) or "none")], title="Versions")
@@ -82,7 +83,8 @@ def doctor(
     out.rows([(e["name"], engine_state(e)) for e in engines], title="Engines")
     out.line()
     compiled = f"yes, for {kernels['instructions']}" if kernels["available"] else f"no: {kernels['reason']}"
-    rows = [_choice_row(choice) for choice in choices] or [("Parts", "nothing was exported and measured here yet")]
+    rows = list(dict.fromkeys(map(_choice_row, choices)))
+    rows = rows or [("Parts", "nothing was exported and measured here yet")]
     at_once = [("Sequences at once", str(ROWS))]
     out.rows([("Compiled kernels", compiled), *at_once, *rows], title="What runs")
     if verdicts := _heard_rows(heard):
@@ -93,6 +95,12 @@ def doctor(
         out.line("Worth knowing", style="bold")
         for warning in warnings:
             out.line(f"- {warning}")
+
+
+def _hardware_rows(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """A tier is no more than where a large model begins: the size of an engine's, and the probe, decide."""
+    guess = " (a first guess, for a large model; what runs is below)"
+    return [(label, f"{value}{guess}" if label == "Tier" else value) for label, value in rows]
 
 
 def _versions() -> dict[str, str | None]:
@@ -133,15 +141,26 @@ def _choices(cache: ContentCache, fingerprint: str) -> list[dict[str, Any]]:
 
     return [
         {
+            "engine": tuning.engine or None,
             "part": tuning.part,
             "backend": tuning.way.backend,
+            "precision": tuning.precision or None,
             "way": tuning.way.name,
             "threads": tuning.way.options.threads,
             "seconds": dict(tuning.seconds),
             "others_cpus": tuning.others_cpus,
         }
-        for tuning in known(cache, fingerprint)
+        for tuning in sorted(known(cache, fingerprint), key=_whose)
     ]
+
+
+def _whose(tuning: Tuning) -> tuple[bool, str, str]:
+    """Sorts by engine and part; last what an earlier version measured, which did not note the engine."""
+    return not tuning.engine, tuning.engine, tuning.part
+
+
+def _label(engine: str | None, part: str) -> str:
+    return f"{engine or 'some engine'} {part}"
 
 
 def _choice_row(choice: dict[str, Any]) -> tuple[str, str]:
@@ -150,11 +169,12 @@ def _choice_row(choice: dict[str, Any]) -> tuple[str, str]:
     best = seconds.get(choice["way"], min(seconds.values(), default=None))
     against = f"{formats.seconds(best)} a unit of work, the engine itself {formats.seconds(original)}"
     if choice["backend"] == "original":
-        what = f"PyTorch, as it is faster here ({against})"
+        what = f"the engine itself, as it is faster here ({against})"
     else:
-        threads = choice["threads"]
-        what = f"{choice['backend']}, {threads} thread{'s' if threads != 1 else ''} ({against})"
-    return choice["part"], what
+        threads, precision = choice["threads"], choice["precision"]
+        how = choice["backend"].removesuffix(f"-{precision}") + (f" {precision}" if precision else "")
+        what = f"{how}, {threads} thread{'s' if threads != 1 else ''} ({against})"
+    return _label(choice["engine"], choice["part"]), what
 
 
 def _heard_rows(notes: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -190,16 +210,24 @@ def _free_bytes(root: Path) -> int | None:
 
 
 def _waiting(cache: ContentCache, fingerprint: str) -> list[str]:
-    """What `accelerator tune` is for, part by part."""
+    """What `accelerator tune` is for, each said once: an engine may have many checkpoints, each with these parts."""
     from ..pipeline.tuning import waiting
 
-    return [
-        f"{tuning.part}: {tuning.waits}; a seed then sounds different."
-        if tuning.proposed is not None
-        else f"{tuning.part} was measured while others kept {tuning.others_cpus:g} CPUs busy: "
-        "a later start measures it again, `accelerator tune` does it now."
-        for tuning in waiting(cache, fingerprint)
+    found = sorted(waiting(cache, fingerprint), key=_whose)
+    proposals = [
+        f"{_label(each.engine, each.part)}: {each.waits}; a seed then sounds different."
+        for each in found
+        if each.proposed is not None
     ]
+    busy = [each for each in found if each.proposed is None]
+    if busy:
+        most = max(each.others_cpus or 0.0 for each in busy)
+        parts = ", ".join(dict.fromkeys(_label(each.engine, each.part) for each in busy))
+        proposals.append(
+            f"Measured while others kept up to {most:.2g} CPUs busy: {parts}. A later start measures again, "
+            "`accelerator tune` does it now."
+        )
+    return list(dict.fromkeys(proposals))
 
 
 def _warnings(

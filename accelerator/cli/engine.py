@@ -12,11 +12,22 @@ from ..errors import EngineError
 from . import formats
 from .console import Output
 from .options import SizeName
+from .streams import foreign_bytes
 
 if TYPE_CHECKING:
+    from ..engines import Adapter
     from ..optimizer import UniversalOptimizer
 
-__all__ = ["check_choice", "checkpoint_kind", "export_errors", "open_engine", "part_rows", "prepare"]
+__all__ = [
+    "check_choice",
+    "checkpoint_kind",
+    "export_errors",
+    "open_engine",
+    "own_options",
+    "part_rows",
+    "prepare",
+    "split_options",
+]
 
 ENCODER = "encoder"  # the part that only a reference voice needs
 _DOWNLOADS = {
@@ -29,6 +40,7 @@ _FILES = {
     "piper": "a voice of rhasspy/piper-voices, with its .onnx.json beside it",
 }
 """Of engines whose checkpoint is a file: what it is."""
+_ONNX = (*_FILES, "kitten")
 
 
 def check_choice(engine: str, size: SizeName | None, checkpoint: Path | None) -> None:
@@ -49,6 +61,8 @@ def check_choice(engine: str, size: SizeName | None, checkpoint: Path | None) ->
             raise typer.BadParameter("only the reference engine has sizes", param_hint="--size")
     if checkpoint is not None and not checkpoint.exists():
         raise EngineError(f"the checkpoint {str(checkpoint)!r} does not exist: give the path of a downloaded one")
+    if checkpoint is not None and engine in _ONNX and foreign_bytes(str(checkpoint)) is not None:
+        raise EngineError(f"the name {str(checkpoint)!r} is not UTF-8, and ONNX Runtime opens no such file: rename it")
 
 
 def checkpoint_kind(engine: str) -> str:
@@ -79,6 +93,27 @@ def open_engine(
     if not voice.trained:
         out.note(f"Note: {voice.note}")
     return UniversalOptimizer(voice.engine, **options)
+
+
+def split_options(given: Sequence[str] | None) -> dict[str, str]:
+    """--option NAME=VALUE, by name. Raises BadParameter."""
+    found: dict[str, str] = {}
+    for each in given or ():
+        name, equals, value = each.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise typer.BadParameter(f"{each!r} is no NAME=VALUE, as speed=1.2 is", param_hint="--option")
+        if name in found:
+            raise typer.BadParameter(f"{name} is given twice: leave one out", param_hint="--option")
+        found[name] = value
+    return found
+
+
+def own_options(adapter: Adapter, given: Mapping[str, str]) -> dict[str, Any]:
+    """What of --option an engine is asked. Raises InvalidOption."""
+    from ..engines.options import parse_options
+
+    return parse_options(adapter.name, adapter.options or {}, given)
 
 
 def prepare(optimizer: UniversalOptimizer, *, encoder: bool = True) -> None:

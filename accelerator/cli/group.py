@@ -5,19 +5,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ..errors import AcceleratorError
 from .console import BROKEN_PIPE, INTERRUPTED, Output
+from .streams import Unprintable, foreign_bytes, safe_streams, silence
 
-__all__ = ["Commands", "Listing"]
+__all__ = ["Command", "Commands", "Listing"]
 
 _ENDLESS = 1000  # more letters than a sentence of help has
 
@@ -25,8 +25,32 @@ _ENDLESS = 1000  # more letters than a sentence of help has
 _ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
+class Command(TyperCommand):
+    """A command whose texts are texts. Names of files may be any bytes, and are paths by now."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        rest, parameters = list(super().parse_args(ctx, args)), list[Any](self.params)
+        for param in parameters:
+            value = ctx.params.get(param.name)
+            for text in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(text, str) and (found := foreign_bytes(text)) is not None:
+                    encoding = sys.getfilesystemencoding().upper()
+                    said = f"the byte 0x{found[1]:02X} at position {found[0]} is not {encoding}"
+                    raise typer.BadParameter(f"{said}: convert the text first, as iconv does", ctx=ctx, param=param)
+        return rest
+
+
 class Listing(TyperGroup):
     """A group whose help says of each command a whole sentence, on several lines where the terminal is narrow."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Refuses a command that there is not with those that there are."""
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            known = self.list_commands(ctx)
+            near = get_close_matches(args[0], known, n=1)
+            meant = f": did you mean {near[0]}?" if near else "."
+            ctx.fail(f"There is no command {args[0]!r}{meant} The commands are {', '.join(known)}.")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
@@ -47,7 +71,7 @@ class Commands(Listing):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        _make_streams_safe()
+        safe_streams()
         arguments = sys.argv[1:] if args is None else list(args)
         out = Output(json=_wants_json(arguments))
         with out.logging():
@@ -64,7 +88,11 @@ class Commands(Listing):
                 code = INTERRUPTED if interrupted else 1
                 if not interrupted:
                     out.note("Nothing was done.")
-            code = _flush(code if isinstance(code, int) else 0)
+            except BrokenPipeError:
+                code = BROKEN_PIPE
+            except Unprintable as error:
+                code = _unprintable(out, error)
+            code = _flush(out, code if isinstance(code, int) else 0)
         if not standalone_mode:
             return code
         sys.exit(code)
@@ -74,7 +102,7 @@ class Commands(Listing):
         out: Output = ctx.obj
         try:
             return super().invoke(ctx)
-        except (_ClickException, typer.Exit, typer.Abort):
+        except (_ClickException, typer.Exit, typer.Abort, Unprintable):
             raise
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
@@ -92,23 +120,19 @@ def _wants_json(arguments: Sequence[str]) -> bool:
     return "--json" in given and command != "bench"
 
 
-def _make_streams_safe() -> None:
-    """Standard streams that are closed become empty ones; a character that a terminal lacks is replaced, not fatal."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
-        elif mode == "w" and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+def _unprintable(out: Output, error: Unprintable) -> int:
+    out.note(f"Error: stdout cannot be written ({error.strerror}): send what is printed elsewhere", style="bold red")
+    return 1
 
 
-def _flush(code: int) -> int:
-    """What is still buffered goes out now, since Python tells of a broken pipe at exit otherwise."""
+def _flush(out: Output, code: int) -> int:
+    """What is still buffered goes out now, since Python tells of what cannot be written at exit otherwise."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         code = BROKEN_PIPE
-    if code == BROKEN_PIPE:
-        with contextlib.suppress(OSError, ValueError):  # not a real file, as in tests
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
+    except Unprintable as error:
+        code = code or _unprintable(out, error)
+        silence(sys.stdout)
     return code

@@ -27,7 +27,7 @@ class Measures(Listing):
             raise typer.BadParameter(f"these are {len(asked)} measurements: give one", param_hint=f"--{asked[1]}")
         if asked:
             args = [asked[0], *(word for word in args if word != f"--{asked[0]}")]
-        elif not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+        elif not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
             args = [_default(args), *args]
         ctx.meta[COMMAND] = _command(args)
         return list(super().parse_args(ctx, args))

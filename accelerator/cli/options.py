@@ -18,6 +18,7 @@ __all__ = [
     "Checkpoint",
     "Debug",
     "Engine",
+    "EngineOptions",
     "Json",
     "Precision",
     "PrecisionName",
@@ -104,6 +105,14 @@ ReferenceText = Annotated[str | None, typer.Option("--reference-text", help="Wha
 AudioFormat = Annotated[
     str | None,
     typer.Option("--format", help="wav, flac, mp3, ogg, opus or m4a. [default: by the suffix; wav for stdout]"),
+]
+EngineOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="An option of the engine's own, speed=1.2 say; repeatable. `accelerator options` lists an engine's.",
+    ),
 ]
 Size = Annotated[
     SizeName | None,

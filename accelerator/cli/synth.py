@@ -23,6 +23,7 @@ from .options import (
     Checkpoint,
     Debug,
     Engine,
+    EngineOptions,
     Json,
     Precision,
     PrecisionName,
@@ -77,6 +78,7 @@ def synth(
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Frames of each segment at most. [default: the engine's]")
     ] = None,
+    option: EngineOptions = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Write audio as soon as there is any, not by whole segments.")
     ] = False,
@@ -109,6 +111,9 @@ def synth(
         "top_k": top_k,
         "max_new_tokens": max_new_tokens,
     }
+    written = engines.split_options(option)
+    if twice := [name for name in written if sampling.get(name) is not None]:
+        raise typer.BadParameter(f"{twice[0]} is given twice: leave one out", param_hint="--option")
     _check_early(text, output, format, reference, reference_text, sampling)
     if voice is not None and reference is not None:
         raise typer.BadParameter("give --voice or --reference, not both", param_hint="--voice")
@@ -118,7 +123,8 @@ def synth(
         with optimizer:
             with_voice = reference is not None
             growing = _Growing(output, format, at_once=stream)
-            asked = {"voice": voice, "unspeakable": unspeakable.value, "eager": stream, **sampling}
+            own = engines.own_options(optimizer.adapter, written)
+            asked = {"voice": voice, "unspeakable": unspeakable.value, "eager": stream, **sampling, **own}
             asked["on_restart"] = None if stream else growing.restart
             optimizer.stream(text, reference, reference_text, **asked)  # refused now, not after minutes of exporting
             engines.prepare(optimizer, encoder=with_voice)  # before the clock of the request starts

@@ -1,9 +1,10 @@
-"""`accelerator engines` and `accelerator voices`: what can be spoken with, and in whose voice."""
+"""`accelerator engines`, `voices` and `options`: what can be spoken with, in whose voice, and how."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from dataclasses import asdict
 from typing import Any
 
 import typer
@@ -12,7 +13,7 @@ from . import engine as opened
 from .console import Output
 from .options import Checkpoint, Debug, Engine, Json, Size, Verbose
 
-__all__ = ["engine_state", "engines", "known_engines", "voices"]
+__all__ = ["engine_state", "engines", "known_engines", "options", "voices"]
 
 _HINTS = {  # top-level module -> how it comes to be there
     "fish_speech": "pip install -e . in a checkout of it",
@@ -52,11 +53,43 @@ def voices(
     out: Output = ctx.obj
     with opened.open_engine(out, engine, size, checkpoint) as optimizer:
         names = list(getattr(optimizer.adapter, "voices", tuple)())
+        imitates = optimizer.adapter.cloning is not None
     out.document({"engine": engine, "voices": names})
     for name in names:
         out.line(name)
     if not names:
-        out.note(f"{engine} knows no voices by name here; --reference takes a recording where it imitates voices.")
+        instead = "--reference takes a recording to imitate" if imitates else "it speaks in the one it has"
+        out.note(f"{engine} knows no voices by name here: {instead}.")
+
+
+def options(
+    ctx: typer.Context,
+    engine: Engine = "reference",
+    size: Size = None,
+    checkpoint: Checkpoint = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """List the options that an engine has of its own, for --option."""
+    out: Output = ctx.obj
+    with opened.open_engine(out, engine, size, checkpoint) as optimizer:
+        known = optimizer.adapter.options or {}
+    out.document(
+        {
+            "engine": engine,
+            "options": {name: {**asdict(each), "kind": each.kind.__name__} for name, each in known.items()},
+        }
+    )
+    if known:
+        rows = [[name, each.values, _default(each.default), each.help] for name, each in known.items()]
+        out.table(("option", "value", "default", "what it is"), rows)
+    else:
+        out.note(f"{engine} has no options of its own.")
+
+
+def _default(value: Any) -> str:
+    return "the engine's" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
 def known_engines() -> list[dict[str, Any]]:

@@ -160,7 +160,8 @@ class KokoroStages:
             raise InvalidText("the text has no sound that this voice knows: is it in another language or script?")
         asked = {name: _given(request.options).get(name, pause) for name, pause in _PAUSE_S.items()}
         pauses = [_chunker().pause_after(batch, *asked.values()) for batch in batches[:-1]]
-        return [Segment(batch, None, 0, pause) for batch, pause in zip(batches, [*pauses, 0.0], strict=True)]
+        following = zip(batches, [*pauses, 0.0], strict=True)
+        return [Segment(batch, None, 0, pause, phonemes=True) for batch, pause in following]
 
     def shortest(self, text: str) -> float:
         return 0.0
@@ -247,5 +248,8 @@ def _voices_beside(model: Path) -> Path:
     found = sorted(each for suffix in ("bin", "npz") for each in model.parent.glob(f"voices*.{suffix}"))
     if len(found) != 1:
         what = f"{len(found)} files" if found else "no file"
-        raise EngineError(f"there is {what} voices*.bin or voices*.npz beside {model}: give its path as voices=")
+        raise EngineError(
+            f"there is {what} voices*.bin or voices*.npz beside {model}: have exactly one there (a link will do), or "
+            "in Python give its path as voices="
+        )
     return found[0]

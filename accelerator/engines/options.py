@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import InvalidOption
 from ..speech import is_finite
 
-__all__ = ["SAMPLING", "Option", "check_options"]
+__all__ = ["SAMPLING", "Option", "check_options", "parse_options"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,26 @@ class Option:
     high: float | None = None
     choices: tuple[str, ...] = ()
     default: Any = None
+
+    @property
+    def values(self) -> str:
+        """What it may be, in words: "0.5 to 2", "a text"."""
+        if self.kind is bool:
+            return "true or false"
+        if self.kind is str:
+            return " or ".join(self.choices) or "a text"
+        kind = "a whole number" if self.kind is int else "a number"
+        if self.low is not None and self.high is not None:
+            return f"{self.low:g} to {self.high:g}"
+        return kind + (f" from {self.low:g}" if self.low is not None else "")
+
+    def parse(self, name: str, text: str) -> Any:
+        """The value that somebody wrote. Raises InvalidOption."""
+        try:
+            value = {"true": True, "false": False}[text.lower()] if self.kind is bool else self.kind(text)
+        except (ValueError, KeyError) as error:
+            raise InvalidOption(f"{name} must be {self.values}, not {text!r}") from error
+        return self.check(name, value)
 
     def check(self, name: str, value: Any) -> Any:
         """The value, as the engine takes it. Raises InvalidOption."""
@@ -65,7 +85,22 @@ def check_options(engine: str, known: Mapping[str, Option], given: Mapping[str, 
         if value is None:
             continue
         if name not in known:
-            names = f"it takes {', '.join(('seed', *sorted(known)))}" if known else "it takes seed only"
-            raise InvalidOption(f"{name} is no option of {engine}: {names}")
+            raise _unknown(engine, name, ["seed", *_listed(known)] if known else ["seed only"])
         taken[name] = known[name].check(name, value)
     return taken
+
+
+def parse_options(engine: str, known: Mapping[str, Option], given: Mapping[str, str]) -> dict[str, Any]:
+    """What was written, as `check_options` takes it. Raises InvalidOption."""
+    for name in given:
+        if name not in known:
+            raise _unknown(engine, name, _listed(known) or ["none"])
+    return {name: known[name].parse(name, text) for name, text in given.items()}
+
+
+def _unknown(engine: str, name: str, taken: Sequence[str]) -> InvalidOption:
+    return InvalidOption(f"{name} is no option of {engine}: it takes {', '.join(taken)}")
+
+
+def _listed(known: Mapping[str, Option]) -> list[str]:
+    return [f"{name} ({known[name].values})" for name in sorted(known)]

@@ -108,7 +108,7 @@ class Pooled:
         spoken.begun = True
         while True:
             check_heard(self._cancelled)
-            spoken.tries, spoken.samples = spoken.tries + 1, 0
+            spoken.tries, spoken.drawn, spoken.samples = spoken.tries + 1, 0, 0
             try:
                 with self._workers.one(True) as alone:
                     for audio in self._windows_of(spoken, alone):
@@ -128,6 +128,7 @@ class Pooled:
         waiting, size = list[Unit](), next(sizes)
         for units in self._stages.generate(spoken.segment, self._voice, job):
             waiting.extend(units)
+            self._count(spoken, len(units))
             while len(waiting) > size:  # not those at the end, which are final
                 window, waiting = waiting[:size], waiting[size:]
                 yield from _sounding(decoder.push(window, final=False))
@@ -165,7 +166,7 @@ class Pooled:
         spoken.begun = True
         while True:
             check_heard(self._cancelled)
-            spoken.tries += 1
+            spoken.tries, spoken.drawn = spoken.tries + 1, 0
             try:
                 with self._workers.one(exclusive) as still_exclusive:
                     audio = self._audio(spoken, still_exclusive)
@@ -184,9 +185,14 @@ class Pooled:
         units: list[Unit] = []
         for more in self._stages.generate(spoken.segment, self._voice, job):
             units.extend(more)
+            self._count(spoken, len(more))
         if not units:
             return np.zeros(0, np.float32)
         return as_audio(self._stages.decoder(self._voice, job).push(units, final=True))
+
+    def _count(self, spoken: Spoken, units: int) -> None:
+        """Of an engine without windows a unit is no frame, but a segment's audio."""
+        spoken.drawn += units if self._stages.windows else 0
 
 
 def _sounding(answer: Any) -> Iterator[np.ndarray]:

@@ -267,7 +267,17 @@ class Selector:
             raise failure or SessionError(f"nothing that {part.name} could run on was proven")
         self.progress(ProgressEvent(part.name, "probe", len(candidates), len(candidates) + 1))
         seconds[ORIGINAL] = part.probe(part.original)
-        return Tuning.of(part.name, seconds, clock.others_cpus(), self.now(), before), opened
+        precisions = {each.way: _precision(each) for each in candidates}
+        tuning = Tuning.of(
+            part.name,
+            seconds,
+            clock.others_cpus(),
+            self.now(),
+            before,
+            engine=self.engine,
+            precisions=precisions,
+        )
+        return tuning, opened
 
     def _open(self, part: Part, candidate: _Candidate, reason: str) -> Choice:
         """Load while the files' digests are still being checked, and wait for the check before anything is used."""

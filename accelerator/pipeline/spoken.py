@@ -72,10 +72,11 @@ def check_heard(cancelled: Callable[[], bool]) -> None:
 
 
 def progress(spoken: Iterable[Spoken], sample_rate: int) -> list[dict[str, Any]]:
-    """Per segment: its text, units generated, seconds spoken, tries, and its state."""
+    """Per segment: its text as it is written, or its phonemes; frames generated, seconds spoken, tries, its state."""
     return [
         {
-            "text": each.segment.text,
+            "text": None if each.segment.phonemes else each.segment.text,
+            "phonemes": each.segment.text if each.segment.phonemes else None,
             "frames": each.drawn,
             "audio_s": each.samples / sample_rate,
             "tries": each.tries,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ..cache import ContentCache, make_key
@@ -70,9 +70,10 @@ ORIGINAL = Way("original", RunOptions(backend="original"))  # the engine's own c
 class Tuning:
     """The way a part runs on this machine, and what was measured.
 
-    seconds: per unit of the part's work, by the ways' names. others_cpus: CPUs kept busy by others meanwhile (None: not
-    known on this system). probes: how often it was measured; measured_at: when last, in seconds since the epoch.
-    proposed: a faster way with another sound.
+    seconds: per unit of the part's work, by the ways' names. precisions: what each way computes in. others_cpus: CPUs
+    kept busy by others meanwhile (None: not known on this system). probes: how often it was measured; measured_at: when
+    last, in seconds since the epoch. proposed: a faster way with another sound. engine: whose part it is, "" in notes
+    of earlier versions.
     """
 
     part: str
@@ -82,6 +83,8 @@ class Tuning:
     probes: int = 1
     measured_at: float = 0.0
     proposed: Way | None = None
+    engine: str = ""
+    precisions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -91,11 +94,15 @@ class Tuning:
         others_cpus: float | None,
         measured_at: float,
         before: Tuning | None = None,
+        *,
+        engine: str = "",
+        precisions: Mapping[Way, str] | None = None,
     ) -> Tuning:
         """The tuning that follows from the seconds of each way, including the original, and the tuning before."""
         fastest = _fastest(seconds)
         names = {way.name: taken for way, taken in seconds.items()}
-        new = cls(part, fastest, names, others_cpus, 1, measured_at)
+        computed = {way.name: precision for way, precision in (precisions or {}).items()}
+        new = cls(part, fastest, names, others_cpus, 1, measured_at, engine=engine, precisions=computed)
         if before is None:
             return new
         new = replace(new, probes=before.probes + 1)
@@ -103,7 +110,7 @@ class Tuning:
         if not alike:  # not available in this process
             return new
         if not new.calm and (before.others_cpus or 0.0) < (others_cpus or 0.0):  # the earlier one is better
-            return replace(before, probes=new.probes, measured_at=measured_at)
+            return replace(before, probes=new.probes, measured_at=measured_at, engine=engine, precisions=new.precisions)
         kept = min(alike, key=alike.__getitem__)
         faster = new.calm and fastest.sound != kept.sound and seconds[kept] >= WORTH * seconds[fastest]
         return replace(new, way=kept, proposed=fastest if faster else None)
@@ -112,6 +119,11 @@ class Tuning:
     def calm(self) -> bool:
         """Whether nothing else kept the machine busy while it was measured."""
         return (self.others_cpus or 0.0) <= BUSY
+
+    @property
+    def precision(self) -> str:
+        """What the part computes in; "" for the original, and in notes of earlier versions."""
+        return self.precisions.get(self.way.name, "")
 
     def is_due(self, now: float) -> bool:
         """Whether it is to be measured again: `now`, in seconds since the epoch."""
@@ -143,8 +155,10 @@ class Tuning:
         """The note that is kept, and what `status()` shows: JSON."""
         return {
             **self.way.to_dict(),
+            "engine": self.engine,
             "part": self.part,
             "seconds": dict(self.seconds),
+            "precisions": dict(self.precisions),
             "others_cpus": self.others_cpus,
             "calm": self.calm,
             "probes": self.probes,
@@ -167,6 +181,8 @@ class Tuning:
                 int(note["probes"]),
                 float(note["measured_at"]),
                 None if proposed is None else Way.from_dict(proposed),
+                str(note.get("engine", "")),
+                {str(name): str(precision) for name, precision in note.get("precisions", {}).items()},
             )
             _ = tuning.slower, tuning.waits  # checks that the figures exist
         except (KeyError, TypeError, ValueError, AttributeError):

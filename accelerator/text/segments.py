@@ -83,13 +83,15 @@ class Segment:
     """A slice of the text, text[start : start + len(segment.text)], and the silence after it, in seconds.
 
     pause_s: None where the engine's own silence is to stay as it is. content: what an engine has made of it already
-    (phonemes, say), for itself.
+    (phonemes, say), for itself. phonemes: `text` is phonemes, of an engine that makes them of all of a text before it
+    cuts, and does not tell of which words.
     """
 
     text: str
     pause_s: float | None
     start: int
     content: Any = None
+    phonemes: bool = False
 
 
 @dataclass(frozen=True)

@@ -113,3 +113,10 @@ def test_user_cache_last(monkeypatch, tmp_path, project):
     if project is not None:
         (tmp_path / "pyproject.toml").write_text(project)
     assert default_root() == tmp_path / "user" / "accelerator-tts"
+
+
+@pytest.mark.parametrize("places", [{"root": "/caf\udce9"}, {"root": "/cafe", "parents": ["/caf\udce9"]}])
+def test_a_place_that_onnx_runtime_cannot_be_told_of(places):
+    with pytest.raises(InvalidOption, match=r"the cache cannot be in .* Choose another place by cache_dir"):
+        ContentCache(**places)
+    assert ContentCache("/caf\u00e9").root == Path("/caf\u00e9").absolute()

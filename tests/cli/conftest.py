@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sys
+import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,9 @@ import pytest
 
 from accelerator.audio.checks import write_wav
 from accelerator.cache import ContentCache
+from accelerator.engines import CHECKPOINTS
 from tests.cli.commands import TINY, answer
+from tests.skeletons import Skeleton
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +52,22 @@ def voice(tmp_path: Path) -> Path:
     t = np.arange(16_000) / 16_000
     write_wav(tmp_path / "voice.wav", (0.3 * np.sin(2 * np.pi * 180 * t)).astype(np.float32), 16_000)
     return tmp_path / "voice.wav"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Skeleton]], list[str]]:
+    """The options by which a command opens an engine in the small."""
+
+    def opened(kind: type[Skeleton]) -> list[str]:
+        class Opened(kind):  # type: ignore[valid-type, misc]
+            @classmethod
+            def from_checkpoint(cls, path: Path) -> Opened:
+                return cls()
+
+        module = types.ModuleType("an_engine")
+        module.Opened = Opened  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "an_engine", module)
+        monkeypatch.setitem(CHECKPOINTS, "an-engine", "an_engine:Opened")
+        return ["--engine", "an-engine", "--checkpoint", str(tmp_path)]
+
+    return opened

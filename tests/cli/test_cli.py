@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import os
@@ -13,6 +15,8 @@ from pathlib import Path
 import pytest
 
 import accelerator
+from accelerator.cli import app
+from accelerator.cli.console import Output
 from accelerator.errors import CacheError
 from tests.cli.commands import FEW, TINY, error, run, script
 
@@ -25,7 +29,7 @@ def test_version():
 def test_help_names_every_command():
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("doctor", "demo", "engines", "voices", "export", "tune", "synth", "bench", "cache"):
+    for command in ("doctor", "demo", "engines", "voices", "options", "export", "tune", "synth", "bench", "cache"):
         assert command in result.stdout
 
 
@@ -56,6 +60,26 @@ def test_runs_as_a_module(tmp_path: Path):
 )
 def test_wrong_usage_is_2(args: list[str]):
     assert run(*args).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "meant", "known"),
+    [
+        (["doctro"], "did you mean doctor?", "doctor, demo, engines"),
+        (["cache", "lst"], "did you mean list?", "path, list, verify, prune, clear."),
+        (["bench", "servign"], "did you mean serving?", "engine, serving, quality"),
+        (["bench", "nothing-like-it"], "'nothing-like-it'. The", "feed-forward, peers, tables."),
+    ],
+)
+def test_a_command_that_there_is_not(args: list[str], meant: str, known: str):
+    result = run(*args)
+    assert result.exit_code == 2
+    assert meant in result.stderr
+    assert known in result.stderr
+
+
+def test_a_command_that_there_is_not_with_json():
+    assert "did you mean list?" in error("cache", "lst", exit_code=2)["message"]
 
 
 def test_wrong_usage_with_json_is_json(tmp_path: Path):
@@ -127,9 +151,11 @@ def test_ctrl_c_in_a_process(tmp_path: Path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_reader_who_leaves(cache: Path):
+@pytest.mark.parametrize("args", [["cache", "list"], ["cache", "list", "--json"], ["--help"]], ids=" ".join)
+def test_a_reader_who_leaves(args: list[str], cache: Path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "accelerator", "cache", "list", "--cache-dir", str(cache)],
+        [sys.executable, "-m", "accelerator", *args],
+        env={**os.environ, "ACCELERATOR_CACHE": str(cache)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -139,6 +165,111 @@ def test_a_reader_who_leaves(cache: Path):
     assert process.wait(60) == 141
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+class Full(io.RawIOBase):
+    """A file on a full disk."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture(params=["buffered", "unbuffered"])
+def full(request: pytest.FixtureRequest) -> io.TextIOWrapper:
+    binary = io.BufferedWriter(Full()) if request.param == "buffered" else Full()
+    return io.TextIOWrapper(binary, encoding="utf-8", write_through=request.param == "unbuffered")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["--version"],
+        ["cache", "--help"],
+        ["cache", "list"],
+        ["cache", "list", "--json"],
+        ["doctor"],
+        ["voices"],
+        ["bench", "tables", "docs/benchmarks"],
+    ],
+    ids=" ".join,
+)
+def test_stdout_on_a_full_disk(
+    args: list[str], full: io.TextIOWrapper, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setattr(sys, "stdout", full)
+    assert app(args, standalone_mode=False) == 1
+    said = f"Error: stdout cannot be written ({os.strerror(errno.ENOSPC)}): send what is printed elsewhere\n"
+    assert capsys.readouterr().err == said
+
+
+def test_stderr_on_a_full_disk(
+    full: io.TextIOWrapper, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    """What is said beside a result is no part of it."""
+    monkeypatch.setattr(sys, "stderr", full)
+    assert app(["voices", *TINY], standalone_mode=False) == 0
+    assert app(["nonsense"], standalone_mode=False) == 2
+
+
+def test_speech_is_kept_where_stdout_is_on_a_full_disk(
+    full: io.TextIOWrapper, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        command = ["synth", "Hi.", "-o", str(tmp_path / "a.wav"), *TINY, *FEW, "--cache-dir", str(cache)]
+        assert app(command, standalone_mode=False) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+    assert (tmp_path / "a.wav").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["synth", "caf\udce9", "-o", "a.wav"],
+        ["synth", "hi", "-o", "a.wav", "--voice", "caf\udce9"],
+        ["synth", "hi", "-o", "a.wav", "--engine", "caf\udce9"],
+        ["synth", "hi", "-o", "a.wav", "--reference-text", "caf\udce9"],
+        ["demo", "--text", "caf\udce9"],
+        ["bench", "quality", "--recipe", "fine", "--recipe", "caf\udce9"],
+    ],
+    ids=lambda args: " ".join(args).replace("\udce9", "?"),
+)
+def test_texts_that_are_not_utf8(args: list[str]):
+    """A byte that Python cannot decode is such a character in `sys.argv` (PEP 383)."""
+    result = run(*args)
+    assert result.exit_code == 2
+    assert "the byte 0xE9 at position 3 is not" in result.stderr
+
+
+def test_names_of_files_that_are_not_utf8(tmp_path: Path):
+    folder = tmp_path / "caf\udce9"
+    try:
+        folder.mkdir()
+        (folder / "a.txt").write_text("?!")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    assert error("synth", "--file", folder / "a.txt", "-o", folder / "a.wav")["message"].startswith("the text has no")
+    assert "ONNX Runtime opens no file there" in error("cache", "path", "--cache-dir", folder)["message"]
+    (folder / "voice.onnx").touch()
+    found = error("voices", "--engine", "piper", "--checkpoint", folder / "voice.onnx")
+    assert "ONNX Runtime opens no such file" in found["message"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are not bytes there")
+def test_names_are_printed_as_they_are():
+    code = "from accelerator.cli import streams\nstreams.safe_streams()\nprint('caf\\udce9')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
+    assert done.stdout == b"caf\xe9\n"
+
+
+def test_names_in_json_are_names(capsys: pytest.CaptureFixture[str]):
+    Output(json=True).document({"path": "Gr\u00fc\udce9"})
+    assert json.loads(capsys.readouterr().out) == {"path": "Gr\u00fc\udce9"}
 
 
 def test_warnings_are_lines_without_tracebacks(monkeypatch: pytest.MonkeyPatch):

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 import accelerator
+from accelerator.cache import ContentCache, make_key
+from accelerator.hardware import detect
+from accelerator.pipeline.tuning import ORIGINAL, Tuning, Way
+from accelerator.runtime.options import RunOptions
 from tests.cli.commands import answer, run
 
 
@@ -43,8 +47,10 @@ def test_says_what_runs(exported: dict, cache: Path):
     for name, part in exported["parts"].items():
         assert choices[name]["backend"] == part["backend"]
         assert choices[name]["seconds"] == part["probe"]["seconds"]
+        assert (choices[name]["engine"], choices[name]["precision"]) == ("reference", part["precision"])
     text = run("doctor", "--cache-dir", cache).stdout
-    assert "text2semantic" in text
+    assert "reference text2semantic" in text
+    assert "(a first guess, for a large model; what runs is below)" in text
     assert "Compiled kernels" in text
 
 
@@ -100,3 +106,44 @@ def test_warnings_of_the_hardware(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "8 CPUs as cores" in warnings
     assert "1.0 GiB of memory" in warnings
     assert "OMP_NUM_THREADS=3" in warnings
+
+
+def tuned(engine: str, part: str, precision: str = "", *, backend: str = "native", others: float = 1.5) -> dict:
+    """What is kept of a measurement."""
+    way = Way(backend, RunOptions(backend="onnxruntime" if backend.startswith("onnx") else backend))
+    seconds = {way: 0.001, ORIGINAL: 0.002}
+    return Tuning.of(part, seconds, others, 1.0, engine=engine, precisions={way: precision}).to_dict()
+
+
+def remember(root: Path, *notes: dict) -> None:
+    fingerprint = detect(store=root).fingerprint
+    for number, note in enumerate(notes):
+        assert ContentCache(root).write_note(make_key(number=number), f"tuning-{fingerprint}-auto", note)
+
+
+def test_what_runs_is_grouped_by_engine_and_said_once(tmp_path: Path):
+    old = tuned("", "graph")
+    del old["engine"], old["precisions"]
+    remember(
+        tmp_path,
+        tuned("reference", "text2semantic", "int8"),
+        tuned("piper", "text", "fp32", backend="onnxruntime", others=0.0),
+        old,
+        tuned("piper", "decoder", "int8", backend="onnxruntime-int8", others=0.5),
+        tuned("piper", "decoder", "int8", backend="onnxruntime-int8", others=0.9),
+    )
+    lines = run("doctor", "--cache-dir", tmp_path).stdout.splitlines()
+    start = next(at for at, line in enumerate(lines) if "Sequences at once" in line)
+    ways = [" ".join(line.split()).split(" (")[0] for line in lines[start + 1 : start + 5]]
+    assert ways == [
+        "piper decoder onnxruntime int8, 1 thread",
+        "piper text onnxruntime fp32, 1 thread",
+        "reference text2semantic native int8, 1 thread",
+        "some engine graph native, 1 thread",
+    ]
+    busy = [line for line in lines if "CPUs busy" in line]
+    assert busy == [
+        "- Measured while others kept up to 1.5 CPUs busy: piper decoder, reference text2semantic, some engine graph. "
+        "A later start measures again, `accelerator tune` does it now."
+    ]
+    assert len(answer("doctor", "--cache-dir", tmp_path)["choices"]) == 5

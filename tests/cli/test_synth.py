@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 import wave
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import soundfile
 
 from tests.cli.commands import FEW, TINY, answer, error, run
+from tests.skeletons import Graph
 
 
 def wav(path: Path) -> tuple[int, int]:
@@ -98,6 +100,52 @@ def test_speaks_in_a_voice(copied: Path, tmp_path: Path, voice: Path):
     options = ["--reference", voice, "--reference-text", "la", "--precision", "fp32", "--cache-dir", copied]
     found = answer("synth", "Hello", "-o", tmp_path / "a.wav", *TINY, *FEW, *options)
     assert "encoder" in found["metrics"]["backends"]
+
+
+def test_an_engines_own_options(checkpoint: Callable[..., list[str]], tmp_path: Path):
+    options = ["-o", tmp_path / "a.wav", *checkpoint(Graph), "--cache-dir", tmp_path / "cache"]
+    plain, fast = (answer("synth", "Hello", *options, "--option", f"speed={n}")["samples"] for n in ("1", "1.5"))
+    assert (plain, fast) == (2 * fast, fast)
+    assert fast > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "exit_code", "says"),
+    [
+        (["pitch=3"], 1, "pitch is no option of skeleton: it takes speed (0.5 to 2)"),
+        (["seed=3"], 1, "seed is no option of skeleton: it takes speed"),
+        (["speed=fast"], 1, "speed must be 0.5 to 2, not 'fast'"),
+        (["speed=3"], 1, "speed must be from 0.5 to 2, not 3.0"),
+        (["speed=nan"], 1, "speed must be from 0.5 to 2, not nan"),
+        (["speed"], 2, "'speed' is no NAME=VALUE"),
+        (["=1"], 2, "'=1' is no NAME=VALUE"),
+        (["speed=1", "speed=2"], 2, "speed is given twice"),
+    ],
+    ids=str,
+)
+def test_refuses_options_that_an_engine_has_not(
+    given: list[str], exit_code: int, says: str, checkpoint: Callable[..., list[str]], tmp_path: Path
+):
+    options = [word for each in given for word in ("--option", each)]
+    output = ["-o", tmp_path / "a.wav", "--cache-dir", tmp_path / "cache"]
+    found = error("synth", "Hello", *output, *checkpoint(Graph), *options, exit_code=exit_code)
+    assert says in found["message"]
+
+
+def test_an_option_of_sampling_by_either_name(cache: Path, tmp_path: Path):
+    options = ["-o", tmp_path / "a.wav", *TINY, "--seed", "0", "--precision", "fp32", "--cache-dir", cache]
+    found = answer("synth", "Hello", *options, "--option", "max-new-tokens=7")
+    assert found["metrics"]["frames"] == 7
+    twice = ["--option", "temperature=0.5", "--temperature", "0.6"]
+    assert "temperature is given twice" in error("synth", "Hello", *options, *twice, exit_code=2)["message"]
+
+
+def test_an_engine_that_imitates_nobody_is_told_by_the_options_name(
+    checkpoint: Callable[..., list[str]], tmp_path: Path, voice: Path
+):
+    options = [*checkpoint(Graph), "--reference", voice, "--cache-dir", tmp_path / "cache"]
+    found = error("synth", "Hello", "-o", tmp_path / "a.wav", *options)
+    assert found["message"] == "skeleton does not imitate voices: leave --reference out"
 
 
 def test_an_engine_saved_to_a_file(cache: Path, tmp_path: Path):

@@ -108,6 +108,18 @@ def test_a_seed_is_the_same_take_in_a_pool_a_stream_and_elsewhere(voice: Any, op
     np.testing.assert_array_equal(np.concatenate([c.audio for c in optimizer.stream(TEXT, seed=5)]), expected)
 
 
+@pytest.mark.parametrize("text", [TEXT, "Hello."])
+def test_segments_tell_their_phonemes_and_frames(text: str, voice: Any, optimizer: UniversalOptimizer) -> None:
+    stream = optimizer.stream(text, normalize_audio=False)
+    assert sum(len(chunk.audio) for chunk in stream) > 0
+    for metrics in (optimizer.synthesize(text).metrics, stream.metrics):
+        segments = metrics["segments"]
+        assert [each["phonemes"] for each in segments] == ["".join(each) for each in voice.phonemize(text)]
+        assert {each["text"] for each in segments} == {None}
+        assert all(each["frames"] > 0 for each in segments)
+        assert sum(each["frames"] for each in segments) == metrics["frames"]
+
+
 def test_a_stream_that_is_not_brought_to_full_scale_begins_before_its_sentence_is_whole(
     optimizer: UniversalOptimizer,
 ) -> None:

@@ -70,6 +70,19 @@ def test_the_first_measurement_settles_the_sound() -> None:
     assert accepted.accepted() is accepted
 
 
+def test_whose_part_it_is_and_what_it_computes_in_are_kept() -> None:
+    known = {"engine": "an engine", "precisions": {RUNTIME[1]: "int8"}}
+    first = Tuning.of("part", {ORIGINAL: 10.0, RUNTIME[1]: 5.0}, 0.0, 100.0, **known)
+    assert Tuning.from_dict(first.to_dict()) == first
+    assert (first.engine, first.precision) == ("an engine", "int8")
+    earlier = {name: value for name, value in first.to_dict().items() if name not in ("engine", "precisions")}
+    read = Tuning.from_dict(earlier)
+    assert read is not None
+    assert (read.engine, read.precision) == ("", "")
+    busier = Tuning.of("part", {ORIGINAL: 10.0, RUNTIME[1]: 6.0}, 2.0, 200.0, read, **known)
+    assert (busier.seconds, busier.engine, busier.precision) == (first.seconds, "an engine", "int8")
+
+
 def test_a_spin_may_change_and_a_number_of_threads_in_onnx_runtime_may_not() -> None:
     first = measured(runtime_1=3.0, runtime_2=2.0, spinning=4.0)
     assert measured(first, runtime_1=3.0, runtime_2=4.0, spinning=2.0).way == SPINNING

@@ -60,7 +60,7 @@ class PiperStages:
         """The engine's own sentences, each with the silence that it is spoken with."""
         with current_meter().stage("phonemes"):
             sentences = self.engine.phonemize(request.text)
-        return [Segment("".join(phonemes), None, 0, phonemes) for phonemes in sentences if phonemes]
+        return [Segment("".join(phonemes), None, 0, phonemes, phonemes=True) for phonemes in sentences if phonemes]
 
     def shortest(self, text: str) -> float:
         return 0.0
