@@ -59,6 +59,9 @@ class UniversalOptimizer:
     unspeakable: what becomes of letters and digits that the voice cannot speak (another script, say): "error" refuses
     the text, "skip" leaves them out and lists them in `metrics["skipped"]`. A request may choose for itself.
     voices_dir: where what was made of reference recordings is kept (default: beside the exports).
+    prune: the share of channels, attention heads or weights to leave out, as 0.3, of parts that can be pruned: behind
+    the same proof as "int8", and only where it is faster, or its file packs smaller. `status()` and the log say for
+    each part what became of it. Nothing trains what is left, and so far no trained voice has passed.
 
     Requests from several threads share one decode loop: weights are read once for all of them. The same seed gives the
     same audio whatever runs beside it.
@@ -83,10 +86,21 @@ class UniversalOptimizer:
         queue_size: int = 64,
         unspeakable: Unspeakable = "error",
         voices_dir: str | Path | ContentCache | None = None,
+        prune: float | None = None,
     ) -> None:
         receiver = progress or ignore_progress
         settings = Settings(
-            precision, proof, cache_dir, threads, probe, receiver, queue_size, unspeakable, split_text, voices_dir
+            precision,
+            proof,
+            cache_dir,
+            threads,
+            probe,
+            receiver,
+            queue_size,
+            unspeakable,
+            split_text,
+            voices_dir,
+            prune,
         )
         self._forked()
         self._adapter = adapter if adapter is not None else adapter_for(engine)

@@ -133,6 +133,8 @@ def part_rows(parts: Mapping[str, Any]) -> list[list[str]]:
         exports = part.get("exports", {})
         proofs = [f"{n}: {formats.figures(e['proof'])}" for n, e in exports.items()]
         rejected = [f"{r['precision']} rejected: {formats.figures(r)}" for e in exports.values() for r in e["rejected"]]
+        if (pruned := part.get("pruned")) is not None:
+            rejected.append(f"{'pruned' if pruned['used'] else 'not pruned'}: {pruned['reason']}")
         built = "-" if not exports else "built" if any(e["cache"] == "built" for e in exports.values()) else "hit"
         probe = _probe(part.get("probe", {}).get("seconds", {}))
         reason = part.get("reason", "") if part.get("precision") is None else ""  # it stays as it was

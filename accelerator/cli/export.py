@@ -20,6 +20,7 @@ from .options import (
     Precision,
     PrecisionName,
     ProofName,
+    Prune,
     Size,
     Threads,
     Verbose,
@@ -37,6 +38,7 @@ def export(
     proof: Annotated[
         ProofName, typer.Option("--proof", help="strict rejects exports that differ from PyTorch, warn only says so.")
     ] = ProofName.strict,
+    prune: Prune = None,
     threads: Threads = None,
     cache_dir: CacheDir = None,
     json: Json = False,
@@ -58,6 +60,7 @@ def export(
             checkpoint,
             precision=precision.value,
             proof=proof.value,
+            prune=prune,
             threads=threads,
             cache_dir=cache_dir,
             progress=progress,

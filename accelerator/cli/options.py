@@ -23,6 +23,7 @@ __all__ = [
     "Precision",
     "PrecisionName",
     "ProofName",
+    "Prune",
     "Reference",
     "ReferenceText",
     "Size",
@@ -128,6 +129,15 @@ Checkpoint = Annotated[
 ]
 Precision = Annotated[
     PrecisionName, typer.Option("--precision", help="The first precision to try; auto is this machine's.")
+]
+Prune = Annotated[
+    float | None,
+    typer.Option(
+        "--prune",
+        help="Share of channels, heads or weights to leave out where the proof allows it and it is faster or smaller; "
+        "says what became of it for each part. [default: none]",
+        show_default=False,
+    ),
 ]
 Threads = Annotated[
     int | None,

@@ -27,6 +27,7 @@ from .options import (
     Json,
     Precision,
     PrecisionName,
+    Prune,
     Reference,
     ReferenceText,
     Size,
@@ -64,6 +65,7 @@ def synth(
     reference: Reference = None,
     reference_text: ReferenceText = None,
     precision: Precision = PrecisionName.auto,
+    prune: Prune = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -117,7 +119,7 @@ def synth(
     _check_early(text, output, format, reference, reference_text, sampling)
     if voice is not None and reference is not None:
         raise typer.BadParameter("give --voice or --reference, not both", param_hint="--voice")
-    options = {"precision": precision.value, "threads": threads, "cache_dir": cache_dir}
+    options = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
     with out.progress() as progress:
         optimizer = engines.open_engine(out, engine, size, checkpoint, progress=progress, **options)
         with optimizer:

@@ -12,7 +12,7 @@ from ..errors import ExportError
 from . import engine as engines
 from . import formats
 from .console import Output
-from .options import CacheDir, Checkpoint, Debug, Engine, Json, Precision, PrecisionName, Size, Threads, Verbose
+from .options import CacheDir, Checkpoint, Debug, Engine, Json, Precision, PrecisionName, Prune, Size, Threads, Verbose
 
 __all__ = ["tune"]
 
@@ -24,6 +24,7 @@ def tune(
     size: Size = None,
     checkpoint: Checkpoint = None,
     precision: Precision = PrecisionName.auto,
+    prune: Prune = None,
     threads: Threads = None,
     cache_dir: CacheDir = None,
     json: Json = False,
@@ -37,7 +38,7 @@ def tune(
     for this command. Run it when nothing else runs: what is measured while others
     are busy does not replace what was measured calmly.
 
-    Give the options that the engine is used with: each --precision and each
+    Give the options that the engine is used with: each --precision, --prune and
     --threads has a tuning of its own.
     """
     from ..hardware.busy import BusyClock
@@ -45,7 +46,7 @@ def tune(
 
     out: Output = ctx.obj
     start = time.perf_counter()
-    place = {"precision": precision.value, "threads": threads, "cache_dir": cache_dir}
+    place = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
     with (
         out.progress() as progress,
         engines.open_engine(out, engine, size, checkpoint, progress=progress, **place) as optimizer,

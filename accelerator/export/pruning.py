@@ -2,6 +2,7 @@
 
     channels  Conv -> elementwise -> Conv: the channels in between whose weights are smallest (L2 norm) are cut out of
               both convolutions. Less work, in plain dense arithmetic.
+    heads     attention's heads that add least to what it answers on real inputs are cut out of its projections.
     weights   the smallest weights become zero. Nothing computes faster for it, and ONNX's sparse tensors take 12 bytes
               a value: only a compressed file is smaller.
 
@@ -13,7 +14,8 @@ from __future__ import annotations
 import copy
 import zlib
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -24,10 +26,11 @@ from ..errors import ExportError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["module_without_weights", "packed_bytes", "without_channels", "without_weights"]
+__all__ = ["module_without_heads", "module_without_weights", "packed_bytes", "without_channels", "without_weights"]
 
 _ELEMENTWISE = frozenset({"Relu", "LeakyRelu", "Elu", "Selu", "Gelu", "Sigmoid", "Tanh", "Softplus", "Mish"})
 _LEVEL = 6  # zlib's own default
+_ATTENTION = ("num_heads", "head_dim", "embed_dim", "q_proj", "k_proj", "v_proj", "out_proj")  # as transformers names
 
 
 def without_channels(content: bytes, share: float) -> bytes:
@@ -83,6 +86,62 @@ def module_without_weights(module: torch.nn.Module, share: float) -> torch.nn.Mo
         if parameter.ndim > 1 and name.rpartition(".")[2].startswith("weight"):
             parameter.data.copy_(parameter.data.new_tensor(_zeroed(parameter.detach().numpy(), share)))
     return copied
+
+
+def module_without_heads(
+    module: torch.nn.Module, share: float, run: Callable[[torch.nn.Module], object]
+) -> torch.nn.Module:
+    """A copy of a PyTorch module, with this share of the heads fewer in each attention (rounded down).
+
+    run: calls the module with real inputs, which say how much each head adds to the answer. What the biases of a head's
+    values would still have added is lost. Raises ExportError where no attention has a head to spare.
+    """
+    _checked(share)
+    copied: Any = copy.deepcopy(module)
+    found = [part for part in copied.modules() if all(hasattr(part, name) for name in _ATTENTION)]
+    spare = [part for part in found if int(part.num_heads * share)]
+    if not spare:
+        counts = ", ".join(sorted({str(part.num_heads) for part in found}))
+        why = f"of {counts} heads, {share:g} is less than one" if found else "it has no attention that is known here"
+        raise ExportError(f"{why}: no head can be cut out")
+    added: dict[Any, Any] = dict.fromkeys(spare, 0.0)
+
+    def listen(part: Any, given: tuple[torch.Tensor, ...]) -> None:
+        added[part] = added[part] + _by_head(part, given[0])
+
+    hooks = [part.out_proj.register_forward_pre_hook(lambda _, given, part=part: listen(part, given)) for part in spare]
+    run(copied)
+    for part, hook in zip(spare, hooks, strict=True):
+        hook.remove()
+        _keep_heads(part, _largest(np.asarray(added[part]), share))
+    return copied
+
+
+def _by_head(part: Any, attended: torch.Tensor) -> np.ndarray:
+    """How much each head adds to the answer: the energy of its own projection. attended: [..., H * E]."""
+    heads = attended.detach().reshape(-1, part.num_heads, part.head_dim).double()
+    weight = part.out_proj.weight.detach().reshape(-1, part.num_heads, part.head_dim).double()
+    return np.array([float((heads[:, h] @ weight[:, h].T).square().sum()) for h in range(part.num_heads)])
+
+
+def _keep_heads(part: Any, kept: np.ndarray) -> None:
+    import torch
+
+    rows = torch.from_numpy((kept[:, None] * part.head_dim + np.arange(part.head_dim)).reshape(-1))
+
+    def less(layer: Any, axis: int) -> Any:
+        weight, bias = layer.weight.detach().index_select(axis, rows), layer.bias
+        made = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        made.weight = torch.nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            kept_bias = bias.detach()[rows] if axis == 0 else bias.detach().clone()
+            made.bias = torch.nn.Parameter(kept_bias, requires_grad=False)
+        return made
+
+    for name in ("q_proj", "k_proj", "v_proj"):
+        setattr(part, name, less(getattr(part, name), 0))
+    part.out_proj = less(part.out_proj, 1)
+    part.num_heads, part.embed_dim = len(kept), len(rows)
 
 
 def _own_class(part: torch.nn.Module) -> None:

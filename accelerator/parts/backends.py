@@ -13,7 +13,8 @@ from ..hardware import detect
 from ..runtime.onnx import can_bound_spinning
 from ..runtime.options import BF16_FLAGS, SHORT_SPIN_US, Dtype, RunOptions
 from ..runtime.threads import torch_threads
-from .part import Backend, Call, Machine
+from .part import Backend, Call, Machine, Pruned
+from .pruned import without_channels, without_heads, without_weights
 from .quantized import in_int8
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "onnx_runtime",
     "onnx_runtime_int8",
     "over_graphs",
+    "pruned",
     "rewritten",
     "wants_prefill",
 ]
@@ -60,6 +62,40 @@ def onnx_runtime_int8(component: Component, load: Load, given: Calibration) -> B
         return plain.offers(machine) if asked else []
 
     return replace(plain, name=f"{ONNX_RUNTIME}-int8", offers=offers, probed=True)
+
+
+def pruned(
+    component: Component,
+    load: Load,
+    given: Calibration,
+    *,
+    heads: Callable[[float], Component] | None = None,
+    most_threads: int | None = None,
+) -> Callable[[float], Sequence[Pruned]]:
+    """The ways to prune a component's float32 graph, for `Part.pruned`. load: as that of its own backend.
+
+    heads(share): the component of a module with fewer heads, for a part that has attention and no channels to spare.
+    """
+
+    def way(made: Component, share: float, *, faster: bool) -> Pruned:
+        less = made.name.removeprefix(f"{component.name}-without-")
+
+        def opened(paths: Mapping[str, Path], options: RunOptions) -> Call:
+            return load({component.name: paths[made.name]}, options)
+
+        plain = onnx_runtime((made,), opened, most_threads=most_threads)
+        backend = replace(plain, name=f"{ONNX_RUNTIME}-without-{less}-{share:g}", probed=faster)
+        return Pruned(backend, less, None if faster else component.name)
+
+    def ways(share: float) -> Sequence[Pruned]:
+        fewer = (
+            without_channels(component, given, share)
+            if heads is None
+            else without_heads(component, given, share, heads(share))
+        )
+        return way(fewer, share, faster=True), way(without_weights(component, given, share), share, faster=False)
+
+    return ways
 
 
 def compiled_kernels(

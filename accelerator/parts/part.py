@@ -12,7 +12,7 @@ from ..export.component import Component, Export
 from ..hardware import HardwareProfile, Tier
 from ..runtime.options import Dtype, RunOptions
 
-__all__ = ["Backend", "Call", "Machine", "Part", "Stage", "seconds"]
+__all__ = ["Backend", "Call", "Machine", "Part", "Pruned", "Stage", "seconds"]
 
 Call = Callable[..., Any]
 Stage = Literal["text", "reference", "generate", "decode"]
@@ -63,6 +63,27 @@ class Backend:
 
 
 @dataclass(frozen=True)
+class Pruned:
+    """A way to have less of a part, for those who ask: a backend of one component, which is proven as any other.
+
+    less: what there is less of. instead: None for what is to be faster, and used only where it is; for what is only
+    smaller, the name of the whole component, in whose place it is used.
+    """
+
+    backend: Backend
+    less: str
+    instead: str | None = None
+
+    @property
+    def component(self) -> Component:
+        return self.backend.components[0]
+
+
+def _nothing(share: float) -> Sequence[Pruned]:
+    return ()
+
+
+@dataclass(frozen=True)
 class Part:
     """One replaceable stage of an engine.
 
@@ -70,7 +91,8 @@ class Part:
     answer with the same types. probe(call): times a small typical workload on any implementation, in seconds per frame
     or per second of audio. backends: the likely winner first. runs_on: the original's name in metrics. check(answer):
     raises BadOutput if an answer cannot be right (of a part that streams, it sees every item). streams: the part yields
-    items and takes `resume`, a list of the items already yielded, to continue after them.
+    items and takes `resume`, a list of the items already yielded, to continue after them. pruned(share): the ways to
+    have this share less of it, in the order in which they are tried.
     """
 
     name: str
@@ -81,6 +103,7 @@ class Part:
     runs_on: str = "pytorch"
     check: Callable[[Any], Any] = lambda _: None
     streams: bool = False
+    pruned: Callable[[float], Sequence[Pruned]] = _nothing
 
     @property
     def components(self) -> tuple[Component, ...]:

@@ -1,20 +1,18 @@
-"""A part's float32 graph with less in it, as a component of its own: in int8, or pruned. Proven on real inputs.
+"""A part's float32 graph in int8, as a component of its own, proven on real inputs.
 
 This file and its imports hold only what determines its files and judges them, nothing that runs them.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..export import calibration, pruning
+from ..export import calibration
 from ..export.calibration import Calibration
 from ..export.component import Built, Component, Progress, ProgressEvent
 from ..export.proof import compare_arrays, compare_signals
@@ -22,10 +20,9 @@ from ..runtime import quantization
 from ..runtime.onnx import Session
 from ..runtime.options import RunOptions
 
-__all__ = ["in_int8", "without_channels", "without_weights"]
+__all__ = ["as_it_sounds", "in_int8"]
 
 _PROOF_THREADS = 2
-_BRINGS = "brings.json"  # beside a pruned model: its size by that of the whole one
 
 
 def in_int8(component: Component, given: Calibration) -> Component:
@@ -47,7 +44,7 @@ def in_int8(component: Component, given: Calibration) -> Component:
         made.write(directory / f"{name}.onnx")
 
     def prove(built: Built) -> dict[str, Any]:
-        return {**_as_it_sounds(name, built, given), **calibration.sweep_of(built.path)}
+        return {**as_it_sounds(name, built, given), **calibration.sweep_of(built.path)}
 
     return replace(
         component,
@@ -61,55 +58,7 @@ def in_int8(component: Component, given: Calibration) -> Component:
     )
 
 
-def without_channels(component: Component, given: Calibration, prune: float) -> Component:
-    """A component named <name>-pruned, with this share of the channels fewer between pairs of convolutions.
-
-    That it is faster is for the probe to find out.
-    """
-    return _pruned(component, given, prune, pruning.without_channels, smaller=False)
-
-
-def without_weights(component: Component, given: Calibration, prune: float) -> Component:
-    """A component named <name>-pruned, with this share of the weights at zero; it must pack smaller by half of that.
-
-    Only for what is sent or stored compressed: nothing computes faster for it.
-    """
-    return _pruned(component, given, prune, pruning.without_weights, smaller=True)
-
-
-def _pruned(
-    component: Component, given: Calibration, prune: float, how: Callable[[bytes, float], bytes], *, smaller: bool
-) -> Component:
-    name = component.name
-
-    def build(directory: Path, precision: str, progress: Progress) -> None:
-        with tempfile.TemporaryDirectory(dir=directory) as folder:
-            component.build(Path(folder), precision, progress)
-            whole = calibration.one_file(Path(folder) / f"{name}.onnx")
-        made = how(whole, prune)
-        (directory / f"{name}.onnx").write_bytes(made)
-        brings = {"packed": pruning.packed_bytes(made) / pruning.packed_bytes(whole), "bytes": len(made) / len(whole)}
-        (directory / _BRINGS).write_text(json.dumps(brings))
-
-    def prove(built: Built) -> dict[str, Any]:
-        report = {**_as_it_sounds(name, built, given), **json.loads((built.path / _BRINGS).read_text())}
-        if smaller and report["packed"] > (most := 1 - prune / 2):
-            return {**report, "passed": False, "error": f"it packs to {report['packed']:.2f}, more than {most:.2f}"}
-        return report
-
-    return replace(
-        component,
-        name=f"{name}-pruned",
-        precisions=("fp32",),
-        build=build,
-        prove=prove,
-        builders=(component.build, *component.builders, pruning),
-        judges=(*component.judges, given.examples),
-        recipes={"fp32": {"prune": prune, "how": how.__name__, "at_least": given.at_least}},
-    )
-
-
-def _as_it_sounds(name: str, built: Built, given: Calibration) -> dict[str, Any]:
+def as_it_sounds(name: str, built: Built, given: Calibration) -> dict[str, Any]:
     """The lowest signal-to-noise ratio over what the calibration has not seen, against the engine's own answers."""
     session = Session(built.path / f"{name}.onnx", RunOptions(threads=_PROOF_THREADS))
     pairs = [

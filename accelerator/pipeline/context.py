@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..cache import ContentCache
@@ -11,7 +12,7 @@ from ..errors import Closed
 from ..hardware import choose_tier, detect
 from ..hardware.forks import renewed_in_children
 from ..parts.part import Machine, Part
-from . import heard
+from . import heard, pruned
 from .fallback import Route
 from .pooled import Workers
 from .selection import Choice, Selector
@@ -87,11 +88,15 @@ class Runtime:
 
     def load(self, part: Part) -> Choice:
         """See `Selector.load`."""
-        return self.selector.load(part)
+        return self._chosen(part, self.selector.load)
 
     def tune(self, part: Part, *, again: bool) -> Choice:
         """See `Selector.tune`."""
-        return self.selector.tune(part, again=again)
+        return self._chosen(part, functools.partial(self.selector.tune, again=again))
+
+    def _chosen(self, part: Part, choose: Callable[[Part], Choice]) -> Choice:
+        share = self.settings.prune
+        return choose(part) if share is None else pruned.chosen(part, share, self.selector.exported, choose)
 
     def status(self, routes: Mapping[str, Route]) -> dict[str, Any]:
         """The tier and the cache, None before their first use, and what a listening test said; JSON-able."""

@@ -91,6 +91,7 @@ class Route:
                 }
                 for name, export in choice.exports.items()
             },
+            **({"pruned": dict(choice.pruned)} if choice.pruned else {}),
             "retired_checks": dict(self._retired),
             "errors": list(self.errors),
         }

@@ -6,12 +6,13 @@ are rows of a part's table: nothing here knows one by name.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..cache import ContentCache
 from ..errors import CorruptEntry, ExportError, SessionError
@@ -22,6 +23,7 @@ from ..export.component import (
     ProgressEvent,
     export_beside,
     export_best,
+    export_component,
     ignore_progress,
     telling,
 )
@@ -37,6 +39,7 @@ __all__ = ["Choice", "Selector"]
 
 logger = logging.getLogger(__name__)
 
+_Made = TypeVar("_Made")
 _CLOSE = 1.3  # a candidate within this factor of the best so far is timed again
 
 
@@ -45,6 +48,7 @@ class Choice:
     """What was decided for a part. `call` is None where the original serves it, and `reason` says why.
 
     shared: `call` for concurrent callers, on one thread each. probe: the tuning; before: the previous one, if any.
+    pruned: what became of the wish to prune it; see `pruned.chosen`.
     """
 
     call: Call | None
@@ -56,6 +60,7 @@ class Choice:
     probe: Mapping[str, Any] = field(default_factory=dict)
     before: Mapping[str, Any] = field(default_factory=dict)
     shared: Call | None = None
+    pruned: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def backend(self) -> str | None:
@@ -93,22 +98,28 @@ class Selector:
 
     def load(self, part: Part) -> Choice:
         """Export (or find) what a part's backends need, load it, and keep what is fastest. Raises any failure."""
-        return self._rebuilt(part, None)
+        return self._rebuilt(part.name, lambda: self._load(part, None))
 
     def tune(self, part: Part, *, again: bool = False) -> Choice:
         """As `load`, but adopt a proposed change at once, and measure again what was measured on a busy machine.
 
         again: measure in any case. Raises any failure.
         """
-        return self._rebuilt(part, again)
+        return self._rebuilt(part.name, lambda: self._load(part, again))
 
-    def _rebuilt(self, part: Part, tune: bool | None) -> Choice:
+    def exported(self, component: Component) -> Export:
+        """One component in float32, only if it passes its proof. Raises ExportError."""
+        owned = replace(component, engine=self.engine)
+        make = functools.partial(export_component, owned, "fp32", self.cache, progress=self.progress)
+        return self._rebuilt(component.name, make)
+
+    def _rebuilt(self, name: str, make: Callable[[], _Made]) -> _Made:
         with telling(self.progress):
             try:
-                return self._load(part, tune)
+                return make()
             except CorruptEntry as error:  # found and set aside while loading: build it again
-                logger.warning("%s: %s", part.name, error)
-                return self._load(part, tune)
+                logger.warning("%s: %s", name, error)
+                return make()
             finally:  # of what was exported, proven and probed
                 return_freed()
 

@@ -30,6 +30,7 @@ class Settings:
     unspeakable: Unspeakable
     split_text: bool
     voices_dir: str | Path | ContentCache | None = None
+    prune: float | None = None
 
     def __post_init__(self) -> None:
         if self.precision != "auto" and self.precision not in PRECISIONS:
@@ -38,6 +39,8 @@ class Settings:
             raise InvalidOption(f"proof must be 'strict' or 'warn', not {self.proof!r}")
         if self.threads is not None and not _is_positive(self.threads):
             raise InvalidOption(f"threads must be a positive integer or None, not {self.threads!r}")
+        if self.prune is not None and not (_is_number(self.prune) and 0 < self.prune < 1):
+            raise InvalidOption(f"prune must be a share between 0 and 1, as 0.3, or None, not {self.prune!r}")
         if not _is_positive(self.queue_size):
             raise InvalidOption(f"queue_size must be a positive integer, not {self.queue_size!r}")
         check_unspeakable(self.unspeakable)
@@ -45,6 +48,10 @@ class Settings:
             place = getattr(self, name)
             if isinstance(place, (str, os.PathLike)):  # relative to the working directory at this time
                 object.__setattr__(self, name, Path(place).absolute())
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_positive(value: object) -> bool:

@@ -54,3 +54,15 @@ def test_a_part_that_cannot_be_exported_is_1(monkeypatch: pytest.MonkeyPatch, tm
     assert found["error"]["type"] == "ExportError"
     assert "no place" in found["error"]["message"]
     assert found["parts"]["decoder"]["backend"] == "pytorch"
+
+
+def test_who_asks_for_pruning_is_told_what_became_of_it(exported: dict, cache: Path):
+    result = run("export", *TINY, "--precision", "fp32", "--prune", "0.3", "--cache-dir", cache)
+    assert result.exit_code == 0
+    assert "pruning 0.3 of decoder is not used: there is no known way to prune it" in " ".join(result.stderr.split())
+    assert "not pruned: there is no known" in " ".join(result.stdout.split())
+
+
+def test_a_share_to_prune_is_below_one(cache: Path):
+    found = answer("export", *TINY, "--prune", "30", "--cache-dir", cache, exit_code=1)["error"]
+    assert found["message"] == "prune must be a share between 0 and 1, as 0.3, or None, not 30.0"

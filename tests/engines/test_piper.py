@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import numpy_helper
 
 from accelerator import UniversalOptimizer
 from accelerator.cache import ContentCache
 from accelerator.engines import adapter_for
 from accelerator.engines.piper import PiperAdapter, graph
 from accelerator.engines.piper.stages import settings
-from accelerator.errors import EngineError, ExportError, InvalidOption
+from accelerator.errors import EngineError, ExportError, InvalidOption, ProofFailed
 from accelerator.export.component import export_component
 from accelerator.parts import vits_decoder
 from accelerator.parts.vits_decoder.rewrite import DecodeCall
@@ -274,3 +276,23 @@ def test_the_decoder_has_a_candidate_in_int8_calibrated_on_speech(speakers: int,
     assert (len(spoken), len(lengths)) == (12, 12)
     again = list(own._spoken())
     np.testing.assert_array_equal(spoken[3][1][0], again[3][1][0])
+
+
+def test_channels_that_say_nothing_are_cut_out_exactly(cache: Path) -> None:
+    """Of a voice with ResBlock1; one with ResBlock2 has no convolution that alone feeds another one."""
+    content = onnx.load_from_string(double.model(block=1))
+    for tensor in content.graph.initializer:
+        if ".convs1." in tensor.name:
+            array = numpy_helper.to_array(tensor).copy()
+            array[::2] = 0
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    proofs = []
+    for model in (bytes(content.SerializeToString()), double.model(block=2)):
+        way = PiperAdapter(double.voice(model), model).parts()[1].pruned(0.5)[0]
+        try:
+            proofs.append(export_component(way.component, "fp32", ContentCache(cache)).proof)
+        except ProofFailed as error:
+            proofs.append(error.report)
+    assert proofs[0]["snr_db"] > 80.0
+    assert proofs[0]["bytes"] < 1.0
+    assert proofs[1]["error"] == "no convolution alone feeds another one: no channel can be cut out"

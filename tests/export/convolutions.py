@@ -71,3 +71,31 @@ def model(
 
 def feed(seed: int, length: int = 200) -> dict[str, np.ndarray]:
     return {"x": np.random.default_rng(seed).standard_normal((1, 1, length)).astype(np.float32)}
+
+
+def with_small_channels(*small: int, channels: int = 10) -> tuple[bytes, bytes]:
+    """A pair of convolutions with some channels at zero between them, and the same without these."""
+    content = onnx.load_from_string(chain(0, channels=channels))
+    arrays = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in content.graph.initializer}
+    for name in ("conv_0.w", "conv_0.b"):
+        arrays[name][list(small)] = 0
+    kept = [n for n in range(channels) if n not in small]
+    less = {name: arrays[name][kept] for name in ("conv_0.w", "conv_0.b")} | {"conv_1.w": arrays["conv_1.w"][:, kept]}
+    made = []
+    for given in (arrays, arrays | less):
+        for tensor in content.graph.initializer:
+            tensor.CopyFrom(numpy_helper.from_array(given[tensor.name], tensor.name))
+        made.append(bytes(content.SerializeToString()))
+    return made[0], made[1]
+
+
+def residual(channels: int = 1) -> bytes:
+    """y = conv_1(tanh(conv_0(x))) + conv_0(x), x [1, 1, n], y [1, channels, n]."""
+    tensors = [numpy_helper.from_array(weights(n, channels, inner), f"w{n}") for n, inner in enumerate((1, channels))]
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], kernel_shape=[3], pads=[1, 1]),
+        helper.make_node("Tanh", ["a"], ["t"]),
+        helper.make_node("Conv", ["t", "w1"], ["b"], kernel_shape=[3], pads=[1, 1]),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    return model(nodes, tensors, {"x": [1, 1, "n"]}, {"y": [1, channels, "n"]})

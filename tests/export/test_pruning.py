@@ -6,33 +6,23 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 from torch import nn
 
 from accelerator.errors import ExportError
-from accelerator.export.pruning import module_without_weights, packed_bytes, without_channels, without_weights
+from accelerator.export.pruning import (
+    module_without_heads,
+    module_without_weights,
+    packed_bytes,
+    without_channels,
+    without_weights,
+)
 from accelerator.runtime.onnx import Session
-from tests.export.convolutions import chain, feed, model, weights
+from tests.export.convolutions import chain, feed, residual, with_small_channels
 
 
 def constants(content: bytes) -> dict[str, np.ndarray]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load_from_string(content).graph.initializer}
-
-
-def with_small_channels(*small: int) -> tuple[bytes, bytes]:
-    """A pair of convolutions with some channels at zero between them, and the same without these."""
-    content = onnx.load_from_string(chain(0, channels=10))
-    arrays = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in content.graph.initializer}
-    for name in ("conv_0.w", "conv_0.b"):
-        arrays[name][list(small)] = 0
-    kept = [n for n in range(10) if n not in small]
-    less = {name: arrays[name][kept] for name in ("conv_0.w", "conv_0.b")} | {"conv_1.w": arrays["conv_1.w"][:, kept]}
-    made = []
-    for given in (arrays, arrays | less):
-        for tensor in content.graph.initializer:
-            tensor.CopyFrom(numpy_helper.from_array(given[tensor.name], tensor.name))
-        made.append(bytes(content.SerializeToString()))
-    return made[0], made[1]
 
 
 def test_the_channels_with_the_largest_weights_stay() -> None:
@@ -52,18 +42,6 @@ def test_the_channels_with_the_largest_weights_stay() -> None:
 def test_all_pairs_of_a_chain_are_cut() -> None:
     shapes = [array.shape for name, array in constants(without_channels(chain(2), 0.5)).items() if name.endswith("w")]
     assert shapes == [(8, 1, 3), (8, 8, 3), (8, 8, 3), (1, 8, 3)]
-
-
-def residual() -> bytes:
-    """y = conv_1(tanh(conv_0(x))) + conv_0(x)."""
-    tensors = [numpy_helper.from_array(weights(n, 1, 1), f"w{n}") for n in range(2)]
-    nodes = [
-        helper.make_node("Conv", ["x", "w0"], ["a"], kernel_shape=[3], pads=[1, 1]),
-        helper.make_node("Tanh", ["a"], ["t"]),
-        helper.make_node("Conv", ["t", "w1"], ["b"], kernel_shape=[3], pads=[1, 1]),
-        helper.make_node("Add", ["a", "b"], ["y"]),
-    ]
-    return model(nodes, tensors, {"x": [1, 1, "n"]}, {"y": [1, 1, "n"]})
 
 
 def test_a_convolution_that_others_read_is_left() -> None:
@@ -105,3 +83,51 @@ def test_a_module_is_pruned_on_a_copy(norm: object) -> None:
     assert before[zero].abs().max() < before[~zero].abs().min()
     x = torch.randn(1, 4, 9)
     torch.testing.assert_close(pruned(x), nn.functional.conv1d(x, before * ~zero, layer.bias))
+
+
+class Attention(nn.Module):
+    """As transformers writes it: [1, T, D] -> [1, T, D]."""
+
+    def __init__(self, heads: int, head_dim: int = 4) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.embed_dim = heads, head_dim, heads * head_dim
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            setattr(self, name, nn.Linear(self.embed_dim, self.embed_dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def split(layer: nn.Module) -> torch.Tensor:
+            return layer(x).view(1, -1, self.num_heads, self.head_dim).transpose(1, 2)
+
+        q, k, v = split(self.q_proj), split(self.k_proj), split(self.v_proj)
+        attended = (q @ k.transpose(2, 3)).softmax(-1) @ v
+        return self.out_proj(attended.transpose(1, 2).reshape(1, -1, self.embed_dim))
+
+
+def test_heads_that_add_nothing_are_cut_out_exactly_and_of_a_copy() -> None:
+    """One whose projection is zero, and one whose values are: weights alone would not show that."""
+    torch.manual_seed(0)
+    attention, x = Attention(10), torch.randn(1, 7, 40)
+    with torch.no_grad():
+        attention.out_proj.weight[:, 4 * 6 : 4 * 7] = 0
+        attention.v_proj.weight[4 * 2 : 4 * 3] = 0
+        attention.v_proj.bias[4 * 2 : 4 * 3] = 0
+        attention.out_proj.weight[:, 4 * 2 : 4 * 3] *= 100
+    module = nn.Sequential(attention, attention)
+    before = module(x)
+    pruned = module_without_heads(module, 0.2, lambda copied: copied(x))
+    assert (pruned[0].num_heads, pruned[0].embed_dim) == (8, 32)  # type: ignore[index]
+    kept = [n for n in range(40) if n // 4 not in (2, 6)]
+    torch.testing.assert_close(pruned[0].q_proj.weight, attention.q_proj.weight[kept], rtol=0, atol=0)  # type: ignore[index]
+    torch.testing.assert_close(pruned(x), before, rtol=1e-5, atol=1e-5)
+    assert (attention.num_heads, attention.q_proj.weight.shape) == (10, (40, 40))
+    torch.testing.assert_close(module(x), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [(Attention(2), "of 2 heads, 0.3 is less than one"), (nn.Linear(4, 4), "it has no attention that is known here")],
+    ids=["few", "none"],
+)
+def test_where_no_head_can_be_spared_that_is_said(module: nn.Module, why: str) -> None:
+    with pytest.raises(ExportError, match=f"{why}: no head can be cut out"):
+        module_without_heads(module, 0.3, lambda copied: None)

@@ -16,9 +16,8 @@ from accelerator.cache import ContentCache
 from accelerator.errors import ExportError, ProofFailed
 from accelerator.export.calibration import Calibration
 from accelerator.export.component import Component, export_component
-from accelerator.export.pruning import without_weights as without_weights_of
 from accelerator.parts.onnx_file import digest, onnx_file, run_session
-from accelerator.parts.quantized import in_int8, without_channels, without_weights
+from accelerator.parts.quantized import in_int8
 from accelerator.parts.traced import traced
 from accelerator.runtime.onnx import Session
 from accelerator.runtime.options import RunOptions
@@ -113,36 +112,3 @@ def test_a_traced_part_is_quantized_from_its_own_export(tmp_path: Path) -> None:
     export = export_component(in_int8(component, Calibration(named)), "int8", ContentCache(tmp_path))
     assert (export.proof["layers"], export.proof["kept"]) == (2, 2)
     assert 20.0 < export.proof["snr_db"] < 60.0
-
-
-def test_channels_are_pruned_where_little_is_lost(tmp_path: Path) -> None:
-    export = export_component(
-        without_channels(of_a_file(), Calibration(spoken, at_least=1.0), 0.1), "fp32", ContentCache(tmp_path)
-    )
-    assert {file.name for file in export.path.iterdir()} == {"graph.onnx", "manifest.json", "brings.json"}
-    assert export.proof["passed"] is True
-    assert 1.0 < export.proof["snr_db"] < 20.0  # of random weights, none of which is less needed than another
-    assert 0.7 < export.proof["bytes"] < 0.95  # 15 of 16 channels
-
-
-def test_what_is_pruned_too_far_is_refused(tmp_path: Path) -> None:
-    component = without_channels(of_a_file(), Calibration(spoken), 0.5)
-    with pytest.raises(ProofFailed, match="graph-pruned as fp32 is not faithful"):
-        export_component(component, "fp32", ContentCache(tmp_path))
-
-
-def test_weights_at_zero_must_pack_as_small_as_promised(tmp_path: Path) -> None:
-    component = without_weights(of_a_file(), Calibration(spoken, at_least=3.0), 0.3)
-    export = export_component(component, "fp32", ContentCache(tmp_path))
-    assert (export.proof["passed"], export.proof["bytes"]) == (True, 1.0)
-    assert 0.6 < export.proof["packed"] < 0.85
-
-
-def test_weights_that_do_not_pack_smaller_are_refused(tmp_path: Path) -> None:
-    """Of weights that are zero already nothing becomes smaller."""
-    model = without_weights_of(MODEL, 0.3)
-    component = onnx_file("graph", lambda: model, lambda: digest(model), {}, examples=spoken)
-    with pytest.raises(ProofFailed, match=r"it packs to 1\.00, more than 0\.85"):
-        export_component(
-            without_weights(component, Calibration(spoken, at_least=3.0), 0.3), "fp32", ContentCache(tmp_path)
-        )

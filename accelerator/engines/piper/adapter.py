@@ -33,7 +33,7 @@ from ...hardware.forks import Lock
 from ...hardware.pages import return_freed
 from ...metrics import current_meter
 from ...parts import vits_decoder
-from ...parts.backends import onnx_runtime, onnx_runtime_int8
+from ...parts.backends import onnx_runtime, onnx_runtime_int8, pruned
 from ...parts.onnx_file import Feed, digest, onnx_file, run_session
 from ...parts.part import Backend, Call, Part, seconds
 from ...parts.sentences import SENTENCES
@@ -134,6 +134,7 @@ class PiperAdapter:
         if self.cut is None:
             return ()
         text, decoder = self._component(TEXT), self._component(DECODER)
+        decode, spoken = functools.partial(run_session, DECODER), Calibration(self._spoken)
         return (
             Part(
                 TEXT,
@@ -153,11 +154,12 @@ class PiperAdapter:
                 probe=lambda call: seconds(call, self.decoder_feed(_PROBED_FRAMES)),
                 backends=(
                     *self._rewritten(),
-                    onnx_runtime((decoder,), functools.partial(run_session, DECODER)),
-                    onnx_runtime_int8(decoder, functools.partial(run_session, DECODER), Calibration(self._spoken)),
+                    onnx_runtime((decoder,), decode),
+                    onnx_runtime_int8(decoder, decode, spoken),
                 ),
                 runs_on=_ORIGINAL,
                 check=lambda answer: check_audio(answer[0], self.sample_rate),
+                pruned=pruned(decoder, decode, spoken),
             ),
         )
 

@@ -20,7 +20,7 @@ import functools
 import importlib.metadata
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from ...audio.checks import check_audio
 from ...errors import EngineError, InvalidOption
 from ...export.calibration import Calibration
 from ...export.component import Component
+from ...export.pruning import module_without_heads
 from ...parts import vits_decoder
-from ...parts.backends import onnx_runtime, onnx_runtime_int8
+from ...parts.backends import onnx_runtime, onnx_runtime_int8, pruned
 from ...parts.part import Backend, Call, Part, seconds
 from ...parts.traced import traced
 from ...runtime.onnx import Session
@@ -51,6 +52,7 @@ __all__ = ["VitsAdapter", "adapter"]
 logger = logging.getLogger(__name__)
 
 _PROBED_TOKENS, _PROBED_FRAMES = 60, 120
+_LASTING_DB = 60.0  # of a pruned text part, which says how long sounds last: a thousandth
 _UNSHAPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id")
 
 
@@ -110,7 +112,9 @@ class VitsAdapter:
         return tuple(map(str, range(count))) if count > 1 else ()
 
     def parts(self) -> Sequence[Part]:
+        text, say = self._component(TEXT), functools.partial(_load, TEXT)
         decoder, load = self._component(DECODER), functools.partial(_load, DECODER)
+        read = Calibration(functools.partial(examples.of_sentences, self.model, self._tokens), _LASTING_DB)
         spoken = Calibration(functools.partial(examples.of_speech, self.model, self._tokens))
         return (
             Part(
@@ -120,8 +124,9 @@ class VitsAdapter:
                 probe=lambda call: seconds(call, *examples.text_inputs(self.model, _PROBED_TOKENS)),
                 backends=(
                     # A sum in another order could make a sound last a frame longer: one thread always.
-                    onnx_runtime((self._component(TEXT),), functools.partial(_load, TEXT), most_threads=1),
+                    onnx_runtime((text,), say, most_threads=1),
                 ),
+                pruned=pruned(text, say, read, heads=functools.partial(self._with_fewer_heads, read), most_threads=1),
             ),
             Part(
                 DECODER,
@@ -134,6 +139,7 @@ class VitsAdapter:
                     onnx_runtime_int8(decoder, load, spoken),
                 ),
                 check=lambda audio: check_audio(audio[0], self.sample_rate),
+                pruned=pruned(decoder, load, spoken),
             ),
         )
 
@@ -201,7 +207,16 @@ class VitsAdapter:
             builders=(exportable, MODELING),
         )
 
-    def _component(self, name: str) -> Component:
+    def _with_fewer_heads(self, read: Calibration, share: float) -> Component:
+        """The text part; sentences that are read show which heads do something."""
+
+        def run(module: torch.nn.Module) -> None:
+            for feed, _ in read.calibrating():
+                answer(module, *feed.values())
+
+        return self._component(TEXT, lambda: module_without_heads(made(Text, self._exportable), share, run))
+
+    def _component(self, name: str, module: Callable[[], torch.nn.Module] | None = None) -> Component:
         inputs: dict[str, dict[int, str]]
         if name == TEXT:
             inputs, outputs = {"tokens": {1: "tokens"}, "noise": {2: "tokens"}}, ("prior",)
@@ -213,7 +228,7 @@ class VitsAdapter:
             inputs["speaker"] = {}
         return traced(
             name,
-            functools.partial(made, Text if name == TEXT else Decoder, self._exportable),
+            module or functools.partial(made, Text if name == TEXT else Decoder, self._exportable),
             lambda: self._digest,
             {"part": name, **self._shape},
             inputs=inputs,

@@ -10,11 +10,12 @@ import numpy as np
 from ...parts.sentences import SENTENCES
 from .traceable import Decoder, Text, answer, speaker_input
 
-__all__ = ["decoder_inputs", "of_decoder", "of_speech", "of_text", "text_inputs"]
+__all__ = ["decoder_inputs", "of_decoder", "of_sentences", "of_speech", "of_text", "text_inputs"]
 
 _FEWEST = 5  # tokens: fewer are left of a sentence whose letters the model does not know
 
 Example = tuple[tuple[np.ndarray, ...], np.ndarray]
+Named = tuple[Mapping[str, np.ndarray], Sequence[np.ndarray]]
 
 
 def of_text(model: Any) -> Iterator[Example]:
@@ -31,21 +32,29 @@ def of_decoder(model: Any, *lengths: int) -> Iterator[Example]:
         yield _example(module, decoder_inputs(model, length))
 
 
-def of_speech(
-    model: Any, tokenized: Callable[[str], np.ndarray]
-) -> Iterator[tuple[Mapping[str, np.ndarray], Sequence[np.ndarray]]]:
-    """Inputs of the decoder as sentences lead to them, by name, and the engine's answers. tokenized: text -> [1, T].
+def of_sentences(model: Any, tokenized: Callable[[str], np.ndarray]) -> Iterator[Named]:
+    """Inputs of the text part, by name, as real sentences lead to them, and the engine's answers. tokenized: text ->
+    [1, T].
 
     A model of another script is given tokens at random instead.
     """
-    text, decoder, config = Text(model), Decoder(model), model.config
+    text, config = Text(model), model.config
     for seed, sentence in enumerate(SENTENCES):
         random, speaker = np.random.default_rng(seed), speaker_input(model, seed % config.num_speakers)
         tokens = tokenized(sentence)
         if tokens.shape[1] < _FEWEST:
             tokens = random.integers(0, config.vocab_size, (1, 12 * (seed + 1)))
         noise = config.noise_scale_duration * random.standard_normal((1, 2, tokens.shape[1])).astype(np.float32)
-        prior = answer(text, tokens, noise, speaker)[0]  # [T, 2C + 1]
+        inputs = {"tokens": tokens, "noise": noise}
+        given = inputs if speaker is None else {**inputs, "speaker": speaker}
+        yield given, [answer(text, *given.values())]
+
+
+def of_speech(model: Any, tokenized: Callable[[str], np.ndarray]) -> Iterator[Named]:
+    """The same of the decoder: latents are drawn as what the text part says leads to them."""
+    decoder, config = Decoder(model), model.config
+    for seed, (said, (answered,)) in enumerate(of_sentences(model, tokenized)):
+        random, speaker, prior = np.random.default_rng((seed, 1)), said.get("speaker"), answered[0]  # [T, 2C + 1]
         frames = prior.repeat(np.maximum(np.ceil(np.exp(prior[:, -1])), 1).astype(np.int64), axis=0).T
         means, variances = frames[: config.flow_size], frames[config.flow_size : -1]
         latents = means + random.standard_normal(means.shape) * np.exp(variances) * config.noise_scale

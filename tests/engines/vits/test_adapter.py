@@ -13,15 +13,12 @@ import torch
 from typer.testing import CliRunner
 
 from accelerator import UniversalOptimizer
-from accelerator.cache import ContentCache
 from accelerator.cli import app
 from accelerator.engines import adapter_for, vits
 from accelerator.engines.base import Job
 from accelerator.engines.passthrough import PassThroughAdapter
-from accelerator.engines.vits.examples import of_speech
 from accelerator.engines.vits.traceable import exportable
 from accelerator.errors import EngineError, InvalidOption, InvalidText
-from accelerator.export.component import export_component
 from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
 from tests.doubles import joined
 from tests.engines.vits.tiny import close, pipeline, transformers
@@ -454,21 +451,3 @@ def test_copies_of_the_model_are_models_of_the_engines(engine, fast):
             pickle.dumps(model)
     with pytest.raises(EngineError, match="neither copied nor pickled"):
         copy.deepcopy(fast)
-
-
-def test_the_decoder_has_a_candidate_in_int8_calibrated_on_speech(engine, cache):
-    (backend,) = (each for each in adapter_for(engine).parts()[1].backends if each.name == "onnxruntime-int8")
-    proof = export_component(*backend.components, "int8", ContentCache(cache)).proof
-    assert (proof["passed"], proof["bar"]) == (True, {"snr_db": 20.0})
-    assert proof["layers"] >= 4
-
-
-def test_it_is_calibrated_on_sentences_by_all_speakers(many):
-    spoken = [inputs for inputs, _ in of_speech(many.model, adapter_for(many)._tokens)]
-    assert len({inputs["latents"].shape for inputs in spoken}) == 12
-    assert len({inputs["speaker"].tobytes() for inputs in spoken}) == 3
-
-
-def test_of_a_script_that_is_not_known_tokens_are_drawn(engine):
-    given = [inputs["latents"] for inputs, _ in of_speech(engine.model, lambda text: np.zeros((1, 1), np.int64))]
-    assert [each.shape[2] >= 12 * (n + 1) for n, each in enumerate(given)] == [True] * 12
