@@ -145,14 +145,19 @@ def _choices(cache: ContentCache, fingerprint: str) -> list[dict[str, Any]]:
 
 
 def _choice_row(choice: dict[str, Any]) -> tuple[str, str]:
+    from ..pipeline.tuning import SEGMENTS
+
     seconds = dict(choice["seconds"])
     original = seconds.pop("original", None)
     best = seconds.get(choice["way"], min(seconds.values(), default=None))
     against = f"{formats.seconds(best)} a unit of work, the engine itself {formats.seconds(original)}"
-    if choice["backend"] == "original":
-        what = f"PyTorch, as it is faster here ({against})"
+    kept, threads = choice["backend"] == "original", choice["threads"]
+    if choice["part"] == SEGMENTS:
+        against = f"{formats.seconds(original)} one after the other, {formats.seconds(best)} at once"
+        what = f"one after the other ({against})" if kept else f"{threads} at once, on one thread each ({against})"
+    elif kept:
+        what = f"the engine itself, as it is faster here ({against})"
     else:
-        threads = choice["threads"]
         what = f"{choice['backend']}, {threads} thread{'s' if threads != 1 else ''} ({against})"
     return choice["part"], what
 

@@ -64,7 +64,8 @@ class Part:
     answer with the same types. probe(call): times a small typical workload on any implementation, in seconds per frame
     or per second of audio. backends: the likely winner first. runs_on: the original's name in metrics. check(answer):
     raises BadOutput if an answer cannot be right (of a part that streams, it sees every item). streams: the part yields
-    items and takes `resume`, a list of the items already yielded, to continue after them.
+    items and takes `resume`, a list of the items already yielded, to continue after them. identity: whose tuning it
+    has; by default, that of the weights of its backends.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Part:
     runs_on: str = "pytorch"
     check: Callable[[Any], Any] = lambda _: None
     streams: bool = False
+    identity: Callable[[], str] | None = None
 
     @property
     def components(self) -> tuple[Component, ...]:
