@@ -44,6 +44,7 @@ class Dispatcher:
         self.released, self._releases = False, release_torch
         self.voices = Voices(routes, runtime)
         self.pooling = pooling(bound.stages, routes, runtime.load)
+        self._told: set[str] = set()
         self._forked()
         renewed_in_children(self)
 
@@ -72,6 +73,14 @@ class Dispatcher:
             if all(r.choice is not None and r.choice.call is not None for r in self.routes.values()):
                 self._releases = False  # once: an adapter may refuse because they could not be loaded again
                 self.released = self.adapter.release() is not False
+
+    def warn(self, error: Exception) -> None:
+        """That the original speaks; once, in a line, where an error of the adapter's says itself what is to be done."""
+        if not isinstance(error, EngineError):
+            logger.warning("the routed %s failed, the original speaks: %s", self.adapter.name, error, exc_info=True)
+        elif str(error) not in self._told:
+            self._told.add(str(error))
+            logger.warning("the original %s speaks, from now on without a warning: %s", self.adapter.name, error)
 
     def stages(self, request: SpeechRequest) -> Stages | None:
         """The engine's stages, if this request is spoken through them."""
@@ -162,7 +171,7 @@ class Running:
                 self._dispatcher.end(self)
 
     def _original(self, error: Exception) -> Any:
-        logger.warning("the routed %s failed, the original speaks: %s", self._adapter.name, error, exc_info=True)
+        self._dispatcher.warn(error)
         self.meter.fell_back("engine", error)
         runs_on = sorted({route.part.runs_on for route in self._dispatcher.routes.values()})
         self.meter.used("engine", "+".join(runs_on), own=True)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..engines.base import Stages, Unit, Voice
-from ..errors import InvalidInput, InvalidText
+from ..errors import EngineError, InvalidInput, InvalidText
 from ..hardware.forks import renewed_in_children
 from ..metrics import Meter
 from ..speech import SpeechRequest
@@ -120,7 +120,7 @@ class Pooled:
                         spoken.samples += len(audio)
                         yield audio
                 return
-            except InvalidInput:
+            except (InvalidInput, EngineError):  # another try would say the same
                 raise
             except Exception as error:
                 if spoken.tries >= TRIES or spoken.samples:
@@ -175,7 +175,7 @@ class Pooled:
             try:
                 with self._workers.one(exclusive) as still_exclusive:
                     audio = self._audio(spoken, still_exclusive)
-            except InvalidInput:
+            except (InvalidInput, EngineError):  # another try would say the same
                 raise
             except Exception as error:
                 if spoken.tries >= TRIES:

@@ -385,6 +385,11 @@ def test_weights_that_are_changed_are_spoken_with(tmp_path, cache, caplog, chang
         close(speech.audio, expected)
         assert len(speech.audio) != len(before.audio) or np.abs(speech.audio - before.audio).max() > 1e-3
         assert reason(speech) == "the model's weights were changed after it was wrapped: wrap the engine again"
+        for text in ("hello there", LONG):
+            assert reason(fast.synthesize(text)) == reason(speech)
+        (warning,) = [r for r in caplog.records if r.levelname == "WARNING"]
+        assert warning.exc_info is None
+        assert warning.getMessage() == f"the original vits speaks, from now on without a warning: {reason(speech)}"
         caplog.clear()
         transformers.set_seed(3)
         close(fast("hello there")["audio"], expected)
