@@ -93,8 +93,13 @@ class _Ours:
         )
         self._raw: Mapping[str, Any] = PEERS[engine].raw or {}
         self._voice = voice
-        parts = self._optimizer.prepare().status()["parts"].items()
-        self.about = ", ".join(f"{name}: {part['backend']} {part['precision'] or ''}".rstrip() for name, part in parts)
+        status = self._optimizer.prepare().status()
+        ways = [
+            f"{name}: {part['backend']} {part['precision'] or ''}".rstrip() for name, part in status["parts"].items()
+        ]
+        if status["segments"] is not None:
+            ways.append(f"segments: {status['segments']['backend']}")
+        self.about = ", ".join(ways)
 
     @property
     def sample_rate(self) -> int:

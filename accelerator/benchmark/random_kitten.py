@@ -1,8 +1,8 @@
 """A checkpoint of KittenTTS with random weights, at about the nano model's size: for a machine without a trained one.
 
 What is computed is of the kind that StyleTTS 2 computes: convolutions over the phonemes, each phoneme held for some
-frames, a recurrent layer over the frames, and convolutions over ever more positions up to 24 kHz. It says nothing, and a
-second of it need not take as long as of the trained one. Inputs, outputs and files are those of a download.
+frames, a recurrent layer over the frames, and convolutions over ever more positions up to 24 kHz. It says nothing, and
+a second of it need not take as long as of the trained one. Inputs, outputs and files are those of a download.
 
 Source: StyleTTS 2 (Li et al. 2023, arXiv:2306.07691).
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,9 +33,8 @@ def write(folder: Path) -> None:
     with Graph(folder, "model") as graph:
         _Network(graph).build()
     random = np.random.default_rng(1)
-    np.savez(
-        folder / "voices.npz", **{name: random.standard_normal((_ROWS, _STYLE)).astype(np.float32) for name in _NAMES}
-    )
+    styles: dict[str, Any] = {name: random.standard_normal((_ROWS, _STYLE), np.float32) for name in _NAMES}
+    np.savez(folder / "voices.npz", **styles)
     told = {"type": "ONNX2", "name": "random weights", "model_file": "model.onnx", "voices": "voices.npz"}
     (folder / "config.json").write_text(json.dumps(told), encoding="utf-8")
 

@@ -62,7 +62,10 @@ def test_says_what_runs(exported: dict, cache: Path):
 )
 def test_says_how_segments_are_spoken(part: str, best: str, says: str, tmp_path: Path):
     cache = ContentCache(tmp_path)
-    seconds = {Way("pool", RunOptions(threads=2, backend="pool")): 0.041 if best == "pool-2" else 0.081, ORIGINAL: 0.067}
+    seconds = {
+        Way("pool", RunOptions(threads=2, backend="pool")): 0.041 if best == "pool-2" else 0.081,
+        ORIGINAL: 0.067,
+    }
     tuning = Tuning.of(part, seconds, 0.0, 1.0)
     cache.write_note(make_key(tuning=part), f"tuning-{detect(store=tmp_path).fingerprint}-auto", tuning.to_dict())
     (choice,) = answer("doctor", "--cache-dir", tmp_path)["choices"]

@@ -27,7 +27,7 @@ TEXT = "".join(segment.text for segment in segments(6))
 class Engine:
     """A pooled engine of one part. took: seconds of a segment by how many are spoken at once; calls: of its part."""
 
-    name, sample_rate, cloning, options = "utterer", RATE, None, {}  # noqa: RUF012 - of the protocol
+    name, sample_rate, cloning, options = "utterer", RATE, None, {}
 
     def __init__(self) -> None:
         self.utterer = Utterer()
