@@ -456,10 +456,3 @@ def test_its_errors_are_told_with_their_cause() -> None:
     with pytest.raises(InvalidText):
         UniversalOptimizer(Broken()).synthesize("...")
     assert Broken.calls == 1
-
-
-def test_wrapping_twice_is_harmless() -> None:
-    outer = UniversalOptimizer(UniversalOptimizer(Plain()))
-    audio, rate, metrics = outer.synthesize("Hello.", seed=1)
-    np.testing.assert_array_equal(audio, TONE)
-    assert (rate, metrics["backend"]) == (8000, "own")

@@ -22,6 +22,7 @@ from accelerator.engines.vits.examples import of_speech
 from accelerator.engines.vits.traceable import exportable
 from accelerator.errors import EngineError, InvalidOption, InvalidText
 from accelerator.export.component import export_component
+from accelerator.pipeline.selection import Choice
 from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
 from tests.doubles import joined
 from tests.engines.vits.tiny import close, pipeline, transformers
@@ -416,6 +417,14 @@ def test_nothing_is_exported_from_weights_that_were_changed(tmp_path, cache):
         fast.prepare()
         reasons = [part["reason"] for part in fast.status()["parts"].values()]
         assert ["wrap the engine again" in each for each in reasons] == [True, True]
+
+
+def test_one_after_the_other_a_text_sounds_as_in_the_pool(fast, monkeypatch):
+    pooled = fast.synthesize(LONG, seed=3)
+    assert len(pooled.metrics["segments"]) > 2
+    monkeypatch.setattr(fast._dispatcher.pooling, "_choice", Choice(None, "by the test"))
+    assert fast._dispatcher.at_once() == 1
+    close(fast.synthesize(LONG, seed=3).audio, pooled.audio)
 
 
 def test_what_only_learns_may_change(tmp_path, cache):
