@@ -27,6 +27,7 @@ from .pipeline.fallback import Route
 from .pipeline.request import Asked, make_request
 from .pipeline.settings import Settings
 from .pipeline.stream import SpeechStream
+from .pipeline.tuning import SEGMENTS
 from .speech import Speech
 from .text.check import Unspeakable
 
@@ -143,6 +144,8 @@ class UniversalOptimizer:
             raise InvalidOption(f"no part called {unknown[0]!r}; the parts are {', '.join(self._routes) or 'none'}")
         for name in sorted(names, key=lambda name: self._routes[name].part.streams):
             self._routes[name].prepare()  # the slowest comes last: what the others left to a thread is done meanwhile
+        if parts is None and self._dispatcher.pooling is not None:
+            self._dispatcher.pooling.prepare()
         self._dispatcher.release_torch()
         return self
 
@@ -150,14 +153,18 @@ class UniversalOptimizer:
         """Measure now how each part runs fastest here, and use that, also where it changes the audio of a seed.
 
         Only what is not known yet, was measured on a busy machine, or is proposed by a later measurement; all of it if
-        `again`. Returns per part the tunings {"before", "after"} as `status()` has them under "probe"; "before" is
-        empty where nothing was known. Raises InvalidOption for an optimizer that does not probe.
+        `again`. Returns per part, and for the "segments" of a feed-forward engine, the tunings {"before", "after"} as
+        `status()` has them under "probe"; "before" is empty where nothing was known. Raises InvalidOption for an
+        optimizer that does not probe.
         """
         self._check_open()
         if not self._runtime.settings.probe:
             raise InvalidOption("tune() measures, and probe=False rules that out: leave it away")
         report = {}
-        for name, route in self._routes.items():
+        routes = dict(self._routes)
+        if self._dispatcher.pooling is not None:
+            routes[SEGMENTS] = self._dispatcher.pooling
+        for name, route in routes.items():
             choice = route.prepare(lambda part: self._runtime.tune(part, again=again))
             report[name] = {"before": dict(choice.before), "after": dict(choice.probe)}
         return report
@@ -346,6 +353,7 @@ class UniversalOptimizer:
     def status(self) -> dict[str, Any]:
         """What runs where and why: per part the backend, precision, proof, timings and reason; JSON-able.
 
+        segments: the same, of whether a feed-forward engine speaks several at once; None for other engines.
         heard: what `accelerator bench quality` said of these exports on these backends, or None.
         """
         return {
@@ -353,6 +361,7 @@ class UniversalOptimizer:
             **self._runtime.status(self._routes),
             "torch_released": self._dispatcher.released,
             "parts": {name: route.status() for name, route in self._routes.items()},
+            "segments": None if (segments := self._dispatcher.pooling) is None else segments.status(),
         }
 
     def close(self) -> None:

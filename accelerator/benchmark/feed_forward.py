@@ -131,8 +131,11 @@ class _Arms:
         from ..engines.base import Bound, Job
         from ..engines.vits import VitsAdapter, traceable
         from ..engines.vits.adapter import DECODER, TEXT
+        from ..hardware import detect
+        from ..metrics import Meter
         from ..optimizer import UniversalOptimizer
-        from ..speech import SamplingParams
+        from ..pipeline.pooled import Pooled, Workers
+        from ..speech import SamplingParams, SpeechRequest
         from ..text.segments import Segment
 
         report("exporting, unless it is in the cache")
@@ -167,11 +170,15 @@ class _Arms:
             torch.manual_seed(0)
             return engine(one)["audio"]
 
+        workers, stages = Workers(options.threads or detect().usable_cores), routed.stages
+        assert stages is not None
+
         def pooled(_: list[str]) -> tuple[float, float, float]:
             begun, first, samples = time.perf_counter(), 0.0, 0
-            for chunk in self._optimizer.stream(text, seed=0):
+            request = SpeechRequest(text, sampling=SamplingParams(seed=0), streaming=True)
+            for audio in Pooled(stages, request, None, rate, Meter(), workers=workers).speak():
                 first = first or time.perf_counter() - begun
-                samples += chunk.audio.size
+                samples += audio.size
             return time.perf_counter() - begun, samples / rate, first
 
         def through(bound: Bound) -> Callable[[str], Any]:

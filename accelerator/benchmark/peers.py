@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ __all__ = ["MEASURES", "SCHEMA", "Measure", "PeerOptions", "figures", "run", "ti
 
 SCHEMA = 1
 _WORKER = "accelerator.benchmark.peers_worker"
+RANDOM = "random weights"  # in place of a checkpoint's name
 _SETTLE_S = 0.25  # ONNX Runtime's threads go on spinning for a while after their work
 _PARAGRAPH = (
     "Late in the evening, the old farmer carried a heavy basket across the field. The wind was cold, and snow covered "
@@ -63,13 +64,14 @@ MEASURES: Mapping[str, Measure] = {
 
 @dataclass(frozen=True, kw_only=True)
 class PeerOptions:
-    """rounds: of which medians are taken. precisions: an arm of ours each; () is one, as an optimizer runs by itself.
+    """checkpoint: None for random weights, where an engine can be measured with such. rounds: of which medians are
+    taken. precisions: an arm of ours each; () is one, as an optimizer runs by itself.
     voice: by name; of an engine that needs one, its first. threads: of ours and of the peers that take a number; None:
     ours are probed, and theirs are one a core. The engine as it ships has its own. Raises InvalidOption.
     """
 
     engine: str
-    checkpoint: Path
+    checkpoint: Path | None = None
     voice: str | None = None
     rounds: int = 5
     precisions: tuple[str, ...] = ()
@@ -79,6 +81,8 @@ class PeerOptions:
     def __post_init__(self) -> None:
         if self.engine not in PEERS:
             raise InvalidOption(f"{self.engine!r} has no peers here; there are {', '.join(PEERS)}")
+        if self.checkpoint is None and PEERS[self.engine].random is None:
+            raise InvalidOption(f"{self.engine} is measured with a trained voice: give its checkpoint")
         if self.rounds < 1:
             raise InvalidOption(f"rounds must be at least 1, not {self.rounds}")
 
@@ -94,15 +98,15 @@ class PeerOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
-        places = {"checkpoint": str(self.checkpoint), "cache_dir": str(self.cache_dir) if self.cache_dir else None}
+        given = {"checkpoint": self.checkpoint, "cache_dir": self.cache_dir}
+        places = {name: str(place) if place else None for name, place in given.items()}
         return {**asdict(self), "precisions": list(self.precisions), **places}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PeerOptions:
         """The inverse of `to_dict`."""
-        place = data["cache_dir"]
-        given = {**data, "precisions": tuple(data["precisions"]), "checkpoint": Path(data["checkpoint"])}
-        return cls(**{**given, "cache_dir": Path(place) if place else None})
+        places = {name: Path(data[name]) if data[name] else None for name in ("checkpoint", "cache_dir")}
+        return cls(**{**data, "precisions": tuple(data["precisions"]), **places})
 
 
 def _start(report: Report) -> Process:
@@ -118,7 +122,7 @@ def run(options: PeerOptions, report: Report, *, start: Start = _start) -> dict[
     took: dict[str, dict[str, list[float | None]]] = {m: {a: [] for a in options.arms} for m in options.measures}
     errors, facts, memory = dict[str, str](), dict[str, Any](), dict[str, Any]()
     with tempfile.TemporaryDirectory(prefix="accelerator-peers-") as scratch:
-        team = _Team(options, Path(scratch), report, start, errors)
+        team = _Team(_with_checkpoint(options, Path(scratch), report), Path(scratch), report, start, errors)
         try:
             facts = team.open()
             for number in range(options.rounds):
@@ -133,12 +137,24 @@ def run(options: PeerOptions, report: Report, *, start: Start = _start) -> dict[
     plan = {"options": {**shown, "quick": False}, "rounds": options.rounds, "measures": list(took)}
     return record.result(
         plan,
-        engine={"name": options.engine, "checkpoint": options.checkpoint.name},
+        engine={"name": options.engine, "checkpoint": options.checkpoint.name if options.checkpoint else RANDOM},
         arms={arm: {**facts.get(arm, {}), "error": errors.get(arm)} for arm in options.arms},
         figures={m: {arm: summarize(v, MEASURES[m].unit) for arm, v in by_arm.items()} for m, by_arm in took.items()},
         ratios={m: _ratios(by_arm) for m, by_arm in took.items()},
         memory={arm: summarize([bytes_], "bytes") for arm, bytes_ in memory.items()},
     )
+
+
+def _with_checkpoint(options: PeerOptions, scratch: Path, report: Report) -> PeerOptions:
+    """With one of random weights where none was given."""
+    write = PEERS[options.engine].random
+    if options.checkpoint is not None or write is None:
+        return options
+    report("no checkpoint was given: making one with random weights, which says nothing")
+    folder = scratch / "checkpoint"
+    folder.mkdir()
+    write(folder)
+    return replace(options, checkpoint=folder)
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,10 +56,12 @@ class Given:
 @dataclass(frozen=True)
 class Peers:
     """arms: by name, how each is opened. raw: the option of a request to ours by which sentences keep their level;
-    None where an engine never changes it."""
+    None where an engine never changes it. random: writes a checkpoint with random weights into a folder, for an engine
+    that can be measured without a trained one."""
 
     arms: Mapping[str, Callable[[Given], Arm]]
     raw: Mapping[str, Any] | None = None
+    random: Callable[[Path], None] | None = None
 
 
 def open_arm(
@@ -90,8 +93,13 @@ class _Ours:
         )
         self._raw: Mapping[str, Any] = PEERS[engine].raw or {}
         self._voice = voice
-        parts = self._optimizer.prepare().status()["parts"].items()
-        self.about = ", ".join(f"{name}: {part['backend']} {part['precision'] or ''}".rstrip() for name, part in parts)
+        status = self._optimizer.prepare().status()
+        ways = [
+            f"{name}: {part['backend']} {part['precision'] or ''}".rstrip() for name, part in status["parts"].items()
+        ]
+        if status["segments"] is not None:
+            ways.append(f"segments: {status['segments']['backend']}")
+        self.about = ", ".join(ways)
 
     @property
     def sample_rate(self) -> int:
@@ -227,6 +235,51 @@ class _Kokoro:
             loop.close()
 
 
+class _Kitten:
+    """A KittenTTS by kittenml, chunk by chunk."""
+
+    def __init__(self, given: Given) -> None:
+        self._engine = _package("kittenml", "kittenml").KittenTTS(str(given.checkpoint))
+        self._voice = {} if given.voice is None else {"voice": given.voice}
+        self.about = f"kittenml {_version('kittenml')} as it ships"
+        self.sample_rate = 24_000
+
+    def whole(self, text: str) -> np.ndarray:
+        return np.concatenate(list(self.stream(text, raw=False)))  # as `generate` does, which prints
+
+    def stream(self, text: str, *, raw: bool) -> Iterator[np.ndarray]:
+        for audio in self._engine.generate_stream(text, **self._voice):
+            yield np.asarray(audio, np.float32).reshape(-1)
+
+
+class _KittenInPool(_Kitten):
+    """Its own session for several chunks at once: a text's phonemes, then a pool of threads of the usual number.
+
+    The session has the engine's own settings, so that each run has as many threads as there are cores.
+    """
+
+    def __init__(self, given: Given) -> None:
+        from ..engines.kitten import adapter
+
+        super().__init__(given)
+        known = adapter(self._engine)
+        self._layout, self._speaker = known.layout, known.voice(given.voice)
+        self.about = f"the session of kittenml {_version('kittenml')}, its chunks over a ThreadPoolExecutor()"
+
+    def stream(self, text: str, *, raw: bool) -> Iterator[np.ndarray]:
+        layout = self._layout
+        feeds = [layout.feed(chunk, self._speaker, 1.0) for chunk in layout.chunks(text, False)]
+        with ThreadPoolExecutor() as pool:
+            for audio in pool.map(lambda feed: layout.speak(layout.session, feed), feeds):
+                yield np.asarray(audio, np.float32).reshape(-1)
+
+
+def _random_kitten(folder: Path) -> None:
+    from .random_kitten import write
+
+    write(folder)
+
+
 def with_metadata(model: bytes, entries: Mapping[str, str]) -> bytes:
     """An ONNX model with these metadata behind its own.
 
@@ -310,5 +363,6 @@ PEERS: Mapping[str, Peers] = {
         {"as-shipped": _Piper, "sherpa-onnx": _Sherpa, "openvino": _PiperInOpenVino}, raw={"normalize_audio": False}
     ),
     "kokoro": Peers({"as-shipped": _Kokoro}),
+    "kitten": Peers({"as-shipped": _Kitten, "pool": _KittenInPool}, random=_random_kitten),
 }
 """Engine -> its arms beside ours; "as-shipped" first."""

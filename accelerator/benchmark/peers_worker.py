@@ -27,6 +27,7 @@ class PeersWorker:
 
     def open(self, options: dict[str, Any], arm: str, scratch: str) -> dict[str, str]:
         given = PeerOptions.from_dict(options)
+        assert given.checkpoint is not None, "`run` makes one where none is given"
         self._arm = open_arm(
             arm,
             given.engine,

@@ -329,7 +329,7 @@ def feed_forward_(
 @app.command("peers", cls=Command)
 def peers_(
     ctx: typer.Context,
-    engine: Annotated[str, typer.Option("--engine", help=f"{' or '.join(WITH_PEERS)}, with --checkpoint.")] = "piper",
+    engine: Annotated[str, typer.Option("--engine", help=f"{', '.join(WITH_PEERS)}, with --checkpoint.")] = "piper",
     checkpoint: Checkpoint = None,
     voice: VoiceName = None,
     precision: Annotated[
@@ -347,10 +347,13 @@ def peers_(
     """Compare an engine as it ships, other runtimes with the same voice, and this package: speed and first audio.
 
     Peers whose package is not installed are left out: sherpa-onnx and openvino.
+    Without --checkpoint kitten is measured with random weights.
     """
     from ..benchmark import peers
+    from ..benchmark.peers_arms import PEERS
 
-    engines.check_choice(engine, None, checkpoint)
+    if checkpoint is not None or engine not in PEERS or PEERS[engine].random is None:
+        engines.check_choice(engine, None, checkpoint)
     _check_targets(json, markdown)
     given: dict[str, Any] = {"engine": engine, "checkpoint": checkpoint, "voice": voice, "rounds": rounds}
     given |= {"threads": threads, "precisions": _fixed(precision), "cache_dir": cache_dir}

@@ -164,14 +164,19 @@ def _label(engine: str | None, part: str) -> str:
 
 
 def _choice_row(choice: dict[str, Any]) -> tuple[str, str]:
+    from ..pipeline.tuning import SEGMENTS
+
     seconds = dict(choice["seconds"])
     original = seconds.pop("original", None)
     best = seconds.get(choice["way"], min(seconds.values(), default=None))
     against = f"{formats.seconds(best)} a unit of work, the engine itself {formats.seconds(original)}"
-    if choice["backend"] == "original":
+    kept, threads, precision = choice["backend"] == "original", choice["threads"], choice["precision"]
+    if choice["part"] == SEGMENTS:
+        against = f"{formats.seconds(original)} one after the other, {formats.seconds(best)} at once"
+        what = f"one after the other ({against})" if kept else f"{threads} at once, on one thread each ({against})"
+    elif kept:
         what = f"the engine itself, as it is faster here ({against})"
     else:
-        threads, precision = choice["threads"], choice["precision"]
         how = choice["backend"].removesuffix(f"-{precision}") + (f" {precision}" if precision else "")
         what = f"{how}, {threads} thread{'s' if threads != 1 else ''} ({against})"
     return _label(choice["engine"], choice["part"]), what

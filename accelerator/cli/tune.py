@@ -97,10 +97,11 @@ def _way(tuning: Mapping[str, Any]) -> str:
     """ "native-2: 1.9 ms", or "-" where there is none."""
     if not tuning:
         return "-"
-    from ..pipeline.tuning import Way
+    from ..pipeline.tuning import ORIGINAL, SEGMENTS, Way
 
     way = Way.from_dict(tuning)
-    return f"{way.name}: {formats.seconds(tuning['seconds'].get(way.name))}"
+    name = "one by one" if (tuning["part"], way) == (SEGMENTS, ORIGINAL) else way.name
+    return f"{name}: {formats.seconds(tuning['seconds'].get(way.name))}"
 
 
 def _machine(tuning: Mapping[str, Any]) -> str:

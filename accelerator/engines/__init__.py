@@ -26,6 +26,7 @@ ADAPTERS = {
 """Qualified type name -> "module:callable". It is called with the engine; any base class of the engine may match."""
 
 DECLINED = {
+    "accelerator.optimizer.UniversalOptimizer": "accelerator.engines.passthrough:WRAPPED",
     "kitten_tts_cpp.model.KittenTTS2": "accelerator.engines.kitten:KITTEN_2",
     "kittenml.kittentts2.model.KittenTTS2": "accelerator.engines.kitten:KITTEN_2",
     "kittentts2.KittenTTS2": "accelerator.engines.kitten:KITTEN_2",

@@ -85,19 +85,17 @@ class KittenAdapter:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> KittenAdapter:
-        """Open the folder of a download: config.json, the model and its voices. Raises EngineError."""
+        """Open the folder of a download by `kittenml`, or else by the `kittentts` that is installed.
+
+        The folder has config.json, the model and its voices; without a config.json, one model and one file of voices.
+        Raises EngineError.
+        """
         folder = Path(path)
-        if not (folder / "config.json").is_file():
-            raise EngineError(
-                f"{folder} is no checkpoint of KittenTTS, there is no config.json in it: give the folder of a "
-                "download, as of KittenML/kitten-tts-nano-0.8"
-            )
         try:
-            if json.loads((folder / "config.json").read_text("utf-8"))["type"] == "KITTEN2":
-                raise UnsupportedEngine(KITTEN_2)
-            return adapter(importlib.import_module("kittenml").KittenTTS(str(folder)))
+            return adapter(_opened(folder))
         except ImportError as error:
-            raise EngineError(f"KittenTTS needs its package: {error}; pip install kittenml") from error
+            wanted = "kittenml" if (folder / "config.json").is_file() else "kittentts==0.1.3"
+            raise EngineError(f"KittenTTS needs its package: {error}; pip install {wanted}") from error
         except EngineError:
             raise
         except Exception as error:  # of a missing or broken file, by ONNX Runtime, json and numpy; of espeak
@@ -138,6 +136,49 @@ class KittenAdapter:
     def release(self) -> bool:
         """It stays: the engine's session is what falls back."""
         return False
+
+
+def _opened(folder: Path) -> Any:
+    """The engine, by whichever package opens this folder. Raises EngineError, ImportError, and what packages raise."""
+    config = folder / "config.json"
+    told = json.loads(config.read_text("utf-8")) if config.is_file() else {}
+    if told.get("type") == "KITTEN2":
+        raise UnsupportedEngine(KITTEN_2)
+    model = _file_of(folder, told.get("model_file"), "*.onnx")
+    voices = _file_of(folder, told.get("voices"), "*.npz")
+    if told and (package := _installed("kittenml")) is not None:
+        return package.KittenTTS(str(folder))
+    if (package := _installed("kittentts.get_model")) is not None:  # the repository's head
+        engine = object.__new__(package.KittenTTS)  # which is otherwise opened by its name on the hub only
+        given = {name: told.get(name, {}) for name in ("speed_priors", "voice_aliases")}
+        engine.model = package.KittenTTS_1_Onnx(str(model), str(voices), **given)
+        return engine
+    with np.load(voices) as styles:
+        rows = max(len(styles[name]) for name in styles.files)
+    if rows > 1:
+        raise ImportError(f"voices of {rows} rows are not those of kittentts 0.1")
+    return importlib.import_module("kittentts").KittenTTS(str(model), str(voices))
+
+
+def _file_of(folder: Path, name: str | None, pattern: str) -> Path:
+    """The file that config.json names, or else the only one of its kind. Raises EngineError."""
+    found = sorted(folder.glob(pattern)) if name is None else [folder / name]
+    if len(found) != 1:
+        raise EngineError(
+            f"{folder} is no checkpoint of KittenTTS, there are {len(found)} files {pattern} and no config.json in it: "
+            "give the folder of a download, as of KittenML/kitten-tts-nano-0.8"
+        )
+    return found[0]
+
+
+def _installed(module: str) -> Any:
+    """A module, or None where it, or its package, is not there."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name not in (module, module.partition(".")[0]):
+            raise  # there is something else that it needs
+        return None
 
 
 class KittenStages:

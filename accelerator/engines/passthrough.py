@@ -18,10 +18,11 @@ from .base import Bound, Cloning
 from .methods import METHODS, Method
 from .options import Option
 
-__all__ = ["PassThroughAdapter", "check_engine"]
+__all__ = ["WRAPPED", "PassThroughAdapter", "check_engine"]
 
 logger = logging.getLogger(__name__)
 
+WRAPPED = "this engine is wrapped already: use it as it is, or wrap the engine that it was made of for other options"
 _MODULE = "torch.nn.modules.module.Module"
 _SPEAKING = "transformers.pipelines.text_to_audio.TextToAudioPipeline"
 _PARTS = {
@@ -51,6 +52,11 @@ def check_engine(engine: Any) -> None:
         name = engine.__name__
         fix = "wrap the object itself" if name in METHODS else f"wrap a function, lambda text: engine.{name}(text)"
         raise UnsupportedEngine(f"{engine.__qualname__} is a method of an object: {fix}")
+    if inspect.isbuiltin(engine):  # which says of no argument what it is for
+        raise UnsupportedEngine(
+            f"{engine.__name__}() is a built-in function, not an engine: wrap the object that turns text into audio, "
+            "or a function that does, lambda text: (samples, Hz)"
+        )
     bases = _bases(engine)
     if _SPEAKING not in bases and (parts := [what for base, what in _PARTS.items() if base in bases]):
         raise UnsupportedEngine(

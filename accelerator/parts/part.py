@@ -92,7 +92,8 @@ class Part:
     or per second of audio. backends: the likely winner first. runs_on: the original's name in metrics. check(answer):
     raises BadOutput if an answer cannot be right (of a part that streams, it sees every item). streams: the part yields
     items and takes `resume`, a list of the items already yielded, to continue after them. pruned(share): the ways to
-    have this share less of it, in the order in which they are tried.
+    have this share less of it, in the order in which they are tried. identity: whose tuning it has; by default, that of
+    the weights of its backends.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Part:
     check: Callable[[Any], Any] = lambda _: None
     streams: bool = False
     pruned: Callable[[float], Sequence[Pruned]] = _nothing
+    identity: Callable[[], str] | None = None
 
     @property
     def components(self) -> tuple[Component, ...]:

@@ -18,6 +18,7 @@ from .batched import Batched
 from .context import Runtime
 from .fallback import Route
 from .pooled import Pooled
+from .pooling import pooling
 from .spoken import check_heard
 from .voices import VoiceStore
 
@@ -42,6 +43,8 @@ class Dispatcher:
         self.adapter, self.bound, self.routes, self.runtime = adapter, bound, routes, runtime
         self.released, self._releases = False, release_torch
         self.voices = Voices(routes, runtime)
+        self.pooling = pooling(bound.stages, routes, runtime.load)
+        self._told: set[str] = set()
         self._forked()
         renewed_in_children(self)
 
@@ -71,10 +74,25 @@ class Dispatcher:
                 self._releases = False  # once: an adapter may refuse because they could not be loaded again
                 self.released = self.adapter.release() is not False
 
+    def warn(self, error: Exception) -> None:
+        """That the original speaks; once, in a line, where an error of the adapter's says itself what is to be done."""
+        if not isinstance(error, EngineError):
+            logger.warning("the routed %s failed, the original speaks: %s", self.adapter.name, error, exc_info=True)
+        elif str(error) not in self._told:
+            self._told.add(str(error))
+            logger.warning("the original %s speaks, from now on without a warning: %s", self.adapter.name, error)
+
     def stages(self, request: SpeechRequest) -> Stages | None:
         """The engine's stages, if this request is spoken through them."""
         stages = self.bound.stages
         return stages if stages is not None and stages.accepts(request) else None
+
+    def at_once(self) -> int:
+        """How many segments of a pooled engine are spoken at once; measured when it is first asked."""
+        if self.pooling is None:
+            return self.runtime.workers.count
+        call = self.pooling.prepare().call
+        return 1 if call is None else int(call())
 
     def kept(self, request: SpeechRequest, meter: Meter) -> Arrays | None:
         """The encoded form of a request's reference recording; each recording is encoded once."""
@@ -153,7 +171,7 @@ class Running:
                 self._dispatcher.end(self)
 
     def _original(self, error: Exception) -> Any:
-        logger.warning("the routed %s failed, the original speaks: %s", self._adapter.name, error, exc_info=True)
+        self._dispatcher.warn(error)
         self.meter.fell_back("engine", error)
         runs_on = sorted({route.part.runs_on for route in self._dispatcher.routes.values()})
         self.meter.used("engine", "+".join(runs_on), own=True)
@@ -187,9 +205,8 @@ class Running:
         rate, voice = self._adapter.sample_rate, stages.voice(request, kept)
         shared: dict[str, Any] = {"cancelled": self.cancelled.is_set}
         if stages.schedule == "pooled":
-            self._speaking = Pooled(
-                stages, request, voice, rate, self.meter, workers=dispatcher.runtime.workers, **shared
-            )
+            shared |= {"workers": dispatcher.runtime.workers, "at_once": dispatcher.at_once}
+            self._speaking = Pooled(stages, request, voice, rate, self.meter, **shared)
         else:
             self._speaking = Batched(stages, request, voice, rate, self.meter, rows=ROWS, **shared)
         for audio in self._speaking.speak():

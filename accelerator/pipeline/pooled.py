@@ -4,7 +4,8 @@
               (a single one exclusively, or each in a thread of the pool, a few ahead of the listener)
 
 Such an engine makes a segment's audio in one go. With one thread per segment, operators do not wait for their slowest
-thread, and the next segments are ready once the first one has been heard.
+thread. Where that is slower (`pooling`), the pool has one thread, and each segment all cores. Either way the next
+segments are ready once the first one has been heard.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..engines.base import Stages, Unit, Voice
-from ..errors import InvalidInput, InvalidText
+from ..errors import EngineError, InvalidInput, InvalidText
 from ..hardware.forks import renewed_in_children
 from ..metrics import Meter
 from ..speech import SpeechRequest
@@ -73,11 +74,15 @@ class Pooled:
         meter: Meter,
         *,
         workers: Workers,
+        at_once: Callable[[], int] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        """workers: shared by all requests; as many segments again may wait to be heard. Raises InvalidText."""
+        """workers: shared by all requests. at_once: how many segments of this one are spoken at once, asked if there
+        are several (None: as many as there are workers); as many again may wait to be heard. Raises InvalidText.
+        """
         self._stages, self._voice, self._rate, self._meter = stages, voice, sample_rate, meter
         self._workers, self._streaming, self._cancelled = workers, request.streaming, cancelled
+        self._at_once = at_once or (lambda: workers.count)
         self._all = segments_of(stages, request, meter, cancelled)
 
     def speak(self) -> Iterator[np.ndarray]:
@@ -115,7 +120,7 @@ class Pooled:
                         spoken.samples += len(audio)
                         yield audio
                 return
-            except InvalidInput:
+            except (InvalidInput, EngineError):  # another try would say the same
                 raise
             except Exception as error:
                 if spoken.tries >= TRIES or spoken.samples:
@@ -144,14 +149,15 @@ class Pooled:
         if self._streaming:  # a listener is waiting: all threads for the first segment
             first = waiting.popleft()
             yield first, self._first(first)
-        with ThreadPoolExecutor(self._workers.count, "accelerator-segment") as pool:
+        count = self._at_once()
+        with ThreadPoolExecutor(count, "accelerator-segment") as pool:
             ahead: deque[tuple[Spoken, Future[np.ndarray]]] = deque()
             try:
                 while waiting or ahead:
-                    while waiting and len(ahead) < 2 * self._workers.count:
+                    while waiting and len(ahead) < 2 * count:
                         spoken = waiting.popleft()
                         run = contextvars.copy_context().run  # carries the request's meter
-                        ahead.append((spoken, pool.submit(run, self._say, spoken, exclusive=False)))
+                        ahead.append((spoken, pool.submit(run, self._say, spoken, exclusive=count == 1)))
                     spoken, future = ahead.popleft()
                     audio = future.result()
                     del future  # so that its audio is freed once heard
@@ -170,7 +176,7 @@ class Pooled:
             try:
                 with self._workers.one(exclusive) as still_exclusive:
                     audio = self._audio(spoken, still_exclusive)
-            except InvalidInput:
+            except (InvalidInput, EngineError):  # another try would say the same
                 raise
             except Exception as error:
                 if spoken.tries >= TRIES:

@@ -147,8 +147,8 @@ class Selector:
         names = self.machine.profile.fingerprint, *wishes, *sorted(kinds)
         backends = [backend.name for backend in here]
         components = here[0].components
-        weights = components[-1].identity() if components else part.name
-        return Record.of(self.cache, part.name, weights, *names, backends=backends, now=self.now)
+        identity = part.identity or (components[-1].identity if components else lambda: part.name)
+        return Record.of(self.cache, part.name, identity(), *names, backends=backends, now=self.now)
 
     # Exports
 
@@ -247,7 +247,8 @@ class Selector:
         if opened is None:
             return self._known(part, here, tuning)
         if tuning.way == ORIGINAL:
-            logger.warning("%s stays as it was: %s", part.name, tuning.slower)
+            level = logging.WARNING if part.components else logging.INFO  # nothing was exported in vain
+            logger.log(level, "%s stays as it was: %s", part.name, tuning.slower)
             kept = list(opened.values())
             return replace(_stays(tuning), exports=kept[0].exports if kept else {})
         if tuning.way not in opened:
@@ -314,8 +315,8 @@ def _timed(part: Part, choice: Choice, best: float | None) -> float:
 
 def _precision(candidate: _Candidate) -> str:
     """The precision of the computing export, a backend's last; float32 weights may be multiplied in less."""
-    stored = list(candidate.exports.values())[-1].precision
-    return candidate.options.dtype if stored == "fp32" else stored
+    stored = [export.precision for export in candidate.exports.values()][-1:]
+    return candidate.options.dtype if stored in ([], ["fp32"]) else stored[0]
 
 
 def _reason(tuning: Tuning, reason: str) -> str:

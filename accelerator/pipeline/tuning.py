@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 from ..cache import ContentCache, make_key
 from ..runtime.options import RunOptions
 
-__all__ = ["BUSY", "ORIGINAL", "WORTH", "Record", "Tuning", "Way", "known", "waiting"]
+__all__ = ["BUSY", "ORIGINAL", "POOL", "SEGMENTS", "WORTH", "Record", "Tuning", "Way", "known", "waiting"]
 
 BUSY = 0.25  # CPUs kept busy by others during a probe, above which it is repeated later
 WORTH = 1.1  # times faster: no seed may sound different for less
+SEGMENTS, POOL = "segments", "pool"  # tuned like a part: whether they are spoken at once (`pooling`)
 SOON_S, LATE_S = 60.0, 86_400.0  # until measuring again after a busy probe: four times longer each time, up to a day
 
 
@@ -44,11 +45,11 @@ class Way(NamedTuple):
 
     @property
     def name(self) -> str:
-        """ "original", "native-2", "onnxruntime-2-spin50", "onednn-bf16-2": a key of `Tuning.seconds`."""
+        """ "original", "native-2", "onnxruntime-2-spin50", "onednn-bf16-2", "pool-2": a key of `Tuning.seconds`."""
         options = self.options
         if self == ORIGINAL:
             return self.backend
-        dtype = "" if options.backend == "onnxruntime" or options.backend == "native" else f"-{options.dtype}"
+        dtype = f"-{options.dtype}" if options.backend == "onednn" else ""
         return f"{self.backend}{dtype}-{options.threads}{f'-spin{options.spin_us}' if options.spin_us else ''}"
 
     def to_dict(self) -> dict[str, Any]:

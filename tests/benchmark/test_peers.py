@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from accelerator.benchmark import page, peers, peers_worker
 from accelerator.benchmark.peers import MEASURES, PeerOptions, run, to_markdown
-from accelerator.benchmark.peers_arms import PEERS
+from accelerator.benchmark.peers_arms import PEERS, Peers
 from accelerator.benchmark.peers_worker import PeersWorker
 from accelerator.benchmark.process import ArmFailed
 from accelerator.cli import app
@@ -124,10 +124,39 @@ def test_options_and_what_follows_from_them() -> None:
     assert PeerOptions(engine="kokoro", checkpoint=VOICE).measures == ("sentence", "text", "first")
     given = PeerOptions(engine="piper", checkpoint=VOICE, cache_dir=Path("cache"), threads=2, precisions=("int8",))
     assert PeerOptions.from_dict(json.loads(json.dumps(given.to_dict()))) == given
-    with pytest.raises(InvalidOption, match="there are piper, kokoro"):
+    with pytest.raises(InvalidOption, match="piper is measured with a trained voice: give its checkpoint"):
+        PeerOptions(engine="piper")
+    unnamed = PeerOptions(engine="kitten")
+    assert (unnamed.arms, unnamed.checkpoint) == (("as-shipped", "pool", "accelerator"), None)
+    assert PeerOptions.from_dict(json.loads(json.dumps(unnamed.to_dict()))) == unnamed
+    with pytest.raises(InvalidOption, match="there are piper, kokoro, kitten"):
         PeerOptions(engine="vits", checkpoint=VOICE)
     with pytest.raises(InvalidOption, match="rounds must be at least 1"):
         PeerOptions(engine="piper", checkpoint=VOICE, rounds=0)
+
+
+def test_random_weights_are_made_where_there_are_no_others_and_named_so(
+    fake: type[FakeProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Path] = []
+
+    class Opened(fake):  # type: ignore[valid-type, misc]
+        def ask(self, do: str, **asked: Any) -> Any:
+            if do == "open":
+                given.append(Path(asked["options"]["checkpoint"]))
+                assert (given[-1] / "made").is_file()
+                return {"about": "as before"}
+            return {"peak_memory": 1} if do == "memory" else 1.0
+
+    made = Peers({"as-shipped": SlowArm}, random=lambda folder: (folder / "made").touch())  # type: ignore[dict-item]
+    monkeypatch.setitem(PEERS, "kitten", made)  # type: ignore[arg-type]
+    said: list[str] = []
+    result = run(PeerOptions(engine="kitten", rounds=1), said.append, start=Opened)
+    assert len(set(given)) == 1
+    assert not given[0].exists()
+    assert result["engine"] == {"name": "kitten", "checkpoint": "random weights"}
+    assert "# kitten and its peers, random weights" in to_markdown(result)
+    assert any("random weights" in line for line in said)
 
 
 def test_the_texts_are_what_their_rows_say() -> None:
@@ -181,3 +210,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert refused.exit_code == 2
     assert "piper is measured by `bench peers`" in " ".join(refused.output.split())
     assert tuple(PEERS) == WITH_PEERS
+    assert CliRunner().invoke(app, ["bench", "peers"]).exit_code == 2, "Piper needs a voice"
+    given.clear()
+    assert CliRunner().invoke(app, ["bench", "--engine", "kitten", "--rounds", "1"]).exit_code == 0
+    assert given == [PeerOptions(engine="kitten", rounds=1)]

@@ -16,6 +16,8 @@ import pytest
 from accelerator.benchmark import peers_arms
 from accelerator.benchmark.peers_arms import open_arm, with_metadata
 from accelerator.errors import EngineError
+from tests.engines import graph_double
+from tests.engines import kitten_double as kitten
 from tests.engines import piper_double as double
 
 TEXT = "Hello there. This is a test."
@@ -170,6 +172,41 @@ def test_kokoro_as_it_ships(installed: Any, tmp_path: Path) -> None:
     (tmp_path / "other.onnx").touch()
     with pytest.raises(EngineError, match=r"has 2 files like \*.onnx, where one is needed"):
         opened("as-shipped", "kokoro", tmp_path)
+
+
+def test_kitten_as_it_ships_and_its_session_over_a_pool(installed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = kitten.KittenTTSOnnx()
+    opened_with: list[str] = []
+    installed("kittenml", KittenTTS=lambda folder: opened_with.append(folder) or engine)
+    text = " ".join(f"This is sentence {letter} of it." for letter in "abcdefgh")
+    for voice in (None, "Leo"):
+        shipped, pool = (opened(arm, "kitten", Path("folder"), voice=voice) for arm in ("as-shipped", "pool"))
+        expected = engine.generate(text, **({} if voice is None else {"voice": voice}))
+        for arm in (shipped, pool):
+            np.testing.assert_array_equal(arm.whole(text), expected)
+            assert len(list(arm.stream(text, raw=False))) == 8
+    assert opened_with == ["folder"] * 4
+    assert (shipped.about, shipped.sample_rate) == ("kittenml 7 as it ships", 24_000)
+    assert pool.about == "the session of kittenml 7, its chunks over a ThreadPoolExecutor()"
+
+
+def test_a_checkpoint_with_random_weights_is_like_a_download(tmp_path: Path) -> None:
+    write = peers_arms.PEERS["kitten"].random
+    assert write is not None
+    write(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    assert (told["type"], told["name"]) == ("ONNX2", "random weights")
+    voices = np.load(tmp_path / told["voices"])
+    assert sorted(voices.files) == sorted(kitten.NAMES)
+    session = graph_double.session((tmp_path / told["model_file"]).read_bytes())
+    ids = np.arange(20).reshape(1, 20)
+    for speed, frames in ((1.0, 3), (0.5, 6)):
+        feed = {"input_ids": ids, "style": voices["expr-voice-2-f"][:1], "speed": np.array([speed], np.float32)}
+        audio, duration = session.run(None, feed)
+        assert audio.shape == (20 * frames * 600,)
+        np.testing.assert_array_equal(duration, np.full(20, frames))
+        assert np.isfinite(audio).all()
+        assert 0.01 < np.abs(audio).max() < 1.0
 
 
 def test_what_is_not_installed_is_said_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,28 @@ def test_says_what_runs(exported: dict, cache: Path):
 
 
 @pytest.mark.parametrize(
+    ("part", "best", "says"),
+    [
+        ("segments", "pool-2", "2 at once, on one thread each (67.0 ms one after the other, 41.0 ms at once)"),
+        ("segments", "original", "one after the other (67.0 ms one after the other, 81.0 ms at once)"),
+        ("graph", "original", "the engine itself, as it is faster here (81.0 ms a unit of work, the engine itself 67"),
+    ],
+)
+def test_says_how_segments_are_spoken(part: str, best: str, says: str, tmp_path: Path):
+    cache = ContentCache(tmp_path)
+    seconds = {
+        Way("pool", RunOptions(threads=2, backend="pool")): 0.041 if best == "pool-2" else 0.081,
+        ORIGINAL: 0.067,
+    }
+    tuning = Tuning.of(part, seconds, 0.0, 1.0)
+    cache.write_note(make_key(tuning=part), f"tuning-{detect(store=tmp_path).fingerprint}-auto", tuning.to_dict())
+    (choice,) = answer("doctor", "--cache-dir", tmp_path)["choices"]
+    assert (choice["part"], choice["way"]) == (part, best)
+    shown = " ".join(run("doctor", "--cache-dir", tmp_path).stdout.split())
+    assert f"{part} {says}" in shown
+
+
+@pytest.mark.parametrize(
     ("wanted", "says"), [("none", "ACCELERATOR_KERNELS=none"), ("sse", "ACCELERATOR_KERNELS is 'sse'")]
 )
 def test_says_why_there_are_no_kernels(wanted: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 import accelerator
+from accelerator.cli.tune import _way
 from accelerator.errors import CacheError
+from accelerator.pipeline.tuning import ORIGINAL, Tuning, Way
+from accelerator.runtime.options import RunOptions
 from tests.cli.commands import TINY, answer, run
 
 
@@ -74,6 +77,16 @@ def test_for_people(machine: dict[str, float], copied: Path):
     assert "calm" in result.stdout
     assert "The machine was calm" in result.stdout
     assert "busy" not in result.stderr
+
+
+def test_segments_that_are_spoken_one_by_one_are_not_called_original():
+    pool = Way("pool", RunOptions(threads=2, backend="pool"))
+    for part, seconds, shown in (
+        ("segments", 0.081, "one by one: 67.0 ms"),
+        ("segments", 0.041, "pool-2: 41.0 ms"),
+        ("graph", 0.081, "original: 67.0 ms"),
+    ):
+        assert _way(Tuning.of(part, {pool: seconds, ORIGINAL: 0.067}, 0.0, 1.0).to_dict()) == shown
 
 
 def test_a_part_that_cannot_be_exported_is_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import sys
+import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -237,8 +238,69 @@ def test_kitten_tts_2_is_declined(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"no config.json in it: give the folder of a download"):
+    with pytest.raises(EngineError, match=r"0 files \*.onnx and no config.json in it: give the folder of a download"):
         UniversalOptimizer.from_checkpoint(tmp_path, "kitten")
+
+
+class Package:
+    """A package that opens a folder, and says by which files."""
+
+    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch, *without: str) -> None:
+        self.opened: list[Any] = []
+        module = types.ModuleType(name)
+
+        def one_file(model: str, voices: str) -> Any:
+            self.opened += [Path(model).name, Path(voices).name]
+            return double.OneFile()
+
+        def chunked(model: str, voices: str, *, speed_priors: Any, voice_aliases: Any) -> Any:
+            self.opened += [Path(model).name, Path(voices).name, speed_priors, sorted(voice_aliases)]
+            return double.Model(graph.session(graph.model()))
+
+        def from_folder(folder: str) -> Any:
+            self.opened.append(Path(folder).name)
+            return double.KittenTTSOnnx()
+
+        opens = {"kittentts": one_file, "kittentts.get_model": double.FromHub, "kittenml": from_folder}
+        vars(module).update(KittenTTS=opens[name], KittenTTS_1_Onnx=chunked)
+        for each in without:
+            monkeypatch.setitem(sys.modules, each, None)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_a_folder_is_opened_by_the_package_that_there_is(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint(tmp_path)
+    for name, without, files in (
+        ("kittenml", (), [folder.name]),
+        ("kittentts.get_model", ("kittenml",), ["model.onnx", "voices.npz", {}, ["Bella", "Leo"]]),
+    ):
+        package = Package(name, monkeypatch, *without)
+        with UniversalOptimizer.from_checkpoint(folder, "kitten", cache_dir=cache, probe=False) as optimizer:
+            assert package.opened == files
+            assert segments(optimizer.synthesize(TEXT))[-1] == "It is good."
+    package = Package("kittentts", monkeypatch, "kittenml", "kittentts.get_model")
+    with pytest.raises(EngineError, match=r"voices of 400 rows are not those of kittentts 0.1; pip install kittenml"):
+        UniversalOptimizer.from_checkpoint(folder, "kitten")
+    assert package.opened == []
+
+
+def test_a_folder_of_one_model_and_its_voices(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = checkpoint(tmp_path, rows=1)
+    (folder / "config.json").unlink()
+    without = "kittenml", "kittentts.get_model"
+    for name in (*without, "kittentts"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(EngineError, match=r"needs its package: .*kittentts.*; pip install kittentts==0.1.3"):
+        UniversalOptimizer.from_checkpoint(folder, "kitten")
+    package = Package("kittentts", monkeypatch, *without)
+    with UniversalOptimizer.from_checkpoint(folder, "kitten", cache_dir=cache, probe=False) as optimizer:
+        np.testing.assert_array_equal(optimizer.synthesize(TEXT).audio, double.OneFile().generate(TEXT))
+    assert package.opened == ["model.onnx", "voices.npz"]
+    (folder / "other.onnx").touch()
+    with pytest.raises(EngineError, match=r"there are 2 files \*.onnx and no config.json in it"):
+        UniversalOptimizer.from_checkpoint(folder, "kitten")
 
 
 def checkpoint(folder: Path, *, rows: int = 400) -> Path:
@@ -313,6 +375,10 @@ def test_the_repositorys_head_speaks_its_chunks_as_it_does_alone(
     np.testing.assert_array_equal(speech.audio, expected)
     assert segments(speech)[:2] == ["Dr,", "Smith paid the man at 3:15 p,"]
     assert speech.metrics["fallback"] == []
+    monkeypatch.setitem(sys.modules, "kittenml", None)
+    with UniversalOptimizer.from_checkpoint(folder, "kitten", cache_dir=cache, probe=False) as opened:
+        np.testing.assert_array_equal(opened.synthesize(text, voice="Leo").audio, expected)
+        np.testing.assert_array_equal(opened.engine.generate(text, "Leo"), expected)
 
 
 @pytest.mark.engine
@@ -335,3 +401,6 @@ def test_kittentts_in_one_file_speaks_as_it_does_alone(
         assert speech.metrics["backends"] == {"graph": "onnxruntime"}
         assert speech.metrics["fallback"] == []
         np.testing.assert_array_equal(optimizer.engine.generate(TEXT), expected)
+    (folder / "config.json").unlink()
+    with UniversalOptimizer.from_checkpoint(folder, "kitten", cache_dir=cache, probe=False) as opened:
+        np.testing.assert_array_equal(opened.synthesize(TEXT).audio, expected)

@@ -207,6 +207,10 @@ NO_ENGINES: dict[str, tuple[Any, str]] = {
     "a method": (Voice().tts, r"Voice.tts is a method of an object: wrap the object itself"),
     "another method": (Plain().__init__, r"a function, lambda text: engine.__init__\(text\)"),
     "a function of more": (lambda text, pack: TONE, r"<lambda>\(\) needs pack, too: wrap a function of the text"),
+    "print": (print, r"print\(\) is a built-in function, not an engine: wrap .* lambda text: \(samples, Hz\)"),
+    "len": (len, r"len\(\) is a built-in function"),
+    "a list's method": ([].append, r"append\(\) is a built-in function"),
+    "a wrapped engine": (UniversalOptimizer(Plain()), "is wrapped already: use it as it is, or wrap the engine that"),
     "a function of nothing": (lambda: TONE, "takes no text"),
     "a function of a voice": (lambda voice: TONE, "takes no text"),
 }
@@ -452,10 +456,3 @@ def test_its_errors_are_told_with_their_cause() -> None:
     with pytest.raises(InvalidText):
         UniversalOptimizer(Broken()).synthesize("...")
     assert Broken.calls == 1
-
-
-def test_wrapping_twice_is_harmless() -> None:
-    outer = UniversalOptimizer(UniversalOptimizer(Plain()))
-    audio, rate, metrics = outer.synthesize("Hello.", seed=1)
-    np.testing.assert_array_equal(audio, TONE)
-    assert (rate, metrics["backend"]) == (8000, "own")

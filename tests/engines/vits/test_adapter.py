@@ -19,6 +19,7 @@ from accelerator.engines.base import Job
 from accelerator.engines.passthrough import PassThroughAdapter
 from accelerator.engines.vits.traceable import exportable
 from accelerator.errors import EngineError, InvalidOption, InvalidText
+from accelerator.pipeline.selection import Choice
 from accelerator.speech import SamplingParams, SpeechRequest, segment_seed
 from tests.doubles import joined
 from tests.engines.vits.tiny import close, pipeline, transformers
@@ -382,6 +383,11 @@ def test_weights_that_are_changed_are_spoken_with(tmp_path, cache, caplog, chang
         close(speech.audio, expected)
         assert len(speech.audio) != len(before.audio) or np.abs(speech.audio - before.audio).max() > 1e-3
         assert reason(speech) == "the model's weights were changed after it was wrapped: wrap the engine again"
+        for text in ("hello there", LONG):
+            assert reason(fast.synthesize(text)) == reason(speech)
+        (warning,) = [r for r in caplog.records if r.levelname == "WARNING"]
+        assert warning.exc_info is None
+        assert warning.getMessage() == f"the original vits speaks, from now on without a warning: {reason(speech)}"
         caplog.clear()
         transformers.set_seed(3)
         close(fast("hello there")["audio"], expected)
@@ -408,6 +414,14 @@ def test_nothing_is_exported_from_weights_that_were_changed(tmp_path, cache):
         fast.prepare()
         reasons = [part["reason"] for part in fast.status()["parts"].values()]
         assert ["wrap the engine again" in each for each in reasons] == [True, True]
+
+
+def test_one_after_the_other_a_text_sounds_as_in_the_pool(fast, monkeypatch):
+    pooled = fast.synthesize(LONG, seed=3)
+    assert len(pooled.metrics["segments"]) > 2
+    monkeypatch.setattr(fast._dispatcher.pooling, "_choice", Choice(None, "by the test"))
+    assert fast._dispatcher.at_once() == 1
+    close(fast.synthesize(LONG, seed=3).audio, pooled.audio)
 
 
 def test_what_only_learns_may_change(tmp_path, cache):
