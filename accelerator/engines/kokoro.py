@@ -24,7 +24,9 @@ from ..errors import AcceleratorError, EngineError, InvalidOption, InvalidText
 from ..metrics import current_meter
 from ..parts.backends import ONNX_RUNTIME
 from ..parts.decoding import Joined
+from ..parts.dequantized import dequantized
 from ..parts.part import Call, Part
+from ..parts.sentences import SENTENCES
 from ..parts.whole_graph import GRAPH, RoutedSession, Speak, whole_graph
 from ..runtime.borrowed import model_for_cpu
 from ..speech import AudioChunk, SpeechRequest
@@ -43,6 +45,7 @@ _VOICE = "af_heart"  # of those there are, the one that its makers call the best
 _LONGEST, _FIRST = 200, 100  # phonemes of a segment, and of a stream's first
 _PAUSE_S = {"sentence_pause": 0.25, "clause_pause": 0.1}  # after a segment, unless a request says otherwise
 _QUIET = 0.01  # of the peak, -40 dB: what the engine takes for a pause
+_DECODER = "/decoder"  # how the names of its nodes begin; what predicts durations is called otherwise
 _SAID = (  # what is timed, something short, something long
     "ðə kwˈɪk bɹˈaʊn fˈɑːks dʒˈʌmps ˌoʊvɚ ðə lˈeɪzi dˈɑːɡ.",
     "həlˈoʊ.",
@@ -108,12 +111,19 @@ class KokoroAdapter:
         if not self._routed:
             return ()
 
-        def saying(phonemes: str) -> Speak:
-            return lambda session: shadow(self.engine, sess=session).create(
-                phonemes, self.style(None), is_phonemes=True, trim=False
-            )
+        speeches = tuple(self._saying(phonemes, None) for phonemes in _SAID)
+        beside = dequantized(self.engine.sess, speeches, self._sentences, _DECODER)
+        return (whole_graph(self.engine.sess, speeches, _RATE, beside=beside),)
 
-        return (whole_graph(self.engine.sess, tuple(map(saying, _SAID)), _RATE),)
+    def _saying(self, phonemes: str, voice: str | None) -> Speak:
+        return lambda session: shadow(self.engine, sess=session).create(
+            phonemes, self.style(voice), is_phonemes=True, trim=False
+        )
+
+    def _sentences(self) -> Sequence[Speak]:
+        """By all voices in turn."""
+        voices, phonemes = self.voices(), self.engine.tokenizer.phonemize
+        return [self._saying(phonemes(each), voices[n % len(voices)]) for n, each in enumerate(SENTENCES)]
 
     def bind(self, calls: Mapping[str, Call]) -> Bound:
         if not self._routed:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import helper
 
 from ..errors import ExportError, SessionError
 from ..runtime.onnx import Session
@@ -32,6 +33,7 @@ __all__ = ["UNHEARD_DB", "Calibration", "Quantized", "one_file", "quantize", "sw
 UNHEARD_DB = 20.0  # the bar of an int8 part that nobody has listened to; only for those who ask for int8
 _SWEEP = "sweep.json"
 _ENDS = 1  # layers kept in float at each end: the first sees the engine's own inputs, the last makes the sound
+_LEAST = 1e-3  # of all products: what saves less stays in float, and is not swept
 _LESS = 10**-0.1  # of the noise that was allowed, when the layers' noises add up to more than their sum
 _MARGIN = 1.0  # dB above the bar for the calibration's own inputs: the proof has others
 _JUDGED = 3  # feeds that a choice is measured with: a sweep runs each of them once for each layer
@@ -137,10 +139,12 @@ def _chosen(
     sweep: _Sweep, layers: Sequence[str], method: str, at_least: float, progress: Callable[[int, int], None]
 ) -> Quantized:
     noise, inner = {}, layers[_ENDS : len(layers) - _ENDS]
+    work = sweep.work(inner)
+    inner = [layer for layer in inner if work[layer] >= _LEAST * sum(work.values())]
     for done, layer in enumerate(inner):
         progress(done, len(inner))
         noise[layer] = sweep.noise([layer])[0]
-    work, allowed = sweep.work(inner), 10 ** (-(at_least + _MARGIN) / 10)
+    allowed = 10 ** (-(at_least + _MARGIN) / 10)
     while chosen := _worthwhile(noise, work, allowed):
         found, content = sweep.noise(chosen)
         if (snr := _decibels(found)) >= at_least + _MARGIN:
@@ -217,9 +221,14 @@ def _prepared(model: bytes | Path, path: Path) -> list[str]:
     del graph.value_info[:]  # an exporter's guesses, which the shapes that are inferred would contradict
     for index, node in enumerate(graph.node):
         node.name = f"{index}:{node.name or node.op_type}"
-    onnx.save(proto, str(path))
     shapes = {name: array.ndim for name, array in _constants(graph).items()}
-    return [node.name for node in graph.node if node.op_type in KINDS and shapes.get(node.input[1], 0) > 1]
+    layers = [node for node in graph.node if node.op_type in KINDS and shapes.get(node.input[1], 0) > 1]
+    # Types are not inferred behind an operator that ONNX does not know, and what has no type is not calibrated.
+    ends = {node.input[0] for node in layers} | {node.output[0] for node in layers}
+    for name in sorted(ends - {value.name for value in (*graph.input, *graph.output)}):
+        graph.value_info.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    onnx.save(proto, str(path))
+    return [node.name for node in layers]
 
 
 def _calibrating(count: int) -> int:

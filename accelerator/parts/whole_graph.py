@@ -15,9 +15,9 @@ from ..audio.checks import check_audio
 from ..runtime.borrowed import model_of
 from .backends import ONNX_RUNTIME, onnx_runtime
 from .onnx_file import Feed, digest, onnx_file, run_session
-from .part import Call, Part, seconds
+from .part import Backend, Call, Part, seconds
 
-__all__ = ["GRAPH", "RoutedSession", "Speak", "whole_graph"]
+__all__ = ["GRAPH", "RoutedSession", "Speak", "heard", "whole_graph"]
 
 GRAPH = "graph"
 
@@ -25,17 +25,18 @@ Speak = Callable[[Any], object]
 """Has the engine say something by the session that it is given."""
 
 
-def whole_graph(session: Any, speeches: Sequence[Speak], sample_rate: int) -> Part:
+def whole_graph(session: Any, speeches: Sequence[Speak], sample_rate: int, *, beside: Sequence[Backend] = ()) -> Part:
     """The part of an engine that is one graph; the graph's first output is audio.
 
-    session: the engine's own. speeches: of several lengths; the first one is what is timed.
+    session: the engine's own. speeches: of several lengths; the first one is what is timed. beside: backends of other
+    graphs with the same inputs and outputs, see `dequantized`.
     """
     identity = functools.cache(lambda: digest(model_of(session)))
-    timed = functools.cache(lambda: _heard(session, speeches[0])[0][0])
+    timed = functools.cache(lambda: heard(session, speeches[0])[0][0])
 
     def examples() -> Iterator[tuple[Feed, Sequence[np.ndarray]]]:
         for speak in speeches:
-            yield from _heard(session, speak)
+            yield from heard(session, speak)
 
     model = functools.partial(model_of, session)
     component = onnx_file(GRAPH, model, identity, {"part": GRAPH}, examples=examples)
@@ -44,7 +45,7 @@ def whole_graph(session: Any, speeches: Sequence[Speak], sample_rate: int) -> Pa
         "decode",
         original=lambda feed: session.run(None, feed),
         probe=lambda call: seconds(call, timed()),
-        backends=(onnx_runtime((component,), functools.partial(run_session, GRAPH)),),
+        backends=(onnx_runtime((component,), functools.partial(run_session, GRAPH)), *beside),
         runs_on=ONNX_RUNTIME,
         check=lambda answers: check_audio(np.ravel(answers[0]), sample_rate),
     )
@@ -85,7 +86,8 @@ class _Listening:
         return getattr(self._own, name)
 
 
-def _heard(session: Any, speak: Speak) -> list[tuple[Feed, Sequence[np.ndarray]]]:
+def heard(session: Any, speak: Speak) -> list[tuple[Feed, Sequence[np.ndarray]]]:
+    """What an engine asks the session while it speaks, inputs by name, and what it is answered."""
     listening = _Listening(session)
     speak(listening)
     return listening.heard

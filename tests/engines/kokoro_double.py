@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import threading
 import types
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import helper, numpy_helper
 
+from accelerator.runtime.quantization import Quantizer
 from tests.engines import graph_double as graph
 
 RATE, ROWS = 24_000, 510
+CHANNELS, TAPS, INNER = 8, 5, 3
 
 
 def split_phonemes(phonemes: str, max_length: int = 510) -> list[str]:
@@ -114,5 +120,31 @@ def model(*, timed: bool = False) -> bytes:
     return graph.model("tokens", "audio", duration=timed)
 
 
-def kokoro(*, timed: bool = False, **given: Any) -> Kokoro:
-    return Kokoro(graph.session(model(timed=timed)), **given)
+def rounded() -> bytes:
+    """The model with convolutions behind it, which are quantized dynamically, as in the file that Kokoro ships."""
+    proto, random = onnx.load_from_string(model()), np.random.default_rng(11)
+    made, value = proto.graph, "quieter"
+    made.node.remove(made.node[-1])
+    tensors = [numpy_helper.from_array(np.array([1, 1, -1], np.int64), "row")]
+    nodes = [helper.make_node("Reshape", [value, "row"], ["/decoder/row"])]
+    value, channels, names = "/decoder/row", 1, list[str]()
+    for index in range(INNER + 2):
+        out, name = 1 if index > INNER else CHANNELS, f"/decoder/conv{index}"
+        weight = random.standard_normal((out, channels, TAPS)) / np.sqrt(channels * TAPS)
+        tensors.append(numpy_helper.from_array(weight.astype(np.float32), f"{name}.w"))
+        pads = [TAPS // 2] * 2
+        nodes.append(helper.make_node("Conv", [value, f"{name}.w"], [f"{name}.y"], name=name, pads=pads))
+        nodes.append(helper.make_node("Tanh", [f"{name}.y"], [f"{name}.t"], name=f"{name}.tanh"))
+        names.append(name)
+        value, channels = f"{name}.t", out
+    nodes.append(helper.make_node("Reshape", [value, "all"], ["audio"]))
+    made.node.extend(nodes)
+    made.initializer.extend(tensors)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "float.onnx"
+        onnx.save(proto, str(path))
+        return Quantizer(path, [], "dynamic").quantized(names)
+
+
+def kokoro(*, timed: bool = False, content: bytes | None = None, **given: Any) -> Kokoro:
+    return Kokoro(graph.session(model(timed=timed) if content is None else content), **given)

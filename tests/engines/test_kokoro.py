@@ -18,6 +18,8 @@ import pytest
 from accelerator import UniversalOptimizer
 from accelerator.engines import adapter_for
 from accelerator.errors import EngineError, InvalidOption
+from accelerator.hardware import choose_tier, detect
+from accelerator.parts.part import Machine
 from tests.engines import graph_double as graph
 from tests.engines import kokoro_double as double
 
@@ -210,6 +212,50 @@ def test_what_opens_is_a_model_with_its_voices(tmp_path: Path) -> None:
     (tmp_path / "other.onnx").write_bytes(double.model())
     with pytest.raises(EngineError, match=r"2 files \*.onnx in it, name one of them"):
         opened(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def rounded() -> bytes:
+    return double.rounded()
+
+
+@pytest.mark.parametrize(
+    ("precision", "among"),
+    [("fp32", ["", "-float"]), ("auto", ["", "-float"]), ("int8", ["", "-float", "-int8"])],
+)
+def test_what_a_rounded_graph_may_run_as(rounded: bytes, precision: str, among: list[str]) -> None:
+    """int8 that nobody has heard is only for those who ask for it; a graph that is not rounded runs as it is."""
+    profile = detect()
+    machine = Machine(profile, choose_tier(profile), precision=precision)
+    for engine, names in ((double.kokoro(content=rounded), among), (double.kokoro(), [""])):
+        (part,) = adapter_for(engine).parts()
+        offered = [backend.name for backend in part.backends if backend.offers(machine)]
+        assert offered == [f"onnxruntime{name}" for name in names]
+
+
+@pytest.mark.parametrize(("precision", "kept"), [("auto", "fp32"), ("int8", "int8")])
+def test_a_rounded_graph_speaks_without_rounding_or_with_less_of_it(
+    rounded: bytes, cache: Path, monkeypatch: pytest.MonkeyPatch, precision: str, kept: str
+) -> None:
+    """The probe is told which is fastest: int8 where it was asked for, else float32."""
+
+    def timed(call: Any, feed: Any) -> float:
+        if not hasattr(call, "args"):  # the engine's own session
+            return 3.0
+        path = call.args[0].path
+        return 1.0 if (path.parent / "sweep.json").exists() else 2.0 if path.name == "graph-float.onnx" else 4.0
+
+    monkeypatch.setattr("accelerator.parts.whole_graph.seconds", timed)
+    engine = double.kokoro(content=rounded)
+    with UniversalOptimizer(engine, cache_dir=cache, precision=precision) as optimizer:
+        speech = optimizer.synthesize(LONG, voice="af_sky")
+        status = optimizer.status()["parts"]["graph"]
+    expected = joined(engine, segments(speech), "af_sky")
+    assert speech.metrics["fallback"] == []
+    assert speech.audio.shape == expected.shape
+    noise = speech.audio - expected
+    assert 20.0 < 10 * np.log10(np.square(expected).sum() / np.square(noise).sum()) < 60.0
+    assert status["precision"] == kept
 
 
 @pytest.fixture(scope="module")

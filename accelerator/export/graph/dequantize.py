@@ -7,25 +7,39 @@
 
 Where ConvInteger is slow, the float32 product of the dequantized weights is both faster and closer to the model before
 it was quantized. Weights take four times the memory. What does not look so is left as it is.
+
+Nobody may have the model as it was before, and rounding is chaotic: where a sum differs in its last bit, a value
+further on is rounded otherwise, so that even with its roundings put back the float32 graph soon answers otherwise.
+Hence `compared`: each product beside the one that takes its place, both of the same rounded values.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from ...errors import ExportError
+from .graph import stored_in
 
-__all__ = ["dequantized"]
+__all__ = ["compared", "dequantize", "dequantized", "rounds"]
 
 _FLOAT = {"ConvInteger": "Conv", "MatMulInteger": "MatMul"}
+_ROUNDING = (*_FLOAT, "DynamicQuantizeLSTM")
 _STEPS = ("Reshape", "Cast", "Floor")  # from an Add back to the division of a bias by both scales
 _CELL = 12  # inputs of DynamicQuantizeLSTM
 _DIRECTIONS, _WEIGHTS = 0, (1, 2)  # of a cell, [directions, inputs, 4 * hidden]
+
+
+def rounds(content: bytes, among: str = "") -> bool:
+    """Whether there is anything for `dequantized` to rewrite. Raises ExportError for what is no model."""
+    graph = _model(content).graph
+    return any(node.op_type in _ROUNDING and node.name.startswith(among) for node in graph.node)
 
 
 def dequantized(content: bytes, among: str = "") -> bytes:
@@ -35,20 +49,45 @@ def dequantized(content: bytes, among: str = "") -> bytes:
 
     Raises ExportError for one that has none, or is no model.
     """
-    try:
-        model = onnx.load_from_string(content)
-    except Exception as error:  # protobuf has several decoders, each with its own errors
-        raise ExportError(f"this is no ONNX model: {error}") from error
-    if not _Rewriting(model.graph, among).run():
+    return _changed(content, among, None, _Rewriting.run)
+
+
+def dequantize(content: bytes, path: Path, among: str = "") -> None:
+    """`dequantized` as a file at `path`, its new weights one by one into <its name>.data beside it."""
+    with open(path.with_name(f"{path.name}.data"), "wb") as data:
+        path.write_bytes(_changed(content, among, data, _Rewriting.run))
+
+
+def compared(content: bytes, path: Path, among: str = "") -> None:
+    """A model at `path` that judges `dequantize`: for each product the energies of its difference and of itself.
+
+    The difference is that of the product as the stored model rounds it and the float32 one of the same rounded values,
+    so nothing but the last bits of sums. Cells, whose roundings are inside, are not compared.
+    """
+    with open(path.with_name(f"{path.name}.data"), "wb") as data:
+        path.write_bytes(_changed(content, among, data, _Rewriting.compare))
+
+
+def _changed(content: bytes, among: str, data: BinaryIO | None, change: Callable[[_Rewriting], int]) -> bytes:
+    model = _model(content)
+    if not change(_Rewriting(model.graph, among, data)):
         raise ExportError("the model has no dynamically quantized products: use it as it is")
     return bytes(model.SerializeToString())
+
+
+def _model(content: bytes) -> onnx.ModelProto:
+    try:
+        return onnx.load_from_string(content)
+    except Exception as error:  # protobuf has several decoders, each with its own errors
+        raise ExportError(f"this is no ONNX model: {error}") from error
 
 
 class _Rewriting:
     """A graph on its way, and who makes and who reads each value of it."""
 
-    def __init__(self, graph: onnx.GraphProto, among: str) -> None:
-        self._graph, self._among = graph, among
+    def __init__(self, graph: onnx.GraphProto, among: str, data: BinaryIO | None) -> None:
+        """data: where the weights go; within the graph if None."""
+        self._graph, self._among, self._data = graph, among, data
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
         self._producer = {name: node for node in graph.node for name in node.output if name}
         self._consumers = defaultdict[str, list[onnx.NodeProto]](list)
@@ -56,6 +95,7 @@ class _Rewriting:
             for name in node.input:
                 self._consumers[name].append(node)
         self._new: dict[str, onnx.TensorProto] = {}
+        self._rounding, self._before = False, list[onnx.NodeProto]()  # what the next product of rounded values needs
 
     def run(self) -> int:
         """Rewrite all products that can be; how many they are."""
@@ -63,6 +103,28 @@ class _Rewriting:
         count = sum(new is not old for new, old in zip(nodes, self._graph.node, strict=True))
         self._replace(nodes)
         return count
+
+    def compare(self) -> int:
+        """Compute each product also in float32; the graph's only outputs are then two energies for each."""
+        self._rounding, nodes, ends = True, list[onnx.NodeProto](), list[str]()
+        for node in self._graph.node:
+            nodes.append(node)
+            if node.op_type == "Mul" and (made := self._product(node)) is not None:
+                own, name = node.output[0], f"{node.output[0]}/again"
+                made.name = made.output[0] = name
+                kinds = [("Sub", [own, name]), ("ReduceSumSquare", [f"{name}/Sub"]), ("ReduceSumSquare", [own])]
+                outputs = [f"{name}/Sub", f"{name}/noise", f"{name}/signal"]
+                nodes += [*self._before, made]
+                nodes += [
+                    helper.make_node(kind, inputs, [out], name=out)
+                    for (kind, inputs), out in zip(kinds, outputs, strict=True)
+                ]
+                ends += outputs[1:]
+                self._before.clear()
+        del self._graph.output[:]
+        self._graph.output.extend(helper.make_tensor_value_info(end, onnx.TensorProto.FLOAT, None) for end in ends)
+        self._replace(nodes)
+        return len(ends)
 
     def _rewritten(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """What takes a node's place: itself, or a float32 product in the place of the last node of its chain."""
@@ -89,23 +151,37 @@ class _Rewriting:
         scale = next((self._tensors[name] for name in scales.input if name in self._tensors), None)
         if rounded is None or scale is None or source.input[1] not in self._tensors:
             return None
-        inputs = [rounded.input[0], self._weight(source, numpy_helper.to_array(scale))]
+        inputs = [self._activation(rounded), self._weight(source, numpy_helper.to_array(scale))]
         inputs += [] if bias is None else [bias]
         made = helper.make_node(_FLOAT[source.op_type], inputs, list(last.output), name=source.name)
         made.attribute.extend(source.attribute)
         return made
 
+    def _activation(self, rounded: onnx.NodeProto) -> str:
+        if not self._rounding:
+            return str(rounded.input[0])
+        return self._first("DequantizeLinear", list(rounded.output))
+
+    def _first(self, kind: str, inputs: list[str]) -> str:
+        """A node before the next product; its output."""
+        name = f"{inputs[0]}/float"
+        if name not in self._producer:
+            self._producer[name] = helper.make_node(kind, inputs, [name], name=name)
+            self._before.append(self._producer[name])
+        return name
+
     def _bias(self, add: onnx.NodeProto, scales: str) -> str | None:
         """The float32 bias that a node adds after dividing it by both scales and rounding it."""
-        name = add.input[1]
+        name = rounded = add.input[1]
         for kind in _STEPS:
             node = self._made(name, kind)
             if node is None:
                 return None
-            name = node.input[0]
+            name, rounded = node.input[0], node.output[0]
         divided = self._made(name, "Div")
-        known = divided is not None and divided.input[1] == scales and divided.input[0] in self._tensors
-        return divided.input[0] if divided is not None and known else None
+        if divided is None or divided.input[1] != scales or divided.input[0] not in self._tensors:
+            return None
+        return self._first("Mul", [rounded, scales]) if self._rounding else str(divided.input[0])
 
     def _weight(self, source: onnx.NodeProto, scale: np.ndarray) -> str:
         """A constant: the weight that a product's integers stand for."""
@@ -142,7 +218,11 @@ class _Rewriting:
         return self._producer.get(name) if len(self._consumers[name]) == 1 else None
 
     def _constant(self, name: str, array: np.ndarray) -> str:
-        self._new[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        if name not in self._new:
+            array = np.ascontiguousarray(array)
+            self._new[name] = (
+                numpy_helper.from_array(array, name) if self._data is None else stored_in(self._data, name, array)
+            )
         return name
 
     def _replace(self, nodes: list[onnx.NodeProto]) -> None:

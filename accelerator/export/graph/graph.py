@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-__all__ = ["OPSET", "Graph"]
+__all__ = ["OPSET", "Graph", "stored_in"]
 
 OPSET = 20
 IR_VERSION = 10
@@ -27,6 +27,19 @@ _ELEMENT_TYPES = {
     np.dtype(np.int64): TensorProto.INT64,
     np.dtype(np.bool_): TensorProto.BOOL,
 }
+
+
+def stored_in(data: BinaryIO, name: str, array: np.ndarray) -> TensorProto:
+    """A tensor at the end of an open data file, which lies beside the model."""
+    array = np.ascontiguousarray(array)
+    data.write(b"\0" * (-data.tell() % _ALIGNMENT))
+    offset = data.tell()
+    data.write(array.data)
+    tensor = TensorProto(name=name, data_type=_ELEMENT_TYPES[array.dtype], dims=array.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", Path(data.name).name), ("offset", offset), ("length", array.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
 
 
 class Graph:
@@ -114,14 +127,7 @@ class Graph:
         if array.nbytes <= _INLINE_BYTES:
             self._initializers.append(onnx.numpy_helper.from_array(array, name))
             return name
-        self._data.write(b"\0" * (-self._data.tell() % _ALIGNMENT))
-        offset = self._data.tell()
-        self._data.write(array.data)
-        tensor = TensorProto(name=name, data_type=_ELEMENT_TYPES[array.dtype], dims=array.shape)
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", f"{self.name}.data"), ("offset", offset), ("length", array.nbytes)):
-            tensor.external_data.add(key=key, value=str(value))
-        self._initializers.append(tensor)
+        self._initializers.append(stored_in(self._data, name, array))
         return name
 
     def _save(self) -> None:

@@ -11,10 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from accelerator.errors import ExportError
-from accelerator.export.graph.dequantize import dequantized
+from accelerator.export.graph.dequantize import compared, dequantize, dequantized, rounds
 from accelerator.runtime.onnx import Session
 from accelerator.runtime.quantization import Quantizer
-from tests.export.convolutions import chain, feed, model
+from tests.export.convolutions import CHANNELS, TAPS, chain, feed, model
 
 INPUTS, HIDDEN = 6, 4
 
@@ -149,3 +149,29 @@ def test_what_is_not_quantized_is_refused() -> None:
         dequantized(chain(1))
     with pytest.raises(ExportError, match="no ONNX model"):
         dequantized(b"nothing")
+
+
+@pytest.mark.parametrize("among", ["", "conv_2"])
+def test_each_product_is_compared_with_its_own(tmp_path: Path, among: str) -> None:
+    """Of the same rounded values, so that nothing is left but the last bits of sums."""
+    compared(rounded(chain(2), tmp_path), tmp_path / "compared.onnx", among)
+    session = Session(tmp_path / "compared.onnx")
+    assert len(session.outputs) == 2 * (1 if among else 4)
+    energies = [each.item() for each in session.run(feed(3))]
+    assert max(noise / signal for noise, signal in zip(energies[::2], energies[1::2], strict=True)) < 1e-11
+
+
+def test_a_file_has_its_weights_beside_it(tmp_path: Path) -> None:
+    stored, path = rounded(chain(2), tmp_path), tmp_path / "made.onnx"
+    dequantize(stored, path)
+    assert (tmp_path / "made.onnx.data").stat().st_size > 2 * CHANNELS * CHANNELS * TAPS * 4
+    np.testing.assert_array_equal(Session(path).run(feed(5))[0], Session(dequantized(stored)).run(feed(5))[0])
+
+
+def test_what_is_rounded_is_found_where_it_is(tmp_path: Path) -> None:
+    stored = rounded(chain(1), tmp_path)
+    assert [rounds(stored), rounds(stored, "conv_1"), rounds(stored, "/decoder"), rounds(chain(1))] == [
+        True, True, False, False
+    ]  # fmt: skip
+    with pytest.raises(ExportError, match="no ONNX model"):
+        rounds(b"nothing")

@@ -1,0 +1,139 @@
+"""Engines whose graph is dynamically quantized: what rounds each activation as it comes, in float32 again and in int8.
+
+Dynamic quantization makes a file small and not fast: ONNX Runtime's integer convolutions are slower than float32 ones.
+Two further candidates, for `whole_graph`:
+
+    <graph>-float       products of the same weights without rounding, norms and snakes in fewer passes
+    <graph>-float-int8  of that, static int8 of chosen layers; only for those who ask for int8
+
+What such a file's answer should be nobody knows: the model as it was before is not in it, and the file's own answer has
+the noise of its rounding. So the float32 graph is proven where there is no noise: each product is that of the file
+(`PRODUCT_DB`), and the rewritten graph answers as these products do (`REWRITTEN_DB`). The whole answer is only held to
+be as long and about as near as the noise allows (`NOISE_DB`). The int8 graph is judged by the float32 one.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..export.calibration import Calibration
+from ..export.component import Built, Component, Progress, ProgressEvent
+from ..export.graph import dequantize
+from ..export.graph.rewrite import rewrite_activations
+from ..export.proof import compare_signals
+from ..runtime.borrowed import model_of
+from ..runtime.onnx import Session
+from ..runtime.options import RunOptions
+from .backends import ONNX_RUNTIME, onnx_runtime, onnx_runtime_int8
+from .onnx_file import Feed, digest, run_session
+from .part import Backend, Machine
+from .whole_graph import GRAPH, Speak, heard
+
+__all__ = ["NOISE_DB", "PRODUCT_DB", "REWRITTEN_DB", "dequantized"]
+
+PRODUCT_DB = 100.0  # of each product alone: Kokoro's have 130 and more
+REWRITTEN_DB = 60.0  # of the rewritten graph: 114
+NOISE_DB = 10.0  # of the file's own answers: 12.8 to 16.9. Two ways to sum up the same rounded values are at 18 to 26
+_NAME = f"{GRAPH}-float"
+_PROOF_THREADS = 2
+
+
+def dequantized(
+    session: Any, speeches: Sequence[Speak], sentences: Callable[[], Sequence[Speak]], among: str
+) -> tuple[Backend, ...]:
+    """For `whole_graph`'s `beside`; offered only where the engine's graph is dynamically quantized.
+
+    session: the engine's own. speeches: to prove with. sentences: to calibrate with. among: how the names of the nodes
+    begin that are rewritten: without those that predict lengths, the answer stays as long as it was.
+    """
+    model = functools.partial(model_of, session)
+    rounds = functools.cache(lambda: dequantize.rounds(model(), among))
+
+    def spoken() -> Iterator[tuple[Feed, Sequence[np.ndarray]]]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "exact.onnx"
+            _write(model(), path, among)
+            exact = Session(path, RunOptions()).opened()
+            for speak in sentences():
+                yield from heard(exact, speak)
+
+    component = _component(session, speeches, among)
+    calibrated = replace(component, builders=(sentences,))
+    load = functools.partial(run_session, _NAME)
+    plain = replace(onnx_runtime((component,), load), name=f"{ONNX_RUNTIME}-float", probed=True)
+    made = plain, onnx_runtime_int8(calibrated, load, Calibration(spoken, among=among))
+    return tuple(replace(backend, offers=functools.partial(_offered, backend, rounds)) for backend in made)
+
+
+def _offered(backend: Backend, rounds: Callable[[], bool], machine: Machine) -> Sequence[RunOptions]:
+    offered = backend.offers(machine)
+    return offered if offered and rounds() else []
+
+
+def _component(session: Any, speeches: Sequence[Speak], among: str) -> Component:
+    def build(directory: Path, precision: str, progress: Progress) -> None:
+        progress(ProgressEvent(_NAME, "build", 0, 1, precision))
+        _write(model_of(session), directory / f"{_NAME}.onnx", among)
+
+    def prove(built: Built) -> dict[str, Any]:
+        found = [each for speak in speeches for each in heard(session, speak)]
+        with tempfile.TemporaryDirectory(dir=built.scratch) as folder:
+            return _judged(model_of(session), built.path / f"{_NAME}.onnx", among, Path(folder), found)
+
+    identity = functools.cache(lambda: digest(model_of(session)))
+    return Component(_NAME, identity, {"part": _NAME, "among": among}, ("fp32",), build, prove, judges=tuple(speeches))
+
+
+def _write(content: bytes, path: Path, among: str) -> None:
+    dequantize.dequantize(content, path, among)
+    rewrite_activations(path, among)
+
+
+def _judged(
+    content: bytes, path: Path, among: str, scratch: Path, found: Sequence[tuple[Feed, Sequence[np.ndarray]]]
+) -> dict[str, Any]:
+    """The figures of a graph that `_write` wrote. found: inputs by name, and the engine's own answers."""
+    dequantize.compared(content, products := scratch / "products.onnx", among)
+    dequantize.dequantize(content, plain := scratch / "plain.onnx", among)
+    shortest = min(found, key=lambda each: sum(np.asarray(answer).size for answer in each[1]))
+    ratio = min(map(_ratio, _answers(products, [shortest])))  # a product is right or wrong at any length
+    products.with_name(f"{products.name}.data").unlink()
+    answers = _answers(path, found)
+    exact = compare_signals(_pairs(_answers(plain, found), answers), REWRITTEN_DB)
+    whole = compare_signals(_pairs([own for _, own in found], answers), NOISE_DB)
+    return {
+        "passed": ratio >= PRODUCT_DB and exact["passed"] and whole["passed"],
+        "bar": {"product_db": PRODUCT_DB, "rewritten_db": REWRITTEN_DB, **whole["bar"]},
+        "product_db": ratio,
+        "rewritten_db": exact["snr_db"],
+        "snr_db": whole["snr_db"],
+    }
+
+
+def _answers(path: Path, found: Sequence[tuple[Feed, Sequence[np.ndarray]]]) -> list[list[np.ndarray]]:
+    session = Session(path, RunOptions(threads=_PROOF_THREADS, arena=False))
+    return [session.run(feed) for feed, _ in found]
+
+
+def _pairs(expected: Sequence[Sequence[Any]], answers: Sequence[Sequence[Any]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [
+        (np.asarray(one), np.asarray(other))
+        for own, others in zip(expected, answers, strict=True)
+        for one, other in zip(own, others, strict=True)
+    ]
+
+
+def _ratio(energies: Sequence[np.ndarray]) -> float:
+    """The lowest ratio in dB, of noise and signal in turn."""
+    noise, signal = (np.array([each.item() for each in energies[start::2]], np.float64) for start in (0, 1))
+    if not np.isfinite(noise).all():
+        return -200.0
+    ratios = np.divide(signal, noise, out=np.full(len(noise), 1e20), where=noise > 0)
+    return float(10 * np.log10(np.clip(ratios, 1e-20, 1e20)).min())
