@@ -167,7 +167,8 @@ def test_a_stream_decodes_growing_windows_behind_their_context() -> None:
     first = next(chunks)
     assert len(first) == 4 * HOP
     assert len(stages.log) == 4, "no frame more than the first window needs"
-    assert said.progress() == [{"text": text, "frames": 4, "audio_s": 0.4, "tries": 1, "state": "speaking"}]
+    told = {"text": text, "phonemes": None, "frames": 4, "audio_s": 0.4, "tries": 1, "state": "speaking"}
+    assert said.progress() == [told]
     audio = np.concatenate([first, *chunks])
     np.testing.assert_array_equal(audio, audio_of(text))
     assert stages.decoded == [4, 2 + 8, 2 + 16, 2 + 32, 2 + 64, 2 + 26]
