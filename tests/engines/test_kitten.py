@@ -322,6 +322,7 @@ def needs(*packages: str) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("closed")
 def test_kittenml_speaks_its_chunks_as_it_does_alone(cache: Path, tmp_path: Path) -> None:
     needs("kittenml", "phonemizer", "espeakng_loader")
     own = importlib.import_module("kittenml").KittenTTS(str(checkpoint(tmp_path)))
@@ -361,6 +362,7 @@ def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("closed")
 def test_the_repositorys_head_speaks_its_chunks_as_it_does_alone(
     head: Any, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,6 +384,7 @@ def test_the_repositorys_head_speaks_its_chunks_as_it_does_alone(
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("closed")
 def test_kittentts_in_one_file_speaks_as_it_does_alone(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

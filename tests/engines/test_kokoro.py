@@ -280,6 +280,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("closed")
 def test_trained_weights_speak_as_kokoro_onnx_does(trained: Path, cache: Path) -> None:
     package = importlib.import_module("kokoro_onnx")
     session = onnxruntime.InferenceSession(trained / "kokoro.onnx", providers=["CPUExecutionProvider"])
@@ -297,6 +298,7 @@ def test_trained_weights_speak_as_kokoro_onnx_does(trained: Path, cache: Path) -
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("closed")
 def test_trained_weights_open_from_their_folder(trained: Path, cache: Path) -> None:
     with UniversalOptimizer.from_checkpoint(trained, "kokoro", cache_dir=cache, probe=False) as optimizer:
         assert "jf_alpha" in optimizer.adapter.voices()
