@@ -10,6 +10,7 @@ Every arm has a process of its own, and one works at a time: a measure, all arms
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections import defaultdict
@@ -215,9 +216,13 @@ class _Team:
         facts: dict[str, Any] = defaultdict(dict)
         for arm in self._options.arms:
             self._report(f"opening {arm}")
-            process = self._processes[arm] = self._start(self._report)
+            asked = {"options": self._options.to_dict(), "arm": arm, "scratch": str(self._scratch)}
             try:
-                facts[arm] = process.ask("open", options=self._options.to_dict(), arm=arm, scratch=str(self._scratch))
+                if arm.startswith(OURS):  # what is exported, proven and probed once is not in a later process's memory
+                    with contextlib.closing(self._start(self._report)) as before:
+                        before.ask("open", **asked)
+                process = self._processes[arm] = self._start(self._report)
+                facts[arm] = process.ask("open", **asked)
                 for measure in self._options.measures:
                     process.ask("take", measure=measure)
             except ArmFailed as error:
