@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from accelerator.errors import ExportError
 from accelerator.export.calibration import Calibration, Quantized, quantize, sweep_of
@@ -142,3 +143,31 @@ def test_a_third_of_the_examples_is_for_the_proof() -> None:
 )
 def test_who_did_not_ask_gets_only_what_was_heard_or_is_exact(given: dict, unasked: bool) -> None:
     assert Calibration(lambda: iter(()), **given).unasked is unasked
+
+
+def test_what_saves_nothing_stays_in_float(plain: bytes) -> None:
+    """One product for each run, of a hundred thousand."""
+    proto = onnx.load_from_string(plain)
+    last = proto.graph.node[-1]
+    last.output[0] = "almost"
+    proto.graph.initializer.append(numpy_helper.from_array(np.full((1, 1), 0.1, np.float32), "gain"))
+    tiny = (
+        helper.make_node("ReduceMax", ["x"], ["loudest"], axes=[2]),
+        helper.make_node("MatMul", ["loudest", "gain"], ["level"], name="tiny"),
+    )
+    for place, node in enumerate(tiny, start=1):
+        proto.graph.node.insert(place, node)
+    proto.graph.node.append(helper.make_node("Add", ["almost", "level"], ["y"]))
+    made = quantize(proto.SerializeToString(), FEEDS, at_least=20.0)
+    assert [name.split(":")[1] for name in made.kept] == ["conv_0", "tiny", "conv_5"]
+    assert len(made.noise) == 4
+
+
+def test_layers_behind_an_operator_that_onnx_does_not_know_are_quantized(plain: bytes) -> None:
+    """Its inference of types ends there, and ONNX Runtime calibrates only what has a type."""
+    proto = onnx.load_from_string(plain)
+    for node in proto.graph.node:
+        if node.op_type == "Tanh":
+            node.op_type, node.domain = "QuickGelu", "com.microsoft"
+    made = quantize(proto.SerializeToString(), FEEDS, at_least=20.0)
+    assert len(made.quantized) == 4
