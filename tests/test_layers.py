@@ -37,6 +37,7 @@ APART = ("reference", "__init__")  # the engine that is wrapped, and the table o
 HOMES = {
     "numpy": None,  # everywhere
     "onnxruntime": ("runtime",),
+    "openvino": ("runtime",),
     "onnx": ("export",),
     "torch": ("codec", "export", "runtime", "parts", "engines", "reference", "benchmark"),
     "numba": ("kernels",),

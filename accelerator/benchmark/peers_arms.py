@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import EngineError
+from ..runtime.openvino import library
 
 __all__ = ["OURS", "PEERS", "Arm", "Peers", "open_arm", "with_metadata"]
 
@@ -139,7 +140,7 @@ class _PiperInOpenVino(_Piper):
     """piper-tts with the whole graph in OpenVINO instead of ONNX Runtime."""
 
     def __init__(self, given: Given) -> None:
-        openvino = _package("openvino", "openvino")
+        openvino = _package("openvino", "openvino", lambda _: library())
         super().__init__(given)
         model = openvino.Core().compile_model(str(given.checkpoint), "CPU", _IN_FLOAT32)
         self.voice = copy.copy(self.voice)
@@ -347,9 +348,9 @@ def _only(folder: Path, patterns: Sequence[str]) -> Path:
     return found[0]
 
 
-def _package(module: str, name: str) -> Any:
+def _package(module: str, name: str, load: Callable[[str], Any] = importlib.import_module) -> Any:
     try:
-        return importlib.import_module(module)
+        return load(module)
     except ImportError as error:
         raise EngineError(f"not measured, as {name} cannot be imported ({error}): pip install {name}") from error
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime behind a narrow interface, and the options that every backend is run with.
+"""ONNX Runtime and OpenVINO behind a narrow interface, and the options that every backend is run with.
 
-Only this folder imports onnxruntime, after switching off its telemetry.
+Only this folder imports onnxruntime and openvino, after switching off their telemetry.
 """

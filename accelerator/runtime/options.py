@@ -24,8 +24,8 @@ class RunOptions:
     copy of the weights in the kernels' own order; if off, they stay in the mapped file and runs are slow. backend,
     dtype: "onednn" is the part rewritten in PyTorch (on PyTorch's threads), which multiplies in `dtype`: "fp32", or
     where accurate enough "bf16", or "int16" on processors without bfloat16; "native" is this package's compiled
-    kernels, for which only `threads` applies, and `dtype` where they multiply in less; the other fields are for
-    "onnxruntime".
+    kernels, for which only `threads` applies, and `dtype` where they multiply in less; so it does for "openvino"; the
+    other fields are for "onnxruntime".
     """
 
     threads: int = 1
