@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["doctor"]
 
 _PACKAGES = ("torch", "onnxruntime", "onnx", "onnxscript", "numpy")
+_OPTIONAL = ("openvino",)  # extras that compete in a probe where they are installed
 _LOW_DISK = 2 << 30  # an export of a half-billion model, with its embeddings
 _LOW_MEMORY = 2 << 30
 
@@ -75,7 +76,7 @@ def doctor(
     )
     out.rows(_hardware_rows(describe(profile, tier)), title="Hardware")
     out.line()
-    installed = [(name, version or "not installed") for name, version in versions.items()]
+    installed = [(name, version or _without(name)) for name, version in versions.items()]
     out.rows([*installed, ("providers", ", ".join(providers) or "none")], title="Versions")
     out.line()
     out.rows(_cache_rows(cache, place), title="Cache")
@@ -105,12 +106,16 @@ def _hardware_rows(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {"accelerator": __version__, "python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *_OPTIONAL):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
     return versions
+
+
+def _without(name: str) -> str:
+    return f"not installed, optional: {install_command(name)}" if name in _OPTIONAL else "not installed"
 
 
 def _providers() -> list[str]:
@@ -243,7 +248,7 @@ def _warnings(
     providers: list[str],
 ) -> list[str]:
     found = []
-    if missing := [name for name, version in versions.items() if version is None]:
+    if missing := [name for name, version in versions.items() if version is None and name not in _OPTIONAL]:
         found.append(f"Not installed: {', '.join(missing)}. Install them: {install_command()}")
     if versions["onnxruntime"] is not None and not providers:
         found.append(

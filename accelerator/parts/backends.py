@@ -1,4 +1,4 @@
-"""The backends of most parts: ONNX Runtime, the part rewritten in PyTorch, and compiled kernels."""
+"""The backends of most parts: ONNX Runtime, OpenVINO, the part rewritten in PyTorch, and compiled kernels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from ..export.calibration import Calibration
 from ..export.component import Component, Export
 from ..hardware import detect
 from ..runtime.onnx import can_bound_spinning
+from ..runtime.openvino import NAME
 from ..runtime.options import BF16_FLAGS, SHORT_SPIN_US, Dtype, RunOptions
 from ..runtime.threads import torch_threads
+from .openvino import Answered, Load, dtypes_of, in_openvino
 from .part import Backend, Call, Machine, Pruned
 from .pruned import without_channels, without_heads, without_weights
 from .quantized import in_int8
@@ -20,21 +22,22 @@ from .quantized import in_int8
 __all__ = [
     "COMPILED",
     "ONNX_RUNTIME",
+    "OPENVINO",
     "REWRITTEN",
     "beside_steps",
     "compiled_kernels",
     "onnx_runtime",
     "onnx_runtime_int8",
+    "openvino",
     "over_graphs",
     "pruned",
     "rewritten",
     "wants_prefill",
 ]
 
-ONNX_RUNTIME, REWRITTEN, COMPILED = "onnxruntime", "onednn", "native"  # as metrics and tunings name them
+ONNX_RUNTIME, OPENVINO, REWRITTEN, COMPILED = "onnxruntime", NAME, "onednn", "native"  # as metrics and tunings say
 _ASKING = ("int4", "int8")  # int8 is the next better precision where a part has no int4
 
-Load = Callable[[Mapping[str, Path], RunOptions], Call]
 Proven = Callable[[RunOptions, Mapping[str, Export]], bool]
 
 
@@ -43,7 +46,7 @@ def onnx_runtime(components: tuple[Component, ...], load: Load, *, most_threads:
 
     def offers(machine: Machine) -> Sequence[RunOptions]:
         spins = (0, SHORT_SPIN_US) if can_bound_spinning() else (0,)
-        counts = sorted({min(n, most_threads or n) for n in _threads(machine)})
+        counts = _threads(machine, most_threads)
         return [RunOptions(threads=n, spin_us=spin) for n in counts for spin in (spins if n > 1 else spins[:1])]
 
     return Backend(ONNX_RUNTIME, components, offers, load)
@@ -62,6 +65,35 @@ def onnx_runtime_int8(component: Component, load: Load, given: Calibration) -> B
         return plain.offers(machine) if asked else []
 
     return replace(plain, name=f"{ONNX_RUNTIME}-int8", offers=offers, probed=True)
+
+
+def openvino(
+    component: Component,
+    load: Load,
+    answered: Answered,
+    *,
+    most_threads: int | None = None,
+    lower: bool = True,
+) -> Backend:
+    """OpenVINO over the graph of ONNX Runtime's component, if it was installed when this was called.
+
+    In float32, and in bfloat16 where that is fast and proven, too. answered: the component's examples. load: as that of
+    ONNX Runtime's backend, by `runtime.sessions.opened`. lower: whether bfloat16 will do at all.
+    """
+    judged = in_openvino(component, load, answered, lower=lower)
+    installed = judged.config["openvino"] is not None
+
+    def offers(machine: Machine) -> Sequence[RunOptions]:
+        dtypes = dtypes_of(machine.profile.isa, lower=lower and machine.precision != "fp32")
+        counts = _threads(machine, most_threads) if installed else ()
+        return [RunOptions(threads=n, backend=OPENVINO, dtype=dtype) for dtype in dtypes for n in counts]
+
+    def proven(options: RunOptions, exports: Mapping[str, Export]) -> bool:
+        export = exports.get(judged.name)  # none where it failed its proof
+        return export is not None and (options.dtype == "fp32" or export.proof.get("bf16", {}).get("passed") is True)
+
+    needed = (component, judged) if installed else (component,)
+    return Backend(OPENVINO, needed, offers, load, proven, probed=True)
 
 
 def pruned(
@@ -169,8 +201,7 @@ def wants_prefill() -> bool:
     return not {"amx_int8", *(() if kernels.available() else ("avx512_vnni",))}.isdisjoint(detect().isa)
 
 
-def _threads(machine: Machine) -> list[int]:
-    if machine.threads is not None:
-        return [machine.threads]
+def _threads(machine: Machine, most: int | None = None) -> list[int]:
     guess = machine.tier.threads
-    return sorted({1, guess, min(machine.profile.usable_cores, 2 * guess)})
+    counts = [1, guess, min(machine.profile.usable_cores, 2 * guess)] if machine.threads is None else [machine.threads]
+    return sorted({min(n, most or n) for n in counts})

@@ -13,7 +13,9 @@ import numpy as np
 from ..export.component import Built, Component, Progress, ProgressEvent
 from ..export.proof import compare_arrays, compare_signals
 from ..runtime.onnx import Session
+from ..runtime.openvino import Compiled
 from ..runtime.options import RunOptions
+from ..runtime.sessions import opened
 from .part import Call
 
 __all__ = ["Examples", "Feed", "digest", "onnx_file", "run_session"]
@@ -63,7 +65,7 @@ def onnx_file(
 
 def run_session(name: str, paths: Mapping[str, Path], options: RunOptions) -> Call:
     """The stored graph of a component as a part's call: inputs by name -> all outputs, in the graph's order."""
-    return functools.partial(_run, Session(paths[name] / f"{name}.onnx", options))
+    return functools.partial(_run, opened(paths[name] / f"{name}.onnx", options))
 
 
 def digest(content: bytes) -> str:
@@ -71,7 +73,7 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _run(session: Session, feed: Feed) -> list[np.ndarray]:
+def _run(session: Session | Compiled, feed: Feed) -> list[np.ndarray]:
     return session.run({name: np.ascontiguousarray(array) for name, array in feed.items()})
 
 

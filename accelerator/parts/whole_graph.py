@@ -13,7 +13,7 @@ import numpy as np
 
 from ..audio.checks import check_audio
 from ..runtime.borrowed import model_of
-from .backends import ONNX_RUNTIME, onnx_runtime
+from .backends import ONNX_RUNTIME, onnx_runtime, openvino
 from .onnx_file import Feed, digest, onnx_file, run_session
 from .part import Backend, Call, Part, seconds
 
@@ -40,12 +40,13 @@ def whole_graph(session: Any, speeches: Sequence[Speak], sample_rate: int, *, be
 
     model = functools.partial(model_of, session)
     component = onnx_file(GRAPH, model, identity, {"part": GRAPH}, examples=examples)
+    load = functools.partial(run_session, GRAPH)
     return Part(
         GRAPH,
         "decode",
         original=lambda feed: session.run(None, feed),
         probe=lambda call: seconds(call, timed()),
-        backends=(onnx_runtime((component,), functools.partial(run_session, GRAPH)), *beside),
+        backends=(onnx_runtime((component,), load), openvino(component, load, examples), *beside),
         runs_on=ONNX_RUNTIME,
         check=lambda answers: check_audio(np.ravel(answers[0]), sample_rate),
     )

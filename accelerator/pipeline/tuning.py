@@ -36,11 +36,13 @@ class Way(NamedTuple):
         """What a seed's audio depends on: ways of one sound give bit-identical answers.
 
         Compiled kernels divide work by rows, and one thread does each sum; ONNX Runtime divides some sums between
-        threads (measured with three and four in a codec's convolutions). Spinning changes no result. Parts in PyTorch
-        use PyTorch's own number of threads, which is up to the user.
+        threads (measured with three and four in a codec's convolutions), and OpenVINO between two. Spinning changes no
+        result. Parts in PyTorch use PyTorch's own number of threads, which is up to the user.
         """
         if self.options.backend == "onnxruntime":  # in whichever precision
             return self.backend, self.options.threads, self.options.providers
+        if self.options.backend == "openvino":
+            return self.backend, self.options.threads, self.options.dtype
         return self.backend, self.options.dtype
 
     @property
@@ -49,7 +51,7 @@ class Way(NamedTuple):
         options = self.options
         if self == ORIGINAL:
             return self.backend
-        dtype = f"-{options.dtype}" if options.backend == "onednn" else ""
+        dtype = f"-{options.dtype}" if options.backend in ("onednn", "openvino") else ""
         return f"{self.backend}{dtype}-{options.threads}{f'-spin{options.spin_us}' if options.spin_us else ''}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from ...hardware.forks import Lock
 from ...hardware.pages import return_freed
 from ...metrics import current_meter
 from ...parts import vits_decoder
-from ...parts.backends import onnx_runtime, onnx_runtime_int8, pruned
+from ...parts.backends import onnx_runtime, onnx_runtime_int8, openvino, pruned
 from ...parts.onnx_file import Feed, digest, onnx_file, run_session
 from ...parts.part import Backend, Call, Part, seconds
 from ...parts.sentences import SENTENCES
@@ -135,6 +135,7 @@ class PiperAdapter:
             return ()
         text, decoder = self._component(TEXT), self._component(DECODER)
         decode, spoken = functools.partial(run_session, DECODER), Calibration(self._spoken)
+        say = functools.partial(run_session, TEXT)
         return (
             Part(
                 TEXT,
@@ -143,7 +144,8 @@ class PiperAdapter:
                 probe=lambda call: seconds(call, self.text_feed(_PROBED_IDS)),
                 backends=(
                     # A sum in another order could make a sound last a frame longer: one thread always.
-                    onnx_runtime((text,), functools.partial(run_session, TEXT), most_threads=1),
+                    onnx_runtime((text,), say, most_threads=1),
+                    openvino(text, say, functools.partial(self._answered, TEXT), most_threads=1, lower=False),
                 ),
                 runs_on=_ORIGINAL,
             ),
@@ -155,6 +157,7 @@ class PiperAdapter:
                 backends=(
                     *self._rewritten(),
                     onnx_runtime((decoder,), decode),
+                    openvino(decoder, decode, functools.partial(self._answered, DECODER)),
                     onnx_runtime_int8(decoder, decode, spoken),
                 ),
                 runs_on=_ORIGINAL,
@@ -244,22 +247,22 @@ class PiperAdapter:
         return graph.weights(graph.take_apart(model_of(self.engine.session)).decoder)
 
     def _component(self, name: str) -> Any:
-        lengths = (29, 11, 96) if name == TEXT else (37, 9, 120)
-        feed: Callable[[int], Feed] = self.text_feed if name == TEXT else self.decoder_feed
-
-        def examples() -> Iterator[tuple[Feed, Sequence[np.ndarray]]]:
-            for length in lengths:
-                given = feed(length)
-                yield given, self._as_the_engine_does(name, given)
-
         return onnx_file(
             name,
             functools.partial(self._half, name),
             lambda: self._identity,
             {"part": name},
-            examples=examples,
+            examples=functools.partial(self._answered, name),
             builders=(graph,),
         )
+
+    def _answered(self, name: str) -> Iterator[tuple[Feed, Sequence[np.ndarray]]]:
+        """Examples of several lengths."""
+        lengths = (29, 11, 96) if name == TEXT else (37, 9, 120)
+        feed: Callable[[int], Feed] = self.text_feed if name == TEXT else self.decoder_feed
+        for length in lengths:
+            given = feed(length)
+            yield given, self._as_the_engine_does(name, given)
 
     def _spoken(self) -> Iterator[tuple[Feed, Sequence[np.ndarray]]]:
         """Inputs of the decoder as sentences lead to them, by all speakers in turn, and the engine's answers."""

@@ -33,11 +33,11 @@ from ...export.calibration import Calibration
 from ...export.component import Component
 from ...export.pruning import module_without_heads
 from ...parts import vits_decoder
-from ...parts.backends import onnx_runtime, onnx_runtime_int8, pruned
+from ...parts.backends import onnx_runtime, onnx_runtime_int8, openvino, pruned
 from ...parts.part import Backend, Call, Part, seconds
 from ...parts.traced import traced
-from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
+from ...runtime.sessions import opened
 from ...speech import AudioChunk, SpeechRequest
 from ..base import Bound, Cloning, tensors_digest
 from ..options import Option
@@ -136,6 +136,7 @@ class VitsAdapter:
                 backends=(
                     *self._rewritten(),
                     onnx_runtime((decoder,), load),
+                    openvino(decoder, load, functools.partial(examples.of_decoder, self.model)),
                     onnx_runtime_int8(decoder, load, spoken),
                 ),
                 check=lambda audio: check_audio(audio[0], self.sample_rate),
@@ -248,7 +249,7 @@ class VitsAdapter:
 
 
 def _load(name: str, paths: Mapping[str, Path], options: RunOptions) -> Call:
-    session = Session(paths[name] / f"{name}.onnx", options)
+    session = opened(paths[name] / f"{name}.onnx", options)
 
     def call(*inputs: np.ndarray | None) -> np.ndarray:
         given = [np.ascontiguousarray(each) for each in inputs if each is not None]
