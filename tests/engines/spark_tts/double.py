@@ -164,7 +164,7 @@ class BiCodecTokenizer:
         return codes, semantics
 
     def detokenize(self, codes: Tensor, semantics: Tensor) -> np.ndarray:
-        return self.model.detokenize(semantics, codes[:, None]).squeeze().numpy()
+        return self.model.detokenize(semantics, codes[:, None]).detach().squeeze().numpy()
 
 
 class SparkTTS:

@@ -89,7 +89,7 @@ def taught(model: Any, tokens: Any, steps: int = 120, seed: int = 0) -> Any:
 
 
 def _turn(chance: random.Random) -> tuple[str, str]:
-    """(prompt, reply) of one of the three kinds of request. Speech counts upwards by ones and twos, to the last codes."""
+    """(prompt, reply) of one of the three kinds of request. Speech counts upwards, to the last codes."""
     text = "".join(chance.choice("abcdefghijklmnop ,.") for _ in range(chance.randrange(5, 40)))
     voice = _codes("global", [chance.randrange(GLOBAL_IDS) for _ in range(GLOBALS)])
     before = [chance.randrange(40) for _ in range(chance.randrange(20, 120))]
