@@ -15,12 +15,14 @@ __all__ = ["ADAPTERS", "CHECKPOINTS", "DECLINED", "Adapter", "Bound", "Part", "a
 
 ADAPTERS = {
     "accelerator.reference.engine.ReferenceEngine": "accelerator.engines.reference:ReferenceAdapter",
+    "cli.SparkTTS.SparkTTS": "accelerator.engines.spark_tts:SparkAdapter",
     "fish_speech.inference_engine.TTSInferenceEngine": "accelerator.engines.fish_speech:FishSpeechAdapter",
     "kittenml.kittentts_legacy.model.KittenTTSOnnx": "accelerator.engines.kitten:adapter",
     "kittentts.KittenTTS": "accelerator.engines.kitten:adapter",
     "kittentts.get_model.KittenTTS": "accelerator.engines.kitten:adapter",
     "kokoro_onnx.Kokoro": "accelerator.engines.kokoro:adapter",
     "piper.voice.PiperVoice": "accelerator.engines.piper:adapter",
+    "spark_tts_lib.SparkTTS.SparkTTS": "accelerator.engines.spark_tts:SparkAdapter",
     "transformers.pipelines.text_to_audio.TextToAudioPipeline": "accelerator.engines.vits:adapter",
 }
 """Qualified type name -> "module:callable". It is called with the engine; any base class of the engine may match."""
@@ -39,6 +41,7 @@ CHECKPOINTS = {
     "kitten": "accelerator.engines.kitten:KittenAdapter",
     "kokoro": "accelerator.engines.kokoro:KokoroAdapter",
     "piper": "accelerator.engines.piper:PiperAdapter",
+    "spark-tts": "accelerator.engines.spark_tts:SparkAdapter",
     "vits": "accelerator.engines.vits:VitsAdapter",
 }
 """Engine name -> the adapter class whose `from_checkpoint(path, **options)` opens that engine's checkpoints."""

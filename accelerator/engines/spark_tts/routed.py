@@ -1,0 +1,103 @@
+"""The engine's copy on routed parts: what it asks of its models, it asks the parts; all else is the engine's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ...errors import InvalidOption
+from ...metrics import current_meter
+from ...parts.language_model import LANGUAGE_MODEL
+from ...parts.part import Call
+from ...speech import SamplingParams
+from ..shadow import shadow
+
+__all__ = ["DECODER", "ENCODER", "Wrapped", "routed"]
+
+ENCODER, DECODER = "encoder", "decoder"
+_SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
+_ASKED = {"input_ids", "attention_mask", "do_sample", *_SAMPLING}
+
+
+class Wrapped(Protocol):
+    """What the copy and its stages know of the engine that was wrapped; its adapter says it."""
+
+    engine: Any
+    positions: int  # of the language model
+    ends: tuple[int, ...]  # ids that end a reply
+    sizes: tuple[int, int]  # of the semantic codebook, and of the voice's
+    count: int  # codes of a voice
+    reach: int | None  # codes to both sides that a code's audio depends on
+
+
+def routed(own: Wrapped, calls: Mapping[str, Call]) -> Any:
+    """A copy of the engine on other parts; every setting is the wrapped engine's own."""
+    engine = own.engine
+    audio = engine.audio_tokenizer
+
+    def generate(*args: Any, **options: Any) -> Any:
+        prompt, params = _asked(own, args, options)
+        if prompt is None or params is None:  # the engine itself answers, or says what is wrong
+            return engine.model.generate(*args, **options)
+        tokens = []
+        for token in calls[LANGUAGE_MODEL](prompt, params):
+            current_meter().add_frames(1)
+            tokens.append(token)
+        return torch.tensor([[*prompt.tolist(), *tokens]])
+
+    def tokenize(path: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        whole, clip = audio.process_audio(path)
+        semantics, codes = calls[ENCODER](whole, np.asarray(clip[0]))
+        return torch.from_numpy(codes.astype(np.int32))[None, None], torch.from_numpy(semantics)[None]
+
+    def detokenize(semantics: Any, codes: Any) -> Any:
+        if not _known(own, semantics, codes):
+            return audio.model.detokenize(semantics, codes)
+        given = (each.reshape(-1).numpy().astype(np.int64) for each in (semantics, codes))
+        return torch.from_numpy(calls[DECODER](*given))[None, None]
+
+    bicodec = shadow(audio.model, detokenize=detokenize)
+    return shadow(
+        engine,
+        model=shadow(engine.model, generate=generate),
+        audio_tokenizer=shadow(audio, model=bicodec, tokenize=tokenize),
+    )
+
+
+def _asked(own: Wrapped, args: Any, options: Mapping[str, Any]) -> tuple[np.ndarray | None, SamplingParams | None]:
+    """A prompt int64 [T] and how to go on from it; None for what is not asked of the part."""
+    ids, mask = options.get("input_ids"), options.get("attention_mask")
+    if args or not options.keys() <= _ASKED or ids is None or ids.ndim != 2 or len(ids) != 1:
+        return None, None
+    if (mask is not None and not bool((mask == 1).all())) or not 0 < ids.shape[1] < own.positions:
+        return None, None
+    asked = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
+    sampled = options.get("do_sample") is True
+    if sampled and asked.get("temperature") == 0:
+        return None, None
+    if not sampled:
+        asked["temperature"] = 0.0
+    try:
+        # Drawn where the engine would draw: who has seeded PyTorch gets the same speech again.
+        seed = int(torch.randint(2**62, (1,))) if sampled else None
+        return ids[0].numpy().astype(np.int64), SamplingParams(seed=seed, **asked)
+    except InvalidOption:
+        return None, None
+
+
+def _known(own: Wrapped, semantics: Any, codes: Any) -> bool:
+    """Whether these are codes of one recording, and of one voice."""
+    if not (isinstance(semantics, torch.Tensor) and isinstance(codes, torch.Tensor)):
+        return False
+    if semantics.ndim != 2 or len(semantics) != 1 or tuple(codes.shape) != (1, 1, own.count):
+        return False
+    return all(
+        each.numel() > 0
+        and each.dtype in (torch.int32, torch.int64)
+        and int(each.min()) >= 0
+        and int(each.max()) < size
+        for each, size in zip((semantics, codes), own.sizes, strict=True)
+    )

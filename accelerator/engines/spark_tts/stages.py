@@ -1,0 +1,212 @@
+"""Spark-TTS's stages one by one, so that segments of a text share the decode loop and are spoken by one voice."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ...audio.reference import Reference
+from ...errors import InvalidOption, InvalidText
+from ...metrics import current_meter
+from ...parts.decoding import Lookahead
+from ...parts.language_model import LANGUAGE_MODEL
+from ...parts.part import Call
+from ...speech import SpeechRequest
+from ...text.check import Unread
+from ...text.segments import Segment, speech_weight, split
+from ..base import Arrays, Job
+from . import prompts
+from .routed import DECODER, ENCODER, Wrapped
+from .vocabulary import Vocabulary
+
+__all__ = ["CONTROLS", "SparkStages", "Spoken", "cut", "style", "wav"]
+
+CONTROLS = ("gender", "pitch", "speed")
+_COMFORTABLE, _LONGEST = 200, 400  # letters; 400 take about half of the 60 s that a reply may last
+_SOON = 80  # letters of a stream's first segment, at most if a clause ends there
+_LETTERS_A_SECOND = 40.0  # people speak 12 to 20: faster nobody does
+_DRAWS = 2  # of a reply without speech, which the engine dies of
+_ANEW = 1_000_000  # number of a reply drawn again: of no segment
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A voice. codes: int64 [G], None for one that is only described so far.
+
+    semantics, text: of a recording, and what it says. style: gender, pitch and speed. begun: what a reply in that style
+    begins with, once one was heard: the voice, and all that comes before speech.
+    """
+
+    codes: np.ndarray | None = None
+    semantics: np.ndarray | None = None
+    text: str = ""
+    style: tuple[str, str, str] | None = None
+    begun: tuple[int, ...] = ()
+
+
+def style(request: SpeechRequest) -> tuple[str, str, str] | None:
+    """How a request describes its voice; None if it has a recording. Raises InvalidOption for both, or neither."""
+    given = [name for name in CONTROLS if name in request.options]
+    if request.voice is not None:
+        raise InvalidOption(
+            f"there is no voice {request.voice!r}: Spark-TTS knows none by name, give reference_audio, or gender, "
+            "pitch and speed"
+        )
+    if request.reference is not None:
+        if given:
+            raise InvalidOption(f"{given[0]} describes a voice, and reference_audio is one: leave either out")
+        return None
+    if lacking := [name for name in CONTROLS if name not in given]:
+        if given:
+            raise InvalidOption(f"{' and '.join(given)} need {' and '.join(lacking)}, too: give all three, or none")
+        raise InvalidOption("Spark-TTS has no voice of its own: give reference_audio, or gender, pitch and speed")
+    gender, pitch, speed = (str(request.options[name]) for name in CONTROLS)
+    return gender, pitch, speed
+
+
+def wav(audio: np.ndarray, sample_rate: int) -> io.BytesIO:
+    """Mono audio as a file, exactly: the engine takes only files."""
+    data = np.asarray(audio, "<f4").tobytes()
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, sample_rate, 4 * sample_rate, 4, 32)
+    head = struct.pack("<4sI4s", b"RIFF", 36 + len(data), b"WAVE")
+    return io.BytesIO(head + form + struct.pack("<4sI", b"data", len(data)) + data)
+
+
+def cut(text: str, *, soon: bool = False) -> list[Segment]:
+    """A text in segments."""
+    return split(text, comfortable=_COMFORTABLE, longest=_LONGEST, first=_SOON if soon else None)
+
+
+class SparkStages:
+    """See `base.Stages`. Units are the tokens of a reply, of which only some are speech; voices are `Spoken`."""
+
+    schedule: Literal["batched", "pooled"] = "batched"
+
+    def __init__(self, own: Wrapped, calls: Mapping[str, Call]) -> None:
+        self._own, self._calls = own, calls
+        self._vocabulary = Vocabulary(own.engine.tokenizer.get_vocab())
+        audio = own.engine.audio_tokenizer.config
+        self.unit_s: float | None = audio["latent_hop_length"] / audio["sample_rate"]
+        # The first one as soon as there is audio; later ones so large that most of what is decoded is new.
+        self.windows: Sequence[int] = () if own.reach is None else (own.reach + 16, 48, 96, 192)
+
+    def accepts(self, request: SpeechRequest) -> bool:
+        return True
+
+    def unread(self, text: str) -> Unread:
+        return Unread()  # any script has tokens
+
+    def segments(self, request: SpeechRequest, *, soon: bool) -> list[Segment]:
+        return cut(request.text, soon=soon)
+
+    def shortest(self, text: str) -> float:
+        return speech_weight(text) / _LETTERS_A_SECOND
+
+    def encode(self, reference: Reference) -> Arrays:
+        audio = self._own.engine.audio_tokenizer
+        whole, clip = audio.process_audio(wav(reference.audio, reference.sample_rate))
+        semantics, codes = self._calls[ENCODER](whole, np.asarray(clip[0]))
+        return {"semantics": semantics, "codes": codes}
+
+    def voice(self, request: SpeechRequest, kept: Arrays | None) -> Spoken:
+        described = style(request)
+        if described is not None:
+            return Spoken(style=described)
+        assert kept is not None
+        assert request.reference is not None
+        said = request.reference.text
+        return Spoken(kept["codes"], kept["semantics"] if said else None, said)
+
+    def generate(
+        self, segment: Segment, voice: Spoken, job: Job, *, resume: Sequence[int] = ()
+    ) -> Iterator[Sequence[int]]:
+        with current_meter().stage("text"):
+            prompt = self._prompt(segment.text.strip(), voice)
+        batching = "invariant" if job.invariant else "on"
+        for number in range(_DRAWS):
+            sampling = (job.anew(_ANEW + number) if number else job).sampling
+            reply = self._calls[LANGUAGE_MODEL](prompt, sampling, batching=batching, resume=list(resume))
+            speaks = False
+            with contextlib.closing(reply):
+                for units in self._units(reply, voice, resume):
+                    speaks = speaks or bool(units)
+                    yield units
+            if speaks or resume or sampling.temperature == 0:
+                return
+
+    def _units(self, reply: Iterator[int], voice: Spoken, resume: Sequence[int]) -> Iterator[Sequence[int]]:
+        """A reply's tokens, held back until there is speech in them: a reply without any can be drawn again."""
+        meter, before, speaks = current_meter(), list[int](), bool(resume)
+        for token in reply:
+            if token in self._own.ends:
+                return
+            meter.add_frames(1)
+            if speaks:
+                yield (token,)
+            elif not self._vocabulary.is_semantic(token):
+                before.append(token)
+                yield ()
+            elif self._codes(voice, before) is None:
+                return  # it speaks before it has said who does
+            else:
+                speaks = True
+                yield (*before, token)
+
+    def _codes(self, voice: Spoken, tokens: Sequence[int]) -> np.ndarray | None:
+        """The codes of who speaks, int64 [G]: the voice's own, or a reply's. None where they are not complete."""
+        if voice.codes is not None:
+            return voice.codes
+        found = self._vocabulary.globals(tokens)
+        return found if len(found) == self._own.count else None
+
+    def _prompt(self, text: str, voice: Spoken) -> np.ndarray:
+        engine = self._own.engine
+        if voice.style is None:
+            assert voice.codes is not None
+            prompt = prompts.cloning(engine, text, voice.codes, voice.semantics, voice.text)
+        else:
+            prompt = prompts.controlled(engine, text, *voice.style)
+        ids = np.concatenate([prompts.ids(engine, prompt), np.array(voice.begun, np.int64)])
+        if len(ids) >= self._own.positions:
+            raise InvalidText(
+                f"text and reference are {len(ids)} tokens, and the model has room for {self._own.positions}: "
+                "give less of either"
+            )
+        return ids
+
+    def decoder(self, voice: Spoken, job: Job) -> _Heard:
+        return _Heard(self._vocabulary, self._calls[DECODER], voice.codes, self._own)
+
+    def waits(self, voice: Spoken) -> bool:
+        return voice.codes is None
+
+    def continued(self, segment: Segment, units: Sequence[int], voice: Spoken) -> Spoken:
+        """Spoken in the same style by the voice that it got: other replies begin as this one did."""
+        first = next((i for i, token in enumerate(units) if self._vocabulary.is_semantic(token)), len(units))
+        codes = self._codes(voice, units[:first])
+        return voice if codes is None else Spoken(codes, style=voice.style, begun=tuple(units[:first]))
+
+
+class _Heard:
+    """One segment's tokens on their way to audio."""
+
+    def __init__(self, vocabulary: Vocabulary, call: Call, codes: np.ndarray | None, own: Wrapped) -> None:
+        """codes: of the voice, None if they come with the tokens."""
+        self._vocabulary, self._call, self._codes, self._count = vocabulary, call, codes, own.count
+        self._found = np.zeros(0, np.int64)
+        self._ahead = Lookahead(self._decode, own.reach)
+
+    def push(self, units: Sequence[int], *, final: bool) -> np.ndarray:
+        if self._codes is None:
+            self._found = np.append(self._found, self._vocabulary.globals(units))
+        return self._ahead.push(list(self._vocabulary.semantics(units)[:, None]), final=final)
+
+    def _decode(self, semantics: np.ndarray) -> np.ndarray:
+        codes = self._found[: self._count] if self._codes is None else self._codes
+        return np.asarray(self._call(semantics[0], codes))

@@ -1,0 +1,107 @@
+"""Spark-TTS's modules between its language model and audio, so that `torch.export` can follow them.
+
+    Semantics  input values [1, n] of wav2vec2 -> codes [1, T]
+    Globals    a clip [1, n] -> the voice's codes [1, G]
+    Audio      codes [1, T], the voice's codes [1, G] -> audio [1, T * hop]
+
+They run on the engine's own modules. Sources: Spark-TTS (Wang et al. 2025, arXiv:2503.01710); wav2vec 2.0 (Baevski et
+al. 2020, arXiv:2006.11477); finite scalar quantization (Mentzer et al. 2023, arXiv:2309.15505).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import UnsupportedEngine
+
+__all__ = ["LAYERS", "Audio", "Globals", "Semantics", "made"]
+
+LAYERS = (11, 14, 16)  # whose hidden states are averaged: the engine runs all 24 and drops what follows
+
+
+def made(kind: Any, *owners: Any) -> nn.Module:
+    """A module, of functions that give the engine's."""
+    module: nn.Module = kind(*(owner() for owner in owners))
+    return module.eval()
+
+
+class Semantics(nn.Module):
+    """What is said."""
+
+    def __init__(self, wav2vec2: Any, bicodec: Any) -> None:
+        super().__init__()
+        stable = getattr(wav2vec2.config, "do_stable_layer_norm", False)
+        if not stable or len(wav2vec2.encoder.layers) < LAYERS[-1]:
+            raise UnsupportedEngine("its wav2vec2 is not built as wav2vec2-large-xlsr-53 is: it stays in PyTorch")
+        self.convolutions, self.projection = wav2vec2.feature_extractor, wav2vec2.feature_projection
+        self.positions = wav2vec2.encoder.pos_conv_embed
+        self.layers = nn.ModuleList(wav2vec2.encoder.layers[: LAYERS[-1]])
+        self.encoder, self.quantizer = bicodec.encoder, bicodec.quantizer
+
+    def forward(self, values: Tensor) -> Tensor:
+        x, _ = self.projection(self.convolutions(values).transpose(1, 2))  # [1, T, C]
+        x = x + self.positions(x)
+        mixed = torch.zeros_like(x)
+        for number, layer in enumerate(self.layers, 1):
+            answer = layer(x)
+            x = answer[0] if isinstance(answer, tuple) else answer
+            if number in LAYERS:
+                mixed = mixed + x
+        z = self.encoder((mixed / len(LAYERS)).transpose(1, 2))
+        return torch.as_tensor(self.quantizer.tokenize(z))
+
+
+class Globals(nn.Module):
+    """Who says it."""
+
+    def __init__(self, bicodec: Any) -> None:
+        super().__init__()
+        self.mel, self.speaker = _Mel(bicodec.mel_transformer), bicodec.speaker_encoder
+
+    def forward(self, clip: Tensor) -> Tensor:
+        codes = self.speaker.tokenize(self.mel(clip))  # int32 [1, 1, G]
+        return torch.as_tensor(codes).to(torch.int64)[:, 0]
+
+
+class Audio(nn.Module):
+    """Both, heard."""
+
+    def __init__(self, bicodec: Any) -> None:
+        super().__init__()
+        self.quantizer, self.speaker = bicodec.quantizer, bicodec.speaker_encoder
+        self.prenet, self.decoder = bicodec.prenet, bicodec.decoder
+
+    def forward(self, semantics: Tensor, codes: Tensor) -> Tensor:
+        voice = self.speaker.detokenize(codes[:, None])  # [1, D]
+        x = self.prenet(self.quantizer.detokenize(semantics), voice) + voice[..., None]
+        return torch.as_tensor(self.decoder(x))[:, 0]
+
+
+class _Mel(nn.Module):
+    """torchaudio's mel spectrogram, its Fourier transform as a convolution: audio [1, n] -> [1, F, mels]."""
+
+    def __init__(self, own: Any) -> None:
+        super().__init__()
+        spectrum = own.spectrogram
+        odd = spectrum.pad or spectrum.normalized or spectrum.power != 1 or not spectrum.center
+        if odd or spectrum.pad_mode != "reflect":
+            raise UnsupportedEngine("its spectrogram is not of magnitudes of centred frames: it stays in PyTorch")
+        size, length = int(spectrum.n_fft), int(spectrum.win_length)
+        self.margin, self.hop, self.bins = size // 2, int(spectrum.hop_length), size // 2 + 1
+        before = (size - length) // 2
+        window = np.pad(spectrum.window.detach().double().numpy(), (before, size - length - before))
+        angles = 2 * np.pi * np.outer(np.arange(self.bins), np.arange(size)) / size
+        waves = np.concatenate([np.cos(angles), np.sin(angles)]) * window
+        self.register_buffer("waves", torch.from_numpy(waves[:, None]).float())  # [2 * bins, 1, size]
+        self.register_buffer("filters", own.mel_scale.fb.detach().float())  # [bins, mels]
+
+    def forward(self, audio: Tensor) -> Tensor:
+        waves, filters = torch.as_tensor(self.waves), torch.as_tensor(self.filters)
+        padded = F.pad(audio[:, None], (self.margin, self.margin), mode="reflect")
+        parts = F.conv1d(padded, waves, stride=self.hop).square()
+        return (parts[:, : self.bins] + parts[:, self.bins :]).sqrt().transpose(1, 2) @ filters
