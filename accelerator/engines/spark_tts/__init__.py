@@ -3,6 +3,7 @@
     vocabulary  token ids -> numbers of the codebooks, and back
     prompts     the engine's own prompts, of tokens that are known
     traceable   its modules so that they can be traced
+    reach       how far the codec looks to both sides
     examples    what these, and the language model, are traced and proven with
     stored      engines that are still on disk, and modules that can be let go and read again
     routed      the copy of the engine that calls the routes

@@ -115,14 +115,14 @@ class SparkAdapter:
 
     def _setup(self, engine: Any, shell: Any, shape: Shape, model: Callable[[], str], audio: Callable[[], str]) -> None:
         """shell: the language model, perhaps without weights. model, audio: digests of the weights."""
-        self.engine, self._shell, self.sizes, self.count = engine, shell, shape.sizes, shape.count
+        self.engine, self._shell = engine, shell
+        self.sizes, self.count, self.reach = shape.sizes, shape.count, shape.reach
         self._drawing = Lock()  # PyTorch's random state is one for the whole process
         self._identities = {"model": functools.cache(model), "audio": functools.cache(audio)}
         self.sample_rate = int(engine.sample_rate)
         self.ends = _ends(shell)
         self.spec = llama.spec_of(shell, self.ends)
         self.positions = self.spec.stack.positions
-        self.reach: int | None = None
         penalty = getattr(shell.generation_config, "repetition_penalty", None)
         self.defaults = SamplingParams(
             temperature=0.8,

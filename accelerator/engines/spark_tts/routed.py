@@ -97,7 +97,7 @@ def _known(own: Wrapped, semantics: Any, codes: Any) -> bool:
     return all(
         each.numel() > 0
         and each.dtype in (torch.int32, torch.int64)
-        and 0 <= int(each.min())
+        and int(each.min()) >= 0
         and int(each.max()) < size
         for each, size in zip((semantics, codes), own.sizes, strict=True)
     )

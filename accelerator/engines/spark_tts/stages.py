@@ -7,7 +7,7 @@ import io
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -93,7 +93,8 @@ class SparkStages:
         self._vocabulary = Vocabulary(own.engine.tokenizer.get_vocab())
         audio = own.engine.audio_tokenizer.config
         self.unit_s: float | None = audio["latent_hop_length"] / audio["sample_rate"]
-        self.windows: Sequence[int] = ()
+        # The first one as soon as there is audio; later ones so large that most of what is decoded is new.
+        self.windows: Sequence[int] = () if own.reach is None else (own.reach + 16, 48, 96, 192)
 
     def accepts(self, request: SpeechRequest) -> bool:
         return True
@@ -117,7 +118,8 @@ class SparkStages:
         described = style(request)
         if described is not None:
             return Spoken(style=described)
-        assert kept is not None and request.reference is not None
+        assert kept is not None
+        assert request.reference is not None
         said = request.reference.text
         return Spoken(kept["codes"], kept["semantics"] if said else None, said)
 
@@ -157,7 +159,7 @@ class SparkStages:
                 yield (*before, token)
 
     def _codes(self, voice: Spoken, tokens: Sequence[int]) -> np.ndarray | None:
-        """The codes of who speaks, int64 [G]: the voice's own, or those in a reply. None where they are not complete."""
+        """The codes of who speaks, int64 [G]: the voice's own, or a reply's. None where they are not complete."""
         if voice.codes is not None:
             return voice.codes
         found = self._vocabulary.globals(tokens)

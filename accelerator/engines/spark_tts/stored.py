@@ -18,6 +18,7 @@ import torch
 from ...errors import EngineError
 from ...hardware.forks import Lock
 from ...hardware.pages import return_freed
+from .reach import reach
 
 __all__ = ["OnDisk", "Shape", "held", "opened", "shape_of"]
 
@@ -27,16 +28,17 @@ _NEEDED = ("config.yaml", "LLM/config.json", "BiCodec/config.yaml", "wav2vec2-la
 
 @dataclass(frozen=True)
 class Shape:
-    """Codes in the semantic codebook and in the voice's, and how many a voice has."""
+    """sizes: codes in the semantic codebook, and in the voice's. count: codes of a voice. reach: see `reach`."""
 
     sizes: tuple[int, int]
     count: int
+    reach: int | None
 
 
 def shape_of(bicodec: Any) -> Shape:
     speaker = bicodec.speaker_encoder
     sizes = int(bicodec.quantizer.codebook_size), int(speaker.quantizer.codebook_size)
-    return Shape(sizes, len(speaker.perceiver_sampler.latents))
+    return Shape(sizes, len(speaker.perceiver_sampler.latents), reach(bicodec.prenet, bicodec.decoder))
 
 
 class OnDisk:
@@ -129,17 +131,28 @@ def _opened(folder: Path, module: Any) -> tuple[Any, Any, Shape]:
         shell = auto.from_config(AutoConfig.from_pretrained(place))
     if (place / "generation_config.json").is_file():
         shell.generation_config = GenerationConfig.from_pretrained(place)
+    return engine, shell, _shape(folder, module)
+
+
+def _shape(folder: Path, module: Any) -> Shape:
     config = module.load_config(f"{folder}/BiCodec/config.yaml")["audio_tokenizer"]
-    speaker = config["speaker_encoder"]
+    speaker, kinds = config["speaker_encoder"], sys.modules[_bicodec(module).__module__]
+    with torch.device("meta"):
+        ends = kinds.Decoder(**config["prenet"]), kinds.WaveGenerator(**config["decoder"])
     sizes = int(config["quantizer"]["codebook_size"]), math.prod(speaker["fsq_levels"])
-    return engine, shell, Shape(sizes, int(speaker["token_num"]))
+    return Shape(sizes, int(speaker["token_num"]), reach(*ends))
+
+
+def _bicodec(module: Any) -> Any:
+    """The codec's class."""
+    return sys.modules[module.BiCodecTokenizer.__module__].BiCodec
 
 
 def _audio_tokenizer(folder: Path, module: Any) -> Any:
     from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
     kind = module.BiCodecTokenizer
-    bicodec, place = sys.modules[kind.__module__].BiCodec, folder / "wav2vec2-large-xlsr-53"  # type: ignore[attr-defined]
+    bicodec, place = _bicodec(module), folder / "wav2vec2-large-xlsr-53"
     made = kind.__new__(kind)
     made.device, made.model_dir, made.config = torch.device("cpu"), folder, module.load_config(f"{folder}/config.yaml")
     made.processor = Wav2Vec2FeatureExtractor.from_pretrained(place)

@@ -92,7 +92,7 @@ class _Mel(nn.Module):
         if odd or spectrum.pad_mode != "reflect":
             raise UnsupportedEngine("its spectrogram is not of magnitudes of centred frames: it stays in PyTorch")
         size, length = int(spectrum.n_fft), int(spectrum.win_length)
-        self.half, self.hop, self.bins = size // 2, int(spectrum.hop_length), size // 2 + 1
+        self.margin, self.hop, self.bins = size // 2, int(spectrum.hop_length), size // 2 + 1
         before = (size - length) // 2
         window = np.pad(spectrum.window.detach().double().numpy(), (before, size - length - before))
         angles = 2 * np.pi * np.outer(np.arange(self.bins), np.arange(size)) / size
@@ -101,6 +101,7 @@ class _Mel(nn.Module):
         self.register_buffer("filters", own.mel_scale.fb.detach().float())  # [bins, mels]
 
     def forward(self, audio: Tensor) -> Tensor:
-        padded = F.pad(audio[:, None], (self.half, self.half), mode="reflect")
-        parts = F.conv1d(padded, self.waves, stride=self.hop).square()  # type: ignore[arg-type]
-        return (parts[:, : self.bins] + parts[:, self.bins :]).sqrt().transpose(1, 2) @ self.filters
+        waves, filters = torch.as_tensor(self.waves), torch.as_tensor(self.filters)
+        padded = F.pad(audio[:, None], (self.margin, self.margin), mode="reflect")
+        parts = F.conv1d(padded, waves, stride=self.hop).square()
+        return (parts[:, : self.bins] + parts[:, self.bins :]).sqrt().transpose(1, 2) @ filters

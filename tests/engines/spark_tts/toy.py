@@ -67,7 +67,7 @@ def language_model(tokens: Any, seed: int = 0) -> Any:
     return model.eval()
 
 
-def taught(model: Any, tokens: Any, steps: int = 250, seed: int = 0) -> Any:
+def taught(model: Any, tokens: Any, steps: int = 120, seed: int = 0) -> Any:
     """The model after some seconds of training on prompts and replies of random content."""
     chance = random.Random(seed)
     torch.manual_seed(seed)
@@ -89,13 +89,18 @@ def taught(model: Any, tokens: Any, steps: int = 250, seed: int = 0) -> Any:
 
 
 def _turn(chance: random.Random) -> tuple[str, str]:
-    """(prompt, reply) of one of the three kinds of request."""
+    """(prompt, reply) of one of the three kinds of request. Speech counts upwards, to the last codes."""
     text = "".join(chance.choice("abcdefghijklmnop ,.") for _ in range(chance.randrange(5, 40)))
-    voice = _ids(chance, "global", GLOBAL_IDS, GLOBALS)
-    spoken = _ids(chance, "semantic", SEMANTIC_IDS, chance.randrange(20, 40)) + "<|im_end|>"
-    kind = chance.randrange(3)
+    voice = _codes("global", [chance.randrange(GLOBAL_IDS) for _ in range(GLOBALS)])
+    before = [chance.randrange(40) for _ in range(chance.randrange(20, 120))]
+    kind, code, speech = chance.randrange(3), before[-1], list[int]()
+    while code < SEMANTIC_IDS - 2:
+        code += chance.choice((1, 2))
+        speech.append(code)
+    spoken = _codes("semantic", speech) + "<|im_end|>"
     if kind == 2:
-        style = f"<|gender_{chance.randrange(2)}|><|pitch_label_{chance.randrange(5)}|><|speed_label_{chance.randrange(5)}|>"
+        labels = f"<|pitch_label_{chance.randrange(5)}|><|speed_label_{chance.randrange(5)}|>"
+        style = f"<|gender_{chance.randrange(2)}|>{labels}"
         values = f"<|pitch_value_{chance.randrange(50)}|><|speed_value_{chance.randrange(11)}|>"
         return (
             f"<|task_controllable_tts|>{_within('content', text)}{_within('style_label', style)}",
@@ -104,13 +109,12 @@ def _turn(chance: random.Random) -> tuple[str, str]:
     prompt = f"<|task_tts|>{_within('content', text)}{_within('global_token', voice)}"
     if kind == 0:
         return prompt, f"<|start_semantic_token|>{spoken}"
-    known = _ids(chance, "semantic", SEMANTIC_IDS, chance.randrange(20, 120))
-    return f"{prompt}<|start_semantic_token|>{known}", spoken
+    return f"{prompt}<|start_semantic_token|>{_codes('semantic', before)}", spoken
 
 
 def _within(frame: str, content: str) -> str:
     return f"<|start_{frame}|>{content}<|end_{frame}|>"
 
 
-def _ids(chance: random.Random, kind: str, size: int, count: int) -> str:
-    return "".join(f"<|bicodec_{kind}_{chance.randrange(size)}|>" for _ in range(count))
+def _codes(kind: str, codes: list[int]) -> str:
+    return "".join(f"<|bicodec_{kind}_{code}|>" for code in codes)
