@@ -53,6 +53,7 @@ HOMES = {
     "click": ("cli",),
     "rich": ("cli",),
     "fish_speech": ("engines", "benchmark"),
+    "tokenizers": ("engines",),
     "transformers": ("engines", "benchmark"),
     "normt2s": ("reference",),
     "pocketsphinx": ("reference",),
