@@ -87,7 +87,7 @@ def spark_tts(
             dynamic=dynamic_axes,
             opset=opset_version,
             verify=not skip_verification,
-            precision=precision.value,  # type: ignore[arg-type]
+            precision=precision.value,
             progress=progress,
         )
     _report(out, folder, verdicts, {"opset": opset_version, "dynamic": dynamic_axes}, time.perf_counter() - start)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -38,16 +38,24 @@ _ANEW = 1_000_000  # number of a reply drawn again: of no segment
 _SILENT_S = 0.3
 
 
+_GENDERS, _LEVELS = ("female", "male"), ("very_low", "low", "moderate", "high", "very_high")
+
+
 @dataclass(frozen=True)
 class _Voice:
-    """codes: of who speaks, int64 [G]. semantics: of what is said, int64 [T]."""
+    """codes: int64 [G], None for one that is only described so far. semantics: what a recording says, int64 [T].
 
-    codes: np.ndarray
-    semantics: np.ndarray
+    style: of a described one, as tokens. begun: what replies in that style begin with, once one was heard.
+    """
+
+    codes: np.ndarray | None = None
+    semantics: np.ndarray | None = None
+    style: str = ""
+    begun: tuple[int, ...] = ()
 
 
 class SparkTTSONNX:
-    """Speaks as a recording does. Graphs are loaded when they are first needed; one call at a time."""
+    """Speaks as a recording does, or as is described. Graphs are loaded when first needed; one call at a time."""
 
     def __init__(self, model_dir: str | Path, *, threads: int | None = None) -> None:
         """model_dir: the folder of a conversion, or the checkpoint that has it in its folder `onnx`.
@@ -77,6 +85,9 @@ class SparkTTSONNX:
         save_dir: str | Path | None = None,
         prompt_speech_path: str | Path | None = None,
         *,
+        gender: str | None = None,
+        pitch: str | None = None,
+        speed: str | None = None,
         seed: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -86,30 +97,41 @@ class SparkTTSONNX:
         """The text as audio, float32 [n], and: text, sample_rate, tokens, seconds, elapsed_s, path.
 
         prompt_text: what the recording says, which is then spoken on from. prompt_speech_path: a recording, in place of
-        `process_prompt`. save_dir: a folder for a WAV file, whose path is in the answer. The others: as the engine
-        draws unless given. Raises InvalidText, InvalidReference, InvalidOption, GenerationError.
+        `process_prompt`. save_dir: a folder for a WAV file, whose path is in the answer. gender ("female", "male"),
+        pitch and speed ("very_low" to "very_high"): a voice that is described, without a recording. The others: as the
+        engine draws unless given. Raises InvalidText, InvalidReference, InvalidOption, GenerationError.
         """
         start = time.perf_counter()
         check_text(text)
-        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens}
-        params = SamplingParams(seed=seed, **given).over(SamplingParams(**self._said["sampling"]))
+        params = SamplingParams(
+            seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=max_new_tokens
+        ).over(SamplingParams(**self._said["sampling"]))
+        described = _style(gender, pitch, speed)
+        if described and (prompt_text is not None or prompt_speech_path is not None):
+            raise InvalidOption("gender describes a voice, and a recording is one: leave either out")
         if prompt_speech_path is not None:
             self.process_prompt(prompt_speech_path)
-        if self._voice is None:
-            raise InvalidReference("there is no voice yet: give prompt_speech_path, or call process_prompt before")
-        segments = [each.text.strip() for each in split(text, comfortable=_COMFORTABLE, longest=_LONGEST)]
-        replies = [
-            self._reply(segment, self._voice, prompt_text, params, number) for number, segment in enumerate(segments)
-        ]
-        audio = np.concatenate([self._spoken(reply, self._voice.codes) for reply in replies])
+        voice = _Voice(style=described) if described else self._voice
+        if voice is None:
+            raise InvalidReference(
+                "there is no voice yet: give prompt_speech_path, or call process_prompt before, or give gender, pitch "
+                "and speed"
+            )
+        audio, count = [], 0
+        for number, segment in enumerate(split(text, comfortable=_COMFORTABLE, longest=_LONGEST)):
+            drawn = segment_seed(params, number)
+            voice, semantics = self._reply(segment.text.strip(), voice, prompt_text, drawn)
+            audio.append(self._spoken(semantics, voice.codes))
+            count += len(semantics)
+        whole = np.concatenate(audio)
         info = {
             "text": text,
             "sample_rate": self.sample_rate,
-            "tokens": sum(len(reply) for reply in replies),
-            "seconds": len(audio) / self.sample_rate,
-            "path": None if save_dir is None else str(self._saved(audio, Path(save_dir))),
+            "tokens": count,
+            "seconds": len(whole) / self.sample_rate,
+            "path": None if save_dir is None else str(self._saved(whole, Path(save_dir))),
         }
-        return audio, {**info, "elapsed_s": time.perf_counter() - start}
+        return whole, {**info, "elapsed_s": time.perf_counter() - start}
 
     def _encoded(self, audio: np.ndarray) -> _Voice:
         """A recording float64 [n]: the engine's tokenize, graph by graph."""
@@ -121,8 +143,9 @@ class SparkTTSONNX:
         mels = magnitudes(clip, constants["window"], constants["filters"], int(said["fft"]), int(said["hop"]))
         return _Voice(self._run("speaker_tokenize", mels[None]).reshape(-1).astype(np.int64), semantics.reshape(-1))
 
-    def _spoken(self, semantics: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    def _spoken(self, semantics: np.ndarray, codes: np.ndarray | None) -> np.ndarray:
         """The engine's detokenize, graph by graph: float32 [n]."""
+        assert codes is not None  # a reply without is none
         voice = self._run("speaker_detokenize", codes[None, None])
         hidden = self._run("prenet", self._run("quantizer_detokenize", semantics[None]).transpose(0, 2, 1), voice)
         audio = self._run("decoder", hidden + voice[..., None]).reshape(-1)
@@ -136,15 +159,21 @@ class SparkTTSONNX:
         return session.run(dict(zip(session.inputs, map(np.ascontiguousarray, given), strict=True)))[0]
 
     def _reply(
-        self, text: str, voice: _Voice, prompt_text: str | None, params: SamplingParams, number: int
-    ) -> np.ndarray:
-        """Semantic codes of a segment, int64 [n]. Raises InvalidText, GenerationError."""
+        self, text: str, voice: _Voice, prompt_text: str | None, params: SamplingParams
+    ) -> tuple[_Voice, np.ndarray]:
+        """Whose voice it was, and a segment's semantic codes, int64 [n]. Raises InvalidText, GenerationError."""
         prompt = self._prompt(text, voice, prompt_text)
-        params = segment_seed(params, number)
         for again in range(_DRAWS if params.temperature else 1):
-            drawn = segment_seed(params, _ANEW + again) if again else params
-            if len(reply := self._vocabulary.semantics(self._generated(prompt, drawn))):
-                return reply
+            tokens = self._generated(prompt, segment_seed(params, _ANEW + again) if again else params)
+            first = next((i for i, token in enumerate(tokens) if self._vocabulary.is_semantic(token)), None)
+            if first is None:
+                continue
+            if voice.codes is None:
+                codes = self._vocabulary.globals(tokens[:first])
+                if len(codes) != self._said["voice_codes"]:
+                    continue  # it speaks before it has said who does
+                voice = replace(voice, codes=codes, begun=tuple(tokens[:first]))
+            return voice, self._vocabulary.semantics(tokens)
         raise GenerationError(f"the engine produced no audio for {text!r}: try another seed, text or reference")
 
     def _generated(self, prompt: np.ndarray, params: SamplingParams) -> Sequence[int]:
@@ -163,15 +192,15 @@ class SparkTTSONNX:
 
     def _prompt(self, text: str, voice: _Voice, prompt_text: str | None) -> np.ndarray:
         """What the model goes on from, int64 [T]: the text, who says it, and what was said before."""
-        parts = [
-            f"<|task_tts|><|start_content|>{prompt_text or ''}{text}<|end_content|>",
-            "<|start_global_token|>",
-            *(f"<|bicodec_global_{code}|>" for code in voice.codes),
-            "<|end_global_token|>",
-        ]
-        if prompt_text:
+        said = f"<|start_content|>{prompt_text or ''}{text}<|end_content|>"
+        if voice.style:
+            parts = ["<|task_controllable_tts|>", said, voice.style]
+        else:
+            assert voice.codes is not None
+            parts = ["<|task_tts|>", said, _voiced(voice.codes)]
+        if prompt_text and voice.semantics is not None:
             parts += ["<|start_semantic_token|>", *(f"<|bicodec_semantic_{code}|>" for code in voice.semantics)]
-        return np.array(self._tokenizer.encode("".join(parts)).ids, np.int64)
+        return np.array([*self._tokenizer.encode("".join(parts)).ids, *voice.begun], np.int64)
 
     def _saved(self, audio: np.ndarray, folder: Path) -> Path:
         path = folder / f"{datetime.now():%Y%m%d-%H%M%S-%f}.wav"
@@ -181,6 +210,26 @@ class SparkTTSONNX:
         except OSError as error:
             raise InvalidOption(f"{path} cannot be written ({error}): choose another save_dir") from error
         return path
+
+
+def _style(gender: str | None, pitch: str | None, speed: str | None) -> str:
+    """A description as tokens, "" without one. Raises InvalidOption."""
+    given = {"gender": (gender, _GENDERS), "pitch": (pitch, _LEVELS), "speed": (speed, _LEVELS)}
+    if all(value is None for value, _ in given.values()):
+        return ""
+    for name, (value, known) in given.items():
+        if value not in known:
+            raise InvalidOption(
+                f"{name} is {value!r}: a voice is described by gender, pitch and speed, {name} one of "
+                f"{', '.join(known)}"
+            )
+    numbers = {name: known.index(str(value)) for name, (value, known) in given.items()}
+    labels = f"<|pitch_label_{numbers['pitch']}|><|speed_label_{numbers['speed']}|>"
+    return f"<|start_style_label|><|gender_{numbers['gender']}|>{labels}<|end_style_label|>"
+
+
+def _voiced(codes: np.ndarray) -> str:
+    return f"<|start_global_token|>{''.join(f'<|bicodec_global_{code}|>' for code in codes)}<|end_global_token|>"
 
 
 def _found(place: Path) -> Path:
