@@ -33,6 +33,7 @@ ENCODER = "encoder"  # the part that only a reference voice needs
 _DOWNLOADS = {
     "fish-speech": "fishaudio/openaudio-s1-mini",
     "kitten": "KittenML/kitten-tts-nano-0.8",
+    "spark-tts": "SparkAudio/Spark-TTS-0.5B",
     "vits": "facebook/mms-tts-eng",
 }
 _FILES = {

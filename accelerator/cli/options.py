@@ -93,9 +93,8 @@ CacheDir = Annotated[
     Path | None,
     typer.Option("--cache-dir", help="Where exports are kept. [default: what `accelerator cache path` prints]"),
 ]
-ENGINES = (
-    "reference, fish-speech, kitten, kokoro, piper or vits"  # those of `accelerator.engines`, without importing it
-)
+# Those of `accelerator.engines`, without importing it.
+ENGINES = "reference, fish-speech, kitten, kokoro, piper, spark-tts or vits"
 Engine = Annotated[str, typer.Option("--engine", help=f"The engine: {ENGINES}. All but reference need --checkpoint.")]
 VoiceName = Annotated[
     str | None,

@@ -16,11 +16,13 @@ from .options import Checkpoint, Debug, Engine, Json, Size, Verbose
 __all__ = ["engine_state", "engines", "known_engines", "options", "voices"]
 
 _HINTS = {  # top-level module -> how it comes to be there
+    "cli": "a checkout of SparkAudio/Spark-TTS on PYTHONPATH",
     "fish_speech": "pip install -e . in a checkout of it",
     "kittenml": "pip install kittenml",
     "kittentts": "pip install kittentts==0.1.3, or a wheel of KittenTTS' releases",
     "kokoro_onnx": "pip install kokoro-onnx",
     "piper": "pip install piper-tts",
+    "spark_tts_lib": "pip install --no-deps spark-tts-lib, see docs/spark-tts.md",
     "transformers": "pip install transformers",
 }
 

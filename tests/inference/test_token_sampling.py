@@ -52,6 +52,20 @@ def test_what_may_be_drawn_is_what_transformers_keeps(temperature: float, top_k:
         assert (np.diff(shares) <= 0).all()
 
 
+@pytest.mark.parametrize("size", [12_801, 20_000, 166_000])
+def test_of_a_large_vocabulary_the_same_are_kept(size: int) -> None:
+    """Sorted out in blocks: the last of top_k and its equals, wherever they lie, also where most cannot be drawn."""
+    for seed in range(5):
+        logits = np.round(logits_of(seed, size), 2)
+        logits[:: 3 + seed] = -np.inf
+        for top_k in (1, 49, 50):
+            kept, _ = candidates(logits, temperature=0.8, top_k=top_k)
+            assert set(kept) == set(np.flatnonzero(logits >= np.sort(logits)[-top_k]))
+    few = np.full(size, -np.inf, np.float32)
+    few[[0, 7, size - 1]] = 1.0, 2.0, 3.0
+    assert candidates(few, temperature=1.0, top_k=50, top_p=0.999)[0].tolist() == [size - 1, 7, 0]
+
+
 def test_the_crossing_token_stays() -> None:
     logits = np.log(np.array([0.1, 0.5, 0.4], np.float32))
     for top_p, expected in ((0.45, [1]), (0.55, [1, 2]), (0.89, [1, 2]), (0.95, [1, 2, 0])):

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...hardware.forks import Lock
 from ..shadow import shadow
 
 __all__ = ["cloning", "controlled", "ids"]
+
+_ONE_AT_A_TIME = Lock()
 
 
 def cloning(engine: Any, text: str, codes: np.ndarray, semantics: np.ndarray | None, said: str | None) -> str:
@@ -27,4 +30,5 @@ def controlled(engine: Any, text: str, gender: str, pitch: str, speed: str) -> s
 
 def ids(engine: Any, prompt: str) -> np.ndarray:
     """A prompt's tokens, int64 [T]."""
-    return np.asarray(engine.tokenizer([prompt])["input_ids"][0], np.int64)
+    with _ONE_AT_A_TIME:  # two threads in one tokenizer: "Already borrowed"
+        return np.asarray(engine.tokenizer([prompt])["input_ids"][0], np.int64)
