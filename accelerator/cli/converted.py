@@ -44,7 +44,8 @@ def speak(
     from ..engines.spark_tts import SparkTTSONNX
 
     engine = SparkTTSONNX(model_dir, threads=threads)
-    return engine.inference(text, says, None, recording, **options, **sampling)
+    how: dict[str, Any] = {**options, **sampling}
+    return engine.inference(text, says, None, recording, **how)
 
 
 def demonstrated(
