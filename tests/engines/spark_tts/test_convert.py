@@ -162,3 +162,20 @@ def test_a_tokenizer_that_reads_otherwise_is_refused(
     monkeypatch.setattr(convert.prompts, "ids", lambda engine, prompt: np.array([1, 2, 3]))
     with pytest.raises(ExportError, match="tokenizer"):
         convert._check_tokenizer(convertible, tmp_path / "tokenizer.json")
+
+
+def test_a_quantized_language_model_speaks_from_the_folder(
+    few: None, convertible: Any, converted: tuple[Path, list[Verdict]], recording: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "onnx"
+    *_, causal = convert.convert(SparkAdapter(convertible), folder, precision="int8")
+    assert causal.passed
+    assert causal.figures["kl"] < 0.02
+    for graph in GRAPHS[:-1]:
+        (folder / f"{graph.name}.onnx").symlink_to(converted[0] / f"{graph.name}.onnx")
+    quantized, exact = (SparkTTSONNX(place, threads=1) for place in (folder, converted[0]))
+    audio, info = quantized.inference("is this one said", prompt_speech_path=recording, seed=1)
+    assert info["tokens"] > 5
+    assert len(audio) == HOP * info["tokens"]
+    size = (folder / "LLM" / "causal.data").stat().st_size
+    assert size < (exact.folder / "LLM" / "causal.data").stat().st_size / 2
