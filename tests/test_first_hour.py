@@ -20,7 +20,7 @@ from accelerator.benchmark import BenchOptions
 from accelerator.benchmark.feed_forward import FeedForwardOptions
 from accelerator.benchmark.serving_plan import SCENARIOS, ServingOptions
 from accelerator.cache import ContentCache
-from accelerator.cli import app, bench, cache, doctor
+from accelerator.cli import app, bench, cache, convert, doctor
 from accelerator.cli.console import Output
 from accelerator.errors import InvalidReference
 
@@ -37,7 +37,12 @@ def run(*args: str, width: int = 120) -> tuple[int, str, str]:
 
 def commands() -> list[tuple[str, ...]]:
     """Every command and group by its words."""
-    groups: dict[tuple[str, ...], typer.Typer] = {(): app, ("bench",): bench.app, ("cache",): cache.app}
+    groups: dict[tuple[str, ...], typer.Typer] = {
+        (): app,
+        ("bench",): bench.app,
+        ("cache",): cache.app,
+        ("convert",): convert.app,
+    }
     named = [(*words, str(c.name)) for words, group in groups.items() for c in group.registered_commands]
     return [*groups, *named]
 

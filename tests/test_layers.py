@@ -54,6 +54,7 @@ HOMES = {
     "click": ("cli",),
     "rich": ("cli",),
     "fish_speech": ("engines", "benchmark"),
+    "tokenizers": ("engines",),
     "transformers": ("engines", "benchmark"),
     "normt2s": ("reference",),
     "pocketsphinx": ("reference",),

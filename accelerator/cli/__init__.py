@@ -1,4 +1,4 @@
-"""The command line: `accelerator doctor | demo | engines | voices | options | export | tune | synth | bench | cache`.
+"""The command line: `accelerator doctor | demo | engines | voices | options | export | convert | tune | ...`.
 
 Results go to stdout, everything else to stderr. Commands import what they need when they run, so that `--help` does not
 wait for torch. `group` holds the exit codes, `console` the output, `options` what several commands share.
@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import bench, cache, demo, doctor, export, synth, tune, voices
+from . import bench, cache, convert, demo, doctor, export, synth, tune, voices
 from .group import Command, Commands
-from .options import Debug, Verbose
+from .options import BOTH_SPELLINGS, Debug, Verbose
 
 __all__ = ["app", "main"]
 
@@ -45,13 +45,14 @@ def options(
 
 
 app.command("doctor", cls=Command)(doctor.doctor)
-app.command("demo", cls=Command)(demo.demo)
+app.command("demo", cls=Command, context_settings=BOTH_SPELLINGS)(demo.demo)
 app.command("engines", cls=Command)(voices.engines)
 app.command("voices", cls=Command)(voices.voices)
 app.command("options", cls=Command)(voices.options)
 app.command("export", cls=Command)(export.export)
-app.command("synth", cls=Command)(synth.synth)
+app.command("synth", cls=Command, context_settings=BOTH_SPELLINGS)(synth.synth)
 app.command("tune", cls=Command)(tune.tune)
+app.add_typer(convert.app, name="convert")
 app.add_typer(bench.app, name="bench")
 app.add_typer(cache.app, name="cache")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InvalidOption, InvalidReference
-from . import formats
+from . import converted, formats
 from .console import Output
 from .options import (
     AudioFormat,
@@ -25,7 +25,7 @@ from .options import (
     Verbose,
     VoiceName,
 )
-from .synth import check_format, check_target, write_file
+from .synth import check_format, check_target, report_spoken, write_file
 
 if TYPE_CHECKING:
     from ..benchmark.demo import DemoResult
@@ -43,6 +43,13 @@ _PLAYERS = (
 
 def demo(
     ctx: typer.Context,
+    engine: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[spark-tts]", help="Instead of the built-in engine: a checkpoint, converted to ONNX files."
+        ),
+    ] = None,
+    model_dir: Annotated[Path | None, typer.Option("--model-dir", help="The checkpoint, with spark-tts.")] = None,
     size: Size = None,
     text: Annotated[str | None, typer.Option("--text", help="What to say. [default: two sentences of its own]")] = None,
     voice: VoiceName = None,
@@ -63,7 +70,11 @@ def demo(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Wrap the built-in engine, compare it with PyTorch, and write what it says to a file."""
+    """Wrap the built-in engine, compare it with PyTorch, and write what it says to a file.
+
+    With spark-tts: convert a checkpoint to ONNX files unless it has them, and write what these say, in the voice of
+    --reference or in one that is only described.
+    """
     from ..benchmark.demo import TEXT, DemoOptions, run
 
     out: Output = ctx.obj
@@ -72,6 +83,18 @@ def demo(
     check_target(output)
     check_format(output, format)
     player = _player() if play else None
+    if engine is not None or model_dir is not None:
+        if engine != converted.SPARK_TTS:
+            raise typer.BadParameter(f"a checkpoint is shown by `demo {converted.SPARK_TTS}` only", param_hint="ENGINE")
+        if size is not None or voice is not None or precision:
+            raise typer.BadParameter("--size, --voice and --precision are of the built-in engine", param_hint="ENGINE")
+        said = text if text is not None else TEXT
+        audio, info = converted.demonstrated(out, model_dir, said, reference, reference_text, cache_dir)
+        write_file(output, audio, info["sample_rate"], format)
+        report_spoken(out, {"engine": engine, **info}, output)
+        if player is not None:
+            _play(out, player, output)
+        return
     options = DemoOptions(
         size=size.value if size is not None else None,
         text=text if text is not None else TEXT,

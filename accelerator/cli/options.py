@@ -12,6 +12,7 @@ import typer
 from .console import Output
 
 __all__ = [
+    "BOTH_SPELLINGS",
     "ENGINES",
     "AudioFormat",
     "CacheDir",
@@ -56,6 +57,9 @@ class SizeName(str, Enum):
     tiny = "tiny"
     small = "small"
     s1_mini = "s1-mini"
+
+
+BOTH_SPELLINGS = {"token_normalize_func": lambda word: word.replace("_", "-")}  # --model_dir for --model-dir
 
 
 def _json(ctx: typer.Context, value: bool) -> bool:

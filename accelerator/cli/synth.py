@@ -8,27 +8,26 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
 import typer
 
 from ..errors import GenerationError, InvalidOption, InvalidReference, InvalidText
+from . import converted, formats
 from . import engine as engines
-from . import formats
 from .console import Output
 from .options import (
+    ENGINES,
     AudioFormat,
     CacheDir,
-    Checkpoint,
     Debug,
-    Engine,
     EngineOptions,
     Json,
     Precision,
     PrecisionName,
     Prune,
-    Reference,
     ReferenceText,
     Size,
     Threads,
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from ..audio.checks import AudioWriter
     from ..pipeline.stream import SpeechStream
 
-__all__ = ["check_format", "check_target", "synth", "write_file"]
+__all__ = ["check_format", "check_target", "report_spoken", "synth", "write_file"]
 
 STDOUT = Path("-")
 
@@ -51,18 +50,46 @@ STDOUT = Path("-")
 def synth(
     ctx: typer.Context,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help='The file to write, its suffix says the format; "-" is stdout.')
-    ],
+        Path | None,
+        typer.Option("--output", "-o", help='The file to write, its suffix says the format; "-" is stdout.'),
+    ] = None,
     text: Annotated[str | None, typer.Argument(help='What to say; "-" reads it from stdin.')] = None,
+    said: Annotated[str | None, typer.Option("--text", help="Another way to give TEXT.")] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help='Instead: a text file (UTF-8) to speak; "-" is stdin.')
     ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--output-dir", help="In place of --output: a folder for a file named by the time."),
+    ] = None,
     format: AudioFormat = None,
-    engine: Engine = "reference",
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            help=f"The engine: {ENGINES}; or {converted.ENGINE}, of what `accelerator convert` wrote. All but "
+            "reference need --checkpoint.",
+        ),
+    ] = "reference",
     size: Size = None,
-    checkpoint: Checkpoint = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            "--model-dir",
+            help="The engine's checkpoint: its directory, for kokoro and piper the .onnx file, for reference a file of "
+            "its save().",
+        ),
+    ] = None,
     voice: VoiceName = None,
-    reference: Reference = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference",
+            "--prompt-path",
+            help="A recording of the voice to speak in, 5 to 12 seconds; with --reference-text.",
+        ),
+    ] = None,
     reference_text: ReferenceText = None,
     precision: Precision = PrecisionName.auto,
     prune: Prune = None,
@@ -101,11 +128,14 @@ def synth(
     The file grows under the name NAME.*.partial.SUFFIX and gets its own when it is complete.
     """
     out: Output = ctx.obj
-    output = _target(output)
+    output = _target(_named(output, output_dir, format))
     if output == STDOUT and out.json:
         raise typer.BadParameter("stdout takes either the audio or the JSON", param_hint="--output")
-    engines.check_choice(engine, size, checkpoint)
-    text = _text(out, text, file)
+    if engine != converted.ENGINE:
+        engines.check_choice(engine, size, checkpoint)
+    if said is not None and text is not None:
+        raise typer.BadParameter("give TEXT or --text, not both", param_hint="--text")
+    text = _text(out, said if text is None else text, file)
     sampling: dict[str, Any] = {
         "seed": seed,
         "temperature": temperature,
@@ -119,6 +149,20 @@ def synth(
     _check_early(text, output, format, reference, reference_text, sampling)
     if voice is not None and reference is not None:
         raise typer.BadParameter("give --voice or --reference, not both", param_hint="--voice")
+    if engine == converted.ENGINE:
+        strange = {
+            "--size": size,
+            "--voice": voice,
+            "--stream": stream,
+            "--keep-partial": keep_partial,
+            "--prune": prune,
+        }
+        strange["--precision"] = precision is not PrecisionName.auto
+        how: dict[str, Any] = {"options": written, "sampling": sampling, "threads": threads, "refused": strange}
+        audio, info = converted.speak(text, checkpoint, reference, reference_text, **how)
+        write_file(output, audio, info["sample_rate"], format)
+        report_spoken(out, {"engine": engine, **info}, output)
+        return
     options = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
     with out.progress() as progress:
         optimizer = engines.open_engine(out, engine, size, checkpoint, progress=progress, **options)
@@ -283,6 +327,29 @@ def _check_early(
         raise InvalidReference(f"the reference audio {str(reference)!r} does not exist")
     check_target(output)
     check_format(output, format)
+
+
+def report_spoken(out: Output, info: dict[str, Any], output: Path) -> None:
+    """Of what was spoken without an optimizer, which has no metrics."""
+    out.document({**info, "path": str(output), "output": str(output)})
+    said = (
+        f"{output}: {info['seconds']:.2f} s of speech in {formats.seconds(info['elapsed_s'])} "
+        f"(rtf {formats.ratio(info['elapsed_s'] / info['seconds'])})"
+    )
+    (out.note if output == STDOUT else out.line)(said)
+
+
+def _named(output: Path | None, folder: Path | None, format: str | None) -> Path:
+    """The file to write. Raises BadParameter, and InvalidOption for a folder that cannot be."""
+    if (output is None) == (folder is None):
+        what = "give either" if output is not None else "give one: the file, or a folder for a file named by the time"
+        raise typer.BadParameter(f"--output or --output-dir: {what}", param_hint="--output")
+    if output is not None:
+        return output
+    assert folder is not None
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{datetime.now():%Y%m%d-%H%M%S-%f}.{format or 'wav'}"
 
 
 def _so_far(speech: SpeechStream) -> str:

@@ -32,6 +32,7 @@ def trace(
     inputs: Sequence[str],
     outputs: Sequence[str],
     dynamic: Mapping[str, Mapping[int, str]],
+    opset: int = OPSET,
 ) -> None:
     """Write `module` as ONNX to `path`, its weights beside it in `<path>.data`, in the forms that run fastest here.
 
@@ -58,7 +59,7 @@ def trace(
                 module,
                 tuple(example.clone() for example in examples),  # a request's tensors may be inference tensors
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=list(inputs),
                 output_names=[f"out_{name}" for name in outputs],  # an output must not share an inner value's name
                 dynamic_shapes=shapes,

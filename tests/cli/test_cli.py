@@ -29,7 +29,19 @@ def test_version():
 def test_help_names_every_command():
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("doctor", "demo", "engines", "voices", "options", "export", "tune", "synth", "bench", "cache"):
+    for command in (
+        "doctor",
+        "demo",
+        "engines",
+        "voices",
+        "options",
+        "export",
+        "convert",
+        "tune",
+        "synth",
+        "bench",
+        "cache",
+    ):
         assert command in result.stdout
 
 

@@ -9,11 +9,32 @@
     routed      the copy of the engine that calls the routes
     stages      text -> segments -> tokens -> audio
     adapter     the parts, their proofs and probes
+    boundaries  the graphs of a conversion
+    convert     a checkpoint -> a folder of ONNX files
+    folder      the names of these files
+    onnx        speaking from them, without PyTorch
+    recording   a reference as these graphs take it
 
 None of the engine's code is here: its package is called, and imported where a checkpoint is opened. The copy answers as
 the engine does, except that a seed gives other audio than the same seed in PyTorch.
 """
 
-from .adapter import SparkAdapter
+from __future__ import annotations
 
-__all__ = ["SparkAdapter"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapter import SparkAdapter
+    from .onnx import SparkTTSONNX
+
+__all__ = ["SparkAdapter", "SparkTTSONNX"]
+
+_HOMES = {"SparkAdapter": "adapter", "SparkTTSONNX": "onnx"}
+
+
+def __getattr__(name: str) -> Any:
+    """On use, since `onnx` speaks where there is no PyTorch."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

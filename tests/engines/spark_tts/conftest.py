@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from accelerator import UniversalOptimizer
+from accelerator.audio.checks import read_audio
 from accelerator.audio.files import write_wav
-from accelerator.engines.spark_tts import stages
+from accelerator.engines.spark_tts import SparkAdapter, stages
+from accelerator.engines.spark_tts.convert import Verdict, convert
+from accelerator.engines.spark_tts.recording import levelled
 from tests.engines.spark_tts import toy
-from tests.engines.spark_tts.double import RATE, SparkTTS
+from tests.engines.spark_tts.double import RATE, WIDTH, SparkTTS
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +73,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.set_num_threads(1)
     return checkpoint(tmp_path_factory.mktemp("spark") / "Spark-TTS")
+
+
+@pytest.fixture(scope="session")
+def convertible(tokens: Any, speaking: Any) -> Any:
+    """The double with all that is converted; its recordings have the level that the real engine gives them."""
+    made = SparkTTS(tokens, speaking)
+    audio = made.audio_tokenizer
+    torch.manual_seed(4)
+    audio.model.postnet = torch.nn.Conv1d(WIDTH, WIDTH, 3, padding=1).eval()
+    speaker = audio.model.speaker_encoder
+    speaker.forward = lambda mels: (speaker.scores(mels.mean(1)), speaker.detokenize(speaker.tokenize(mels)))
+
+    def process_audio(path: Any) -> tuple[np.ndarray, torch.Tensor]:
+        whole = levelled(read_audio(path)[0].astype(np.float64))
+        return whole, torch.from_numpy(audio.get_ref_clip(whole))[None].float()
+
+    audio.process_audio = process_audio  # type: ignore[method-assign]
+    return made
+
+
+@pytest.fixture(scope="session")
+def converted(convertible: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Verdict]]:
+    """A conversion, never changed, and what was said of its files."""
+    folder = tmp_path_factory.mktemp("converted") / "onnx"
+    return folder, convert(SparkAdapter(convertible), folder)
