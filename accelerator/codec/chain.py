@@ -107,7 +107,8 @@ class Link:
     x, low: bfloat16; the others float32. paired: low is as an exact product takes it, see `pairs`. rate, pad: of a
     transposed convolution that `polyphase` made. slopes: of y's own rectifier and of low's, 1 being none. halo: rows on
     both sides of a tile that are wanted, too. gated: there is no y, and low = tanh(u) s(g), s being the logistic
-    function, u and g the product's columns as `gates` orders them.
+    function, u and g the product's columns as `gates` orders them. moments: a buffer that a call gives, float32 [tiles,
+    2, channels]: for each tile of y, every channel's mean and the sum of squares about it.
     """
 
     product: Product
@@ -122,6 +123,7 @@ class Link:
     halo: int = 0
     paired: bool = False
     gated: bool = False
+    moments: str | None = None
 
     @property
     def channels(self) -> int:
@@ -164,7 +166,7 @@ class Chain:
         biases = {i: self._links[i].product.bias + shift for i, shift in (shifts or {}).items()}
         links = []
         for i, (link, numbers) in enumerate(zip(self._links, self._numbers, strict=True)):
-            where = {name: places[getattr(link, name)] for name in ("x", "add", "more", "y", "low")}
+            where = {name: places[getattr(link, name)] for name in ("x", "add", "more", "y", "low", "moments")}
             if i in biases:
                 where["bias"] = biases[i].ctypes.data
             links.append(numbers._replace(**where))
@@ -190,4 +192,5 @@ def _numbers(link: Link) -> kernels.Link:
         slope=slope,
         low_slope=low_slope,
         gated=int(link.gated),
+        moments=0,
     )

@@ -167,7 +167,10 @@ class Single(NamedTuple):
 
 
 class Snake(NamedTuple):
-    """y = snake(x) for [rows, channels], float32 or bfloat16; alpha: float32 [channels], or 0 for ones."""
+    """y = snake(x) for [rows, channels], float32 or bfloat16; alpha: float32 [channels], or 0 for ones.
+
+    shift: float32 [channels] that alpha x is added to, of float32 x and bfloat16 y; or 0.
+    """
 
     x: int
     alpha: int
@@ -175,6 +178,7 @@ class Snake(NamedTuple):
     channels: int
     x_is_bf16: int
     y_is_bf16: int
+    shift: int = 0
 
 
 class Order(NamedTuple):
@@ -198,12 +202,14 @@ class Chain(NamedTuple):
     """`links` convolutions one after the other, each a `Link` behind this, for tiles of the last one's rows.
 
     tiles: the configuration of AMX. rows: of the last answer. margin: rows before a tile's in a thread's own buffers.
+    tile: rows of one.
     """
 
     tiles: int
     links: int
     rows: int
     margin: int
+    tile: int
 
 
 class Link(NamedTuple):
@@ -215,6 +221,7 @@ class Link(NamedTuple):
     which are `panel` bytes apart. columns: of the product, `rate` rows of y, of which the first `pad` are cut off.
     halo: rows on both sides of a tile that are wanted. slope, low_slope: of leaky rectifiers, the bits of a float32.
     gated: 1 where low is tanh(u) s(g) instead, s being the logistic function; 16 columns of u are followed by 16 of g.
+    moments: float32 [tiles, 2, channels] or 0: of each tile's rows of y, the means and the sums of squares about them.
     """
 
     x: int
@@ -236,6 +243,7 @@ class Link(NamedTuple):
     slope: int
     low_slope: int
     gated: int
+    moments: int
 
 
 FILTER, MIX, DENSE, SINGLE, SNAKE, ORDER, CHAIN, LINK = (

@@ -1,4 +1,5 @@
-"""Snake (Ziyin et al. 2020, arXiv:2006.08195) in one pass, for float32 and bfloat16: z + sin(z)^2 for z = alpha x."""
+"""Snake (Ziyin et al. 2020, arXiv:2006.08195) in one pass, for float32 and bfloat16: z + sin(z)^2 for z = alpha x, to
+which a shift may be added."""
 
 from __future__ import annotations
 
@@ -76,6 +77,15 @@ def _row(x_is_bf16: bool, y_is_bf16: bool, is_scaled: bool) -> Any:
     return row
 
 
+@njit(**_OPTIONS)
+def _shifted(x, alpha, shift, y, channels):
+    """A row of float32, multiplied and added to, as bfloat16."""
+    given, low = floats(x, channels), numba.carray(pointer(y), (channels,), np.uint16)
+    factors, terms = floats(alpha, channels), floats(shift, channels)
+    for k in range(channels):
+        low[k] = to_bf16(snaked(given[k] * factors[k] + terms[k]))
+
+
 def _one_of(kinds: Sequence[Any]) -> Any:
     """A compiled function (number, *arguments) that calls one of these."""
     first, *others = kinds
@@ -110,4 +120,7 @@ def snake(address, begin, end, scratch):
     x_step, y_step = channels * (2 if plan.x_is_bf16 else 4), channels * (2 if plan.y_is_bf16 else 4)
     kind = 4 * plan.x_is_bf16 + 2 * plan.y_is_bf16 + (1 if alpha else 0)
     for row in range(begin, end):
+        if plan.shift:
+            _shifted(x + row * x_step, alpha, plan.shift, y + row * y_step, channels)
+            continue
         _ROW(kind, x + row * x_step, alpha, y + row * y_step, channels)

@@ -1,0 +1,186 @@
+"""An engine's one graph in pieces by ONNX Runtime, and its adaptive residual blocks between these by compiled kernels.
+
+`export.graph.adaptive` says what such a block is. A norm needs its whole signal, so a block is not one chain but six
+passes: norm, snake and rounding to bfloat16 in one pass over memory, and a convolution by AMX (`codec.chain`), which
+also measures what the next norm needs, tile by tile. Tiles are measured alike, whatever threads share them.
+
+The snake's factor is in the weights, which as bfloat16 are as exact with it as without.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.external_data_helper import load_external_data_for_model
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from .. import kernels
+from ..codec.chain import Chain, Link, Product, around
+from ..errors import ExportError, SessionError
+from ..export.graph.adaptive import Block, Layer, residual_blocks
+from ..export.graph.pieces import in_pieces
+from ..export.graph.saved import SavedModel
+from ..kernels.tiles import CHUNK
+from ..runtime.onnx import Session
+from ..runtime.options import RunOptions
+
+__all__ = ["Pieces", "write"]
+
+_FILE = "blocks.safetensors"
+_TILE = 512  # rows
+_TURNED = 256  # rows that are transposed at once: what is read and written stays in the cache
+
+
+def write(path: Path, directory: Path) -> None:
+    """The graph at `path` as the files that `Pieces` reads. Raises ExportError for one without such blocks."""
+    model = SavedModel(path)
+    blocks = residual_blocks(model)
+    if not blocks:
+        raise ExportError(f"{path.name} has no adaptive residual blocks: its other backends run it as it is")
+    tensors, described = dict[str, np.ndarray](), []
+    pieces, after = in_pieces(model.proto, [block.stretch for block in blocks])
+    for i, (block, level) in enumerate(zip(blocks, after, strict=True)):
+        layers = [layer for step in block.steps for layer in step]
+        for j, layer in enumerate(layers):
+            tensors.update({f"{i}.{j}.{name}": array for name, array in _weights(model, layer).items()})
+        described.append(
+            {
+                "x": block.x,
+                "out": block.out,
+                "after": level,
+                "layers": [
+                    {name: getattr(layer, name) for name in ("scale", "bias", "epsilon", "dilation")} for layer in layers
+                ],
+            }
+        )
+    for n, piece in enumerate(pieces):
+        load_external_data_for_model(piece, str(path.parent))
+        (directory / _piece(n)).write_bytes(piece.SerializeToString())
+    config = {"pieces": len(pieces), "blocks": described}
+    save_file(tensors, str(directory / _FILE), metadata={"config": json.dumps(config)})
+
+
+class Pieces:
+    """Inputs by name -> all outputs, in the graph's order. Safe to call from several threads."""
+
+    def __init__(self, directory: Path, options: RunOptions) -> None:
+        """Raises SessionError."""
+        tensors, config = _load(directory / _FILE)
+        self._threads = options.threads
+        self._sessions = [Session(directory / _piece(n), options) for n in range(config["pieces"])]
+        self._blocks = [_Residual(tensors, f"{i}", own) for i, own in enumerate(config["blocks"])]
+
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        values = {name: np.ascontiguousarray(array) for name, array in feed.items()}
+        answers = list[np.ndarray]()
+        for level, session in enumerate(self._sessions):
+            answers = session.run({name: values[name] for name in session.inputs})
+            values.update(zip(session.outputs, answers, strict=True))
+            given = dict[str, tuple[np.ndarray, _Moments]]()
+            for block in self._blocks:
+                if block.after == level:
+                    if block.x not in given:
+                        x = values[block.x][0]
+                        given[block.x] = _turned(x), (x.mean(axis=1, dtype=np.float64), x.var(axis=1, dtype=np.float64))
+                    values[block.out] = _turned(block(*given[block.x], values, self._threads))[None]
+        return answers
+
+
+_Moments = tuple[np.ndarray, np.ndarray]  # means and variances of channels
+
+
+class _Residual:
+    """A block over [rows, channels]."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], name: str, config: Mapping[str, Any]) -> None:
+        """Raises SessionError."""
+        self.x, self.out, self.after, self._layers = config["x"], config["out"], config["after"], config["layers"]
+        self._chains, self._around = list[Chain](), 0
+        for j, layer in enumerate(self._layers):
+            kernel, dilation = tensors[f"{name}.{j}.kernel"], layer["dilation"]
+            reach = (kernel.shape[1] - 1) * dilation
+            product = Product(kernel, tensors.get(f"{name}.{j}.bias"), before=reach // 2, dilation=dilation)
+            self._around = max(self._around, CHUNK + reach)
+            add, moments = "x" if j % 2 else None, "moments" if j + 1 < len(self._layers) else None
+            given = ("low", "y", "x", "moments")
+            self._chains.append(Chain([Link(product, "low", "y", add=add, moments=moments)], given, _TILE))
+
+    def __call__(
+        self, x: np.ndarray, moments: _Moments, values: Mapping[str, np.ndarray], threads: int
+    ) -> np.ndarray:
+        """x stays as it is. values: the scale and the bias of each norm. Raises SessionError."""
+        rows, channels = x.shape
+        low = around(rows, channels, np.uint16, self._around)[self._around :]
+        inner, total = np.empty_like(x), np.empty_like(x)
+        measured = np.empty((-(-rows // _TILE), 2, channels), np.float32)
+        for j, (layer, chain) in enumerate(zip(self._layers, self._chains, strict=True)):
+            before, y = (inner, total) if j % 2 else (x, inner)
+            _activated(before, _affine(values, layer, moments), low, threads)
+            chain(rows, {"low": low, "y": y, "x": x, "moments": measured}, threads=threads)
+            moments = _merged(measured, rows)
+            x = total if j % 2 else x
+        return total
+
+
+def _affine(values: Mapping[str, np.ndarray], layer: Mapping[str, Any], moments: _Moments) -> np.ndarray:
+    """What a norm multiplies by and what it adds."""
+    means, variances = moments
+    factor = values[layer["scale"]] / np.sqrt(variances + layer["epsilon"])
+    return np.stack([factor, values[layer["bias"]] - means * factor]).astype(np.float32)
+
+
+def _activated(x: np.ndarray, affine: np.ndarray, low: np.ndarray, threads: int) -> None:
+    factor, shift = (each.ctypes.data for each in affine)
+    here, there = x.ctypes.data, low.ctypes.data
+    if not kernels.snake(here, factor, there, *x.shape, low=False, low_out=True, threads=threads, shift=shift):
+        raise SessionError("the compiled snake is gone")
+
+
+def _merged(measured: np.ndarray, rows: int) -> _Moments:
+    """Of all rows: those of tiles put together (Chan et al. 1979)."""
+    counts = np.diff([*range(0, rows, _TILE), rows])[:, None]
+    means, squares = measured[:, 0].astype(np.float64), measured[:, 1].astype(np.float64)
+    mean = (counts * means).sum(axis=0) / rows
+    return mean, (squares + counts * (means - mean) ** 2).sum(axis=0) / rows
+
+
+def _turned(x: np.ndarray) -> np.ndarray:
+    """[a, b] -> [b, a] in memory."""
+    made = np.empty(x.shape[::-1], x.dtype)
+    a, b = x.shape
+    for start in range(0, max(a, b), _TURNED):
+        part = slice(start, start + _TURNED)
+        if a > b:
+            made[:, part] = x[part].T
+        else:
+            made[part] = x[:, part].T
+    return made
+
+
+def _weights(model: SavedModel, layer: Layer) -> dict[str, np.ndarray]:
+    """kernel: [out, taps, in], with the snake's factor."""
+    kernel, factor = model.value(layer.kernel), model.value(layer.factor)
+    assert kernel is not None and factor is not None
+    made = {"kernel": np.ascontiguousarray((kernel * factor).transpose(0, 2, 1), np.float32)}
+    shift = None if layer.shift is None else model.value(layer.shift)
+    return made if shift is None else made | {"bias": np.ascontiguousarray(shift, np.float32)}
+
+
+def _load(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    try:
+        with safe_open(str(file), framework="np") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+            return tensors, json.loads(opened.metadata()["config"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise SessionError(f"{file.name} cannot be read: {error}") from error
+
+
+def _piece(n: int) -> str:
+    return f"piece-{n}.onnx"
