@@ -9,24 +9,21 @@ The snake's factor is in the weights, which as bfloat16 are as exact with it as 
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
-import onnx
-from onnx.external_data_helper import load_external_data_for_model
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .. import kernels
 from ..codec.chain import Chain, Link, Product, around
-from ..errors import ExportError, SessionError
-from ..export.graph.adaptive import Block, Layer, residual_blocks
-from ..export.graph.pieces import in_pieces
-from ..export.graph.saved import SavedModel
+from ..errors import SessionError
+from ..export.graph.adaptive import write_blocks
+from ..hardware.forks import Lock
 from ..kernels.tiles import CHUNK
 from ..runtime.onnx import Session
 from ..runtime.options import RunOptions
@@ -40,30 +37,7 @@ _TURNED = 256  # rows that are transposed at once: what is read and written stay
 
 def write(path: Path, directory: Path) -> None:
     """The graph at `path` as the files that `Pieces` reads. Raises ExportError for one without such blocks."""
-    model = SavedModel(path)
-    blocks = residual_blocks(model)
-    if not blocks:
-        raise ExportError(f"{path.name} has no adaptive residual blocks: its other backends run it as it is")
-    tensors, described = dict[str, np.ndarray](), []
-    pieces, after = in_pieces(model.proto, [block.stretch for block in blocks])
-    for i, (block, level) in enumerate(zip(blocks, after, strict=True)):
-        layers = [layer for step in block.steps for layer in step]
-        for j, layer in enumerate(layers):
-            tensors.update({f"{i}.{j}.{name}": array for name, array in _weights(model, layer).items()})
-        described.append(
-            {
-                "x": block.x,
-                "out": block.out,
-                "after": level,
-                "layers": [
-                    {name: getattr(layer, name) for name in ("scale", "bias", "epsilon", "dilation")} for layer in layers
-                ],
-            }
-        )
-    for n, piece in enumerate(pieces):
-        load_external_data_for_model(piece, str(path.parent))
-        (directory / _piece(n)).write_bytes(piece.SerializeToString())
-    config = {"pieces": len(pieces), "blocks": described}
+    tensors, config = write_blocks(path, directory)
     save_file(tensors, str(directory / _FILE), metadata={"config": json.dumps(config)})
 
 
@@ -72,25 +46,49 @@ class Pieces:
 
     def __init__(self, directory: Path, options: RunOptions) -> None:
         """Raises SessionError."""
-        tensors, config = _load(directory / _FILE)
-        self._threads = options.threads
-        self._sessions = [Session(directory / _piece(n), options) for n in range(config["pieces"])]
-        self._blocks = [_Residual(tensors, f"{i}", own) for i, own in enumerate(config["blocks"])]
+        self._threads, self._blocks = options.threads, _opened(directory / _FILE)
+        self._sessions = [Session(directory / file, options) for file in self._blocks.pieces]
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         values = {name: np.ascontiguousarray(array) for name, array in feed.items()}
-        answers = list[np.ndarray]()
-        for level, session in enumerate(self._sessions):
+        for n, session in enumerate(self._sessions):
             answers = session.run({name: values[name] for name in session.inputs})
             values.update(zip(session.outputs, answers, strict=True))
-            given = dict[str, tuple[np.ndarray, _Moments]]()
-            for block in self._blocks:
-                if block.after == level:
-                    if block.x not in given:
-                        x = values[block.x][0]
-                        given[block.x] = _turned(x), (x.mean(axis=1, dtype=np.float64), x.var(axis=1, dtype=np.float64))
-                    values[block.out] = _turned(block(*given[block.x], values, self._threads))[None]
-        return answers
+            self._blocks(n, values, self._threads)
+        return [values[name] for name in self._blocks.outputs]
+
+
+class _Blocks:
+    """What a file describes, see `write_blocks`."""
+
+    def __init__(self, file: Path) -> None:
+        """Raises SessionError."""
+        tensors, config = _load(file)
+        self.pieces, self.outputs = config["pieces"], config["outputs"]
+        self._blocks = [_Residual(tensors, f"{i}", own) for i, own in enumerate(config["blocks"])]
+
+    def __call__(self, n: int, values: dict[str, np.ndarray], threads: int) -> None:
+        """Add what follows the n-th piece. Blocks of the same signal turn and measure it once."""
+        signals = dict[str, tuple[np.ndarray, _Moments]]()
+        for block in self._blocks:
+            if block.after != n:
+                continue
+            if block.x not in signals:
+                signals[block.x] = _turned(values[block.x][0]), _measured(values[block.x][0])
+            values[block.out] = _turned(block(*signals[block.x], values, threads))[None]
+
+
+_OPENED: WeakValueDictionary[Path, _Blocks] = WeakValueDictionary()
+_OPENING = Lock()
+
+
+def _opened(file: Path) -> _Blocks:
+    """Calls on one thread and on several share their weights."""
+    with _OPENING:
+        blocks = _OPENED.get(file)
+        if blocks is None:
+            blocks = _OPENED[file] = _Blocks(file)
+    return blocks
 
 
 _Moments = tuple[np.ndarray, np.ndarray]  # means and variances of channels
@@ -112,9 +110,7 @@ class _Residual:
             given = ("low", "y", "x", "moments")
             self._chains.append(Chain([Link(product, "low", "y", add=add, moments=moments)], given, _TILE))
 
-    def __call__(
-        self, x: np.ndarray, moments: _Moments, values: Mapping[str, np.ndarray], threads: int
-    ) -> np.ndarray:
+    def __call__(self, x: np.ndarray, moments: _Moments, values: Mapping[str, np.ndarray], threads: int) -> np.ndarray:
         """x stays as it is. values: the scale and the bias of each norm. Raises SessionError."""
         rows, channels = x.shape
         low = around(rows, channels, np.uint16, self._around)[self._around :]
@@ -143,6 +139,13 @@ def _activated(x: np.ndarray, affine: np.ndarray, low: np.ndarray, threads: int)
         raise SessionError("the compiled snake is gone")
 
 
+def _measured(x: np.ndarray) -> _Moments:
+    """Of [channels, rows]."""
+    means = x.mean(axis=1)
+    apart = x - means[:, None]
+    return means.astype(np.float64), np.einsum("cr,cr->c", apart, apart).astype(np.float64) / x.shape[1]
+
+
 def _merged(measured: np.ndarray, rows: int) -> _Moments:
     """Of all rows: those of tiles put together (Chan et al. 1979)."""
     counts = np.diff([*range(0, rows, _TILE), rows])[:, None]
@@ -164,15 +167,6 @@ def _turned(x: np.ndarray) -> np.ndarray:
     return made
 
 
-def _weights(model: SavedModel, layer: Layer) -> dict[str, np.ndarray]:
-    """kernel: [out, taps, in], with the snake's factor."""
-    kernel, factor = model.value(layer.kernel), model.value(layer.factor)
-    assert kernel is not None and factor is not None
-    made = {"kernel": np.ascontiguousarray((kernel * factor).transpose(0, 2, 1), np.float32)}
-    shift = None if layer.shift is None else model.value(layer.shift)
-    return made if shift is None else made | {"bias": np.ascontiguousarray(shift, np.float32)}
-
-
 def _load(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with safe_open(str(file), framework="np") as opened:
@@ -180,7 +174,3 @@ def _load(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             return tensors, json.loads(opened.metadata()["config"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise SessionError(f"{file.name} cannot be read: {error}") from error
-
-
-def _piece(n: int) -> str:
-    return f"piece-{n}.onnx"

@@ -9,16 +9,20 @@ arXiv:1703.06868), conv a convolution of the same length. Source: StyleTTS 2 (Li
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 
-from .pieces import Stretch
+from ...errors import ExportError
+from .pieces import Stretch, write_pieces
 from .saved import SavedModel, attribute
 
-__all__ = ["Block", "Layer", "residual_blocks"]
+__all__ = ["Block", "Layer", "has_sines", "residual_blocks", "write_blocks"]
 
 _READERS = 2  # of what lies between two steps: the norm, and what adds to it
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -50,6 +54,42 @@ class Block:
     def stretch(self) -> Stretch:
         ends = [end for step in self.steps for layer in step for end in (layer.scale, layer.bias)]
         return Stretch((self.x, *ends), self.out)
+
+
+def has_sines(content: bytes, among: str = "") -> bool:
+    """Whether there may be such blocks in a model before it is rewritten."""
+    nodes = onnx.load_from_string(content).graph.node
+    return any(node.op_type == "Sin" and node.name.startswith(among) for node in nodes)
+
+
+def write_blocks(path: Path, directory: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The graph at `path` cut into files there, and the weights and the description of the blocks between them:
+
+        <block>.<layer>.kernel    float32 [out, taps, in], with the snake's factor
+        <block>.<layer>.bias      [out], where there is one
+
+    and pieces (names of files), outputs (of the graph), blocks (x, out, after: the number of a piece, and layers:
+    scale, bias, epsilon, dilation). Raises ExportError for a graph without such blocks.
+    """
+    model = SavedModel(path)
+    blocks, tensors, described = residual_blocks(model), dict[str, np.ndarray](), list[dict[str, Any]]()
+    if not blocks:
+        raise ExportError(f"{path.name} has no residual blocks with adaptive norms and snakes: leave it in one piece")
+    files, after = write_pieces(model, [block.stretch for block in blocks], directory)
+    for i, (block, piece) in enumerate(zip(blocks, after, strict=True)):
+        layers = [layer for step in block.steps for layer in step]
+        for j, layer in enumerate(layers):
+            tensors.update({f"{i}.{j}.{name}": array for name, array in _weights(model, layer).items()})
+        own = [{name: getattr(layer, name) for name in ("scale", "bias", "epsilon", "dilation")} for layer in layers]
+        described.append({"x": block.x, "out": block.out, "after": piece, "layers": own})
+    outputs = [each.name for each in model.graph.output]
+    return tensors, {"pieces": files, "blocks": described, "outputs": outputs}
+
+
+def _weights(model: SavedModel, layer: Layer) -> dict[str, np.ndarray]:
+    kernel, factor = (np.asarray(model.value(name)) for name in (layer.kernel, layer.factor))
+    made = {"kernel": np.ascontiguousarray((kernel * factor).transpose(0, 2, 1), np.float32)}
+    return made if layer.shift is None else {**made, "bias": np.asarray(model.value(layer.shift), np.float32)}
 
 
 def residual_blocks(model: SavedModel) -> list[Block]:
@@ -97,8 +137,11 @@ def _layer(model: SavedModel, conv: onnx.NodeProto) -> Layer | None:
     if factor is None or factor.shape != (1, kernel.shape[1], 1) or not all(map(model.producer.get, norm.input)):
         return None
     shift = conv.input[2] if len(conv.input) > 2 else None
+    if shift is not None and model.value(shift) is None:
+        return None
     dilation, epsilon = attribute(conv, "dilations", [1])[0], attribute(norm, "epsilon", 1e-5)
-    return Layer(*norm.input, epsilon, scaled.input[1], conv.input[1], shift, dilation, conv.output[0])
+    x, scale, bias = norm.input
+    return Layer(x, scale, bias, epsilon, scaled.input[1], conv.input[1], shift, dilation, conv.output[0])
 
 
 def _keeps_length(conv: onnx.NodeProto, shape: tuple[int, ...]) -> bool:
@@ -106,7 +149,10 @@ def _keeps_length(conv: onnx.NodeProto, shape: tuple[int, ...]) -> bool:
     if len(shape) != 3 or attribute(conv, "auto_pad", b"NOTSET") != b"NOTSET" or attribute(conv, "group", 1) != 1:
         return False
     reach = (shape[2] - 1) * attribute(conv, "dilations", [1])[0]
-    return attribute(conv, "strides", [1]) == [1] and attribute(conv, "pads", [0, 0]) == [reach // 2, reach - reach // 2]
+    return attribute(conv, "strides", [1]) == [1] and attribute(conv, "pads", [0, 0]) == [
+        reach // 2,
+        reach - reach // 2,
+    ]
 
 
 def _made(model: SavedModel, name: str, kind: str) -> onnx.NodeProto | None:

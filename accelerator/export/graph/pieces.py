@@ -1,21 +1,28 @@
-"""A graph in pieces, between which something else computes values of it: exact, since every operator is in one piece.
+"""A graph in pieces, between which something else computes values of it: exact, since each operator is in one of them.
 
-A stretch is what something else computes: one value from others. Values have a level, how many stretches lie one behind
-the other before them, at most. Piece n computes what is of level n; then the stretches that need no more are computed.
+A stretch is what something else computes: one value from others. Of the values that a piece computes, each has behind
+it the same number of stretches, one after the other: none for the first piece, one for the second. A stretch is
+computed as soon as a piece has all that it needs.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
 from onnx import helper
+from onnx.external_data_helper import uses_external_data
 
 from ...errors import ExportError
+from .graph import stored_in
+from .saved import SavedModel
 
-__all__ = ["Stretch", "in_pieces"]
+__all__ = ["Stretch", "write_pieces"]
+
+_BRANCHING = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
 @dataclass(frozen=True)
@@ -26,97 +33,100 @@ class Stretch:
     output: str
 
 
-def in_pieces(model: onnx.ModelProto, stretches: Sequence[Stretch]) -> tuple[list[onnx.ModelProto], list[int]]:
-    """The pieces in order, and for each stretch, after which one it is computed.
+def write_pieces(model: SavedModel, stretches: Sequence[Stretch], directory: Path) -> tuple[list[str], list[int]]:
+    """The pieces' files in their order, and for each stretch the number of the piece after which it is computed.
 
-    A piece's inputs are the model's, a stretch's output, or an earlier piece's outputs. Their weights may lie beside
-    the model. Raises ExportError for a graph with branches or loops.
+    A piece's inputs are the model's, outputs of stretches, and outputs of earlier pieces; the model's own outputs are
+    among all of these. Raises ExportError for a graph with branches or loops.
     """
-    return _Cutting(model, stretches).pieces()
+    cut, files = _Cut(model, stretches), list[str]()
+    for n in range(cut.count):
+        file = directory / f"piece-{n}.onnx"
+        with open(file.with_name(f"{file.name}.data"), "wb") as data:
+            piece = cut.piece(n)
+            for i, tensor in enumerate(piece.graph.initializer):
+                array = model.value(tensor.name) if uses_external_data(tensor) else None
+                if array is not None:
+                    piece.graph.initializer[i].CopyFrom(stored_in(data, tensor.name, array))
+            file.write_bytes(piece.SerializeToString())
+        if not Path(data.name).stat().st_size:
+            Path(data.name).unlink()
+        files.append(file.name)
+    return files, cut.after
 
 
-class _Cutting:
-    def __init__(self, model: onnx.ModelProto, stretches: Sequence[Stretch]) -> None:
-        self._model, self._stretches = model, stretches
-        graph = model.graph
-        if any(each.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for n in graph.node for each in n.attribute):
-            raise ExportError("a graph with branches or loops cannot be cut into pieces")
-        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
-        self._producer = {name: node for node in graph.node for name in node.output if name}
-        self._given = {stretch.output for stretch in stretches}
-        self._levels = self._leveled()
-        self._outputs = {name: None for each in graph.output for name in [each.name]}
+class _Cut:
+    """count: of pieces. after: see `write_pieces`."""
 
-    def pieces(self) -> tuple[list[onnx.ModelProto], list[int]]:
-        after = [self._level(stretch.inputs) for stretch in self._stretches]
-        count = 1 + max(self._level(list(self._outputs)), *after)
-        targets = dict.fromkeys(name for stretch in self._stretches for name in stretch.inputs) | self._outputs
-        nodes, crossing = self._needed(list(targets))
-        types = _types(self._model)
-        made = []
-        for level in range(count):
-            wanted = [n for n in dict.fromkeys([*targets, *crossing]) if self._computed(n) and self._levels[n] == level]
-            made.append(self._piece(level, nodes, wanted, types))
-        return made, after
+    def __init__(self, model: SavedModel, stretches: Sequence[Stretch]) -> None:
+        if any(each.type in _BRANCHING for node in model.graph.node for each in node.attribute):
+            raise ExportError("a graph with branches or loops cannot be cut into pieces: its other backends run it")
+        self._model, self._made = model, {stretch.output: stretch for stretch in stretches}
+        self._levels, self._types = self._leveled(), _types(model.proto)
+        self.after = [self._level(stretch.inputs) for stretch in stretches]
+        outputs = [each.name for each in model.graph.output]
+        self.count = 1 + max(self._level(outputs), *self.after)
+        asked = [name for stretch in stretches for name in stretch.inputs]
+        self._nodes, crossing = self._needed([*asked, *outputs])
+        self._handed = dict.fromkeys(name for name in [*asked, *crossing, *outputs] if self._computed(name))
+
+    def piece(self, n: int) -> onnx.ModelProto:
+        producer, known = self._model.producer, self._model.initializers
+        graph = self._model.graph
+        own = [node for node in graph.node if node.output[0] in self._nodes and self._levels[node.output[0]] == n]
+        read = dict.fromkeys(name for node in own for name in node.input if name)
+        constants = [producer[name] for name in read if name in self._model.constants]
+        within = {name for node in (*own, *constants) for name in node.output}
+        outputs = [name for name in self._handed if name in within]
+        made = helper.make_graph(
+            [*constants, *own],
+            f"piece {n}",
+            [self._value(name) for name in read if name not in within and name not in known],
+            [self._value(name) for name in outputs],
+            [known[name] for name in read if name in known],
+        )
+        proto = self._model.proto
+        model = helper.make_model(made, opset_imports=proto.opset_import, ir_version=proto.ir_version)
+        model.functions.extend(proto.functions)
+        return model
 
     def _level(self, names: Sequence[str]) -> int:
         return max((self._levels.get(name, 0) for name in names), default=0)
 
     def _leveled(self) -> dict[str, int]:
-        levels, stretches = dict[str, int](), {stretch.output: stretch for stretch in self._stretches}
+        """Of each value that a node computes; those of other nodes and of constants are 0."""
+        self._levels = dict[str, int]()
         for node in self._model.graph.node:
             for name in node.output:
-                own = stretches.get(name)
-                needed, step = (node.input, 0) if own is None else (own.inputs, 1)
-                levels[name] = step + max((levels.get(each, 0) for each in needed), default=0)
-        return levels
+                own = self._made.get(name)
+                self._levels[name] = self._level(node.input) if own is None else 1 + self._level(own.inputs)
+        return self._levels
 
     def _computed(self, name: str) -> bool:
-        """By a node of a piece, and not in each piece that reads it."""
-        node = self._producer.get(name)
-        return node is not None and node.op_type != "Constant" and name not in self._given
+        """By one piece: constants are in each piece that reads them."""
+        return name in self._model.producer and name not in self._model.constants and name not in self._made
 
     def _needed(self, wanted: list[str]) -> tuple[set[str], list[str]]:
-        """The first outputs of all nodes that are, and the values that a piece reads of an earlier one."""
+        """The first outputs of the nodes that pieces have, and the values that they read of an earlier piece."""
         nodes, crossing = set[str](), list[str]()
         while wanted:
             name = wanted.pop()
-            node = self._producer.get(name)
-            if node is None or name in self._given or node.output[0] in nodes:
+            node = self._model.producer.get(name)
+            if node is None or not self._computed(name) or node.output[0] in nodes:
                 continue
             nodes.add(node.output[0])
             wanted += node.input
-            level = self._level(node.output)
-            crossing += [each for each in node.input if self._computed(each) and self._levels[each] < level]
+            crossing += [each for each in node.input if self._level([each]) < self._levels[name]]
         return nodes, crossing
 
-    def _piece(self, level: int, needed: set[str], outputs: Sequence[str], types: dict[str, onnx.TypeProto]) -> onnx.ModelProto:
-        own = [n for n in self._model.graph.node if n.output[0] in needed and self._level(n.output) == level and n.op_type != "Constant"]
-        read = dict.fromkeys(name for node in own for name in node.input if name)
-        constants = [self._producer[name] for name in read if name in self._producer and self._producer[name].op_type == "Constant"]
-        within = {name for node in (*own, *constants) for name in node.output}
-        inputs = [name for name in read if name not in within and name not in self._tensors]
-        graph = helper.make_graph(
-            [*constants, *own],
-            f"piece {level}",
-            [_value(name, types) for name in inputs],
-            [_value(name, types) for name in outputs],
-            [self._tensors[name] for name in read if name in self._tensors],
-        )
-        model = helper.make_model(graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version)
-        model.functions.extend(self._model.functions)
-        return model
+    def _value(self, name: str) -> onnx.ValueInfoProto:
+        """Without a shape, which differs from run to run."""
+        return helper.make_tensor_value_info(name, self._types.get(name, onnx.TensorProto.FLOAT), None)
 
 
-def _types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
-    """What is known of the values."""
+def _types(model: onnx.ModelProto) -> Mapping[str, int]:
+    """What is known of the values' types."""
     with contextlib.suppress(Exception):  # of operators that ONNX does not know
         model = onnx.shape_inference.infer_shapes(model)
-    graph = model.graph
-    return {each.name: each.type for each in (*graph.value_info, *graph.input, *graph.output)}
-
-
-def _value(name: str, types: dict[str, onnx.TypeProto]) -> onnx.ValueInfoProto:
-    """Without a shape, which differs from run to run."""
-    kind = types[name].tensor_type.elem_type if name in types else onnx.TensorProto.FLOAT
-    return helper.make_tensor_value_info(name, kind or onnx.TensorProto.FLOAT, None)
+    values = (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    return {each.name: kind for each in values if (kind := each.type.tensor_type.elem_type)}
