@@ -24,7 +24,9 @@ from ..codec.chain import Chain, Link, Product, around
 from ..errors import SessionError
 from ..export.graph.adaptive import write_blocks
 from ..hardware.forks import Lock
+from ..kernels.compiler import require
 from ..kernels.tiles import CHUNK
+from ..kernels.units.snake import SNAKE
 from ..runtime.onnx import Session
 from ..runtime.options import RunOptions
 
@@ -37,7 +39,7 @@ _TURNED = 256  # rows that are transposed at once: what is read and written stay
 
 def write(path: Path, directory: Path) -> None:
     """The graph at `path` as the files that `Pieces` reads. Raises ExportError for one without such blocks."""
-    tensors, config = write_blocks(path, directory)
+    tensors, config = write_blocks(path, directory, lambda shape: not shape[0] % CHUNK and not shape[1] % CHUNK)
     save_file(tensors, str(directory / _FILE), metadata={"config": json.dumps(config)})
 
 
@@ -63,6 +65,7 @@ class _Blocks:
 
     def __init__(self, file: Path) -> None:
         """Raises SessionError."""
+        require(SNAKE)
         tensors, config = _load(file)
         self.pieces, self.outputs = config["pieces"], config["outputs"]
         self._blocks = [_Residual(tensors, f"{i}", own) for i, own in enumerate(config["blocks"])]
@@ -117,10 +120,10 @@ class _Residual:
         inner, total = np.empty_like(x), np.empty_like(x)
         measured = np.empty((-(-rows // _TILE), 2, channels), np.float32)
         for j, (layer, chain) in enumerate(zip(self._layers, self._chains, strict=True)):
+            moments = _merged(measured, rows) if j else moments
             before, y = (inner, total) if j % 2 else (x, inner)
             _activated(before, _affine(values, layer, moments), low, threads)
             chain(rows, {"low": low, "y": y, "x": x, "moments": measured}, threads=threads)
-            moments = _merged(measured, rows)
             x = total if j % 2 else x
         return total
 
@@ -136,7 +139,7 @@ def _activated(x: np.ndarray, affine: np.ndarray, low: np.ndarray, threads: int)
     factor, shift = (each.ctypes.data for each in affine)
     here, there = x.ctypes.data, low.ctypes.data
     if not kernels.snake(here, factor, there, *x.shape, low=False, low_out=True, threads=threads, shift=shift):
-        raise SessionError("the compiled snake is gone")
+        raise SessionError("a compiled kernel failed, the snake: another backend is used")
 
 
 def _measured(x: np.ndarray) -> _Moments:

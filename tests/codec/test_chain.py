@@ -129,3 +129,19 @@ def test_other_shapes_are_not_taken() -> None:
     assert Product.takes((64, 3, 32))
     assert not Product.takes((64, 3, 16))
     assert not Product.takes((1, 7, 32))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_moments_are_those_of_each_tile_of_the_sum(threads: int) -> None:
+    """Of the last one, too, which has fewer rows; far from nought, where squares would not tell."""
+    rows, channels, tile = 300, 64, 128
+    kernel, bias, added = seeded(channels, 3, 32) / 10, seeded(channels, seed=1), 1000 + seeded(rows, channels, seed=2)
+    x, y = seeded(rows, 32, seed=3), np.empty((rows, channels), np.float32)
+    product = Product(kernel.numpy(), bias.numpy(), before=1)
+    moments, given = np.empty((3, 2, channels), np.float32), ("x", "y", "add", "moments")
+    chain = Chain([Link(product, "x", "y", add="add", moments="moments")], given, tile)
+    buffers = {"x": in_bf16(x)[AROUND:], "y": y, "add": added.numpy(), "moments": moments}
+    chain(rows, buffers, threads=threads)
+    tiles = [y[start : start + tile].astype(np.float64) for start in range(0, rows, tile)]
+    np.testing.assert_allclose(moments[:, 0], [each.mean(axis=0) for each in tiles], rtol=1e-6)
+    np.testing.assert_allclose(moments[:, 1], [each.var(axis=0) * len(each) for each in tiles], rtol=1e-4)

@@ -8,6 +8,7 @@ arXiv:1703.06868), conv a convolution of the same length. Source: StyleTTS 2 (Li
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,17 +63,21 @@ def has_sines(content: bytes, among: str = "") -> bool:
     return any(node.op_type == "Sin" and node.name.startswith(among) for node in nodes)
 
 
-def write_blocks(path: Path, directory: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def write_blocks(
+    path: Path, directory: Path, takes: Callable[[tuple[int, ...]], bool]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The graph at `path` cut into files there, and the weights and the description of the blocks between them:
 
         <block>.<layer>.kernel    float32 [out, taps, in], with the snake's factor
         <block>.<layer>.bias      [out], where there is one
 
     and pieces (names of files), outputs (of the graph), blocks (x, out, after: the number of a piece, and layers:
-    scale, bias, epsilon, dilation). Raises ExportError for a graph without such blocks.
+    scale, bias, epsilon, dilation). takes: of a weight's shape [out, in, taps], whether it may be in a block.
+
+    Raises ExportError for a graph without such blocks.
     """
     model = SavedModel(path)
-    blocks, tensors, described = residual_blocks(model), dict[str, np.ndarray](), list[dict[str, Any]]()
+    blocks, tensors, described = residual_blocks(model, takes), dict[str, np.ndarray](), list[dict[str, Any]]()
     if not blocks:
         raise ExportError(f"{path.name} has no residual blocks with adaptive norms and snakes: leave it in one piece")
     files, after = write_pieces(model, [block.stretch for block in blocks], directory)
@@ -92,9 +97,9 @@ def _weights(model: SavedModel, layer: Layer) -> dict[str, np.ndarray]:
     return made if layer.shift is None else {**made, "bias": np.asarray(model.value(layer.shift), np.float32)}
 
 
-def residual_blocks(model: SavedModel) -> list[Block]:
-    """All that there are, in the order of the graph."""
-    layers = {layer.out: layer for node in model.graph.node if (layer := _layer(model, node)) is not None}
+def residual_blocks(model: SavedModel, takes: Callable[[tuple[int, ...]], bool]) -> list[Block]:
+    """All that there are, in the order of the graph. takes: see `write_blocks`."""
+    layers = {layer.out: layer for node in model.graph.node if (layer := _layer(model, node, takes)) is not None}
     blocks = list[Block]()
     for node in model.graph.node:
         for step in _steps(node, layers):
@@ -120,11 +125,11 @@ def _steps(add: onnx.NodeProto, layers: dict[str, Layer]) -> list[tuple[Layer, L
     return found[:1]
 
 
-def _layer(model: SavedModel, conv: onnx.NodeProto) -> Layer | None:
+def _layer(model: SavedModel, conv: onnx.NodeProto, takes: Callable[[tuple[int, ...]], bool]) -> Layer | None:
     """Of Conv(Mul(Add(z, Mul(s, s)), factor)) for s = Sin(z) and z = InstanceNormalization(x, scale, bias)."""
     kernel = model.value(conv.input[1]) if conv.op_type == "Conv" else None
     scaled = _made(model, conv.input[0], "Mul") if kernel is not None else None
-    if kernel is None or scaled is None or not _keeps_length(conv, kernel.shape):
+    if kernel is None or scaled is None or not _keeps_length(conv, kernel.shape) or not takes(kernel.shape):
         return None
     total = _made(model, scaled.input[0], "Add")
     square = None if total is None else _made(model, total.input[1], "Mul")
@@ -134,14 +139,29 @@ def _layer(model: SavedModel, conv: onnx.NodeProto) -> Layer | None:
     factor = model.value(scaled.input[1])
     if sine is None or norm is None or sine.input[0] != norm.output[0]:
         return None
-    if factor is None or factor.shape != (1, kernel.shape[1], 1) or not all(map(model.producer.get, norm.input)):
+    if factor is None or factor.shape != (1, kernel.shape[1], 1):
         return None
-    shift = conv.input[2] if len(conv.input) > 2 else None
+    if any(model.value(end) is not None for end in norm.input):  # what pieces do not hand over
+        return None
+    shift, out = _shifted(model, conv, kernel.shape[0])
     if shift is not None and model.value(shift) is None:
         return None
     dilation, epsilon = attribute(conv, "dilations", [1])[0], attribute(norm, "epsilon", 1e-5)
     x, scale, bias = norm.input
-    return Layer(x, scale, bias, epsilon, scaled.input[1], conv.input[1], shift, dilation, conv.output[0])
+    return Layer(x, scale, bias, epsilon, scaled.input[1], conv.input[1], shift, dilation, out)
+
+
+def _shifted(model: SavedModel, conv: onnx.NodeProto, channels: int) -> tuple[str | None, str]:
+    """A convolution's bias, and its answer's name; what quantizes dynamically may have put the bias behind it."""
+    out = conv.output[0]
+    if len(conv.input) > 2:
+        return conv.input[2], out
+    add = model.only_consumer(out)
+    reshape = _made(model, add.input[1], "Reshape") if add is not None and add.op_type == "Add" else None
+    shape = None if reshape is None else model.value(reshape.input[1])
+    if add is None or reshape is None or shape is None or shape.tolist() not in ([1, -1, 1], [1, channels, 1]):
+        return None, out
+    return reshape.input[0], add.output[0]
 
 
 def _keeps_length(conv: onnx.NodeProto, shape: tuple[int, ...]) -> bool:
