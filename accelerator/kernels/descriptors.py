@@ -167,10 +167,7 @@ class Single(NamedTuple):
 
 
 class Snake(NamedTuple):
-    """y = snake(x) for [rows, channels], float32 or bfloat16; alpha: float32 [channels], or 0 for ones.
-
-    shift: float32 [channels] that alpha x is added to, of float32 x and bfloat16 y; or 0.
-    """
+    """y = snake(x) for [rows, channels], float32 or bfloat16; alpha: float32 [channels], or 0 for ones."""
 
     x: int
     alpha: int
@@ -178,7 +175,6 @@ class Snake(NamedTuple):
     channels: int
     x_is_bf16: int
     y_is_bf16: int
-    shift: int = 0
 
 
 class Order(NamedTuple):
@@ -222,6 +218,8 @@ class Link(NamedTuple):
     halo: rows on both sides of a tile that are wanted. slope, low_slope: of leaky rectifiers, the bits of a float32.
     gated: 1 where low is tanh(u) s(g) instead, s being the logistic function; 16 columns of u are followed by 16 of g.
     moments: float32 [tiles, 2, channels] or 0: of each tile's rows of y, the means and the sums of squares about them.
+    signal: float32 or 0: x, in a thread's own memory, is first made of it, z + sin(z)^2 for z = signal factor + shift,
+    float32 [channels] both, for `reach` rows around those that are wanted, too.
     """
 
     x: int
@@ -244,6 +242,10 @@ class Link(NamedTuple):
     low_slope: int
     gated: int
     moments: int
+    signal: int
+    factor: int
+    shift: int
+    reach: int
 
 
 FILTER, MIX, DENSE, SINGLE, SNAKE, ORDER, CHAIN, LINK = (

@@ -1,8 +1,8 @@
 """An engine's one graph in pieces by ONNX Runtime, and its adaptive residual blocks between these by compiled kernels.
 
-`export.graph.adaptive` says what such a block is. A norm needs its whole signal, so a block is not one chain but six
-passes: norm, snake and rounding to bfloat16 in one pass over memory, and a convolution by AMX (`codec.chain`), which
-also measures what the next norm needs, tile by tile. Tiles are measured alike, whatever threads share them.
+`export.graph.adaptive` says what such a block is. A norm needs its whole signal, so a block is not one chain
+(`codec.chain`) but one for each convolution, which does norm, snake, product and sum for a tile of rows at a time, and
+measures what the next norm needs. Tiles are measured alike, whatever threads share them.
 
 The snake's factor is in the weights, which as bfloat16 are as exact with it as without.
 """
@@ -19,14 +19,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from .. import kernels
-from ..codec.chain import Chain, Link, Product, around
+from ..codec.chain import Chain, Link, Product
 from ..errors import SessionError
 from ..export.graph.adaptive import write_blocks
 from ..hardware.forks import Lock
-from ..kernels.compiler import require
 from ..kernels.tiles import CHUNK
-from ..kernels.units.snake import SNAKE
 from ..runtime.onnx import Session
 from ..runtime.options import RunOptions
 
@@ -65,7 +62,6 @@ class _Blocks:
 
     def __init__(self, file: Path) -> None:
         """Raises SessionError."""
-        require(SNAKE)
         tensors, config = _load(file)
         self.pieces, self.outputs = config["pieces"], config["outputs"]
         self._blocks = [_Residual(tensors, f"{i}", own) for i, own in enumerate(config["blocks"])]
@@ -103,27 +99,26 @@ class _Residual:
     def __init__(self, tensors: Mapping[str, np.ndarray], name: str, config: Mapping[str, Any]) -> None:
         """Raises SessionError."""
         self.x, self.out, self.after, self._layers = config["x"], config["out"], config["after"], config["layers"]
-        self._chains, self._around = list[Chain](), 0
+        self._chains = list[Chain]()
         for j, layer in enumerate(self._layers):
             kernel, dilation = tensors[f"{name}.{j}.kernel"], layer["dilation"]
-            reach = (kernel.shape[1] - 1) * dilation
-            product = Product(kernel, tensors.get(f"{name}.{j}.bias"), before=reach // 2, dilation=dilation)
-            self._around = max(self._around, CHUNK + reach)
-            add, moments = "x" if j % 2 else None, "moments" if j + 1 < len(self._layers) else None
-            given = ("low", "y", "x", "moments")
-            self._chains.append(Chain([Link(product, "low", "y", add=add, moments=moments)], given, _TILE))
+            before = (kernel.shape[1] - 1) * dilation // 2
+            product = Product(kernel, tensors.get(f"{name}.{j}.bias"), before=before, dilation=dilation)
+            names = {each: each for each in ("signal", "factor", "shift", "moments")}
+            link = Link(product, "low", "y", add="add" if j % 2 else None, **names)
+            self._chains.append(Chain([link], ("y", "add", *names), _TILE))
 
     def __call__(self, x: np.ndarray, moments: _Moments, values: Mapping[str, np.ndarray], threads: int) -> np.ndarray:
         """x stays as it is. values: the scale and the bias of each norm. Raises SessionError."""
         rows, channels = x.shape
-        low = around(rows, channels, np.uint16, self._around)[self._around :]
         inner, total = np.empty_like(x), np.empty_like(x)
         measured = np.empty((-(-rows // _TILE), 2, channels), np.float32)
         for j, (layer, chain) in enumerate(zip(self._layers, self._chains, strict=True)):
             moments = _merged(measured, rows) if j else moments
-            before, y = (inner, total) if j % 2 else (x, inner)
-            _activated(before, _affine(values, layer, moments), low, threads)
-            chain(rows, {"low": low, "y": y, "x": x, "moments": measured}, threads=threads)
+            factor, shift = _affine(values, layer, moments)
+            signal, y = (inner, total) if j % 2 else (x, inner)
+            buffers = {"signal": signal, "y": y, "add": x, "moments": measured, "factor": factor, "shift": shift}
+            chain(rows, buffers, threads=threads)
             x = total if j % 2 else x
         return total
 
@@ -133,13 +128,6 @@ def _affine(values: Mapping[str, np.ndarray], layer: Mapping[str, Any], moments:
     means, variances = moments
     factor = values[layer["scale"]] / np.sqrt(variances + layer["epsilon"])
     return np.stack([factor, values[layer["bias"]] - means * factor]).astype(np.float32)
-
-
-def _activated(x: np.ndarray, affine: np.ndarray, low: np.ndarray, threads: int) -> None:
-    factor, shift = (each.ctypes.data for each in affine)
-    here, there = x.ctypes.data, low.ctypes.data
-    if not kernels.snake(here, factor, there, *x.shape, low=False, low_out=True, threads=threads, shift=shift):
-        raise SessionError("a compiled kernel failed, the snake: another backend is used")
 
 
 def _measured(x: np.ndarray) -> _Moments:

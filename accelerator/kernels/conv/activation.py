@@ -1,5 +1,4 @@
-"""Snake (Ziyin et al. 2020, arXiv:2006.08195) in one pass, for float32 and bfloat16: z + sin(z)^2 for z = alpha x, to
-which a shift may be added."""
+"""Snake (Ziyin et al. 2020, arXiv:2006.08195) in one pass, for float32 and bfloat16: z + sin(z)^2 for z = alpha x."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from ..instructions import bits_of, float_of, pointer
 from ..scalars import F32, floats
 from ..views import snake_at
 
-__all__ = ["snake", "snaked", "to_bf16"]
+__all__ = ["shifted", "snake", "snaked", "to_bf16"]
 
 # pi in two parts, the first of so few bits that its multiples are exact (Cody and Waite 1980).
 _PI_HIGH = np.float32(3.140625)
@@ -78,8 +77,8 @@ def _row(x_is_bf16: bool, y_is_bf16: bool, is_scaled: bool) -> Any:
 
 
 @njit(**_OPTIONS)
-def _shifted(x, alpha, shift, y, channels):
-    """A row of float32, multiplied and added to, as bfloat16."""
+def shifted(x, alpha, shift, y, channels):
+    """A row of float32 as bfloat16, of z = alpha x + shift."""
     given, low = floats(x, channels), numba.carray(pointer(y), (channels,), np.uint16)
     factors, terms = floats(alpha, channels), floats(shift, channels)
     for k in range(channels):
@@ -120,7 +119,4 @@ def snake(address, begin, end, scratch):
     x_step, y_step = channels * (2 if plan.x_is_bf16 else 4), channels * (2 if plan.y_is_bf16 else 4)
     kind = 4 * plan.x_is_bf16 + 2 * plan.y_is_bf16 + (1 if alpha else 0)
     for row in range(begin, end):
-        if plan.shift:
-            _shifted(x + row * x_step, alpha, plan.shift, y + row * y_step, channels)
-            continue
         _ROW(kind, x + row * x_step, alpha, y + row * y_step, channels)

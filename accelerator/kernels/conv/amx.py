@@ -21,6 +21,7 @@ from ..scalars import floats
 from ..tiles import CHUNK
 from ..vectors import FLOAT, FLOATS, I8, I16, I32, INTS, LANES, Code, bfloats, function, switch
 from ..views import chain_at, link_at
+from .activation import shifted
 from .blocks import OPTIONS
 
 __all__ = ["chain"]
@@ -235,6 +236,16 @@ def _measured(y, rows, channels, moments):
 
 
 @njit(**OPTIONS)
+def _activated(link, x, first, after, rows):
+    """Make x of the signal; beyond both ends it is nought."""
+    step = link.step
+    for row in range(max(0, first), min(rows, after)):
+        shifted(link.signal + 2 * step * row, link.factor, link.shift, x + step * row, step // 2)
+    _clear(x, first, 0, step)
+    _clear(x, rows, after, step)
+
+
+@njit(**OPTIONS)
 def _linked(plan, link, begin, end, scratch):
     rate, step, rest, last = link.rate, link.step, link.rest, plan.rows
     width = CHUNK >> link.gated  # channels that 32 columns make
@@ -248,6 +259,8 @@ def _linked(plan, link, begin, end, scratch):
     first = (max(0, begin - link.halo) + link.pad) // rate
     after = (min(last, end + link.halo) + link.pad + rate - 1) // rate
     sums = scratch + _SUMS
+    if link.signal:
+        _activated(link, x, begin - link.halo - link.reach, end + link.halo + link.reach, last)
     which = (link.add != 0) | (link.more != 0) << 1 | (link.y != 0) << 2 | (link.low != 0) << 3 | (rest != 0) << 4
     which |= _GATED * link.gated
     for block in range(link.columns // CHUNK):

@@ -13,23 +13,14 @@ _LITTLE = 20_000  # values that are not worth another thread
 
 
 def snake(
-    x: int,
-    alpha: int | None,
-    out: int,
-    rows: int,
-    channels: int,
-    *,
-    low: bool,
-    low_out: bool,
-    threads: int,
-    shift: int | None = None,
+    x: int, alpha: int | None, out: int, rows: int, channels: int, *, low: bool, low_out: bool, threads: int
 ) -> bool:
     """out = z + sin(z)^2 for z = alpha x; False where this machine has no compiled kernels, and nothing is done.
 
     x, alpha, out: addresses of [rows, channels], [channels] and [rows, channels], float32 unless low or low_out, which
-    are bfloat16. None is an alpha of one. shift: [channels], z = alpha x + shift, of float32 x and bfloat16 out only.
+    are bfloat16. None is an alpha of one.
     """
-    plan = Snake(x, alpha or 0, out, channels, x_is_bf16=low, y_is_bf16=low_out, shift=shift or 0)
+    plan = Snake(x, alpha or 0, out, channels, x_is_bf16=low, y_is_bf16=low_out)
     parts = min(threads, rows * channels // _LITTLE) or 1
     try:
         in_parts(SNAKE, plan, [rows * i // parts for i in range(parts + 1)], parts)

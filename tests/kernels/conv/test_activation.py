@@ -28,18 +28,6 @@ def test_snake_is_as_exact_as_pytorchs(rows: int, channels: int, scaled: bool, g
     assert ((got.double() - exact).abs() <= allowed).all()
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_shift_is_added_before_the_snake(threads: int) -> None:
-    generator = torch.Generator().manual_seed(4)
-    x, alpha, shift = (5 * torch.randn(*shape, generator=generator) for shape in ((900, 96), (96,), (96,)))
-    y = torch.full((900, 96), torch.nan, dtype=torch.bfloat16)
-    places = [each.data_ptr() for each in (x, alpha, y)]
-    assert kernels.snake(*places, 900, 96, low=False, low_out=True, threads=threads, shift=shift.data_ptr())
-    z = x.double() * alpha + shift
-    exact = z + z.sin().square()
-    assert ((y.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-4).all()
-
-
 def test_snake_keeps_what_is_no_number() -> None:
     x = torch.tensor([[[1.0, torch.nan, torch.inf, -2.0]]])
     for dtype in (torch.float32, torch.bfloat16):
