@@ -23,6 +23,7 @@ from ..kernels.units.chain import CHAIN
 __all__ = ["Chain", "Link", "Product", "around", "bfloats", "floats", "gates", "pairs"]
 
 _BLOCK = 2 * SQUARE  # bytes of weights
+_BUFFERS = "x", "add", "more", "y", "low", "moments", "signal", "factor", "shift"  # of a link
 
 
 class Product:
@@ -41,6 +42,7 @@ class Product:
         if exact:
             parts.append(bfloats(kernel - floats(parts[0])))
         self.weights = np.stack([_blocks(part) for part in parts], axis=1)
+        self.reach = max(before, (taps - 1) * dilation - before)  # rows on either side that are looked at, at most
         self.step, chunks = 2 * channels * len(parts), channels // CHUNK
         places = [
             (
@@ -107,7 +109,9 @@ class Link:
     x, low: bfloat16; the others float32. paired: low is as an exact product takes it, see `pairs`. rate, pad: of a
     transposed convolution that `polyphase` made. slopes: of y's own rectifier and of low's, 1 being none. halo: rows on
     both sides of a tile that are wanted, too. gated: there is no y, and low = tanh(u) s(g), s being the logistic
-    function, u and g the product's columns as `gates` orders them.
+    function, u and g the product's columns as `gates` orders them. moments: a buffer that a call gives, float32 [tiles,
+    2, channels]: for each tile of y, every channel's mean and the sum of squares about it. signal: a float32 buffer
+    that x is made of: z + sin(z)^2, z = signal factor + shift, of which a call gives both, float32 [channels].
     """
 
     product: Product
@@ -122,6 +126,10 @@ class Link:
     halo: int = 0
     paired: bool = False
     gated: bool = False
+    moments: str | None = None
+    signal: str | None = None
+    factor: str | None = None
+    shift: str | None = None
 
     @property
     def channels(self) -> int:
@@ -139,13 +147,18 @@ class Chain:
         """
         require(CHAIN)
         self._links, self._tile = links, tile
-        self._margin = CHUNK + max(link.halo + link.rate for link in links)
+        self._margin = CHUNK + max(link.halo + link.rate + link.product.reach for link in links)
         self._places, self._space = dict[str | None, int]({None: 0}), 0
         for link in links:
-            for name, size in ((link.y, 4), (link.low, 4 if link.paired else 2)):
+            own = (
+                (link.x, link.product.step),
+                (link.y, 4 * link.channels),
+                (link.low, (2 + 2 * link.paired) * link.channels),
+            )
+            for name, size in own:
                 if name not in given and name not in self._places:
                     self._places[name] = -(CHAIN_SPACE + self._space)
-                    self._space += (tile + 2 * self._margin) * size * link.channels
+                    self._space += (tile + 2 * self._margin) * size
         self._numbers = [_numbers(link) for link in links]
 
     def __call__(
@@ -164,7 +177,7 @@ class Chain:
         biases = {i: self._links[i].product.bias + shift for i, shift in (shifts or {}).items()}
         links = []
         for i, (link, numbers) in enumerate(zip(self._links, self._numbers, strict=True)):
-            where = {name: places[getattr(link, name)] for name in ("x", "add", "more", "y", "low")}
+            where = {name: places[getattr(link, name)] for name in _BUFFERS}
             if i in biases:
                 where["bias"] = biases[i].ctypes.data
             links.append(numbers._replace(**where))
@@ -190,4 +203,6 @@ def _numbers(link: Link) -> kernels.Link:
         slope=slope,
         low_slope=low_slope,
         gated=int(link.gated),
+        **dict.fromkeys(("moments", "signal", "factor", "shift"), 0),
+        reach=product.reach,
     )

@@ -198,12 +198,14 @@ class Chain(NamedTuple):
     """`links` convolutions one after the other, each a `Link` behind this, for tiles of the last one's rows.
 
     tiles: the configuration of AMX. rows: of the last answer. margin: rows before a tile's in a thread's own buffers.
+    tile: rows of one.
     """
 
     tiles: int
     links: int
     rows: int
     margin: int
+    tile: int
 
 
 class Link(NamedTuple):
@@ -215,6 +217,9 @@ class Link(NamedTuple):
     which are `panel` bytes apart. columns: of the product, `rate` rows of y, of which the first `pad` are cut off.
     halo: rows on both sides of a tile that are wanted. slope, low_slope: of leaky rectifiers, the bits of a float32.
     gated: 1 where low is tanh(u) s(g) instead, s being the logistic function; 16 columns of u are followed by 16 of g.
+    moments: float32 [tiles, 2, channels] or 0: of each tile's rows of y, the means and the sums of squares about them.
+    signal: float32 or 0: x, in a thread's own memory, is first made of it, z + sin(z)^2 for z = signal factor + shift,
+    float32 [channels] both, for `reach` rows around those that are wanted, too.
     """
 
     x: int
@@ -236,6 +241,11 @@ class Link(NamedTuple):
     slope: int
     low_slope: int
     gated: int
+    moments: int
+    signal: int
+    factor: int
+    shift: int
+    reach: int
 
 
 FILTER, MIX, DENSE, SINGLE, SNAKE, ORDER, CHAIN, LINK = (

@@ -1,39 +1,43 @@
 """Engines whose graph is dynamically quantized: what rounds each activation as it comes, in float32 again and in int8.
 
 Dynamic quantization makes a file small and not fast: ONNX Runtime's integer convolutions are slower than float32 ones.
-Two further candidates, for `whole_graph`:
+Further candidates, for `whole_graph`:
 
     <graph>-float       products of the same weights without rounding, norms and snakes in fewer passes
     <graph>-float-int8  of that, static int8 of chosen layers; only for those who ask for int8
+    <graph>-blocks      of that, residual blocks by compiled kernels that multiply bfloat16: see `adaptive_blocks`
 
 What such a file's answer should be nobody knows: the model as it was before is not in it, and the file's own answer has
 the noise of its rounding. So the float32 graph is proven where there is no noise: each product is that of the file
 (`PRODUCT_DB`), and the rewritten graph answers as these products do (`REWRITTEN_DB`). The whole answer is only held to
-be as long and about as near as the noise allows (`NOISE_DB`). The int8 graph is judged by the float32 one.
+be as long and about as near as the noise allows (`NOISE_DB`). The int8 graph is judged by the float32 one, and so are
+the blocks, as audio from bfloat16 is (`export.proof.SNR_DB`).
 """
 
 from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import kernels
 from ..export.calibration import Calibration
 from ..export.component import Built, Component, Progress, ProgressEvent
-from ..export.graph import dequantize
+from ..export.graph import adaptive, dequantize
 from ..export.graph.rewrite import rewrite_activations
-from ..export.proof import compare_signals
+from ..export.proof import SNR_DB, compare_signals
 from ..runtime.borrowed import model_of
 from ..runtime.onnx import Session
 from ..runtime.options import RunOptions
-from .backends import ONNX_RUNTIME, onnx_runtime, onnx_runtime_int8
+from . import adaptive_blocks
+from .backends import ONNX_RUNTIME, compiled_kernels, onnx_runtime, onnx_runtime_int8
 from .onnx_file import Feed, digest, run_session
-from .part import Backend, Machine
+from .part import Backend, Call, Machine
 from .whole_graph import GRAPH, Speak, heard
 
 __all__ = ["NOISE_DB", "PRODUCT_DB", "REWRITTEN_DB", "dequantized"]
@@ -41,7 +45,7 @@ __all__ = ["NOISE_DB", "PRODUCT_DB", "REWRITTEN_DB", "dequantized"]
 PRODUCT_DB = 100.0  # of each product alone: Kokoro's have 130 and more
 REWRITTEN_DB = 60.0  # of the rewritten graph: 114
 NOISE_DB = 10.0  # of the file's own answers: 12.8 to 16.9. Two ways to sum up the same rounded values are at 18 to 26
-_NAME = f"{GRAPH}-float"
+_NAME, _BLOCKS = f"{GRAPH}-float", f"{GRAPH}-blocks"
 _PROOF_THREADS = 2
 
 
@@ -64,12 +68,19 @@ def dequantized(
             for speak in sentences():
                 yield from heard(exact, speak)
 
-    component = _component(session, speeches, among)
+    component, blocks = _component(session, speeches, among), _blocks(session, speeches, among)
     calibrated = replace(component, builders=(sentences,))
     load = functools.partial(run_session, _NAME)
     plain = replace(onnx_runtime((component,), load), name=f"{ONNX_RUNTIME}-float", probed=True)
     made = plain, onnx_runtime_int8(calibrated, load, Calibration(spoken, among=among))
-    return tuple(replace(backend, offers=functools.partial(_offered, backend, rounds)) for backend in made)
+    by_kernels = compiled_kernels(
+        (blocks,), _load_blocks, available=kernels.multiplies_tiles, proven=lambda *_: True, dtype="bf16"
+    )
+    has_snakes = functools.cache(lambda: rounds() and adaptive.has_sines(model(), among))
+    return (
+        *(replace(backend, offers=functools.partial(_offered, backend, rounds)) for backend in made),
+        replace(by_kernels, offers=functools.partial(_offered, by_kernels, has_snakes)),
+    )
 
 
 def _offered(backend: Backend, rounds: Callable[[], bool], machine: Machine) -> Sequence[RunOptions]:
@@ -83,12 +94,38 @@ def _component(session: Any, speeches: Sequence[Speak], among: str) -> Component
         _write(model_of(session), directory / f"{_NAME}.onnx", among)
 
     def prove(built: Built) -> dict[str, Any]:
-        found = [each for speak in speeches for each in heard(session, speak)]
-        with tempfile.TemporaryDirectory(dir=built.scratch) as folder:
-            return _judged(model_of(session), built.path / f"{_NAME}.onnx", among, Path(folder), found)
+        call = run_session(_NAME, {_NAME: built.path}, RunOptions(threads=_PROOF_THREADS, arena=False))
+        return _judged(session, speeches, among, built, call, REWRITTEN_DB)
 
     identity = functools.cache(lambda: digest(model_of(session)))
     return Component(_NAME, identity, {"part": _NAME, "among": among}, ("fp32",), build, prove, judges=tuple(speeches))
+
+
+def _blocks(session: Any, speeches: Sequence[Speak], among: str) -> Component:
+    def build(directory: Path, precision: str, progress: Progress) -> None:
+        progress(ProgressEvent(_BLOCKS, "build", 0, 1, precision))
+        with tempfile.TemporaryDirectory(dir=directory) as folder:
+            _write(model_of(session), whole := Path(folder) / f"{_NAME}.onnx", among)
+            adaptive_blocks.write(whole, directory)
+
+    def prove(built: Built) -> dict[str, Any]:
+        call = adaptive_blocks.Pieces(built.path, RunOptions(threads=_PROOF_THREADS, arena=False))
+        return _judged(session, speeches, among, built, call, SNR_DB)
+
+    return Component(
+        _BLOCKS,
+        functools.cache(lambda: digest(model_of(session))),
+        {"part": _BLOCKS, "among": among},
+        ("fp32",),
+        build,
+        prove,
+        judges=tuple(speeches),
+        kernels=kernels.kind,
+    )
+
+
+def _load_blocks(paths: Mapping[str, Path], options: RunOptions) -> Call:
+    return adaptive_blocks.Pieces(paths[_BLOCKS], options)
 
 
 def _write(content: bytes, path: Path, among: str) -> None:
@@ -97,20 +134,22 @@ def _write(content: bytes, path: Path, among: str) -> None:
 
 
 def _judged(
-    content: bytes, path: Path, among: str, scratch: Path, found: Sequence[tuple[Feed, Sequence[np.ndarray]]]
+    session: Any, speeches: Sequence[Speak], among: str, built: Built, call: Call, at_least: float
 ) -> dict[str, Any]:
-    """The figures of a graph that `_write` wrote. found: inputs by name, and the engine's own answers."""
-    dequantize.compared(content, products := scratch / "products.onnx", among)
-    dequantize.dequantize(content, plain := scratch / "plain.onnx", among)
-    shortest = min(found, key=lambda each: sum(np.asarray(answer).size for answer in each[1]))
-    ratio = min(map(_ratio, _answers(products, [shortest])))  # a product is right or wrong at any length
-    products.with_name(f"{products.name}.data").unlink()
-    answers = _answers(path, found)
-    exact = compare_signals(_pairs(_answers(plain, found), answers), REWRITTEN_DB)
+    """The figures of a graph that answers as `call` does. at_least: `rewritten_db`."""
+    content, found = model_of(session), [each for speak in speeches for each in heard(session, speak)]
+    with tempfile.TemporaryDirectory(dir=built.scratch) as folder:
+        dequantize.compared(content, products := Path(folder) / "products.onnx", among)
+        dequantize.dequantize(content, plain := Path(folder) / "plain.onnx", among)
+        shortest = min(found, key=lambda each: sum(np.asarray(answer).size for answer in each[1]))
+        ratio = min(map(_ratio, _answers(products, [shortest])))  # a product is right or wrong at any length
+        products.with_name(f"{products.name}.data").unlink()
+        answers = [call(feed) for feed, _ in found]
+        exact = compare_signals(_pairs(_answers(plain, found), answers), at_least)
     whole = compare_signals(_pairs([own for _, own in found], answers), NOISE_DB)
     return {
         "passed": ratio >= PRODUCT_DB and exact["passed"] and whole["passed"],
-        "bar": {"product_db": PRODUCT_DB, "rewritten_db": REWRITTEN_DB, **whole["bar"]},
+        "bar": {"product_db": PRODUCT_DB, "rewritten_db": at_least, **whole["bar"]},
         "product_db": ratio,
         "rewritten_db": exact["snr_db"],
         "snr_db": whole["snr_db"],

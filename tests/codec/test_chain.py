@@ -129,3 +129,37 @@ def test_other_shapes_are_not_taken() -> None:
     assert Product.takes((64, 3, 32))
     assert not Product.takes((64, 3, 16))
     assert not Product.takes((1, 7, 32))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_moments_are_those_of_each_tile_of_the_sum(threads: int) -> None:
+    """Of the last one, too, which has fewer rows; far from nought, where squares would not tell."""
+    rows, channels, tile = 300, 64, 128
+    kernel, bias, added = seeded(channels, 3, 32) / 10, seeded(channels, seed=1), 1000 + seeded(rows, channels, seed=2)
+    x, y = seeded(rows, 32, seed=3), np.empty((rows, channels), np.float32)
+    product = Product(kernel.numpy(), bias.numpy(), before=1)
+    moments, given = np.empty((3, 2, channels), np.float32), ("x", "y", "add", "moments")
+    chain = Chain([Link(product, "x", "y", add="add", moments="moments")], given, tile)
+    buffers = {"x": in_bf16(x)[AROUND:], "y": y, "add": added.numpy(), "moments": moments}
+    chain(rows, buffers, threads=threads)
+    tiles = [y[start : start + tile].astype(np.float64) for start in range(0, rows, tile)]
+    np.testing.assert_allclose(moments[:, 0], [each.mean(axis=0) for each in tiles], rtol=1e-6)
+    np.testing.assert_allclose(moments[:, 1], [each.var(axis=0) * len(each) for each in tiles], rtol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("rows", [1, 32, 128, 300])
+def test_a_link_makes_its_input_of_a_signal(rows: int, threads: int) -> None:
+    """Beyond both ends there is nought, and not the snake of it."""
+    channels, dilation = 64, 5
+    kernel, factor, shift = seeded(32, 7, channels) / 20, 3 * seeded(channels, seed=1), seeded(channels, seed=2)
+    signal, y = 2 * seeded(rows, channels, seed=3), np.full((rows, 32), np.nan, np.float32)
+    names = ("signal", "factor", "shift", "y")
+    product = Product(kernel.numpy(), None, before=15, dilation=dilation)
+    link = Link(product, "x", "y", signal="signal", factor="factor", shift="shift")
+    buffers = {name: each.numpy() for name, each in (("signal", signal), ("factor", factor), ("shift", shift))}
+    Chain([link], names, 128)(rows, {**buffers, "y": y}, threads=threads)
+    z = signal.double() * factor + shift
+    low, weights = (torch.from_numpy(floats(bfloats(each.float().numpy()))) for each in (z + z.sin().square(), kernel))
+    expected = exact(functional.pad(low, (0, 0, 15, 15))[None], weights, None, dilation)[0]
+    assert decibels(torch.from_numpy(y), expected) > 55  # a sine may round to the other side

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,19 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from accelerator import kernels
 from accelerator.cache import ContentCache
 from accelerator.errors import ProofFailed
 from accelerator.export.component import Component, export_component
-from accelerator.export.graph import dequantize
+from accelerator.export.graph import adaptive, dequantize
 from accelerator.hardware import choose_tier, detect
 from accelerator.parts.dequantized import dequantized
-from accelerator.parts.part import Machine
+from accelerator.parts.part import Backend, Machine
 from accelerator.parts.whole_graph import Speak
+from accelerator.runtime.options import RunOptions
 from tests.engines import graph_double as graph
 from tests.engines import kokoro_double as double
+from tests.export import residual
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +120,70 @@ def test_what_is_not_rounded_has_no_such_graphs() -> None:
     profile = detect()
     machine = Machine(profile, choose_tier(profile), precision="int8")
     made = backends(graph.session(double.model()))
-    assert [list(backend.offers(machine)) for backend in made] == [[], []]
+    assert [list(backend.offers(machine)) for backend in made] == [[], [], []]
     fp32 = replace(machine, precision="fp32")
     made = backends(graph.session(double.rounded()))
-    assert [bool(backend.offers(fp32)) for backend in made] == [True, False]
+    assert [bool(backend.offers(fp32)) for backend in made] == [True, False, False]
+
+
+# Residual blocks by compiled kernels
+
+tiled = pytest.mark.skipif(not kernels.multiplies_tiles(), reason="needs AMX with bfloat16, and numba")
+
+
+@pytest.fixture(scope="module")
+def styled(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return graph.session(residual.quantized(tmp_path_factory.mktemp("styled") / "m.onnx"))
+
+
+def by_blocks(session: Any) -> Backend:
+    spoken = tuple(
+        functools.partial(lambda length, session: session.run(None, residual.feed(length)), n) for n in (900, 300)
+    )
+    return dequantized(session, spoken, sentences, "/decoder")[2]
+
+
+@tiled
+def test_blocks_are_proven_as_audio_from_bfloat16_is(styled: Any, tmp_path: Path) -> None:
+    backend, feed = by_blocks(styled), residual.feed(700)
+    export = export_component(backend.components[0], "fp32", ContentCache(tmp_path))
+    assert export.proof["bar"] == {"product_db": 100.0, "rewritten_db": 40.0, "snr_db": 10.0}
+    assert export.proof["product_db"] > 100.0
+    assert 40.0 < export.proof["rewritten_db"] < 70.0
+    assert {"blocks.safetensors", "piece-0.onnx", "piece-2.onnx"} < {file.name for file in export.path.iterdir()}
+    audio, shape = backend.load({"graph-blocks": export.path}, RunOptions(threads=2, backend="native", dtype="bf16"))(
+        feed
+    )
+    own, expected = styled.run(None, feed)
+    np.testing.assert_array_equal(shape, expected)
+    assert 10.0 < 10 * np.log10(np.square(own).sum() / np.square(audio - own).sum()) < 40.0  # what rounding makes
+
+
+@tiled
+def test_blocks_with_a_weight_that_is_not_the_graphs_are_refused(
+    styled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = adaptive._weights
+
+    def larger(*given: Any) -> dict[str, np.ndarray]:
+        return {name: array * np.float32(1.05) for name, array in weights(*given).items()}
+
+    monkeypatch.setattr(adaptive, "_weights", larger)
+    with pytest.raises(ProofFailed, match="graph-blocks as fp32 is not faithful") as caught:
+        proof(by_blocks(styled).components[0], tmp_path)
+    assert caught.value.report["rewritten_db"] < 40.0
+    assert caught.value.report["product_db"] > 100.0
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_blocks_are_offered_where_tiles_are_multiplied_and_rounding_is_allowed(
+    styled: Any, session: Any, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    profile = detect()
+    machine = Machine(profile, choose_tier(profile), precision=precision)
+    for here in (True, False):
+        monkeypatch.setattr(kernels, "multiplies_tiles", lambda here=here: here)
+        offered = by_blocks(styled).offers(machine)
+        assert bool(offered) is (here and precision == "auto")
+        assert {options.dtype for options in offered} <= {"bf16"}
+    assert backends(session)[2].offers(machine) == []  # it has no sines

@@ -15,7 +15,7 @@ from ..instructions import bits_of, float_of, pointer
 from ..scalars import F32, floats
 from ..views import snake_at
 
-__all__ = ["snake", "snaked", "to_bf16"]
+__all__ = ["shifted", "snake", "snaked", "to_bf16"]
 
 # pi in two parts, the first of so few bits that its multiples are exact (Cody and Waite 1980).
 _PI_HIGH = np.float32(3.140625)
@@ -74,6 +74,15 @@ def _row(x_is_bf16: bool, y_is_bf16: bool, is_scaled: bool) -> Any:
                 answer[k] = snaked(z)
 
     return row
+
+
+@njit(**_OPTIONS)
+def shifted(x, alpha, shift, y, channels):
+    """A row of float32 as bfloat16, of z = alpha x + shift."""
+    given, low = floats(x, channels), numba.carray(pointer(y), (channels,), np.uint16)
+    factors, terms = floats(alpha, channels), floats(shift, channels)
+    for k in range(channels):
+        low[k] = to_bf16(snaked(given[k] * factors[k] + terms[k]))
 
 
 def _one_of(kinds: Sequence[Any]) -> Any:

@@ -17,9 +17,11 @@ from numba import njit
 
 from ..descriptors import CHAIN, LINK
 from ..instructions import pointer
+from ..scalars import floats
 from ..tiles import CHUNK
 from ..vectors import FLOAT, FLOATS, I8, I16, I32, INTS, LANES, Code, bfloats, function, switch
 from ..views import chain_at, link_at
+from .activation import shifted
 from .blocks import OPTIONS
 
 __all__ = ["chain"]
@@ -216,6 +218,34 @@ def _clear(low, first, after, size):
 
 
 @njit(**OPTIONS)
+def _measured(y, rows, channels, moments):
+    """Means and sums of squares about them, of each channel of [rows, channels]."""
+    means, squares = floats(moments, channels), floats(moments + 4 * channels, channels)
+    for k in range(channels):
+        means[k] = squares[k] = 0
+    for row in range(rows):
+        values = floats(y + 4 * channels * row, channels)
+        for k in range(channels):
+            means[k] += values[k]
+    for k in range(channels):
+        means[k] /= rows
+    for row in range(rows):
+        values = floats(y + 4 * channels * row, channels)
+        for k in range(channels):
+            squares[k] += (values[k] - means[k]) * (values[k] - means[k])
+
+
+@njit(**OPTIONS)
+def _activated(link, x, first, after, rows):
+    """Make x of the signal; beyond both ends it is nought."""
+    step = link.step
+    for row in range(max(0, first), min(rows, after)):
+        shifted(link.signal + 2 * step * row, link.factor, link.shift, x + step * row, step // 2)
+    _clear(x, first, 0, step)
+    _clear(x, rows, after, step)
+
+
+@njit(**OPTIONS)
 def _linked(plan, link, begin, end, scratch):
     rate, step, rest, last = link.rate, link.step, link.rest, plan.rows
     width = CHUNK >> link.gated  # channels that 32 columns make
@@ -229,6 +259,8 @@ def _linked(plan, link, begin, end, scratch):
     first = (max(0, begin - link.halo) + link.pad) // rate
     after = (min(last, end + link.halo) + link.pad + rate - 1) // rate
     sums = scratch + _SUMS
+    if link.signal:
+        _activated(link, x, begin - link.halo - link.reach, end + link.halo + link.reach, last)
     which = (link.add != 0) | (link.more != 0) << 1 | (link.y != 0) << 2 | (link.low != 0) << 3 | (rest != 0) << 4
     which |= _GATED * link.gated
     for block in range(link.columns // CHUNK):
@@ -241,6 +273,8 @@ def _linked(plan, link, begin, end, scratch):
                 which, sums, min(CHUNK, after - row), link.bias + 4 * CHUNK * block, add + there, more + there,
                 y + there, rate * full, here, here + rest, rate * short, link.slope, link.low_slope,
             )  # fmt: skip
+    if link.moments:
+        _measured(y + full * begin, end - begin, channels, link.moments + 2 * full * (begin // plan.tile))
     if link.low < 0:  # a convolution finds noughts beyond both ends
         _clear(low, begin - link.halo, 0, short)
         _clear(low, last, end + link.halo, short)

@@ -24,7 +24,7 @@ def chain(links: Sequence[Link], rows: int, tile: int, margin: int, space: int, 
 
     margin: rows around a tile in a thread's own buffers. space: bytes of these. Raises SessionError.
     """
-    plan = [*Chain(_TILES.ctypes.data, len(links), rows, margin), *itertools.chain.from_iterable(links)]
+    plan = [*Chain(_TILES.ctypes.data, len(links), rows, margin, tile), *itertools.chain.from_iterable(links)]
     ends = [*range(0, rows, tile), rows]
     parts = min(threads, len(ends) - 1)
     space += CHAIN_SPACE
