@@ -116,7 +116,7 @@ def _installed() -> Any:
 
 
 def _opened(folder: Path, module: Any) -> tuple[Any, Any, Shape]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, __version__
 
     auto: Any = AutoModelForCausalLM  # whose types say that it cannot be called so
     place = folder / "LLM"
@@ -129,6 +129,8 @@ def _opened(folder: Path, module: Any) -> tuple[Any, Any, Shape]:
     engine.audio_tokenizer = _audio_tokenizer(folder, module)
     with torch.device("meta"):
         shell = auto.from_config(AutoConfig.from_pretrained(place))
+    if int(__version__.partition(".")[0]) < 5:  # which reads weights in float32 whatever the configuration says
+        shell = shell.float()
     if (place / "generation_config.json").is_file():
         shell.generation_config = GenerationConfig.from_pretrained(place)
     return engine, shell, _shape(folder, module)

@@ -10,12 +10,15 @@ al. 2020, arXiv:2006.11477); finite scalar quantization (Mentzer et al. 2023, ar
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ...errors import UnsupportedEngine
 
@@ -25,9 +28,29 @@ LAYERS = (11, 14, 16)  # whose hidden states are averaged: the engine runs all 2
 
 
 def made(kind: Any, *owners: Any) -> nn.Module:
-    """A module, of functions that give the engine's."""
+    """A module, of functions that give the engine's. Weight norms are computed now, and not each time."""
     module: nn.Module = kind(*(owner() for owner in owners))
-    return module.eval()
+    plain = (each for owner in module.modules() for each in vars(owner).values() if isinstance(each, Tensor))
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers(), *plain)}
+    return _folded(copy.deepcopy(module, shared).eval())
+
+
+def _folded(module: nn.Module) -> nn.Module:
+    """The package leaves its codec's weight norms in place: of two kinds, and what it calls removes only the older.
+
+    A copy of a parametrized module has the class that was made for the original, from which PyTorch's own
+    `remove_parametrizations` would take the original's weights, too.
+    """
+    for each in list(module.modules()):
+        if parametrize.is_parametrized(each):
+            weights = {name: getattr(each, name).detach() for name in each.parametrizations}  # type: ignore[union-attr]
+            each.__class__ = parametrize.type_before_parametrizations(each)
+            del each.parametrizations
+            for name, weight in weights.items():
+                each.register_parameter(name, nn.Parameter(weight))
+        elif any(isinstance(hook, WeightNorm) for hook in each._forward_pre_hooks.values()):
+            nn.utils.remove_weight_norm(each)
+    return module
 
 
 class Semantics(nn.Module):

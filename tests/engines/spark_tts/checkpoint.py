@@ -101,7 +101,14 @@ def _write_bicodec(folder: Path, package: str) -> None:
         for name, parameter in bicodec.named_parameters():
             if "gamma" in name:  # else the blocks would add next to nothing
                 parameter.fill_(0.5)
-    save_file({name: each.contiguous() for name, each in bicodec.state_dict().items()}, folder / "model.safetensors")
+    state = {_published(name): each.contiguous() for name, each in bicodec.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+
+
+def _published(name: str) -> str:
+    """As the checkout calls it, and as it is published; the package reads both, and writes its own."""
+    norm = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    return next((name.replace(own, known) for own, known in norm.items() if own in name), name)
 
 
 def _write_wav2vec2(folder: Path) -> None:
@@ -132,5 +139,6 @@ def _write_language_model(folder: Path, dtype: str) -> None:
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)  # public copies have none
     config = json.loads((folder / "config.json").read_text())
-    config.pop("dtype", None)
-    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype}))
+    for name in ("dtype", "rope_parameters"):  # which version 5 of transformers writes, and 4 does not know
+        del config[name]
+    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype, "rope_theta": 1e6}))

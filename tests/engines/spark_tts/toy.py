@@ -42,7 +42,10 @@ def tokenizer() -> Any:
     made.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     made.add_tokens([AddedToken(name, special=False, normalized=False) for name in _names()])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+        tokenizer_object=made,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 
