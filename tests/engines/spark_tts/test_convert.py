@@ -178,4 +178,4 @@ def test_a_quantized_language_model_speaks_from_the_folder(
     assert info["tokens"] > 5
     assert len(audio) == HOP * info["tokens"]
     size = (folder / "LLM" / "causal.data").stat().st_size
-    assert size < (exact.folder / "LLM" / "causal.data").stat().st_size / 2
+    assert size < 0.7 * (exact.folder / "LLM" / "causal.data").stat().st_size  # the rotary table stays
