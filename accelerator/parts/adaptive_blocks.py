@@ -104,9 +104,17 @@ class _Residual:
             kernel, dilation = tensors[f"{name}.{j}.kernel"], layer["dilation"]
             before = (kernel.shape[1] - 1) * dilation // 2
             product = Product(kernel, tensors.get(f"{name}.{j}.bias"), before=before, dilation=dilation)
-            names = {each: each for each in ("signal", "factor", "shift", "moments")}
-            link = Link(product, "low", "y", add="add" if j % 2 else None, **names)
-            self._chains.append(Chain([link], ("y", "add", *names), _TILE))
+            link = Link(
+                product,
+                "low",
+                "y",
+                add="add" if j % 2 else None,
+                signal="signal",
+                factor="factor",
+                shift="shift",
+                moments="moments",
+            )
+            self._chains.append(Chain([link], ("y", "add", "signal", "factor", "shift", "moments"), _TILE))
 
     def __call__(self, x: np.ndarray, moments: _Moments, values: Mapping[str, np.ndarray], threads: int) -> np.ndarray:
         """x stays as it is. values: the scale and the bias of each norm. Raises SessionError."""
