@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,14 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from safetensors import safe_open
 
-from accelerator import UniversalOptimizer
+from accelerator import UniversalOptimizer, kernels
+from accelerator.cache import ContentCache
 from accelerator.engines import adapter_for
+from accelerator.engines.kokoro import KokoroAdapter
 from accelerator.errors import EngineError, InvalidOption
+from accelerator.export.component import export_component
 from accelerator.hardware import choose_tier, detect
 from accelerator.parts.part import Machine
 from tests.engines import graph_double as graph
@@ -305,3 +310,17 @@ def test_trained_weights_open_from_their_folder(trained: Path, cache: Path) -> N
         whole, parts = (len(optimizer.synthesize(f"Add {n} cups.").audio) for n in ("2.5", "2. 5"))
         assert whole > 24_000
         assert whole != parts
+
+
+@pytest.mark.engine
+@pytest.mark.usefixtures("closed")
+@pytest.mark.skipif(not kernels.multiplies_tiles(), reason="needs AMX with bfloat16, and numba")
+def test_trained_blocks_by_kernels_are_as_good_as_bfloat16_is(trained: Path, cache: Path) -> None:
+    (part,) = KokoroAdapter.from_checkpoint(trained).parts()
+    (backend,) = (each for each in part.backends if each.name == "native")
+    export = export_component(backend.components[0], "fp32", ContentCache(cache))
+    config = json.loads(safe_open(export.path / "blocks.safetensors", "np").metadata()["config"])
+    assert [block["after"] for block in config["blocks"]] == [0, 0, 1, 1, 1, 2, 2, 2]
+    assert [len(block["layers"]) for block in config["blocks"]] == [6] * 8
+    assert export.proof["rewritten_db"] > 45.0
+    assert export.proof["product_db"] > 120.0
