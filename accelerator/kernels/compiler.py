@@ -213,12 +213,13 @@ def _loaded(code: bytes) -> Any:
 def region() -> int:
     """The address of the C function void(job): calls the function whose address the job holds, of a unit that does
     parts of jobs; what it answers is added to `FAILED`."""
-    return int(_region().get_function_address(_REGION))
+    return _region()[1]
 
 
 @functools.cache
-def _region() -> Any:
-    """The engine in which it lives."""
+def _region() -> tuple[Any, int]:
+    """The engine in which it lives, and its address. llvmlite is asked once: it has one lock for all that it is asked,
+    which a child would find taken, for ever, where another thread asked as the process forked."""
     import llvmlite.binding as llvm
     from llvmlite import ir
 
@@ -238,4 +239,4 @@ def _region() -> Any:
     b.ret_void()
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(region.module)), _machine())
     engine.finalize_object()
-    return engine
+    return engine, int(engine.get_function_address(_REGION))

@@ -21,6 +21,7 @@ __all__ = ["BUSY", "ORIGINAL", "POOL", "SEGMENTS", "WORTH", "Record", "Tuning", 
 
 BUSY = 0.25  # CPUs kept busy by others during a probe, above which it is repeated later
 WORTH = 1.1  # times faster: no seed may sound different for less
+_LONGEST, _KEPT = 100, 60  # letters of a record's name; of one that would be longer, with the hardware's among them
 SEGMENTS, POOL = "segments", "pool"  # tuned like a part: whether they are spoken at once (`pooling`)
 SOON_S, LATE_S = 60.0, 86_400.0  # until measuring again after a busy probe: four times longer each time, up to a day
 
@@ -221,7 +222,10 @@ class Record:
         now: Callable[[], float],
     ) -> Record:
         """names: of the hardware and of the choices."""
-        return cls(cache, make_key(tuning=part, weights=weights), "-".join(("tuning", *names)), backends, now)
+        note = "-".join(("tuning", *names))
+        if len(note) > _LONGEST:  # than a cache's names may be
+            note = f"{note[:_KEPT]}-{make_key(names=list(names))[:16]}"
+        return cls(cache, make_key(tuning=part, weights=weights), note, backends, now)
 
     def read(self) -> Tuning | None:
         tuning = Tuning.from_dict(self.cache.read_note(self.key, self.note))

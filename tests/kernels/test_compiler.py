@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,3 +95,29 @@ def test_damaged_machine_code_is_made_anew(tmp_path: Path, monkeypatch: pytest.M
 
 
 # Activations of codecs
+
+
+def test_kernels_run_while_another_thread_has_llvms_lock() -> None:
+    """A child forked at that moment would wait for it for ever."""
+    ffi = pytest.importorskip("llvmlite.binding.ffi")
+    x = np.linspace(-3, 3, 4000 * 64, dtype=np.float32).reshape(4000, 64)
+
+    def snaked() -> np.ndarray:
+        out = np.zeros_like(x)
+        assert kernels.snake(x.ctypes.data, None, out.ctypes.data, *x.shape, low=False, low_out=False, threads=2)
+        return out
+
+    expected, held, done = snaked(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with ffi.lib._lock:
+            held.set()
+            done.wait(60)
+
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(hold)
+        assert held.wait(10)
+        try:
+            np.testing.assert_array_equal(pool.submit(snaked).result(timeout=30), expected)
+        finally:
+            done.set()

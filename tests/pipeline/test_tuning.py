@@ -17,7 +17,7 @@ from accelerator.hardware import choose_tier, detect
 from accelerator.parts.part import Machine as On
 from accelerator.parts.part import Part
 from accelerator.pipeline.selection import Selector
-from accelerator.pipeline.tuning import BUSY, ORIGINAL, SOON_S, WORTH, Tuning, Way, waiting
+from accelerator.pipeline.tuning import BUSY, ORIGINAL, SOON_S, WORTH, Record, Tuning, Way, waiting
 from accelerator.runtime.options import RunOptions
 from tests.doubles import component
 from tests.doubles import part as quick_part
@@ -297,3 +297,17 @@ def test_tune_asks_a_busy_machine_again_at_once(tmp_path: Path) -> None:
     machine.seconds["onnxruntime"] = 1.0
     assert loader_of(tmp_path).tune(machine.part()).backend == "onnxruntime"
     assert waiting(ContentCache(tmp_path), detect().fingerprint) == []
+
+
+def test_a_choice_among_many_has_a_name_that_a_cache_takes(tmp_path: Path) -> None:
+    cache, seconds = ContentCache(tmp_path), {way("native"): 1.0, ORIGINAL: 2.0}
+    kinds = [f"a-backend-of-a-long-name-{n}-fp32" for n in range(5)]
+    records = [
+        Record.of(cache, "decoder", "0", "f" * 16, "auto", *kinds[:count], backends=["native"], now=lambda: 0.0)
+        for count in (1, 4, 5)
+    ]
+    assert len({record.note for record in records}) == 3
+    for number, record in enumerate(records):
+        assert record.note.startswith(f"tuning-{'f' * 16}-auto-a-backend")
+        record.write(Tuning.of("decoder", seconds, 0.0, float(number)))
+    assert [record.read().measured_at for record in records] == [0.0, 1.0, 2.0]  # type: ignore[union-attr]
