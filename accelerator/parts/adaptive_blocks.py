@@ -9,23 +9,18 @@ The snake's factor is in the weights, which as bfloat16 are as exact with it as 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from ..codec.chain import Chain, Link, Product
-from ..errors import SessionError
 from ..export.graph.adaptive import write_blocks
-from ..hardware.forks import Lock
 from ..kernels.tiles import CHUNK
 from ..runtime.onnx import Session
 from ..runtime.options import RunOptions
+from .weight_file import Opened, Weights, save
 
 __all__ = ["Pieces", "write"]
 
@@ -37,7 +32,7 @@ _TURNED = 256  # rows that are transposed at once: what is read and written stay
 def write(path: Path, directory: Path) -> None:
     """The graph at `path` as the files that `Pieces` reads. Raises ExportError for one without such blocks."""
     tensors, config = write_blocks(path, directory, lambda shape: not shape[0] % CHUNK and not shape[1] % CHUNK)
-    save_file(tensors, str(directory / _FILE), metadata={"config": json.dumps(config)})
+    save((tensors, config), directory / _FILE)
 
 
 class Pieces:
@@ -45,7 +40,7 @@ class Pieces:
 
     def __init__(self, directory: Path, options: RunOptions) -> None:
         """Raises SessionError."""
-        self._threads, self._blocks = options.threads, _opened(directory / _FILE)
+        self._threads, self._blocks = options.threads, _OPENED(directory / _FILE)
         self._sessions = [Session(directory / file, options) for file in self._blocks.pieces]
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -60,9 +55,9 @@ class Pieces:
 class _Blocks:
     """What a file describes, see `write_blocks`."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, weights: Weights) -> None:
         """Raises SessionError."""
-        tensors, config = _load(file)
+        tensors, config = weights
         self.pieces, self.outputs = config["pieces"], config["outputs"]
         self._blocks = [_Residual(tensors, f"{i}", own) for i, own in enumerate(config["blocks"])]
 
@@ -75,19 +70,6 @@ class _Blocks:
             if block.x not in signals:
                 signals[block.x] = _turned(values[block.x][0]), _measured(values[block.x][0])
             values[block.out] = _turned(block(*signals[block.x], values, threads))[None]
-
-
-_OPENED: WeakValueDictionary[Path, _Blocks] = WeakValueDictionary()
-_OPENING = Lock()
-
-
-def _opened(file: Path) -> _Blocks:
-    """Calls on one thread and on several share their weights."""
-    with _OPENING:
-        blocks = _OPENED.get(file)
-        if blocks is None:
-            blocks = _OPENED[file] = _Blocks(file)
-    return blocks
 
 
 _Moments = tuple[np.ndarray, np.ndarray]  # means and variances of channels
@@ -166,10 +148,4 @@ def _turned(x: np.ndarray) -> np.ndarray:
     return made
 
 
-def _load(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    try:
-        with safe_open(str(file), framework="np") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-            return tensors, json.loads(opened.metadata()["config"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise SessionError(f"{file.name} cannot be read: {error}") from error
+_OPENED = Opened(_Blocks)

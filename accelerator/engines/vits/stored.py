@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...codec.polyphase import polyphase
-from ...parts.vits_decoder.weights import Weights
+from ...parts.vits_decoder import Weights
 
 __all__ = ["weights"]
 

@@ -6,7 +6,8 @@ rewrite    in PyTorch: for all other processors, and for those who ask for float
 backends   both, over one file
 """
 
+from ..weight_file import Weights, save
 from .backends import FILE, backends
-from .weights import WINDOW, Weights, reach, save
+from .weights import WINDOW, reach
 
 __all__ = ["FILE", "WINDOW", "Weights", "backends", "reach", "save"]

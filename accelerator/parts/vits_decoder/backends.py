@@ -6,18 +6,16 @@ import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 from ... import kernels
 from ...export.component import Built, Component, Progress, ProgressEvent
 from ...export.proof import SNR_DB, compare_signals
-from ...hardware.forks import Lock
 from ...runtime.options import RunOptions
 from ..backends import compiled_kernels, rewritten
 from ..part import Backend, Call
-from . import weights
+from ..weight_file import Opened, Weights, load, save
 from .tiled import Tiled
-from .weights import Examples, Weights
+from .weights import Examples
 
 __all__ = ["FILE", "NAME", "backends"]
 
@@ -41,13 +39,13 @@ def backends(
 
     def build(directory: Path, precision: str, progress: Progress) -> None:
         progress(ProgressEvent(NAME, "build", 0, 1, precision))
-        weights.save(made(), directory / FILE)
+        save(made(), directory / FILE)
 
     def prove(built: Built) -> dict[str, Any]:
         from . import rewrite  # here, since what runs in tiles does not need PyTorch
 
         report = rewrite.proof(built.path / FILE, examples)
-        if Tiled.takes(stored := weights.load(built.path / FILE)):
+        if Tiled.takes(stored := load(built.path / FILE)):
             decode = Tiled(stored)
             answers = [(expected, decode(*given, threads=1)) for given, expected in examples()]
             report[_TILED] = compare_signals(answers, SNR_DB)
@@ -74,18 +72,11 @@ def backends(
     return by_tiles, rewritten(component, _load_rewritten)
 
 
-_OPENED: WeakValueDictionary[Path, Tiled] = WeakValueDictionary()
-_OPENING = Lock()
+_OPENED = Opened(Tiled)
 
 
 def _load_tiled(paths: Mapping[str, Path], options: RunOptions) -> Call:
-    """Calls on one thread and on several share their weights."""
-    file = paths[NAME] / FILE
-    with _OPENING:
-        decoder = _OPENED.get(file)
-        if decoder is None:
-            decoder = _OPENED[file] = Tiled(weights.load(file))
-    return functools.partial(decoder, threads=options.threads)
+    return functools.partial(_OPENED(paths[NAME] / FILE), threads=options.threads)
 
 
 def _load_rewritten(paths: Mapping[str, Path], options: RunOptions) -> Call:

@@ -26,7 +26,8 @@ from ...errors import SessionError
 from ...export.proof import SNR_DB, compare_arrays, compare_signals
 from ...runtime.options import Dtype
 from ..hifi_gan import DEFAULT_SLOPE, HifiGan
-from .weights import WINDOW, Examples, Weights, blocks_of, context_of, load, windows
+from ..weight_file import Weights, load
+from .weights import WINDOW, Examples, blocks_of, context_of, windows
 
 __all__ = ["DecodeCall", "Decoder", "proof"]
 

@@ -7,8 +7,9 @@ import math
 import numpy as np
 
 from ..hifi_gan import HifiGan
+from ..weight_file import Weights
 from .flow import Flow
-from .weights import Weights, blocks_of, context_of, windows
+from .weights import blocks_of, context_of, windows
 
 __all__ = ["Tiled"]
 

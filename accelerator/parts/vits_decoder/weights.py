@@ -15,25 +15,18 @@ and beside them slope (of the leaky rectifiers), flows (dilations of each), ups 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from ...errors import SessionError
 from ..hifi_gan import Steps
+from ..weight_file import Weights
 
-__all__ = ["WINDOW", "Examples", "Weights", "Window", "blocks_of", "context_of", "load", "reach", "save", "windows"]
+__all__ = ["WINDOW", "Examples", "Window", "blocks_of", "context_of", "reach", "windows"]
 
 Examples = Callable[[], Iterator[tuple[tuple[Any, ...], np.ndarray]]]
 """Yields (inputs of the decoder, the engine's own answer): of lengths short and long."""
-
-Weights = tuple[Mapping[str, np.ndarray], Mapping[str, Any]]
-"""Tensors, and the rest: as above."""
 
 WINDOW = 512  # frames at once: what is longer is spoken by windows that overlap
 
@@ -100,20 +93,3 @@ def reach(weights: Weights) -> int:
         for j, dilation in enumerate(dilations)
     )
     return flow + context_of(tensors, config)
-
-
-def save(weights: Weights, path: Path) -> None:
-    """Write the weights to one file, which `load` reads."""
-    tensors, config = weights
-    plain = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
-    save_file(plain, str(path), metadata={"config": json.dumps(config)})
-
-
-def load(path: Path) -> Weights:
-    """Tensors and the configuration. Raises SessionError."""
-    try:
-        with safe_open(str(path), framework="np") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            return tensors, json.loads(file.metadata()["config"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise SessionError(f"{path.name} cannot be read: {error}") from error
