@@ -23,7 +23,7 @@ from ..errors import EngineError, InvalidOption
 from .peers_arms import OURS, PEERS
 from .process import ArmFailed, Process
 from .record import Record
-from .report import _cell, _introduction, _list, _machine, _table
+from .report import _cell, _list, _table, document
 from .statistics import ratio, summarize
 
 __all__ = ["MEASURES", "SCHEMA", "Measure", "PeerOptions", "figures", "run", "title", "to_markdown"]
@@ -160,15 +160,7 @@ def _with_checkpoint(options: PeerOptions, scratch: Path, report: Report) -> Pee
 
 def to_markdown(result: Mapping[str, Any]) -> str:
     """Medians with quartiles, and quotients round by round."""
-    sections = [
-        f"# {title(result)}",
-        _introduction(result),
-        *(f"> **Warning:** {warning}" for warning in result["warnings"]),
-        figures(result),
-        "## Machine",
-        _table(["", ""], _machine(result["machine"])),
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    return document(title(result), figures(result), result)
 
 
 def title(result: Mapping[str, Any]) -> str:

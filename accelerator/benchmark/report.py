@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["figures", "title", "to_markdown"]
+__all__ = ["document", "figures", "title", "to_markdown"]
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:
     """The figures of `run`: medians with quartiles, speed-ups, failures, method and machine."""
+    return document(title(result), figures(result), result, "## How it was measured", _list(_method(result)))
+
+
+def document(title: str, figures: str, result: Mapping[str, Any], *more: str) -> str:
+    """A page of figures: on what they were measured before them, warnings too, and the machine at the end."""
     sections = [
-        f"# {title(result)}",
+        f"# {title}",
         _introduction(result),
         *(f"> **Warning:** {warning}" for warning in result["warnings"]),
-        figures(result),
-        "## How it was measured",
-        _list(_method(result)),
+        figures,
+        *more,
         "## Machine",
         _table(["", ""], _machine(result["machine"])),
     ]
