@@ -25,7 +25,7 @@ from typing import Any
 
 from ..errors import EngineError, InvalidOption
 from .record import Record
-from .report import _cell, _introduction, _machine, _table
+from .report import _cell, _table, document
 from .statistics import ratio, summarize
 
 __all__ = ["SCHEMA", "FeedForwardOptions", "figures", "run", "title", "to_markdown"]
@@ -231,15 +231,8 @@ def _measured(
 
 def to_markdown(result: Mapping[str, Any]) -> str:
     """The figures of `run`: medians with quartiles, and quotients round by round."""
-    sections = [
-        f"# {title(result)}",
-        _introduction(result, f"transformers {result['transformers']}, {result['threads']} threads."),
-        *(f"> **Warning:** {warning}" for warning in result["warnings"]),
-        figures(result),
-        "## Machine",
-        _table(["", ""], _machine(result["machine"])),
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    said = f"transformers {result['transformers']}, {result['threads']} threads."
+    return document(title(result), figures(result), result, said=[said])
 
 
 def title(result: Mapping[str, Any]) -> str:

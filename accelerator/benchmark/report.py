@@ -13,11 +13,14 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     return document(title(result), figures(result), result, "## How it was measured", _list(_method(result)))
 
 
-def document(title: str, figures: str, result: Mapping[str, Any], *more: str) -> str:
-    """A page of figures: on what they were measured before them, warnings too, and the machine at the end."""
+def document(title: str, figures: str, result: Mapping[str, Any], *more: str, said: Iterable[str] = ()) -> str:
+    """A page of figures: on what they were measured before them, warnings too, and the machine at the end.
+
+    said: further sentences of how they were measured.
+    """
     sections = [
         f"# {title}",
-        _introduction(result),
+        _introduction(result, *said),
         *(f"> **Warning:** {warning}" for warning in result["warnings"]),
         figures,
         *more,

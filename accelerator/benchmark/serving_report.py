@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .chart import Panel, drawing
-from .report import _cell, _introduction, _list, _machine, _table, format_value
+from .report import _cell, _list, _table, document, format_value
 
 __all__ = ["figures", "title", "to_markdown", "to_svg"]
 
@@ -15,15 +15,8 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     """The figures of `run`: medians with quartiles, what failed, and the machine."""
     engine = result["engine"]
     parts = ", ".join(f"{name} {_runs_on(part)}" for name, part in engine["parts"].items())
-    sections = [
-        f"# {title(result)}",
-        _introduction(result, f"Parts: {parts}.", f"A frame is {format_value(engine['frame_s'], 's')} of audio."),
-        *(f"> **Warning:** {warning}" for warning in result["warnings"]),
-        figures(result),
-        "## Machine",
-        _table(["", ""], _machine(result["machine"])),
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    said = f"Parts: {parts}.", f"A frame is {format_value(engine['frame_s'], 's')} of audio."
+    return document(title(result), figures(result), result, said=said)
 
 
 def title(result: Mapping[str, Any]) -> str:

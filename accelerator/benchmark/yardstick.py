@@ -26,7 +26,7 @@ from .arms import open_adapter
 from .llama_cpp import Graphs
 from .plan import BenchOptions, Plan
 from .record import Record
-from .report import _cell, _engine, _introduction, _list, _machine, _table
+from .report import _cell, _engine, _list, _table, document
 from .statistics import ratio
 
 __all__ = ["DEFAULTS", "SCHEMA", "figures", "run", "title", "to_markdown"]
@@ -113,21 +113,13 @@ def _times(by_arm: Mapping[str, Any], precisions: Iterable[str]) -> dict[str, An
 
 def to_markdown(result: Mapping[str, Any]) -> str:
     """The figures of `run`: medians with quartiles, and quotients with llama.cpp's better setting."""
-    sections = [
-        f"# {title(result)}",
-        _introduction(result, f"llama-cpp-python {result['llama_cpp']}."),
-        *(f"> **Warning:** {warning}" for warning in result["warnings"]),
-        figures(result),
-        (
-            f"The same weights and inputs, {result['threads']} threads, and huge pages on both sides where the system "
-            f"has them. A step's time is the mean over {result['plan']['frames']} steps behind so many positions. "
-            "llama.cpp is there as it chooses by itself and without flash attention; *times less* compares with "
-            "whichever is faster, round by round."
-        ),
-        "## Machine",
-        _table(["", ""], _machine(result["machine"])),
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    how = (
+        f"The same weights and inputs, {result['threads']} threads, and huge pages on both sides where the system "
+        f"has them. A step's time is the mean over {result['plan']['frames']} steps behind so many positions. "
+        "llama.cpp is there as it chooses by itself and without flash attention; *times less* compares with "
+        "whichever is faster, round by round."
+    )
+    return document(title(result), figures(result), result, how, said=[f"llama-cpp-python {result['llama_cpp']}."])
 
 
 def title(result: Mapping[str, Any]) -> str:
