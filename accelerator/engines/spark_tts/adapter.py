@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -33,12 +32,14 @@ from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
 from ..base import Bound, Cloning, tensors_digest
-from ..options import SAMPLING, Option
+from ..changes import Watched
+from ..options import Option
 from ..shadow import shadow
-from . import examples, prompts
+from . import examples, prompts, pytorch
+from .folder import digest as files_digest
 from .language_model import generating, most_tokens, seconds_a_token
 from .routed import routed
-from .stages import DECODER, ENCODER, SparkStages, Spoken, cut, style, unspoken, wav
+from .stages import CLONING, DECODER, ENCODER, OPTIONS, SILENT_S, SparkStages, Spoken, cut, style, unspoken, wav
 from .stored import OnDisk, Shape, held, opened, shape_of
 from .traceable import Audio, Globals, Semantics, made
 from .vocabulary import Vocabulary
@@ -46,11 +47,9 @@ from .vocabulary import Vocabulary
 __all__ = ["SparkAdapter"]
 
 SPEAKER = "speaker"  # the graph of who speaks, beside that of what is said
-_LEVELS = ("very_low", "low", "moderate", "high", "very_high")
 _MOST_TOKENS = 3000  # of a reply: the engine's own limit, a minute
 _PROOF_TOKENS = 96
 _PROBED_CODES, _PROBED_S = 100, 2.0  # two seconds for the codec
-_SILENT_S = 0.3  # a window that is digitally silent for longer is a pause only if PyTorch agrees
 _SOURCES = (
     *("models.bicodec", "modules.encoder_decoder.feat_encoder", "modules.encoder_decoder.feat_decoder"),
     *("modules.encoder_decoder.wave_generator", "modules.vq.factorized_vector_quantize", "modules.blocks.vocos"),
@@ -65,13 +64,8 @@ class SparkAdapter:
     """Parts: `encoder`, `text2semantic` and `decoder` of a `SparkTTS`, or of a checkpoint folder."""
 
     name = "spark-tts"
-    cloning: Cloning | None = Cloning("useful", (0.2, 60.0))  # a minute is 3,000 tokens of the prompt
-    options: Mapping[str, Option] | None = {
-        "gender": Option(str, "who speaks, with pitch and speed; instead of a recording", choices=("female", "male")),
-        "pitch": Option(str, "how high, with gender and speed", choices=_LEVELS),
-        "speed": Option(str, "how fast, with gender and pitch", choices=_LEVELS),
-        **{name: option for name, option in SAMPLING.items() if name != "repetition_penalty"},  # the engine has none
-    }
+    cloning: Cloning | None = CLONING
+    options: Mapping[str, Option] | None = OPTIONS
 
     def __init__(self, engine: Any) -> None:
         """Raises UnsupportedEngine for an engine elsewhere than on a CPU, and for models that are not Spark-TTS's."""
@@ -92,6 +86,7 @@ class SparkAdapter:
                 for name, tensor in module.state_dict().items()
             ),
         )
+        self._watched += tuple((each, Watched(each), _trains(each)) for each in self._modules())
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, *, cache: ContentCache | None = None) -> SparkAdapter:
@@ -107,20 +102,21 @@ class SparkAdapter:
             engine,
             shell,
             shape,
-            lambda: _files_digest(cache, sorted(folder.glob("LLM/*"))),
-            lambda: _files_digest(cache, [folder / "config.yaml", *audio]),
+            lambda: files_digest(cache, sorted(folder.glob("LLM/*"))),
+            lambda: files_digest(cache, [folder / "config.yaml", *audio]),
         )
         return self
 
     def _setup(self, engine: Any, shell: Any, shape: Shape, model: Callable[[], str], audio: Callable[[], str]) -> None:
         """shell: the language model, perhaps without weights. model, audio: digests of the weights."""
         self.engine, self._shell = engine, shell
+        self._watched: tuple[tuple[Any, Watched, bool], ...] = ()  # of modules on disk nothing can change
         self.sizes, self.count, self.reach = shape.sizes, shape.count, shape.reach
         self._drawing = Lock()  # PyTorch's random state is one for the whole process
         self._identities = {"model": functools.cache(model), "audio": functools.cache(audio)}
         self.sample_rate = int(engine.sample_rate)
-        audio = engine.audio_tokenizer.config
-        self.unit_s = audio["latent_hop_length"] / audio["sample_rate"]
+        rates = engine.audio_tokenizer.config
+        self.unit_s = rates["latent_hop_length"] / rates["sample_rate"]
         self.ends = _ends(shell)
         self.spec = llama.spec_of(shell, self.ends)
         self.positions = self.spec.stack.positions
@@ -148,7 +144,7 @@ class SparkAdapter:
                 "generate",
                 original=self._generate_in_torch,
                 probe=lambda call: seconds_a_token(call, self._proof_prompt()),
-                backends=causal_backends(self._language_model(), self._load_language_model),
+                backends=causal_backends(self.language_model(self.trace), self._load_language_model),
                 streams=True,
             ),
             Part(
@@ -157,12 +153,25 @@ class SparkAdapter:
                 original=self._decode_in_torch,
                 probe=lambda call: seconds(call, *self._some_codes(_PROBED_CODES)),
                 backends=(onnx_runtime((self._decoder(),), self._load_decoder),),
-                check=lambda audio: check_audio(audio, self.sample_rate, silent_s=_SILENT_S),
+                check=lambda audio: check_audio(audio, self.sample_rate, silent_s=SILENT_S),
             ),
         )
 
     def bind(self, calls: Mapping[str, Call]) -> Bound:
         return Bound(routed(self, calls), SparkStages(self, calls))
+
+    def outdated(self) -> str | None:
+        """Why the parts, made when the engine was wrapped, are not what it would say now; None if they are."""
+        for now, (module, watched, trained) in zip(self._modules(), self._watched, strict=False):
+            if now is not module or watched.changed():
+                return "the engine's weights were changed after it was wrapped: wrap the engine again"
+            if _trains(module) and not trained:
+                return "the engine is in training mode, which its exports do not know: call eval() on its modules"
+        return None
+
+    def check(self) -> None:
+        if (reason := self.outdated()) is not None:
+            raise EngineError(reason)
 
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(self.engine.tokenizer.get_vocab())
@@ -189,7 +198,7 @@ class SparkAdapter:
         elif reference is not None:
             options = {"prompt_text": reference.text or None}
         recording = None if reference is None else wav(reference.audio, reference.sample_rate)
-        texts = [request.text] if request.whole else [segment.text.strip() for segment in cut(request.text)]
+        texts = [segment.text.strip() for segment in cut(request.text, whole=request.whole)]
         for number, text in enumerate(texts):
             if recording is not None:
                 recording.seek(0)
@@ -226,8 +235,7 @@ class SparkAdapter:
 
     def release(self) -> bool:
         """Let the weights go, if they can be read again: those of a running engine are the user's."""
-        audio = self.engine.audio_tokenizer
-        modules = [each for each in (self.engine.model, audio.model, audio.feature_extractor) if type(each) is OnDisk]
+        modules = [each for each in self._modules() if type(each) is OnDisk]
         for module in modules:
             module.release()
         return bool(modules)
@@ -240,19 +248,34 @@ class SparkAdapter:
                 torch.manual_seed(seed)
             yield
 
+    def _modules(self) -> tuple[Any, Any, Any]:
+        audio = self.engine.audio_tokenizer
+        return self.engine.model, audio.model, audio.feature_extractor
+
+    def _held(self, number: int) -> Any:
+        """A module that is about to be exported: what has changed would be kept under other weights' name."""
+        self.check()
+        return held(self._modules()[number])
+
     # Language model
 
-    def _language_model(self) -> tuple[Component, ...]:
+    def language_model(self, trace: Callable[[], Trace]) -> tuple[Component, ...]:
         return causal_components(
             self.spec,
-            lambda name: llama.weight(held(self.engine.model), name),
+            lambda name: llama.weight(self._held(0), name),
             self._identities["model"],
-            self._trace,
-            dtype=_NAMES.get(next(self._shell.parameters()).dtype, "fp32"),
+            trace,
+            dtype=self.dtype,
         )
 
-    def _trace(self) -> Trace:
-        return llama.record(held(self.engine.model), self.spec, self._proof_prompt(), _PROOF_TOKENS)
+    @property
+    def dtype(self) -> str:
+        """What its language model computes in."""
+        return _NAMES.get(next(self._shell.parameters()).dtype, "fp32")
+
+    def trace(self) -> Trace:
+        """PyTorch's answers that the language model is proven with."""
+        return llama.record(self._held(0), self.spec, self._proof_prompt(), _PROOF_TOKENS)
 
     def _proof_prompt(self) -> np.ndarray:
         prompt = prompts.controlled(self.engine, examples.PROOF_TEXT, "female", "moderate", "moderate")
@@ -266,7 +289,6 @@ class SparkAdapter:
         resume: Sequence[int] = (),
         batching: Batching = "off",
     ) -> Iterator[int]:
-        """All tokens come at once, at the end."""
         params = params.over(self.defaults)
         if (left := most_tokens(params, self.positions, prompt) - len(resume)) < 1:
             return
@@ -276,11 +298,11 @@ class SparkAdapter:
             options = {"do_sample": True} | {name: getattr(params, name) for name in ("temperature", "top_k", "top_p")}
         if params.repetition_penalty is not None:
             options["repetition_penalty"] = params.repetition_penalty
-        with self._seeded(params.seed):
-            answer = self.engine.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=left, **options
-            )
-        yield from answer[0, ids.shape[1] :].tolist()
+        options |= {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": left}
+        yield from pytorch.tokens(
+            lambda criteria: self.engine.model.generate(stopping_criteria=criteria, **options),
+            lambda: self._seeded(params.seed),
+        )
 
     def _load_language_model(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         return generating(load_causal(paths, options), self.defaults)
@@ -306,10 +328,10 @@ class SparkAdapter:
         return seconds(call, audio, np.asarray(self.engine.audio_tokenizer.get_ref_clip(audio), np.float32))
 
     def _bicodec(self) -> Any:
-        return held(self.engine.audio_tokenizer.model)
+        return self._held(1)
 
     def _wav2vec2(self) -> Any:
-        return held(self.engine.audio_tokenizer.feature_extractor)
+        return self._held(2)
 
     def _traced(self, name: str, kind: Any, *owners: Callable[[], Any], **how: Any) -> Component:
         audio = type(self.engine.audio_tokenizer).__module__
@@ -354,8 +376,12 @@ class SparkAdapter:
             self._bicodec,
             inputs={"semantics": {1: "frames"}, "codes": {}},
             outputs=("audio",),
-            examples=functools.partial(examples.decoded, self._decode_in_torch, self.sizes, self.count),
+            examples=self.decoded,
         )
+
+    def decoded(self) -> Iterator[examples.Example]:
+        """Codes and PyTorch's audio that the decoder is proven with."""
+        return examples.decoded(self._decode_in_torch, self.sizes, self.count)
 
     def _load_encoder(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         # A voice is encoded once: what its activations took is given back.
@@ -377,18 +403,13 @@ class SparkAdapter:
         )[0][0]
 
 
+def _trains(module: Any) -> bool:
+    return any(each.training for each in module.modules())
+
+
 def _ends(model: Any) -> tuple[int, ...]:
     """Ids that end a reply. Raises UnsupportedEngine."""
     ends = model.generation_config.eos_token_id
     if ends is None:
         raise UnsupportedEngine("the language model has no token that ends a reply: set its generation_config")
     return tuple(int(each) for each in (ends if isinstance(ends, (list, tuple)) else (ends,)))
-
-
-def _files_digest(cache: ContentCache, files: Sequence[Path]) -> str:
-    """sha256 over the names and contents of files; each is read once per change."""
-    try:
-        lines = [f"{file.parent.name}/{file.name} {cache.file_digest(file)}" for file in files if file.is_file()]
-    except OSError as error:
-        raise EngineError(f"a checkpoint file cannot be read: {error}") from error
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
