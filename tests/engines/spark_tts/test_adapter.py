@@ -123,7 +123,7 @@ def test_the_original_speaks_in_one_voice(engine: Any, recording: Path) -> None:
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "loaded": lambda engine: engine.model.load_state_dict({k: v * 1.01 for k, v in engine.model.state_dict().items()}),
-    "cast": lambda engine: engine.model.to(torch.bfloat16),
+    "cast": lambda engine: engine.model.double(),
     "exchanged": lambda engine: setattr(engine.audio_tokenizer, "model", copy.deepcopy(engine.audio_tokenizer.model)),
     "of the codec": lambda engine: torch.nn.init.ones_(engine.audio_tokenizer.model.prenet.weight),
     "of wav2vec2": lambda engine: torch.nn.init.ones_(engine.audio_tokenizer.feature_extractor.convolutions.weight),
