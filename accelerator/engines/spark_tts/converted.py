@@ -70,6 +70,7 @@ class ConvertedAdapter:
         self.count, self.reach = int(said["voice_codes"]), said["reach"]
         self.defaults = SamplingParams(**said["sampling"])
         self._tokenizer = files.tokenizer(self.folder)
+        files.check(self.folder, [f"{graph}.onnx" for graphs in _GRAPHS.values() for graph in graphs])
         self._own = {
             ENCODER: self._load_encoder,
             LANGUAGE_MODEL: self._load_language_model,

@@ -19,6 +19,7 @@ __all__ = [
     "TOKENIZER",
     "TRACE",
     "VERSION",
+    "check",
     "described",
     "digest",
     "found",
@@ -66,9 +67,16 @@ def tokenizer(folder: Path) -> Any:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise EngineError("speaking from a converted Spark-TTS needs tokenizers: pip install tokenizers") from error
-    if not path.is_file():
-        raise EngineError(f"{path} is missing: convert the checkpoint again")
+    check(folder, [f"{LANGUAGE_MODEL}/{TOKENIZER}"])
     return Tokenizer.from_file(str(path))
+
+
+def check(folder: Path, names: Iterable[str]) -> None:
+    """Raises EngineError for a file that is not there."""
+    beside = (MELS, PROOF, f"{LANGUAGE_MODEL}/{TRACE}")
+    for path in (folder / name for name in (*names, *beside)):
+        if not path.is_file():
+            raise EngineError(f"{path} is missing: convert the checkpoint again")
 
 
 def digest(cache: ContentCache, files: Iterable[Path]) -> str:
