@@ -74,7 +74,7 @@ def dequantized(
     plain = replace(onnx_runtime((component,), load), name=f"{ONNX_RUNTIME}-float", probed=True)
     made = plain, onnx_runtime_int8(calibrated, load, Calibration(spoken, among=among))
     by_kernels = compiled_kernels(
-        (blocks,), _load_blocks, available=kernels.multiplies_tiles, proven=lambda *_: True, dtype="bf16"
+        (blocks,), _load_blocks, available=kernels.multiplies_chains, proven=lambda *_: True, dtype="bf16"
     )
     has_snakes = functools.cache(lambda: rounds() and adaptive.has_sines(model(), among))
     return (
@@ -120,7 +120,7 @@ def _blocks(session: Any, speeches: Sequence[Speak], among: str) -> Component:
         build,
         prove,
         judges=tuple(speeches),
-        kernels=kernels.kind,
+        kernels=kernels.chain_kind,
     )
 
 
