@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..descriptors import Chain, Link
 from ..compiler import Unit
+from ..descriptors import Chain, Link
 from ..features import multiplies_tiles
 from ..parallel import in_parts
 from ..tiles import CHAIN_SPACE

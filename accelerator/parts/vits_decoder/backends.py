@@ -31,8 +31,8 @@ def backends(
     *,
     builders: tuple[Any, ...] = (),
 ) -> tuple[Backend, ...]:
-    """By chains where they were proven, and the rewrite, proven in float32 as an ONNX export is, and in bfloat16 where that
-    was proven.
+    """By chains where they were proven, and the rewrite, proven in float32 as an ONNX export is, and in bfloat16 where
+    that was proven.
 
     identity, config, examples: as for `traced`. builders: what makes the weights, beside what its own file imports.
     """
