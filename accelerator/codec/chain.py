@@ -159,7 +159,7 @@ class Chain:
         Raises SessionError.
         """
         require(kernels.chain_unit())
-        self._links, self._tile = links, tile
+        self._links, self._tile, self._measures = links, tile, any(link.moments for link in links)
         self._margin = CHUNK + max(link.halo + link.rate + link.product.reach for link in links)
         self._places, self._space = dict[str | None, int]({None: 0}), 0
         for link in links:
@@ -194,7 +194,14 @@ class Chain:
             if i in biases:
                 where["bias"] = biases[i].ctypes.data
             links.append(numbers._replace(**where))
-        kernels.chain(links, rows, self._tile, self._margin, self._space, threads)
+        kernels.chain(links, rows, self._even(rows, threads), self._margin, self._space, threads)
+
+    def _even(self, rows: int, threads: int) -> int:
+        """Rows of a tile, so that each thread has about as many; moments are of tiles as large as was said."""
+        if self._measures or threads == 1:
+            return self._tile
+        count = -(-rows // (self._tile * threads)) * threads
+        return min(self._tile, -(-rows // (count * CHUNK)) * CHUNK)
 
 
 def _numbers(link: Link) -> kernels.Link:

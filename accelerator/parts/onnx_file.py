@@ -37,12 +37,14 @@ def onnx_file(
     tolerance: float = 1e-4,
     at_least: float | None = None,
     builders: tuple[Any, ...] = (),
+    alike: bool = False,
 ) -> Component:
     """A graph, stored as `<name>.onnx`; each of its outputs must be within `tolerance` of the peak of the engine's own.
 
     at_least: a signal-to-noise ratio in dB in place of that, for a graph that is meant to answer otherwise, as one that
     no longer rounds its activations. model: the file's content. identity: sha256 of the weights, see `digest`.
-    builders: what makes `model`, beside what its own file imports.
+    builders: what makes `model`, beside what its own file imports. alike: the proof also says whether two threads
+    answer bit for bit as one does, as "alike".
     """
 
     def build(directory: Path, precision: str, progress: Progress) -> None:
@@ -51,14 +53,16 @@ def onnx_file(
 
     def prove(built: Built) -> dict[str, Any]:
         call = run_session(name, {name: built.path}, RunOptions(threads=_PROOF_THREADS))
-        answered = [(expected, call(feed)) for feed, expected in examples()]
+        found = list(examples())
+        answered = [(expected, call(feed)) for feed, expected in found]
         outputs = _by_output(answered)
         if at_least is not None:
             reports = [compare_signals(pairs, at_least) for pairs in outputs]
             return {**min(reports, key=lambda report: report["snr_db"]), "outputs": len(reports)}
         reports = [compare_arrays(pairs, tolerance) for pairs in outputs]
         worst = max(reports, key=lambda report: (not report["passed"], report.get("max_error", np.inf)))
-        return {**worst, "outputs": len(reports)}
+        same = {"alike": _is_alike(name, built.path, found)} if alike else {}
+        return {**worst, "outputs": len(reports), **same}
 
     return Component(name, identity, config, ("fp32",), build, prove, (model, examples, *builders), (examples,))
 
@@ -66,6 +70,11 @@ def onnx_file(
 def run_session(name: str, paths: Mapping[str, Path], options: RunOptions) -> Call:
     """The stored graph of a component as a part's call: inputs by name -> all outputs, in the graph's order."""
     return functools.partial(_run, opened(paths[name] / f"{name}.onnx", options))
+
+
+def _is_alike(name: str, path: Path, found: Sequence[tuple[Feed, Sequence[np.ndarray]]]) -> bool:
+    one, two = (run_session(name, {name: path}, RunOptions(threads=n)) for n in (1, 2))
+    return all(np.array_equal(*pair) for feed, _ in found for pair in zip(one(feed), two(feed), strict=True))
 
 
 def digest(content: bytes) -> str:

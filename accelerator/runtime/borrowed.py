@@ -11,6 +11,8 @@ from .onnx import library
 
 __all__ = ["Deferred", "model_for_cpu", "model_of", "runs_on_cpu", "settings_of"]
 
+_SPINNING = "session.intra_op.allow_spinning"
+
 
 def model_of(session: Any) -> bytes:
     """The content of the model file that a session was made of.
@@ -42,8 +44,16 @@ def model_for_cpu(session: Any) -> bytes:
 
 
 def settings_of(session: Any) -> Any:
-    """The session options that the engine chose, for a session that is to behave as its own."""
-    return session.get_session_options()
+    """The session options that the engine chose, for a session that is to behave as its own.
+
+    But threads do not spin, unless the engine said so: in a pool they would take the cores from those who compute.
+    """
+    settings = session.get_session_options()
+    try:
+        settings.get_session_config_entry(_SPINNING)
+    except RuntimeError:  # it has not been said
+        settings.add_session_config_entry(_SPINNING, "0")
+    return settings
 
 
 class Deferred:
@@ -64,6 +74,9 @@ class Deferred:
 
     def get_providers(self) -> list[str]:
         return ["CPUExecutionProvider"]
+
+    def get_session_options(self) -> Any:
+        return library().SessionOptions()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

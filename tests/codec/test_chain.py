@@ -170,3 +170,9 @@ def test_a_link_makes_its_input_of_a_signal(rows: int, threads: int) -> None:
     low, weights = (torch.from_numpy(floats(bfloats(each.float().numpy()))) for each in (z + z.sin().square(), kernel))
     expected = exact(functional.pad(low, (0, 0, 15, 15))[None], weights, None, dilation)[0]
     assert decibels(torch.from_numpy(y), expected) > 55  # a sine may round to the other side
+
+
+def test_threads_have_about_as_many_rows_each() -> None:
+    chain = Chain([Link(Product(seeded(32, 1, 32).numpy(), None, before=0), "x", "y")], ("x", "y"), 192)
+    assert [chain._even(rows, 2) for rows in (10, 64, 200, 384, 385, 400)] == [32, 32, 128, 192, 128, 128]
+    assert chain._even(400, 1) == 192
