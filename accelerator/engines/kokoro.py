@@ -25,10 +25,11 @@ from ..metrics import current_meter
 from ..parts.backends import ONNX_RUNTIME
 from ..parts.decoding import Joined
 from ..parts.dequantized import dequantized
+from ..parts.onnx_file import model_digest
 from ..parts.part import Call, Part
 from ..parts.sentences import SENTENCES
 from ..parts.whole_graph import GRAPH, RoutedSession, Speak, whole_graph
-from ..runtime.borrowed import model_for_cpu
+from ..runtime.borrowed import for_cpu
 from ..speech import AudioChunk, SpeechRequest
 from ..text.check import Unread
 from ..text.segments import Segment
@@ -57,7 +58,8 @@ _SAID = (  # what is timed, something short, something long
 def adapter(engine: Any) -> KokoroAdapter:
     """The adapter of a `Kokoro`. One whose graph is not known, or not on the CPU, is passed through, and says so."""
     try:
-        model_for_cpu(engine.sess)
+        for_cpu(engine.sess)
+        model_digest(engine.sess)  # it can be read
         _chunker()
     except AcceleratorError as error:
         logger.warning("this Kokoro is passed through, and runs as before: %s", error)

@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from ..cache import remembered
+from ..export import sources
 from ..export.component import Built, Component, Progress, ProgressEvent
 from ..export.proof import compare_arrays, compare_signals
+from ..runtime.borrowed import model_file, model_of
 from ..runtime.onnx import Session
 from ..runtime.openvino import Compiled
 from ..runtime.options import RunOptions
 from ..runtime.sessions import opened
 from .part import Call
 
-__all__ = ["Examples", "Feed", "digest", "onnx_file", "run_session"]
+__all__ = ["Examples", "Feed", "digest", "looked_into", "model_digest", "onnx_file", "run_session"]
 
 Feed = Mapping[str, np.ndarray]
 Examples = Callable[[], Iterator[tuple[Feed, Sequence[np.ndarray]]]]
@@ -75,6 +78,32 @@ def run_session(name: str, paths: Mapping[str, Path], options: RunOptions) -> Ca
 def _is_alike(name: str, path: Path, found: Sequence[tuple[Feed, Sequence[np.ndarray]]]) -> bool:
     one, two = (run_session(name, {name: path}, RunOptions(threads=n)) for n in (1, 2))
     return all(np.array_equal(*pair) for feed, _ in found for pair in zip(one(feed), two(feed), strict=True))
+
+
+def looked_into(session: Any, find: Callable[[bytes], Mapping[str, Any]], *names: str) -> Mapping[str, Any]:
+    """What `find` says of the model that an engine's session runs, JSON-able: of a file, it is remembered.
+
+    names: what `find` depends on beside the model and its own code. Raises SessionError, and what `find` raises.
+    """
+    file = model_file(session)
+    if file is None:
+        return find(model_of(session))
+    about = {
+        "model": str(file),
+        "names": list(names),
+        "by": getattr(find, "func", find).__qualname__,
+        "sources": sources.digest(find),
+    }
+    return remembered(about, lambda: (find(model_of(session)), [file]))
+
+
+def model_digest(session: Any) -> str:
+    """`digest` of the model that an engine's session runs. Raises SessionError."""
+    return str(looked_into(session, _digested)["sha256"])
+
+
+def _digested(content: bytes) -> dict[str, str]:
+    return {"sha256": digest(content)}
 
 
 def digest(content: bytes) -> str:

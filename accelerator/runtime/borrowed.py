@@ -9,7 +9,7 @@ from ..errors import SessionError
 from ..hardware.forks import Lock
 from .onnx import library
 
-__all__ = ["Deferred", "model_for_cpu", "model_of", "runs_on_cpu", "settings_of"]
+__all__ = ["Deferred", "for_cpu", "model_file", "model_of", "runs_on_cpu", "settings_of"]
 
 _SPINNING = "session.intra_op.allow_spinning"
 
@@ -31,16 +31,21 @@ def model_of(session: Any) -> bytes:
         raise SessionError(f"the model that the engine runs cannot be read: {error}") from error
 
 
+def model_file(session: Any) -> Path | None:
+    """The file that a session was made of, if it is one and not only its content."""
+    path = None if getattr(session, "_model_bytes", None) else getattr(session, "_model_path", None)
+    return Path(path).absolute() if path else None
+
+
 def runs_on_cpu(session: Any) -> bool:
     """Whether nothing but the processor computes: an engine that was given another device keeps it."""
     return list(session.get_providers()) == ["CPUExecutionProvider"]
 
 
-def model_for_cpu(session: Any) -> bytes:
-    """`model_of` a session that nothing but the processor computes. Raises SessionError for any other."""
+def for_cpu(session: Any) -> None:
+    """Raises SessionError for a session that something else than the processor computes."""
     if not runs_on_cpu(session):
         raise SessionError("it does not run on the processor alone")
-    return model_of(session)
 
 
 def settings_of(session: Any) -> Any:
