@@ -46,7 +46,8 @@ def onnx_runtime(
 ) -> Backend:
     """Sessions of one thread, of the tier's guess, and beyond it; several threads also with a short spin.
 
-    alike: several only where the proof says that they answer bit for bit as one does, see `onnx_file`.
+    alike: several only where the proof says that they answer bit for bit as one does, see `onnx_file`; then callers
+    share them, and memory.
     """
 
     def offers(machine: Machine) -> Sequence[RunOptions]:
@@ -57,7 +58,7 @@ def onnx_runtime(
     def proven(options: RunOptions, exports: Mapping[str, Export]) -> bool:
         return not alike or options.threads == 1 or all(each.proof.get("alike") is True for each in exports.values())
 
-    return Backend(ONNX_RUNTIME, components, offers, load, proven)
+    return Backend(ONNX_RUNTIME, components, offers, load, proven, shared=alike)
 
 
 def onnx_runtime_int8(component: Component, load: Load, given: Calibration) -> Backend:

@@ -14,14 +14,14 @@ from ..cache import remembered
 from ..export import sources
 from ..export.component import Built, Component, Progress, ProgressEvent
 from ..export.proof import compare_arrays, compare_signals
-from ..runtime.borrowed import model_file, model_of
+from ..runtime.borrowed import Deferred, describe, model_file, model_of
 from ..runtime.onnx import Session
 from ..runtime.openvino import Compiled
 from ..runtime.options import RunOptions
 from ..runtime.sessions import opened
 from .part import Call
 
-__all__ = ["Examples", "Feed", "digest", "looked_into", "model_digest", "onnx_file", "run_session"]
+__all__ = ["Examples", "Feed", "deferred", "digest", "looked_into", "model_digest", "onnx_file", "run_session"]
 
 Feed = Mapping[str, np.ndarray]
 Examples = Callable[[], Iterator[tuple[Feed, Sequence[np.ndarray]]]]
@@ -95,6 +95,14 @@ def looked_into(session: Any, find: Callable[[bytes], Mapping[str, Any]], *names
         "sources": sources.digest(find),
     }
     return remembered(about, lambda: (find(model_of(session)), [file]))
+
+
+def deferred(file: Path) -> Deferred:
+    """What an engine may call its session of a file, and which knows what it is asked about before it is run.
+
+    Raises SessionError for one that cannot be read, and what ONNX Runtime raises.
+    """
+    return Deferred(file, looked_into(Deferred(file), describe))
 
 
 def model_digest(session: Any) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ..errors import SessionError
 from ..hardware.forks import Lock
 from .onnx import library
 
-__all__ = ["Deferred", "for_cpu", "model_file", "model_of", "runs_on_cpu", "settings_of"]
+__all__ = ["Deferred", "describe", "for_cpu", "model_file", "model_of", "runs_on_cpu", "settings_of"]
 
 _SPINNING = "session.intra_op.allow_spinning"
 
@@ -61,14 +63,27 @@ def settings_of(session: Any) -> Any:
     return settings
 
 
+def describe(content: bytes) -> dict[str, Any]:
+    """What a model's inputs and outputs are, and its metadata; JSON-able. Raises what ONNX Runtime raises."""
+    session = library().InferenceSession(content, providers=["CPUExecutionProvider"])
+    values = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
+    told = {
+        which: [{"name": each.name, "type": each.type, "shape": list(each.shape)} for each in found]
+        for which, found in values.items()
+    }
+    return {**told, "metadata": dict(session.get_modelmeta().custom_metadata_map)}
+
+
 class Deferred:
     """What an engine calls its session, on the processor with default settings; opened when it is first needed.
 
     Where the parts answer for it, it never is: its weights are not in memory, and the engine is there sooner.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, described: Mapping[str, Any] | None = None) -> None:
+        """described: what `describe` says of the file, if that is known: then it is not opened to be asked for it."""
         self._model_path, self._model_bytes, self._lock, self._own = str(path), None, Lock(), None
+        self._described = described
 
     def open(self) -> Any:
         """Raises what ONNX Runtime raises."""
@@ -82,6 +97,20 @@ class Deferred:
 
     def get_session_options(self) -> Any:
         return library().SessionOptions()
+
+    def get_inputs(self) -> list[Any]:
+        return self._values("inputs") or list(self.open().get_inputs())
+
+    def get_outputs(self) -> list[Any]:
+        return self._values("outputs") or list(self.open().get_outputs())
+
+    def get_modelmeta(self) -> Any:
+        if self._described is None:
+            return self.open().get_modelmeta()
+        return SimpleNamespace(custom_metadata_map=dict(self._described["metadata"]))
+
+    def _values(self, which: str) -> list[Any]:
+        return [] if self._described is None else [SimpleNamespace(**each) for each in self._described[which]]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
