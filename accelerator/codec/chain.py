@@ -13,8 +13,6 @@ Arrays are NumPy's: what runs on chains needs no PyTorch. bfloat16 is stored as 
 from __future__ import annotations
 
 import itertools
-import math
-import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,10 +21,10 @@ import numpy as np
 from .. import kernels
 from ..kernels.compiler import require
 from ..kernels.tiles import CHAIN_SPACE, CHUNK, LANES, SQUARE
+from .passing import passing
 
-__all__ = ["Chain", "Link", "Product", "around", "bfloats", "floats", "gates", "pairs", "passing"]
+__all__ = ["Chain", "Link", "Product", "around", "bfloats", "floats", "gates", "pairs"]
 
-_LARGE = 1 << 20  # bytes
 _BUFFERS = "x", "add", "more", "y", "low", "moments", "signal", "factor", "shift"  # of a link
 
 
@@ -97,15 +95,6 @@ def around(rows: int, channels: int, kind: type[np.generic], count: int) -> np.n
     made = passing((rows + 2 * count, channels), kind)
     made[:count] = made[count + rows :] = 0
     return made
-
-
-def passing(shape: tuple[int, ...], kind: type[np.generic] | np.dtype) -> np.ndarray:
-    """As `np.empty`; what is large goes back to the system at once, where an allocator keeps it for each thread."""
-    count = math.prod(shape)
-    size = count * np.dtype(kind).itemsize
-    if size < _LARGE:
-        return np.empty(shape, kind)
-    return np.frombuffer(mmap.mmap(-1, size), kind, count).reshape(shape)
 
 
 def gates(x: np.ndarray) -> np.ndarray:

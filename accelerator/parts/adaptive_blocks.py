@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..codec.chain import Chain, Link, Product, passing
+from ..codec.chain import Chain, Link, Product
+from ..codec.passing import passing
 from ..export.graph.adaptive import write_blocks
 from ..kernels.tiles import CHUNK
 from ..runtime.onnx import Session
