@@ -6,7 +6,6 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +15,13 @@ import numpy as np
 import torch
 
 from ...audio.checks import check_audio
+from ...audio.reference import Reference
 from ...cache import ContentCache
 from ...errors import EngineError, GenerationError, UnsupportedEngine
 from ...export.component import Component
 from ...export.trace import Trace
 from ...hardware.forks import Lock
 from ...inference.sequence import Batching
-from ...inference.token_sampling import TokenSampler
-from ...inference.transformer import StepTimes
 from ...parts import llama
 from ...parts.backends import onnx_runtime
 from ...parts.causal import causal_backends, causal_components, load_causal
@@ -38,10 +36,12 @@ from ..base import Bound, Cloning, tensors_digest
 from ..options import SAMPLING, Option
 from ..shadow import shadow
 from . import examples, prompts
-from .routed import DECODER, ENCODER, routed
-from .stages import SparkStages, cut, style, wav
+from .language_model import generating, most_tokens, seconds_a_token
+from .routed import routed
+from .stages import DECODER, ENCODER, SparkStages, Spoken, cut, style, unspoken, wav
 from .stored import OnDisk, Shape, held, opened, shape_of
 from .traceable import Audio, Globals, Semantics, made
+from .vocabulary import Vocabulary
 
 __all__ = ["SparkAdapter"]
 
@@ -49,7 +49,6 @@ SPEAKER = "speaker"  # the graph of who speaks, beside that of what is said
 _LEVELS = ("very_low", "low", "moderate", "high", "very_high")
 _MOST_TOKENS = 3000  # of a reply: the engine's own limit, a minute
 _PROOF_TOKENS = 96
-_PROBED = 16  # tokens of the language model
 _PROBED_CODES, _PROBED_S = 100, 2.0  # two seconds for the codec
 _SILENT_S = 0.3  # a window that is digitally silent for longer is a pause only if PyTorch agrees
 _SOURCES = (
@@ -120,6 +119,8 @@ class SparkAdapter:
         self._drawing = Lock()  # PyTorch's random state is one for the whole process
         self._identities = {"model": functools.cache(model), "audio": functools.cache(audio)}
         self.sample_rate = int(engine.sample_rate)
+        audio = engine.audio_tokenizer.config
+        self.unit_s = audio["latent_hop_length"] / audio["sample_rate"]
         self.ends = _ends(shell)
         self.spec = llama.spec_of(shell, self.ends)
         self.positions = self.spec.stack.positions
@@ -146,7 +147,7 @@ class SparkAdapter:
                 LANGUAGE_MODEL,
                 "generate",
                 original=self._generate_in_torch,
-                probe=self._probe_language_model,
+                probe=lambda call: seconds_a_token(call, self._proof_prompt()),
                 backends=causal_backends(self._language_model(), self._load_language_model),
                 streams=True,
             ),
@@ -162,6 +163,20 @@ class SparkAdapter:
 
     def bind(self, calls: Mapping[str, Call]) -> Bound:
         return Bound(routed(self, calls), SparkStages(self, calls))
+
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.engine.tokenizer.get_vocab())
+
+    def heard(self, reference: Reference) -> tuple[np.ndarray, np.ndarray]:
+        whole, clip = self.engine.audio_tokenizer.process_audio(wav(reference.audio, reference.sample_rate))
+        return whole, np.asarray(clip[0])
+
+    def prompt(self, text: str, voice: Spoken) -> np.ndarray:
+        engine = self.engine
+        if voice.style is not None:
+            return prompts.ids(engine, prompts.controlled(engine, text, *voice.style))
+        assert voice.codes is not None
+        return prompts.ids(engine, prompts.cloning(engine, text, voice.codes, voice.semantics, voice.text))
 
     def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
         """The engine's own `inference`, segment by segment, as nothing in it bounds a text.
@@ -195,9 +210,7 @@ class SparkAdapter:
                 audio = self._bounded(params.max_new_tokens).inference(text, **options, **given)
         except (RuntimeError, IndexError) as error:
             if "padded input size" in str(error) or "shapes cannot be multiplied" in str(error):
-                raise GenerationError(
-                    f"the engine produced no audio for {text!r}: try another seed, text or reference"
-                ) from error
+                raise GenerationError(unspoken(text)) from error
             raise
         return np.asarray(audio, np.float32).reshape(-1)
 
@@ -255,7 +268,7 @@ class SparkAdapter:
     ) -> Iterator[int]:
         """All tokens come at once, at the end."""
         params = params.over(self.defaults)
-        if (left := self._limit(prompt, params) - len(resume)) < 1:
+        if (left := most_tokens(params, self.positions, prompt) - len(resume)) < 1:
             return
         ids = torch.tensor([[*prompt.tolist(), *resume]])
         options: dict[str, Any] = {"do_sample": False}
@@ -269,35 +282,8 @@ class SparkAdapter:
             )
         yield from answer[0, ids.shape[1] :].tolist()
 
-    def _limit(self, prompt: np.ndarray, params: SamplingParams) -> int:
-        """Tokens of a reply at most."""
-        assert params.max_new_tokens is not None
-        return min(params.max_new_tokens, self.positions - len(prompt))
-
     def _load_language_model(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
-        decoder = load_causal(paths, options)
-
-        def generate(
-            prompt: np.ndarray,
-            params: SamplingParams,
-            *,
-            resume: Sequence[int] = (),
-            batching: Batching = "off",
-            times: StepTimes | None = None,
-        ) -> Iterator[int]:
-            params = params.over(self.defaults)
-            sampler = TokenSampler(params, decoder.spec.rows, prompt=prompt.tolist()).resume(resume)
-            left = self._limit(prompt, params) - len(resume)
-            yield from decoder.generate(prompt, sampler, left, tokens=resume, batching=batching, times=times)
-
-        return generate
-
-    def _probe_language_model(self, call: Call) -> float:
-        """Seconds a token, the prompt included: the engine's own come all at once."""
-        params = SamplingParams(temperature=1.0, top_k=50, top_p=1.0, seed=0, max_new_tokens=_PROBED)
-        start = time.perf_counter()
-        count = sum(1 for _ in call(self._proof_prompt(), params))
-        return (time.perf_counter() - start) / max(count, 1)
+        return generating(load_causal(paths, options), self.defaults)
 
     # Codec
 

@@ -14,23 +14,21 @@ from ...parts.language_model import LANGUAGE_MODEL
 from ...parts.part import Call
 from ...speech import SamplingParams
 from ..shadow import shadow
+from .stages import DECODER, ENCODER
 
-__all__ = ["DECODER", "ENCODER", "Wrapped", "routed"]
+__all__ = ["Wrapped", "routed"]
 
-ENCODER, DECODER = "encoder", "decoder"
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
 _ASKED = {"input_ids", "attention_mask", "do_sample", *_SAMPLING}
 
 
 class Wrapped(Protocol):
-    """What the copy and its stages know of the engine that was wrapped; its adapter says it."""
+    """What the copy knows of the engine that was wrapped; its adapter says it."""
 
     engine: Any
     positions: int  # of the language model
-    ends: tuple[int, ...]  # ids that end a reply
     sizes: tuple[int, int]  # of the semantic codebook, and of the voice's
     count: int  # codes of a voice
-    reach: int | None  # codes to both sides that a code's audio depends on
 
 
 def routed(own: Wrapped, calls: Mapping[str, Call]) -> Any:

@@ -7,7 +7,7 @@ import io
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -21,12 +21,11 @@ from ...speech import SpeechRequest
 from ...text.check import Unread
 from ...text.segments import Segment, speech_weight, split
 from ..base import Arrays, Job
-from . import prompts
-from .routed import DECODER, ENCODER, Wrapped
 from .vocabulary import Vocabulary
 
-__all__ = ["CONTROLS", "SparkStages", "Spoken", "cut", "style", "wav"]
+__all__ = ["CONTROLS", "DECODER", "ENCODER", "Own", "SparkStages", "Spoken", "cut", "style", "unspoken", "wav"]
 
+ENCODER, DECODER = "encoder", "decoder"
 CONTROLS = ("gender", "pitch", "speed")
 _COMFORTABLE, _LONGEST = 200, 400  # letters; 400 take about half of the 60 s that a reply may last
 _SOON = 80  # letters of a stream's first segment, at most if a clause ends there
@@ -48,6 +47,26 @@ class Spoken:
     text: str = ""
     style: tuple[str, str, str] | None = None
     begun: tuple[int, ...] = ()
+
+
+class Own(Protocol):
+    """What the stages know of whose they are: an engine that was wrapped, or one that was converted."""
+
+    positions: int  # of the language model
+    ends: tuple[int, ...]  # ids that end a reply
+    count: int  # codes of a voice
+    reach: int | None  # codes to both sides that a code's audio depends on
+    unit_s: float  # seconds of audio of a semantic token
+
+    def vocabulary(self) -> Vocabulary: ...
+
+    def heard(self, reference: Reference) -> tuple[np.ndarray, np.ndarray]:
+        """A recording at its level, float64 [n], and the clip of it that says who speaks, float32 [m]."""
+        ...
+
+    def prompt(self, text: str, voice: Spoken) -> np.ndarray:
+        """What the model goes on from to say a text, int64 [T]; but for what the voice's replies begin with."""
+        ...
 
 
 def style(request: SpeechRequest) -> tuple[str, str, str] | None:
@@ -78,6 +97,11 @@ def wav(audio: np.ndarray, sample_rate: int) -> io.BytesIO:
     return io.BytesIO(head + form + struct.pack("<4sI", b"data", len(data)) + data)
 
 
+def unspoken(text: str) -> str:
+    """What to say of a reply without speech."""
+    return f"the engine produced no audio for {text!r}: try another seed, text or reference"
+
+
 def cut(text: str, *, soon: bool = False) -> list[Segment]:
     """A text in segments."""
     return split(text, comfortable=_COMFORTABLE, longest=_LONGEST, first=_SOON if soon else None)
@@ -88,11 +112,9 @@ class SparkStages:
 
     schedule: Literal["batched", "pooled"] = "batched"
 
-    def __init__(self, own: Wrapped, calls: Mapping[str, Call]) -> None:
-        self._own, self._calls = own, calls
-        self._vocabulary = Vocabulary(own.engine.tokenizer.get_vocab())
-        audio = own.engine.audio_tokenizer.config
-        self.unit_s: float | None = audio["latent_hop_length"] / audio["sample_rate"]
+    def __init__(self, own: Own, calls: Mapping[str, Call]) -> None:
+        self._own, self._calls, self._vocabulary = own, calls, own.vocabulary()
+        self.unit_s: float | None = own.unit_s
         # The first one as soon as there is audio; later ones so large that most of what is decoded is new.
         self.windows: Sequence[int] = () if own.reach is None else (own.reach + 16, 48, 96, 192)
 
@@ -109,9 +131,7 @@ class SparkStages:
         return speech_weight(text) / _LETTERS_A_SECOND
 
     def encode(self, reference: Reference) -> Arrays:
-        audio = self._own.engine.audio_tokenizer
-        whole, clip = audio.process_audio(wav(reference.audio, reference.sample_rate))
-        semantics, codes = self._calls[ENCODER](whole, np.asarray(clip[0]))
+        semantics, codes = self._calls[ENCODER](*self._own.heard(reference))
         return {"semantics": semantics, "codes": codes}
 
     def voice(self, request: SpeechRequest, kept: Arrays | None) -> Spoken:
@@ -166,13 +186,7 @@ class SparkStages:
         return found if len(found) == self._own.count else None
 
     def _prompt(self, text: str, voice: Spoken) -> np.ndarray:
-        engine = self._own.engine
-        if voice.style is None:
-            assert voice.codes is not None
-            prompt = prompts.cloning(engine, text, voice.codes, voice.semantics, voice.text)
-        else:
-            prompt = prompts.controlled(engine, text, *voice.style)
-        ids = np.concatenate([prompts.ids(engine, prompt), np.array(voice.begun, np.int64)])
+        ids = np.concatenate([self._own.prompt(text, voice), np.array(voice.begun, np.int64)])
         if len(ids) >= self._own.positions:
             raise InvalidText(
                 f"text and reference are {len(ids)} tokens, and the model has room for {self._own.positions}: "
@@ -196,7 +210,7 @@ class SparkStages:
 class _Heard:
     """One segment's tokens on their way to audio."""
 
-    def __init__(self, vocabulary: Vocabulary, call: Call, codes: np.ndarray | None, own: Wrapped) -> None:
+    def __init__(self, vocabulary: Vocabulary, call: Call, codes: np.ndarray | None, own: Own) -> None:
         """codes: of the voice, None if they come with the tokens."""
         self._vocabulary, self._call, self._codes, self._count = vocabulary, call, codes, own.count
         self._found = np.zeros(0, np.int64)
