@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from accelerator.benchmark import page, peer, peers, peers_teams, peers_worker
-from accelerator.benchmark.peers import MEASURES, PeerOptions, run, to_markdown
 from accelerator.benchmark.peer import Peers
+from accelerator.benchmark.peers import MEASURES, PeerOptions, run, to_markdown
 from accelerator.benchmark.peers_arms import PEERS
 from accelerator.benchmark.peers_worker import PeersWorker
 from accelerator.benchmark.process import ArmFailed

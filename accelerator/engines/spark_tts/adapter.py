@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...audio.checks import check_audio
 from ...audio.reference import Reference
 from ...cache import ContentCache
-from ...errors import EngineError, GenerationError, UnsupportedEngine
+from ...errors import GenerationError, UnsupportedEngine
 from ...export.component import Component
 from ...export.trace import Trace
 from ...hardware.forks import Lock
@@ -33,45 +31,33 @@ from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
 from ..base import Bound, Cloning, tensors_digest
-from ..options import SAMPLING, Option
+from ..options import Option
 from ..shadow import shadow
-from . import examples, prompts
+from . import examples
+from .folder import TOKENIZER
+from .folder import digest as files_digest
+from .known import Facts, Memory, code_of
 from .language_model import generating, most_tokens, seconds_a_token
-from .routed import routed
-from .stages import DECODER, ENCODER, SparkStages, Spoken, cut, style, unspoken, wav
-from .stored import OnDisk, Shape, held, opened, shape_of
-from .traceable import Audio, Globals, Semantics, made
+from .reading import FromFiles, InEngine, Reading, alike
+from .stages import CLONING, DECODER, ENCODER, OPTIONS, SILENT_S, SparkStages, Spoken, cut, style, unspoken, wav
+from .stored import Late, OnDisk, Shape, check_folder, held, opened, shape_of
 from .vocabulary import Vocabulary
 
 __all__ = ["SparkAdapter"]
 
 SPEAKER = "speaker"  # the graph of who speaks, beside that of what is said
-_LEVELS = ("very_low", "low", "moderate", "high", "very_high")
 _MOST_TOKENS = 3000  # of a reply: the engine's own limit, a minute
 _PROOF_TOKENS = 96
 _PROBED_CODES, _PROBED_S = 100, 2.0  # two seconds for the codec
-_SILENT_S = 0.3  # a window that is digitally silent for longer is a pause only if PyTorch agrees
-_SOURCES = (
-    *("models.bicodec", "modules.encoder_decoder.feat_encoder", "modules.encoder_decoder.feat_decoder"),
-    *("modules.encoder_decoder.wave_generator", "modules.vq.factorized_vector_quantize", "modules.blocks.vocos"),
-    *("modules.blocks.layers", "modules.blocks.samper", "modules.speaker.speaker_encoder"),
-    *("modules.speaker.ecapa_tdnn", "modules.speaker.perceiver_encoder", "modules.speaker.pooling_layers"),
-    *("modules.fsq.residual_fsq", "modules.fsq.finite_scalar_quantization"),
-)  # the engine's modules whose code shapes a graph
-_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_NAMES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
 class SparkAdapter:
     """Parts: `encoder`, `text2semantic` and `decoder` of a `SparkTTS`, or of a checkpoint folder."""
 
     name = "spark-tts"
-    cloning: Cloning | None = Cloning("useful", (0.2, 60.0))  # a minute is 3,000 tokens of the prompt
-    options: Mapping[str, Option] | None = {
-        "gender": Option(str, "who speaks, with pitch and speed; instead of a recording", choices=("female", "male")),
-        "pitch": Option(str, "how high, with gender and speed", choices=_LEVELS),
-        "speed": Option(str, "how fast, with gender and pitch", choices=_LEVELS),
-        **{name: option for name, option in SAMPLING.items() if name != "repetition_penalty"},  # the engine has none
-    }
+    cloning: Cloning | None = CLONING
+    options: Mapping[str, Option] | None = OPTIONS
 
     def __init__(self, engine: Any) -> None:
         """Raises UnsupportedEngine for an engine elsewhere than on a CPU, and for models that are not Spark-TTS's."""
@@ -81,10 +67,12 @@ class SparkAdapter:
                 f"the engine runs on {device}, where this package makes nothing faster: use it as it is"
             )
         audio = engine.audio_tokenizer
+        own = Late(lambda: engine)
+        own()
         self._setup(
-            engine,
-            engine.model,
-            shape_of(audio.model),
+            own,
+            _facts(engine, engine.model, shape_of(audio.model)),
+            InEngine(own),
             lambda: tensors_digest(engine.model.state_dict().items()),
             lambda: tensors_digest(
                 (f"{i}.{name}", tensor)
@@ -97,48 +85,65 @@ class SparkAdapter:
     def from_checkpoint(cls, path: str | Path, *, cache: ContentCache | None = None) -> SparkAdapter:
         """Open a checkpoint folder. Its weights are read when something is exported, and when PyTorch has to help out.
 
-        cache: where digests of the files are kept. Raises EngineError, UnsupportedEngine.
+        The engine's code is imported the first time only: what it says of the folder is kept. cache: where that is,
+        and digests of the files. Raises EngineError, UnsupportedEngine.
         """
         folder, cache = Path(path), cache or ContentCache()
-        engine, shell, shape = opened(folder)
+        check_folder(folder)
+        memory, engine = Memory(cache, folder), Late(lambda: opened(folder)[0])
+        reading: Reading = InEngine(engine)
+        if (facts := memory.read()) is not None:
+            reading = _from_files(folder, facts)
+        else:
+            own, shell, shape = opened(folder)
+            engine = Late(lambda: own)
+            facts, reading = _facts(own, shell, shape), InEngine(engine)
+            with contextlib.suppress(OSError, ValueError, ImportError):
+                files = _from_files(folder, facts)
+                if alike(reading, files, facts.count, facts.sample_rate):
+                    memory.write(facts)
+                    reading = files
         self = cls.__new__(cls)
         audio = [*sorted(folder.glob("BiCodec/*")), *sorted(folder.glob("wav2vec2-large-xlsr-53/*"))]
         self._setup(
             engine,
-            shell,
-            shape,
-            lambda: _files_digest(cache, sorted(folder.glob("LLM/*"))),
-            lambda: _files_digest(cache, [folder / "config.yaml", *audio]),
+            facts,
+            reading,
+            lambda: files_digest(cache, sorted(folder.glob("LLM/*"))),
+            lambda: files_digest(cache, [folder / "config.yaml", *audio]),
         )
         return self
 
-    def _setup(self, engine: Any, shell: Any, shape: Shape, model: Callable[[], str], audio: Callable[[], str]) -> None:
-        """shell: the language model, perhaps without weights. model, audio: digests of the weights."""
-        self.engine, self._shell = engine, shell
-        self.sizes, self.count, self.reach = shape.sizes, shape.count, shape.reach
+    def _setup(
+        self, engine: Late, facts: Facts, reading: Reading, model: Callable[[], str], audio: Callable[[], str]
+    ) -> None:
+        """model, audio: digests of the weights."""
+        self._engine, self._facts, self._reading = engine, facts, reading
+        self.sizes, self.count, self.reach = facts.sizes, facts.count, facts.reach
         self._drawing = Lock()  # PyTorch's random state is one for the whole process
         self._identities = {"model": functools.cache(model), "audio": functools.cache(audio)}
-        self.sample_rate = int(engine.sample_rate)
-        audio = engine.audio_tokenizer.config
-        self.unit_s = audio["latent_hop_length"] / audio["sample_rate"]
-        self.ends = _ends(shell)
-        self.spec = llama.spec_of(shell, self.ends)
+        self.sample_rate, self.unit_s = facts.sample_rate, facts.unit_s
+        self.spec, self.ends = facts.spec, facts.spec.end_ids
         self.positions = self.spec.stack.positions
-        penalty = getattr(shell.generation_config, "repetition_penalty", None)
         self.defaults = SamplingParams(
             temperature=0.8,
             top_k=50,
             top_p=0.95,
-            repetition_penalty=None if penalty in (None, 1.0) else penalty,
+            repetition_penalty=facts.repetition_penalty,
             max_new_tokens=_MOST_TOKENS,
         )
+
+    @property
+    def engine(self) -> Any:
+        """Opened now, if it is on disk."""
+        return self._engine()
 
     def parts(self) -> Sequence[Part]:
         return (
             Part(
                 ENCODER,
                 "reference",
-                original=functools.partial(examples.in_engine, self.engine.audio_tokenizer),
+                original=self._encode_in_torch,
                 probe=self._probe_encoder,
                 backends=(onnx_runtime((self._speaker(), self._encoder()), self._load_encoder),),
                 check=self._check_codes,
@@ -157,26 +162,26 @@ class SparkAdapter:
                 original=self._decode_in_torch,
                 probe=lambda call: seconds(call, *self._some_codes(_PROBED_CODES)),
                 backends=(onnx_runtime((self._decoder(),), self._load_decoder),),
-                check=lambda audio: check_audio(audio, self.sample_rate, silent_s=_SILENT_S),
+                check=lambda audio: check_audio(audio, self.sample_rate, silent_s=SILENT_S),
             ),
         )
 
     def bind(self, calls: Mapping[str, Call]) -> Bound:
-        return Bound(routed(self, calls), SparkStages(self, calls))
+        def copy() -> Any:
+            from .routed import routed
+
+            return routed(self, calls)
+
+        return Bound(copy() if self._engine.there else _Copy(copy), SparkStages(self, calls))
 
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.engine.tokenizer.get_vocab())
+        return Vocabulary(self._reading.tokens())
 
     def heard(self, reference: Reference) -> tuple[np.ndarray, np.ndarray]:
-        whole, clip = self.engine.audio_tokenizer.process_audio(wav(reference.audio, reference.sample_rate))
-        return whole, np.asarray(clip[0])
+        return self._reading.heard(reference)
 
     def prompt(self, text: str, voice: Spoken) -> np.ndarray:
-        engine = self.engine
-        if voice.style is not None:
-            return prompts.ids(engine, prompts.controlled(engine, text, *voice.style))
-        assert voice.codes is not None
-        return prompts.ids(engine, prompts.cloning(engine, text, voice.codes, voice.semantics, voice.text))
+        return self._reading.prompt(text, voice)
 
     def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
         """The engine's own `inference`, segment by segment, as nothing in it bounds a text.
@@ -189,7 +194,7 @@ class SparkAdapter:
         elif reference is not None:
             options = {"prompt_text": reference.text or None}
         recording = None if reference is None else wav(reference.audio, reference.sample_rate)
-        texts = [request.text] if request.whole else [segment.text.strip() for segment in cut(request.text)]
+        texts = [segment.text.strip() for segment in cut(request.text, whole=request.whole)]
         for number, text in enumerate(texts):
             if recording is not None:
                 recording.seek(0)
@@ -226,6 +231,8 @@ class SparkAdapter:
 
     def release(self) -> bool:
         """Let the weights go, if they can be read again: those of a running engine are the user's."""
+        if not self._engine.there:
+            return True
         audio = self.engine.audio_tokenizer
         modules = [each for each in (self.engine.model, audio.model, audio.feature_extractor) if type(each) is OnDisk]
         for module in modules:
@@ -235,6 +242,8 @@ class SparkAdapter:
     @contextlib.contextmanager
     def _seeded(self, seed: int | None) -> Iterator[None]:
         """PyTorch draws by a seed meanwhile, and goes on afterwards as if nothing had been drawn."""
+        import torch
+
         with self._drawing, torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
@@ -248,15 +257,14 @@ class SparkAdapter:
             lambda name: llama.weight(held(self.engine.model), name),
             self._identities["model"],
             self._trace,
-            dtype=_NAMES.get(next(self._shell.parameters()).dtype, "fp32"),
+            dtype=self._facts.dtype,
         )
 
     def _trace(self) -> Trace:
         return llama.record(held(self.engine.model), self.spec, self._proof_prompt(), _PROOF_TOKENS)
 
     def _proof_prompt(self) -> np.ndarray:
-        prompt = prompts.controlled(self.engine, examples.PROOF_TEXT, "female", "moderate", "moderate")
-        return prompts.ids(self.engine, prompt)
+        return self.prompt(examples.PROOF_TEXT, Spoken(style=("female", "moderate", "moderate")))
 
     def _generate_in_torch(
         self,
@@ -270,6 +278,8 @@ class SparkAdapter:
         params = params.over(self.defaults)
         if (left := most_tokens(params, self.positions, prompt) - len(resume)) < 1:
             return
+        import torch
+
         ids = torch.tensor([[*prompt.tolist(), *resume]])
         options: dict[str, Any] = {"do_sample": False}
         if params.temperature:
@@ -287,7 +297,12 @@ class SparkAdapter:
 
     # Codec
 
+    def _encode_in_torch(self, audio: np.ndarray, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return examples.in_engine(self.engine.audio_tokenizer, audio, clip)
+
     def _decode_in_torch(self, semantics: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        import torch
+
         with torch.no_grad():
             audio = self.engine.audio_tokenizer.model.detokenize(
                 torch.from_numpy(semantics)[None], torch.from_numpy(codes)[None, None]
@@ -302,55 +317,54 @@ class SparkAdapter:
             check_codes(codes, size)
 
     def _probe_encoder(self, call: Call) -> float:
-        audio = examples.noise(_PROBED_S, self.sample_rate)
-        return seconds(call, audio, np.asarray(self.engine.audio_tokenizer.get_ref_clip(audio), np.float32))
+        audio = examples.noise(_PROBED_S, self.sample_rate).astype(np.float32)
+        return seconds(call, *self.heard(Reference(audio, self.sample_rate, "", "")))
 
     def _bicodec(self) -> Any:
         return held(self.engine.audio_tokenizer.model)
 
+    def _tokenizer(self) -> Any:
+        return self.engine.audio_tokenizer
+
     def _wav2vec2(self) -> Any:
         return held(self.engine.audio_tokenizer.feature_extractor)
 
-    def _traced(self, name: str, kind: Any, *owners: Callable[[], Any], **how: Any) -> Component:
-        audio = type(self.engine.audio_tokenizer).__module__
-        package = audio.rpartition(".models.")[0]
-        builders = tuple(f"{package}.{each}" for each in _SOURCES) if package else (audio,)
+    def _traced(self, name: str, kind: str, *owners: Callable[[], Any], **how: Any) -> Component:
         return traced(
             name,
-            functools.partial(made, kind, *owners),
+            functools.partial(_made, kind, *owners),
             self._identities["audio"],
-            {"part": name, "transformers": importlib.metadata.version("transformers")},
-            builders=(kind, *builders),
+            {"part": name, "transformers": importlib.metadata.version("transformers"), "engine": self._facts.code},
             **how,
         )
 
     def _encoder(self) -> Component:
         return self._traced(
             ENCODER,
-            Semantics,
+            "Semantics",
             self._wav2vec2,
             self._bicodec,
             inputs={"values": {1: "samples"}},
             outputs=("semantics",),
-            examples=functools.partial(examples.said, self.engine.audio_tokenizer, self.sample_rate),
+            examples=functools.partial(examples.said, self._tokenizer, self.sample_rate),
             codes_equal=0.99,
         )
 
     def _speaker(self) -> Component:
         return self._traced(
             SPEAKER,
-            Globals,
+            "Globals",
             self._bicodec,
             inputs={"clip": {1: "samples"}},
             outputs=("codes",),
-            examples=functools.partial(examples.who, self.engine.audio_tokenizer, self.sample_rate),
+            examples=functools.partial(examples.who, self._tokenizer, self.sample_rate),
             codes_equal=0.99,
         )
 
     def _decoder(self) -> Component:
         return self._traced(
             DECODER,
-            Audio,
+            "Audio",
             self._bicodec,
             inputs={"semantics": {1: "frames"}, "codes": {}},
             outputs=("audio",),
@@ -362,10 +376,9 @@ class SparkAdapter:
         said, who = (
             Session(paths[name] / f"{name}.onnx", replace(options, arena=False)) for name in (ENCODER, SPEAKER)
         )
-        processor, rate = self.engine.audio_tokenizer.processor, self.sample_rate
 
         def encode(audio: np.ndarray, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            semantics = said.run({"values": examples.values(processor, audio, rate)})[0][0]
+            semantics = said.run({"values": self._reading.values(audio)})[0][0]
             return semantics, who.run({"clip": np.ascontiguousarray(clip, np.float32)[None]})[0][0]
 
         return encode
@@ -377,18 +390,55 @@ class SparkAdapter:
         )[0][0]
 
 
+class _Copy(OnDisk):
+    """The copy of an engine on disk: made when something is asked of it, or set."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.get(), name, value)
+
+
+class _Made:
+    """`traceable.made`, of which `export.sources` finds the code, and PyTorch, when it is called."""
+
+    __module__ = f"{__package__}.traceable"
+
+    def __call__(self, kind: str, *owners: Callable[[], Any]) -> Any:
+        from . import traceable
+
+        return traceable.made(getattr(traceable, kind), *owners)
+
+
+_made = _Made()
+
+
+def _facts(engine: Any, shell: Any, shape: Shape) -> Facts:
+    """shell: the language model, perhaps without weights. Raises UnsupportedEngine."""
+    audio, penalty = engine.audio_tokenizer, getattr(shell.generation_config, "repetition_penalty", None)
+    return Facts(
+        spec=llama.spec_of(shell, _ends(shell)),
+        dtype=_NAMES.get(str(next(shell.parameters()).dtype), "fp32"),
+        repetition_penalty=None if penalty in (None, 1.0) else float(penalty),
+        sizes=shape.sizes,
+        count=shape.count,
+        reach=shape.reach,
+        sample_rate=int(engine.sample_rate),
+        unit_s=audio.config["latent_hop_length"] / audio.config["sample_rate"],
+        clip=len(audio.get_ref_clip(np.zeros(1))),
+        level=bool(audio.config["volume_normalize"]),
+        code=code_of(engine),
+    )
+
+
+def _from_files(folder: Path, facts: Facts) -> FromFiles:
+    return FromFiles(folder / "LLM" / TOKENIZER, clip=facts.clip, level=facts.level)
+
+
 def _ends(model: Any) -> tuple[int, ...]:
     """Ids that end a reply. Raises UnsupportedEngine."""
     ends = model.generation_config.eos_token_id
     if ends is None:
         raise UnsupportedEngine("the language model has no token that ends a reply: set its generation_config")
     return tuple(int(each) for each in (ends if isinstance(ends, (list, tuple)) else (ends,)))
-
-
-def _files_digest(cache: ContentCache, files: Sequence[Path]) -> str:
-    """sha256 over the names and contents of files; each is read once per change."""
-    try:
-        lines = [f"{file.parent.name}/{file.name} {cache.file_digest(file)}" for file in files if file.is_file()]
-    except OSError as error:
-        raise EngineError(f"a checkpoint file cannot be read: {error}") from error
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

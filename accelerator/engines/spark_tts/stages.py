@@ -20,13 +20,39 @@ from ...parts.part import Call
 from ...speech import SpeechRequest
 from ...text.check import Unread
 from ...text.segments import Segment, speech_weight, split
-from ..base import Arrays, Job
+from ..base import Arrays, Cloning, Job
+from ..options import SAMPLING, Option
 from .vocabulary import Vocabulary
 
-__all__ = ["CONTROLS", "DECODER", "ENCODER", "Own", "SparkStages", "Spoken", "cut", "style", "unspoken", "wav"]
+__all__ = [
+    "CLONING",
+    "CONTROLS",
+    "DECODER",
+    "ENCODER",
+    "GENDERS",
+    "LEVELS",
+    "OPTIONS",
+    "SILENT_S",
+    "Own",
+    "SparkStages",
+    "Spoken",
+    "cut",
+    "style",
+    "unspoken",
+    "wav",
+]
 
 ENCODER, DECODER = "encoder", "decoder"
 CONTROLS = ("gender", "pitch", "speed")
+GENDERS, LEVELS = ("female", "male"), ("very_low", "low", "moderate", "high", "very_high")  # in the order of tokens
+OPTIONS: Mapping[str, Option] = {
+    "gender": Option(str, "who speaks, with pitch and speed; instead of a recording", choices=GENDERS),
+    "pitch": Option(str, "how high, with gender and speed", choices=LEVELS),
+    "speed": Option(str, "how fast, with gender and pitch", choices=LEVELS),
+    **{name: option for name, option in SAMPLING.items() if name != "repetition_penalty"},  # the engine has none
+}
+CLONING = Cloning("useful", (0.2, 60.0))  # a minute is 3,000 tokens of the prompt
+SILENT_S = 0.3  # a window that is digitally silent for longer is a pause only if the original agrees
 _COMFORTABLE, _LONGEST = 200, 400  # letters; 400 take about half of the 60 s that a reply may last
 _SOON = 80  # letters of a stream's first segment, at most if a clause ends there
 _LETTERS_A_SECOND = 40.0  # people speak 12 to 20: faster nobody does
@@ -102,8 +128,10 @@ def unspoken(text: str) -> str:
     return f"the engine produced no audio for {text!r}: try another seed, text or reference"
 
 
-def cut(text: str, *, soon: bool = False) -> list[Segment]:
-    """A text in segments."""
+def cut(text: str, *, soon: bool = False, whole: bool = False) -> list[Segment]:
+    """A text in segments; or all of it as one."""
+    if whole:
+        return [Segment(text, 0.0, 0)]
     return split(text, comfortable=_COMFORTABLE, longest=_LONGEST, first=_SOON if soon else None)
 
 
