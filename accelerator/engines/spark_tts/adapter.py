@@ -19,6 +19,7 @@ from ...errors import GenerationError, UnsupportedEngine
 from ...export.component import Component
 from ...export.trace import Trace
 from ...hardware.forks import Lock
+from ...hardware.pages import return_freed
 from ...inference.sequence import Batching
 from ...parts import llama
 from ...parts.backends import onnx_runtime
@@ -372,14 +373,21 @@ class SparkAdapter:
         )
 
     def _load_encoder(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
-        # A voice is encoded once: what its activations took is given back.
-        said, who = (
-            Session(paths[name] / f"{name}.onnx", replace(options, arena=False)) for name in (ENCODER, SPEAKER)
-        )
+        # Opened for each recording, and closed: it has most of the engine's weights, and is needed once for a voice. In
+        # the mapped file they cost nothing to open; so many frames at a time are as fast without packing them.
+        plain = replace(options, arena=False, prepack=False)
+
+        def session(name: str) -> Session:
+            return Session(paths[name] / f"{name}.onnx", plain)
+
+        for name in (ENCODER, SPEAKER):  # what cannot be opened is to be known now
+            session(name)
 
         def encode(audio: np.ndarray, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            semantics = said.run({"values": self._reading.values(audio)})[0][0]
-            return semantics, who.run({"clip": np.ascontiguousarray(clip, np.float32)[None]})[0][0]
+            semantics = session(ENCODER).run({"values": self._reading.values(audio)})[0][0]
+            codes = session(SPEAKER).run({"clip": np.ascontiguousarray(clip, np.float32)[None]})[0][0]
+            return_freed()
+            return semantics, codes
 
         return encode
 
