@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from ...errors import GenerationError, UnsupportedEngine
 from ...export.component import Component
 from ...export.trace import Trace
 from ...hardware.forks import Lock
-from ...hardware.pages import return_freed
 from ...inference.sequence import Batching
 from ...parts import llama
 from ...parts.backends import onnx_runtime
@@ -34,11 +32,12 @@ from ...speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
 from ..base import Bound, Cloning, tensors_digest
 from ..options import Option
 from ..shadow import shadow
-from . import examples
+from . import encoder, examples
 from .folder import TOKENIZER
 from .folder import digest as files_digest
 from .known import Facts, Memory, code_of
 from .language_model import generating, most_tokens, seconds_a_token
+from .modules import Made
 from .reading import FromFiles, InEngine, Reading, alike
 from .stages import CLONING, DECODER, ENCODER, OPTIONS, SILENT_S, SparkStages, Spoken, cut, style, unspoken, wav
 from .stored import Late, OnDisk, Shape, check_folder, held, opened, shape_of
@@ -46,7 +45,6 @@ from .vocabulary import Vocabulary
 
 __all__ = ["SparkAdapter"]
 
-SPEAKER = "speaker"  # the graph of who speaks, beside that of what is said
 _MOST_TOKENS = 3000  # of a reply: the engine's own limit, a minute
 _PROOF_TOKENS = 96
 _PROBED_CODES, _PROBED_S = 100, 2.0  # two seconds for the codec
@@ -146,7 +144,7 @@ class SparkAdapter:
                 "reference",
                 original=self._encode_in_torch,
                 probe=self._probe_encoder,
-                backends=(onnx_runtime((self._speaker(), self._encoder()), self._load_encoder),),
+                backends=(onnx_runtime(self._encoder(), self._load_encoder),),
                 check=self._check_codes,
             ),
             Part(
@@ -324,72 +322,36 @@ class SparkAdapter:
     def _bicodec(self) -> Any:
         return held(self.engine.audio_tokenizer.model)
 
-    def _tokenizer(self) -> Any:
-        return self.engine.audio_tokenizer
-
     def _wav2vec2(self) -> Any:
         return held(self.engine.audio_tokenizer.feature_extractor)
 
-    def _traced(self, name: str, kind: str, *owners: Callable[[], Any], **how: Any) -> Component:
-        return traced(
-            name,
-            functools.partial(_made, kind, *owners),
-            self._identities["audio"],
-            {"part": name, "transformers": importlib.metadata.version("transformers"), "engine": self._facts.code},
-            **how,
-        )
+    def _config(self, name: str) -> Mapping[str, Any]:
+        """Of a traced component: what shapes its graph beside the weights and the code here."""
+        return {"part": name, "transformers": importlib.metadata.version("transformers"), "engine": self._facts.code}
 
-    def _encoder(self) -> Component:
-        return self._traced(
-            ENCODER,
-            "Semantics",
+    def _encoder(self) -> tuple[Component, ...]:
+        return encoder.components(
+            lambda: self.engine.audio_tokenizer,
             self._wav2vec2,
             self._bicodec,
-            inputs={"values": {1: "samples"}},
-            outputs=("semantics",),
-            examples=functools.partial(examples.said, self._tokenizer, self.sample_rate),
-            codes_equal=0.99,
-        )
-
-    def _speaker(self) -> Component:
-        return self._traced(
-            SPEAKER,
-            "Globals",
-            self._bicodec,
-            inputs={"clip": {1: "samples"}},
-            outputs=("codes",),
-            examples=functools.partial(examples.who, self._tokenizer, self.sample_rate),
-            codes_equal=0.99,
+            self.sample_rate,
+            self._identities["audio"],
+            self._config,
         )
 
     def _decoder(self) -> Component:
-        return self._traced(
+        return traced(
             DECODER,
-            "Audio",
-            self._bicodec,
+            Made("Audio", self._bicodec),
+            self._identities["audio"],
+            self._config(DECODER),
             inputs={"semantics": {1: "frames"}, "codes": {}},
             outputs=("audio",),
             examples=functools.partial(examples.decoded, self._decode_in_torch, self.sizes, self.count),
         )
 
     def _load_encoder(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
-        # Opened for each recording, and closed: it has most of the engine's weights, and is needed once for a voice. In
-        # the mapped file they cost nothing to open; so many frames at a time are as fast without packing them.
-        plain = replace(options, arena=False, prepack=False)
-
-        def session(name: str) -> Session:
-            return Session(paths[name] / f"{name}.onnx", plain)
-
-        for name in (ENCODER, SPEAKER):  # what cannot be opened is to be known now
-            session(name)
-
-        def encode(audio: np.ndarray, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            semantics = session(ENCODER).run({"values": self._reading.values(audio)})[0][0]
-            codes = session(SPEAKER).run({"clip": np.ascontiguousarray(clip, np.float32)[None]})[0][0]
-            return_freed()
-            return semantics, codes
-
-        return encode
+        return encoder.load_encoder(paths, options, self._reading.values)
 
     def _load_decoder(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         session = Session(paths[DECODER] / f"{DECODER}.onnx", options)
@@ -406,20 +368,6 @@ class _Copy(OnDisk):
             object.__setattr__(self, name, value)
         else:
             setattr(self.get(), name, value)
-
-
-class _Made:
-    """`traceable.made`, of which `export.sources` finds the code, and PyTorch, when it is called."""
-
-    __module__ = f"{__package__}.traceable"
-
-    def __call__(self, kind: str, *owners: Callable[[], Any]) -> Any:
-        from . import traceable
-
-        return traceable.made(getattr(traceable, kind), *owners)
-
-
-_made = _Made()
 
 
 def _facts(engine: Any, shell: Any, shape: Shape) -> Facts:
