@@ -86,8 +86,8 @@ def recording(scratch: Path, number: int = 0) -> Path:
     if not path.is_file():
         t = np.arange(int(RECORDED_S * _RATE)) / _RATE
         phase = 2 * np.pi * ((110 + 7 * number) * t + 1.5 * np.sin(3 * t))
-        voiced = sum(np.sin(k * phase) / k for k in range(1, 60)) * (0.6 + 0.4 * np.sin(2 * np.pi * 4 * t))
-        audio = 0.2 * voiced + 0.02 * np.random.default_rng(number).standard_normal(len(t))
+        voiced = sum(np.sin(k * phase) / (3 + k) for k in range(1, 60)) * (0.6 + 0.4 * np.sin(2 * np.pi * 4 * t))
+        audio = 0.2 * voiced + 0.001 * np.random.default_rng(number).standard_normal(len(t))
         write_wav(path, audio.astype(np.float32), _RATE)
     return path
 
