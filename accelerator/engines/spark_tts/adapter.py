@@ -14,7 +14,7 @@ import numpy as np
 from ...audio.checks import check_audio
 from ...audio.reference import Reference
 from ...cache import ContentCache
-from ...errors import GenerationError, UnsupportedEngine
+from ...errors import EngineError, GenerationError, UnsupportedEngine
 from ...export.component import Component
 from ...export.trace import Trace
 from ...hardware.forks import Lock
@@ -30,11 +30,12 @@ from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
 from ..base import Bound, Cloning, tensors_digest
+from ..changes import Watched
 from ..options import Option
 from ..shadow import shadow
 from . import encoder, examples
-from .folder import TOKENIZER
 from .folder import digest as files_digest
+from .folder import tokenizer
 from .known import Facts, Memory, code_of
 from .language_model import generating, most_tokens, seconds_a_token
 from .modules import Made
@@ -79,6 +80,7 @@ class SparkAdapter:
                 for name, tensor in module.state_dict().items()
             ),
         )
+        self._watched += tuple((each, Watched(each), _trains(each)) for each in self._modules())
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, *, cache: ContentCache | None = None) -> SparkAdapter:
@@ -96,8 +98,9 @@ class SparkAdapter:
         else:
             own, shell, shape = opened(folder)
             engine = Late(lambda: own)
+            engine()
             facts, reading = _facts(own, shell, shape), InEngine(engine)
-            with contextlib.suppress(OSError, ValueError, ImportError):
+            with contextlib.suppress(EngineError):
                 files = _from_files(folder, facts)
                 if alike(reading, files, facts.count, facts.sample_rate):
                     memory.write(facts)
@@ -118,6 +121,7 @@ class SparkAdapter:
     ) -> None:
         """model, audio: digests of the weights."""
         self._engine, self._facts, self._reading = engine, facts, reading
+        self._watched: tuple[tuple[Any, Watched, bool], ...] = ()  # of modules on disk nothing can change
         self.sizes, self.count, self.reach = facts.sizes, facts.count, facts.reach
         self._drawing = Lock()  # PyTorch's random state is one for the whole process
         self._identities = {"model": functools.cache(model), "audio": functools.cache(audio)}
@@ -152,7 +156,7 @@ class SparkAdapter:
                 "generate",
                 original=self._generate_in_torch,
                 probe=lambda call: seconds_a_token(call, self._proof_prompt()),
-                backends=causal_backends(self._language_model(), self._load_language_model),
+                backends=causal_backends(self.language_model(self.trace), self._load_language_model),
                 streams=True,
             ),
             Part(
@@ -172,6 +176,21 @@ class SparkAdapter:
             return routed(self, calls)
 
         return Bound(copy() if self._engine.there else _Copy(copy), SparkStages(self, calls))
+
+    def outdated(self) -> str | None:
+        """Why the parts, made when the engine was wrapped, are not what it would say now; None if they are."""
+        if not self._watched:
+            return None
+        for now, (module, watched, trained) in zip(self._modules(), self._watched, strict=False):
+            if now is not module or watched.changed():
+                return "the engine's weights were changed after it was wrapped: wrap the engine again"
+            if _trains(module) and not trained:
+                return "the engine is in training mode, which its exports do not know: call eval() on its modules"
+        return None
+
+    def check(self) -> None:
+        if (reason := self.outdated()) is not None:
+            raise EngineError(reason)
 
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(self._reading.tokens())
@@ -232,8 +251,7 @@ class SparkAdapter:
         """Let the weights go, if they can be read again: those of a running engine are the user's."""
         if not self._engine.there:
             return True
-        audio = self.engine.audio_tokenizer
-        modules = [each for each in (self.engine.model, audio.model, audio.feature_extractor) if type(each) is OnDisk]
+        modules = [each for each in self._modules() if type(each) is OnDisk]
         for module in modules:
             module.release()
         return bool(modules)
@@ -248,19 +266,34 @@ class SparkAdapter:
                 torch.manual_seed(seed)
             yield
 
+    def _modules(self) -> tuple[Any, Any, Any]:
+        audio = self.engine.audio_tokenizer
+        return self.engine.model, audio.model, audio.feature_extractor
+
+    def _held(self, number: int) -> Any:
+        """A module that is about to be exported: what has changed would be kept under other weights' name."""
+        self.check()
+        return held(self._modules()[number])
+
     # Language model
 
-    def _language_model(self) -> tuple[Component, ...]:
+    def language_model(self, trace: Callable[[], Trace]) -> tuple[Component, ...]:
         return causal_components(
             self.spec,
-            lambda name: llama.weight(held(self.engine.model), name),
+            lambda name: llama.weight(self._held(0), name),
             self._identities["model"],
-            self._trace,
-            dtype=self._facts.dtype,
+            trace,
+            dtype=self.dtype,
         )
 
-    def _trace(self) -> Trace:
-        return llama.record(held(self.engine.model), self.spec, self._proof_prompt(), _PROOF_TOKENS)
+    @property
+    def dtype(self) -> str:
+        """What its language model computes in."""
+        return self._facts.dtype
+
+    def trace(self) -> Trace:
+        """PyTorch's answers that the language model is proven with."""
+        return llama.record(self._held(0), self.spec, self._proof_prompt(), _PROOF_TOKENS)
 
     def _proof_prompt(self) -> np.ndarray:
         return self.prompt(examples.PROOF_TEXT, Spoken(style=("female", "moderate", "moderate")))
@@ -273,11 +306,12 @@ class SparkAdapter:
         resume: Sequence[int] = (),
         batching: Batching = "off",
     ) -> Iterator[int]:
-        """All tokens come at once, at the end."""
         params = params.over(self.defaults)
         if (left := most_tokens(params, self.positions, prompt) - len(resume)) < 1:
             return
         import torch
+
+        from . import pytorch
 
         ids = torch.tensor([[*prompt.tolist(), *resume]])
         options: dict[str, Any] = {"do_sample": False}
@@ -285,11 +319,11 @@ class SparkAdapter:
             options = {"do_sample": True} | {name: getattr(params, name) for name in ("temperature", "top_k", "top_p")}
         if params.repetition_penalty is not None:
             options["repetition_penalty"] = params.repetition_penalty
-        with self._seeded(params.seed):
-            answer = self.engine.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=left, **options
-            )
-        yield from answer[0, ids.shape[1] :].tolist()
+        options |= {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": left}
+        yield from pytorch.tokens(
+            lambda criteria: self.engine.model.generate(stopping_criteria=criteria, **options),
+            lambda: self._seeded(params.seed),
+        )
 
     def _load_language_model(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         return generating(load_causal(paths, options), self.defaults)
@@ -320,10 +354,10 @@ class SparkAdapter:
         return seconds(call, *self.heard(Reference(audio, self.sample_rate, "", "")))
 
     def _bicodec(self) -> Any:
-        return held(self.engine.audio_tokenizer.model)
+        return self._held(1)
 
     def _wav2vec2(self) -> Any:
-        return held(self.engine.audio_tokenizer.feature_extractor)
+        return self._held(2)
 
     def _config(self, name: str) -> Mapping[str, Any]:
         """Of a traced component: what shapes its graph beside the weights and the code here."""
@@ -347,8 +381,12 @@ class SparkAdapter:
             self._config(DECODER),
             inputs={"semantics": {1: "frames"}, "codes": {}},
             outputs=("audio",),
-            examples=functools.partial(examples.decoded, self._decode_in_torch, self.sizes, self.count),
+            examples=self.decoded,
         )
+
+    def decoded(self) -> Iterator[examples.Example]:
+        """Codes and PyTorch's audio that the decoder is proven with."""
+        return examples.decoded(self._decode_in_torch, self.sizes, self.count)
 
     def _load_encoder(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         return encoder.load_encoder(paths, options, self._reading.values)
@@ -389,7 +427,12 @@ def _facts(engine: Any, shell: Any, shape: Shape) -> Facts:
 
 
 def _from_files(folder: Path, facts: Facts) -> FromFiles:
-    return FromFiles(folder / "LLM" / TOKENIZER, clip=facts.clip, level=facts.level)
+    """Raises EngineError."""
+    return FromFiles(tokenizer(folder), clip=facts.clip, level=facts.level)
+
+
+def _trains(module: Any) -> bool:
+    return any(each.training for each in module.modules())
 
 
 def _ends(model: Any) -> tuple[int, ...]:

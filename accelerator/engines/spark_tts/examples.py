@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["PROOF_TEXT", "codes", "decoded", "in_engine", "noise", "said", "values", "who"]
+__all__ = ["PROOF_TEXT", "Example", "codes", "decoded", "encoded", "in_engine", "noise", "said", "values", "who"]
 
 PROOF_TEXT = "The quick brown fox jumps over the lazy dog."
 
@@ -47,18 +47,19 @@ def in_engine(tokenizer: Any, audio: np.ndarray, clip: np.ndarray) -> tuple[np.n
 def said(tokenizer: Callable[[], Any], rate: int) -> Iterator[Example]:
     """Values for wav2vec2, and the engine's semantic codes."""
     own = tokenizer()
-    for audio, semantics, _ in _encoded(own, rate):
+    for audio, semantics, _ in encoded(own, rate):
         yield (values(own.processor, audio, rate),), semantics[None]
 
 
 def who(tokenizer: Callable[[], Any], rate: int) -> Iterator[Example]:
     """Clips, and the engine's codes of who speaks."""
     own = tokenizer()
-    for audio, _, codes in _encoded(own, rate):
+    for audio, _, codes in encoded(own, rate):
         yield (_clip(own, audio)[None],), codes[None]
 
 
-def _encoded(tokenizer: Any, rate: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def encoded(tokenizer: Any, rate: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Recordings float64 [n], and the engine's codes: semantic int64 [T], of who speaks int64 [G]."""
     for seconds in _SECONDS:
         audio = noise(seconds, rate)
         yield (audio, *in_engine(tokenizer, audio, _clip(tokenizer, audio)))

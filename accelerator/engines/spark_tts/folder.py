@@ -68,7 +68,10 @@ def tokenizer(folder: Path) -> Any:
         raise EngineError("speaking from a converted Spark-TTS needs tokenizers: pip install tokenizers") from error
     if not path.is_file():
         raise EngineError(f"{path} is missing: convert the checkpoint again")
-    return Tokenizer.from_file(str(path))
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # it has no type of its own
+        raise EngineError(f"{path} cannot be read: {error}") from error
 
 
 def digest(cache: ContentCache, files: Iterable[Path]) -> str:

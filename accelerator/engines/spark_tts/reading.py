@@ -9,7 +9,6 @@ Importing an engine takes seconds, and PyTorch with it. So what was seen to be t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,16 +68,11 @@ class InEngine:
 
 
 class FromFiles:
-    """tokenizer: a tokenizer.json. clip: samples of a recording that say who speaks. level: whether it is brought to
-    one. Raises OSError, ValueError for a file that is none."""
+    """tokenizer: of `folder.tokenizer`. clip: samples of a recording that say who speaks. level: whether recordings are
+    brought to one."""
 
-    def __init__(self, tokenizer: Path, *, clip: int, level: bool) -> None:
-        from tokenizers import Tokenizer
-
-        if not tokenizer.is_file():
-            raise FileNotFoundError(f"there is no {tokenizer}")
-        self._tokenizer: Any = Tokenizer.from_file(str(tokenizer))
-        self._clip, self._level = clip, level
+    def __init__(self, tokenizer: Any, *, clip: int, level: bool) -> None:
+        self._tokenizer, self._clip, self._level = tokenizer, clip, level
 
     def tokens(self) -> Mapping[str, int]:
         found: Mapping[str, int] = self._tokenizer.get_vocab()

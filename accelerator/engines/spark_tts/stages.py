@@ -84,6 +84,10 @@ class Own(Protocol):
     reach: int | None  # codes to both sides that a code's audio depends on
     unit_s: float  # seconds of audio of a semantic token
 
+    def check(self) -> None:
+        """Raises EngineError where the parts are not the engine's any more."""
+        ...
+
     def vocabulary(self) -> Vocabulary: ...
 
     def heard(self, reference: Reference) -> tuple[np.ndarray, np.ndarray]:
@@ -159,11 +163,13 @@ class SparkStages:
         return speech_weight(text) / _LETTERS_A_SECOND
 
     def encode(self, reference: Reference) -> Arrays:
+        self._own.check()
         semantics, codes = self._calls[ENCODER](*self._own.heard(reference))
         return {"semantics": semantics, "codes": codes}
 
     def voice(self, request: SpeechRequest, kept: Arrays | None) -> Spoken:
         described = style(request)
+        self._own.check()
         if described is not None:
             return Spoken(style=described)
         assert kept is not None

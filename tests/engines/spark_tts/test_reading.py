@@ -14,18 +14,21 @@ from accelerator.audio.reference import Reference
 from accelerator.cache import ContentCache
 from accelerator.engines.spark_tts import SparkAdapter, known
 from accelerator.engines.spark_tts.examples import noise
+from accelerator.engines.spark_tts.folder import tokenizer
 from accelerator.engines.spark_tts.known import Facts, Memory, code_of
 from accelerator.engines.spark_tts.reading import FromFiles, InEngine, alike
 from accelerator.engines.spark_tts.stages import Spoken
+from accelerator.errors import EngineError
 from tests.engines.spark_tts.double import RATE
 
 CLIP = 6 * RATE
 
 
 @pytest.fixture
-def tokenizer(convertible: Any, tmp_path: Path) -> Path:
+def place(convertible: Any, tmp_path: Path) -> Path:
+    """A folder with the double's tokenizer."""
     convertible.tokenizer.save_pretrained(tmp_path / "LLM")
-    return tmp_path / "LLM" / "tokenizer.json"
+    return tmp_path
 
 
 @pytest.fixture
@@ -33,8 +36,8 @@ def facts(convertible: Any) -> Facts:
     return SparkAdapter(convertible)._facts
 
 
-def test_files_say_what_the_engine_says(convertible: Any, tokenizer: Path) -> None:
-    own, files = InEngine(lambda: convertible), FromFiles(tokenizer, clip=CLIP, level=True)
+def test_files_say_what_the_engine_says(convertible: Any, place: Path) -> None:
+    own, files = InEngine(lambda: convertible), FromFiles(tokenizer(place), clip=CLIP, level=True)
     assert alike(own, files, 4, RATE)
     voice = Spoken(np.array([1, 2, 3, 0]), np.array([5, 6]), "It says so.")
     np.testing.assert_array_equal(own.prompt("one two", voice), files.prompt("one two", voice))
@@ -45,9 +48,9 @@ def test_files_say_what_the_engine_says(convertible: Any, tokenizer: Path) -> No
 
 
 @pytest.mark.parametrize("odd", ["clip", "level", "prompt", "values", "tokens"])
-def test_what_is_read_otherwise_is_noticed(convertible: Any, tokenizer: Path, odd: str) -> None:
+def test_what_is_read_otherwise_is_noticed(convertible: Any, place: Path, odd: str) -> None:
     own = InEngine(lambda: convertible)
-    files = FromFiles(tokenizer, clip=CLIP - (odd == "clip"), level=odd != "level")
+    files = FromFiles(tokenizer(place), clip=CLIP - (odd == "clip"), level=odd != "level")
     if odd == "prompt":
         files.prompt = lambda text, voice: own.prompt(text.strip(), voice)  # type: ignore[method-assign]
     elif odd == "values":
@@ -58,23 +61,27 @@ def test_what_is_read_otherwise_is_noticed(convertible: Any, tokenizer: Path, od
 
 
 def test_a_file_that_is_none_is_said(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        FromFiles(tmp_path / "tokenizer.json", clip=CLIP, level=True)
+    with pytest.raises(EngineError, match=r"tokenizer\.json is missing"):
+        tokenizer(tmp_path)
+    (tmp_path / "LLM").mkdir()
+    (tmp_path / "LLM" / "tokenizer.json").write_text("{}")
+    with pytest.raises(EngineError, match=r"tokenizer\.json cannot be read"):
+        tokenizer(tmp_path)
 
 
 def test_facts_are_remembered_for_these_files_and_this_code(
-    facts: Facts, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    facts: Facts, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache, place = ContentCache(tmp_path / "cache"), tmp_path / "package"
-    place.mkdir()
-    (place / "model.py").write_text("one = 1")
-    monkeypatch.setattr(known, "_place", lambda package: place if package == "sparktts" else None)
+    cache, code = ContentCache(tmp_path / "cache"), tmp_path / "package"
+    code.mkdir()
+    (code / "model.py").write_text("one = 1")
+    monkeypatch.setattr(known, "_place", lambda package: code if package == "sparktts" else None)
     memory = Memory(cache, tmp_path)
     assert memory.read() is None
     memory.write(facts)
     assert memory.read() == facts
     assert Memory(ContentCache(tmp_path / "cache"), tmp_path).read() == facts, "by another process, too"
-    (place / "model.py").write_text("one = 2")
+    (code / "model.py").write_text("one = 2")
     assert memory.read() is None, "the engine has changed"
     memory.write(facts)
     config = tmp_path / "LLM" / "config.json"
@@ -86,7 +93,7 @@ def test_facts_are_remembered_for_these_files_and_this_code(
 
 
 def test_a_note_of_something_else_is_none(
-    facts: Facts, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    facts: Facts, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(known, "_place", lambda package: tmp_path / "LLM")
     cache = ContentCache(tmp_path / "cache")
