@@ -14,9 +14,10 @@ import numpy as np
 from ..audio.files import write_wav
 from ..errors import EngineError
 
-__all__ = ["Arm", "Cloning", "Given", "Peers", "package", "recording", "version"]
+__all__ = ["SAID", "Arm", "Cloning", "Given", "Peers", "package", "recording", "version"]
 
 RECORDED_S = 10.0
+SAID = "Ah."  # a transcript: nothing depends on what is in it
 _RATE = 16_000  # of recordings
 
 
@@ -39,8 +40,8 @@ class Arm(Protocol):
 class Cloning(Arm, Protocol):
     """An arm that speaks as `recording(scratch)`."""
 
-    def encode(self, path: Path) -> None:
-        """Do what is done once for a recording, of which nothing is known yet."""
+    def encode(self, path: Path, said: str) -> None:
+        """Do what is done once for a recording, of which nothing is known yet. said: its transcript, if it has one."""
         ...
 
 

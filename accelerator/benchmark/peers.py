@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..errors import InvalidOption
+from .peer import SAID
 from .peers_arms import OURS, PEERS
 from .peers_teams import OneByOne, Resident
 from .plan import TEXT
@@ -67,6 +68,7 @@ MEASURES: Mapping[str, Measure] = {
     "known": Measure("real-time factor, 19 words, a known voice", TEXT, cloning=True),
     "known-first": Measure("first audio of these", TEXT, "s", "stream", cloning=True),
     "voice": Measure("a new voice of 10 s", "", "s", "encode", cloning=True),
+    "voice-said": Measure("a new voice of 10 s and its transcript", SAID, "s", "encode", cloning=True),
 }
 
 

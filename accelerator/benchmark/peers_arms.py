@@ -86,10 +86,10 @@ class _OursCloning(_Ours):
             raise EngineError(f"PyTorch had to take over: {failed[0]}")
         return spoken.audio
 
-    def encode(self, path: Path) -> None:
+    def encode(self, path: Path, said: str) -> None:
         stages = self._optimizer._bound.stages
         assert stages is not None
-        stages.encode(load_reference(path, sample_rate=self.sample_rate))
+        stages.encode(load_reference(path, said, sample_rate=self.sample_rate))
 
 
 class _Piper:

@@ -43,7 +43,8 @@ class Shipped:
     def stream(self, text: str, *, raw: bool) -> Iterator[np.ndarray]:
         yield self.whole(text)
 
-    def encode(self, path: Path) -> None:
+    def encode(self, path: Path, said: str) -> None:
+        """It encodes all of a recording, whether what is said will be needed or not."""
         import torch
 
         with torch.no_grad():  # as its `inference` does

@@ -61,7 +61,7 @@ class PeersWorker:
         assert self._arm is not None
         asked, begun = MEASURES[measure], time.perf_counter()
         if asked.how == "encode":
-            return self._encoded()
+            return self._encoded(asked.text)
         if asked.how == "whole":
             samples = self._arm.whole(asked.text)
             return (time.perf_counter() - begun) * self._arm.sample_rate / len(samples)
@@ -73,11 +73,11 @@ class PeersWorker:
             raise RuntimeError("there was no audio in its stream")
         return first
 
-    def _encoded(self) -> float:
+    def _encoded(self, said: str) -> float:
         self._recordings += 1
         path = recording(self._scratch, self._recordings)
         begun = time.perf_counter()
-        cast(Cloning, self._arm).encode(path)
+        cast(Cloning, self._arm).encode(path, said)
         return time.perf_counter() - begun
 
     def memory(self) -> dict[str, int]:

@@ -98,7 +98,7 @@ class Dispatcher:
     def knows_voice(self, request: SpeechRequest) -> bool:
         """Whether nothing has to be made of a request's recording any more."""
         stages, reference = self.bound.stages, request.reference
-        return reference is None or (stages is not None and self.voices.knows(reference))
+        return reference is None or (stages is not None and self.voices.knows(reference, stages))
 
     def kept(self, request: SpeechRequest, meter: Meter) -> Arrays | None:
         """The encoded form of a request's reference recording; each recording is encoded once."""
@@ -237,21 +237,22 @@ class Voices:
         assert reference is not None
         if (store := self._opened()) is None:
             return stages.encode(reference)
-        if (known := store.get(reference.digest)) is not None:
+        if (known := _found(store, stages, reference)) is not None:
             return known
         # Originals may encode differently from their replacements, so the results are kept apart. What an original
         # encoded because its replacement failed just now is not kept: the next request tries again.
         as_it_was = any(route.prepare().call is None for route in self._routes)
+        name = _names(stages, reference)[-1]
         return store.get_or_encode(
-            f"{reference.digest}-original" if as_it_was else reference.digest,
+            f"{name}-original" if as_it_was else name,
             lambda: stages.encode(reference),
             keep=lambda: as_it_was or not any(meter.by_original(route.part.name) for route in self._routes),
         )
 
-    def knows(self, reference: Reference) -> bool:
+    def knows(self, reference: Reference, stages: Stages) -> bool:
         """Whether a recording was encoded before, by what replaces the encoder."""
         store = self._opened()
-        return store is not None and store.get(reference.digest) is not None
+        return store is not None and _found(store, stages, reference) is not None
 
     def _opened(self) -> VoiceStore | None:
         """None where encoded recordings cannot be kept."""
@@ -278,6 +279,17 @@ class Voices:
             logger.warning("voices are not kept, as their encoder cannot be identified: %s", error)
             return None
         return "-".join(names) or None
+
+
+def _names(stages: Stages, reference: Reference) -> tuple[str, ...]:
+    """Under which a recording may be kept; the last is the one to keep it under."""
+    kept_as = getattr(stages, "kept_as", None)
+    return (reference.digest,) if kept_as is None else tuple(kept_as(reference))
+
+
+def _found(store: VoiceStore, stages: Stages, reference: Reference) -> Arrays | None:
+    names = _names(stages, reference)
+    return next((known for name in names if (known := store.get(name)) is not None), None)
 
 
 def _lazily(speak: Callable[[], Iterator[AudioChunk]]) -> Any:

@@ -61,7 +61,7 @@ def test_as_shipped_its_replies_are_bounded_and_its_model_has_the_dtype(
     assert len(made.whole("Hello.")) == 7
     assert [len(chunk) for chunk in made.stream("Hello.", raw=False)] == [7]
     assert not made.streams
-    made.encode(recording(tmp_path, 3))
+    made.encode(recording(tmp_path, 3), "")
     assert made._engine.tokenized == [tmp_path / "voice-3.wav"]
     assert made.about.startswith(f"Spark-TTS as it ships, its language model in {str(dtype).rpartition('.')[2]}")
     unbounded: Any = open_arm(arm, "spark-tts", Given(checkpoint=Path("DIR"), scratch=tmp_path))

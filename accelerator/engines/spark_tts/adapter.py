@@ -22,7 +22,6 @@ from ...inference.sequence import Batching
 from ...parts import llama
 from ...parts.backends import onnx_runtime
 from ...parts.causal import causal_backends, causal_components, load_causal
-from ...parts.decoding import check_codes
 from ...parts.language_model import LANGUAGE_MODEL
 from ...parts.part import Call, Part, seconds
 from ...parts.traced import traced
@@ -40,7 +39,21 @@ from .known import Facts, Memory, code_of
 from .language_model import generating, most_tokens, seconds_a_token
 from .modules import Made
 from .reading import FromFiles, InEngine, Reading, alike
-from .stages import CLONING, DECODER, ENCODER, OPTIONS, SILENT_S, SparkStages, Spoken, cut, style, unspoken, wav
+from .stages import (
+    CLONING,
+    DECODER,
+    ENCODER,
+    NOTHING,
+    OPTIONS,
+    SILENT_S,
+    SparkStages,
+    Spoken,
+    check_encoded,
+    cut,
+    style,
+    unspoken,
+    wav,
+)
 from .stored import Late, OnDisk, Shape, check_folder, held, opened, shape_of
 from .vocabulary import Vocabulary
 
@@ -330,8 +343,11 @@ class SparkAdapter:
 
     # Codec
 
-    def _encode_in_torch(self, audio: np.ndarray, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return examples.in_engine(self.engine.audio_tokenizer, audio, clip)
+    def _encode_in_torch(self, audio: np.ndarray | None, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """audio: None where only who speaks is of interest."""
+        given = clip.astype(np.float64) if audio is None else audio
+        semantics, codes = examples.in_engine(self.engine.audio_tokenizer, given, clip)
+        return (NOTHING if audio is None else semantics), codes
 
     def _decode_in_torch(self, semantics: np.ndarray, codes: np.ndarray) -> np.ndarray:
         import torch
@@ -346,8 +362,7 @@ class SparkAdapter:
         return examples.codes(length, self.sizes[0]), examples.codes(self.count, self.sizes[1])
 
     def _check_codes(self, answer: tuple[np.ndarray, np.ndarray]) -> None:
-        for codes, size in zip(answer, self.sizes, strict=True):
-            check_codes(codes, size)
+        check_encoded(answer, self.sizes)
 
     def _probe_encoder(self, call: Call) -> float:
         audio = examples.noise(_PROBED_S, self.sample_rate).astype(np.float32)

@@ -28,7 +28,6 @@ from ...hardware import choose_tier, detect
 from ...hardware.forks import Lock
 from ...parts.backends import ONNX_RUNTIME, onnx_runtime
 from ...parts.causal import CAUSAL, EMBEDDINGS, causal_backends, load_causal, stored_components
-from ...parts.decoding import check_codes
 from ...parts.language_model import LANGUAGE_MODEL
 from ...parts.part import Call, Part, seconds
 from ...runtime.onnx import Session
@@ -40,7 +39,19 @@ from . import folder as files
 from .language_model import generating, seconds_a_token
 from .reading import FromFiles
 from .recording import clipped, magnitudes
-from .stages import CLONING, DECODER, ENCODER, OPTIONS, SILENT_S, SparkStages, Spoken, cut, unspoken
+from .stages import (
+    CLONING,
+    DECODER,
+    ENCODER,
+    NOTHING,
+    OPTIONS,
+    SILENT_S,
+    SparkStages,
+    Spoken,
+    check_encoded,
+    cut,
+    unspoken,
+)
 from .vocabulary import Vocabulary
 
 __all__ = ["ConvertedAdapter"]
@@ -187,10 +198,12 @@ class ConvertedAdapter:
         with np.load(self.folder / files.MELS) as constants:
             window, filters = constants["window"], constants["filters"]
 
-        def encode(audio: np.ndarray, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            features = graphs.run("wav2vec2", self._reading.values(audio))
-            latents = graphs.run("encoder", features.transpose(0, 2, 1))
-            semantics = graphs.run("quantizer_tokenize", latents.transpose(0, 2, 1))
+        def encode(audio: np.ndarray | None, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            semantics = NOTHING
+            if audio is not None:
+                features = graphs.run("wav2vec2", self._reading.values(audio))
+                latents = graphs.run("encoder", features.transpose(0, 2, 1))
+                semantics = graphs.run("quantizer_tokenize", latents.transpose(0, 2, 1))
             mels = magnitudes(clip, window, filters, int(said["fft"]), int(said["hop"]))
             codes = graphs.run("speaker_tokenize", mels[None])
             return semantics.reshape(-1), codes.reshape(-1).astype(np.int64)
@@ -214,8 +227,7 @@ class ConvertedAdapter:
         return decode
 
     def _check_codes(self, answer: tuple[np.ndarray, np.ndarray]) -> None:
-        for codes, size in zip(answer, self._said["sizes"], strict=True):
-            check_codes(codes, size)
+        check_encoded(answer, self._said["sizes"])
 
     # Proofs
 

@@ -4,6 +4,8 @@ Most of the engine's weights are here, and a voice is encoded once. So each grap
 that stay in the mapped file: opening costs some hundredths of a second, and for a hundred frames at a time the products
 are as fast without packing them anew. What is said takes two graphs, one after the other.
 
+Who speaks is found in a twentieth of the time of what is said, which is asked for only if somebody wants to know.
+
     first    values -> states          rest  states -> semantics          speaker  clip -> codes
 """
 
@@ -27,7 +29,7 @@ from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
 from . import examples
 from .modules import Made
-from .stages import ENCODER
+from .stages import ENCODER, NOTHING
 
 __all__ = ["components", "load_encoder"]
 
@@ -109,11 +111,11 @@ def load_encoder(paths: Mapping[str, Path], options: RunOptions, values: Callabl
     for name, place in ((SPEAKER, paths[SPEAKER]), (_FIRST, paths[ENCODER]), (_REST, paths[ENCODER])):
         Session(place / f"{name}.onnx", plain)  # what cannot be opened is to be known now
 
-    def encode(audio: np.ndarray, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        semantics = _said(paths[ENCODER], values(audio), plain)
+    def encode(audio: np.ndarray | None, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        semantics = NOTHING if audio is None else _said(paths[ENCODER], values(audio), plain)[0]
         codes = _run(paths[SPEAKER] / f"{SPEAKER}.onnx", "clip", np.asarray(clip, np.float32)[None], plain)
         return_freed()
-        return semantics[0], codes[0]
+        return semantics, codes[0]
 
     return encode
 

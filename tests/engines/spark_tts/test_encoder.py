@@ -14,7 +14,8 @@ import pytest
 from accelerator import UniversalOptimizer
 from accelerator.engines.spark_tts import encoder
 from accelerator.engines.spark_tts.examples import noise
-from accelerator.errors import SessionError
+from accelerator.engines.spark_tts.stages import NOTHING, check_encoded
+from accelerator.errors import BadOutput, SessionError
 from accelerator.runtime.onnx import Session
 from accelerator.runtime.options import RunOptions
 from tests.engines.spark_tts.double import RATE
@@ -36,6 +37,10 @@ def test_what_is_said_and_by_whom_is_the_engines(fast: UniversalOptimizer, paths
         for own, codes in zip(adapter._encode_in_torch(audio, clip), call(audio, clip), strict=True):
             np.testing.assert_array_equal(codes, own)
             assert codes.dtype == np.int64
+        unsaid, who = call(None, clip)
+        assert unsaid is NOTHING
+        np.testing.assert_array_equal(who, call(audio, clip)[1])
+        assert adapter._encode_in_torch(None, clip)[0] is NOTHING
 
 
 def test_no_graph_stays_in_memory(
@@ -67,3 +72,12 @@ def test_what_cannot_be_opened_is_known_when_it_is_loaded(paths: Mapping[str, Pa
     (tmp_path / "first.onnx").write_bytes(b"no graph")
     with pytest.raises(SessionError, match=r"cannot load first\.onnx"):
         encoder.load_encoder({**paths, "encoder": tmp_path}, RunOptions(), lambda audio: audio)
+
+
+def test_codes_that_cannot_be_right_are_refused() -> None:
+    good = np.array([0, 3])
+    check_encoded((good, good), (4, 4))
+    check_encoded((NOTHING, good), (4, 4))
+    for answer in ((np.array([4]), good), (good, np.array([-1])), (np.zeros(0, np.int64), good)):
+        with pytest.raises(BadOutput):
+            check_encoded(answer, (4, 4))
