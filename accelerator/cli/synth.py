@@ -152,13 +152,12 @@ def synth(
     with out.progress() as progress:
         optimizer = engines.open_engine(out, engine, size, checkpoint, progress=progress, **options)
         with optimizer:
-            with_voice = reference is not None
             growing = _Growing(output, format, at_once=stream)
             own = engines.own_options(optimizer.adapter, written)
             asked = {"voice": voice, "unspeakable": unspeakable.value, "eager": stream, **sampling, **own}
             asked["on_restart"] = None if stream else growing.restart
-            optimizer.stream(text, reference, reference_text, **asked)  # refused now, not after minutes of exporting
-            engines.prepare(optimizer, encoder=with_voice)  # before the clock of the request starts
+            asked_now = optimizer.stream(text, reference, reference_text, **asked)  # refused before minutes of exports
+            engines.prepare(optimizer, encoder=not asked_now.knows_voice)  # before the clock of the request starts
             speech = optimizer.stream(text, reference, reference_text, **asked)
             progress.speaking(lambda: _so_far(speech))
             result = _speak(out, speech, growing, keep=keep_partial)

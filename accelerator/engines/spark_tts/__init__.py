@@ -3,8 +3,12 @@
     vocabulary  token ids -> numbers of the codebooks, and back
     prompts     the engine's own prompts, of tokens that are known
     grammar     the same where the engine is not there
+    reading     texts and recordings as the engine reads them, by itself or by its files
+    known       what is remembered of a checkpoint, so that the engine need not be opened
     language_model  a prompt -> a reply, token by token
     traceable   its modules so that they can be traced
+    modules     these, made when they are asked for
+    encoder     a recording -> codes, by graphs that are open while they run
     reach       how far the codec looks to both sides
     examples    what these, and the language model, are traced and proven with
     stored      engines that are still on disk, and modules that can be let go and read again

@@ -28,7 +28,6 @@ from ...hardware import choose_tier, detect
 from ...hardware.forks import Lock
 from ...parts.backends import ONNX_RUNTIME, onnx_runtime
 from ...parts.causal import CAUSAL, EMBEDDINGS, causal_backends, load_causal, stored_components
-from ...parts.decoding import check_codes
 from ...parts.language_model import LANGUAGE_MODEL
 from ...parts.part import Call, Part, seconds
 from ...runtime.onnx import Session
@@ -37,10 +36,22 @@ from ...speech import AudioChunk, SamplingParams, SpeechRequest
 from ..base import Bound, Cloning, Job
 from ..options import Option
 from . import folder as files
-from . import grammar
 from .language_model import generating, seconds_a_token
-from .recording import clipped, levelled, magnitudes, standardised
-from .stages import CLONING, DECODER, ENCODER, OPTIONS, SILENT_S, SparkStages, Spoken, cut, unspoken
+from .reading import FromFiles
+from .recording import clipped, magnitudes
+from .stages import (
+    CLONING,
+    DECODER,
+    ENCODER,
+    NOTHING,
+    OPTIONS,
+    SILENT_S,
+    SparkStages,
+    Spoken,
+    check_encoded,
+    cut,
+    unspoken,
+)
 from .vocabulary import Vocabulary
 
 __all__ = ["ConvertedAdapter"]
@@ -69,8 +80,10 @@ class ConvertedAdapter:
         self.positions, self.ends = int(said["positions"]), tuple(said["ends"])
         self.count, self.reach = int(said["voice_codes"]), said["reach"]
         self.defaults = SamplingParams(**said["sampling"])
-        self._tokenizer = files.tokenizer(self.folder)
         files.check(self.folder, [f"{graph}.onnx" for graphs in _GRAPHS.values() for graph in graphs])
+        self._reading = FromFiles(
+            files.tokenizer(self.folder), clip=int(said["clip"]), level=bool(said["volume_normalize"])
+        )
         self._own = {
             ENCODER: self._load_encoder,
             LANGUAGE_MODEL: self._load_language_model,
@@ -139,20 +152,13 @@ class ConvertedAdapter:
         """Files are looked at when they are loaded."""
 
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary(self._tokenizer.get_vocab())
+        return Vocabulary(self._reading.tokens())
 
     def heard(self, reference: Reference) -> tuple[np.ndarray, np.ndarray]:
-        audio = reference.audio.astype(np.float64)
-        audio = levelled(audio) if self._said["volume_normalize"] else audio
-        return audio, self._clip(audio)
+        return self._reading.heard(reference)
 
     def prompt(self, text: str, voice: Spoken) -> np.ndarray:
-        if voice.style is not None:
-            prompt = grammar.controlled(text, *voice.style)
-        else:
-            assert voice.codes is not None
-            prompt = grammar.cloning(text, voice.codes, voice.semantics, voice.text)
-        return np.array(self._tokenizer.encode(prompt).ids, np.int64)
+        return self._reading.prompt(text, voice)
 
     # Parts
 
@@ -193,10 +199,12 @@ class ConvertedAdapter:
         with np.load(self.folder / files.MELS) as constants:
             window, filters = constants["window"], constants["filters"]
 
-        def encode(audio: np.ndarray, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            features = graphs.run("wav2vec2", standardised(audio)[None])
-            latents = graphs.run("encoder", features.transpose(0, 2, 1))
-            semantics = graphs.run("quantizer_tokenize", latents.transpose(0, 2, 1))
+        def encode(audio: np.ndarray | None, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            semantics = NOTHING
+            if audio is not None:
+                features = graphs.run("wav2vec2", self._reading.values(audio))
+                latents = graphs.run("encoder", features.transpose(0, 2, 1))
+                semantics = graphs.run("quantizer_tokenize", latents.transpose(0, 2, 1))
             mels = magnitudes(clip, window, filters, int(said["fft"]), int(said["hop"]))
             codes = graphs.run("speaker_tokenize", mels[None])
             return semantics.reshape(-1), codes.reshape(-1).astype(np.int64)
@@ -220,8 +228,7 @@ class ConvertedAdapter:
         return decode
 
     def _check_codes(self, answer: tuple[np.ndarray, np.ndarray]) -> None:
-        for codes, size in zip(answer, self._said["sizes"], strict=True):
-            check_codes(codes, size)
+        check_encoded(answer, self._said["sizes"])
 
     # Proofs
 

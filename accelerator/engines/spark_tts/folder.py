@@ -67,8 +67,12 @@ def tokenizer(folder: Path) -> Any:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise EngineError("speaking from a converted Spark-TTS needs tokenizers: pip install tokenizers") from error
-    check(folder, [f"{LANGUAGE_MODEL}/{TOKENIZER}"])
-    return Tokenizer.from_file(str(path))
+    if not path.is_file():
+        raise EngineError(f"{path} is missing: convert the checkpoint again")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # it has no type of its own
+        raise EngineError(f"{path} cannot be read: {error}") from error
 
 
 def check(folder: Path, names: Iterable[str]) -> None:

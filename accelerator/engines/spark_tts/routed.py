@@ -28,10 +28,12 @@ _ASKED = {"input_ids", "attention_mask", "do_sample", *_SAMPLING}
 class Wrapped(Protocol):
     """What the copy knows of the engine that was wrapped; its adapter says it."""
 
-    engine: Any
     positions: int  # of the language model
     sizes: tuple[int, int]  # of the semantic codebook, and of the voice's
     count: int  # codes of a voice
+
+    @property
+    def engine(self) -> Any: ...
 
     def outdated(self) -> str | None:
         """Why the parts are not the engine's any more; None if they are."""

@@ -14,7 +14,7 @@ import numpy as np
 from ...audio.reference import Reference
 from ...errors import InvalidOption, InvalidText
 from ...metrics import current_meter
-from ...parts.decoding import Lookahead
+from ...parts.decoding import Lookahead, check_codes
 from ...parts.language_model import LANGUAGE_MODEL
 from ...parts.part import Call
 from ...speech import SpeechRequest
@@ -31,11 +31,13 @@ __all__ = [
     "ENCODER",
     "GENDERS",
     "LEVELS",
+    "NOTHING",
     "OPTIONS",
     "SILENT_S",
     "Own",
     "SparkStages",
     "Spoken",
+    "check_encoded",
     "cut",
     "style",
     "unspoken",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 ENCODER, DECODER = "encoder", "decoder"
+NOTHING = np.zeros(0, np.int64)  # what is said of a recording, if it was not asked for
 CONTROLS = ("gender", "pitch", "speed")
 GENDERS, LEVELS = ("female", "male"), ("very_low", "low", "moderate", "high", "very_high")  # in the order of tokens
 OPTIONS: Mapping[str, Option] = {
@@ -127,6 +130,14 @@ def wav(audio: np.ndarray, sample_rate: int) -> io.BytesIO:
     return io.BytesIO(head + form + struct.pack("<4sI", b"data", len(data)) + data)
 
 
+def check_encoded(answer: tuple[np.ndarray, np.ndarray], sizes: tuple[int, int]) -> None:
+    """Raises BadOutput for what are no codes: of what is said, if it was asked for, and of who says it."""
+    semantics, codes = answer
+    if semantics is not NOTHING:
+        check_codes(semantics, sizes[0])
+    check_codes(codes, sizes[1])
+
+
 def unspoken(text: str) -> str:
     """What to say of a reply without speech."""
     return f"the engine produced no audio for {text!r}: try another seed, text or reference"
@@ -163,9 +174,14 @@ class SparkStages:
         return speech_weight(text) / _LETTERS_A_SECOND
 
     def encode(self, reference: Reference) -> Arrays:
+        """What is said of a recording is in a prompt only behind its transcript: without one it is not looked for."""
         self._own.check()
-        semantics, codes = self._calls[ENCODER](*self._own.heard(reference))
-        return {"semantics": semantics, "codes": codes}
+        whole, clip = self._own.heard(reference)
+        semantics, codes = self._calls[ENCODER](whole if reference.text else None, clip)
+        return {"semantics": semantics, "codes": codes} if reference.text else {"codes": codes}
+
+    def kept_as(self, reference: Reference) -> tuple[str, ...]:
+        return (reference.digest,) if reference.text else (reference.digest, f"{reference.digest}-who")
 
     def voice(self, request: SpeechRequest, kept: Arrays | None) -> Spoken:
         described = style(request)
