@@ -206,11 +206,11 @@ class ConvertedAdapter:
             if audio is not None:
                 features = graphs.run("wav2vec2", self._reading.values(audio))
                 latents = graphs.run("encoder", features.transpose(0, 2, 1))
-                semantics = graphs.run("quantizer_tokenize", latents.transpose(0, 2, 1))
+                semantics = graphs.run("quantizer_tokenize", latents.transpose(0, 2, 1)).reshape(-1)
             mels = magnitudes(clip, window, filters, int(said["fft"]), int(said["hop"]))
             codes = graphs.run("speaker_tokenize", mels[None])
             return_freed()
-            return semantics.reshape(-1), codes.reshape(-1).astype(np.int64)
+            return semantics, codes.reshape(-1).astype(np.int64)
 
         return encode
 
