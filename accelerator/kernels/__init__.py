@@ -12,7 +12,7 @@ compiles them once for a processor with AVX2 or AVX512-VNNI; without, ONNX Runti
 from __future__ import annotations
 
 from .conv.chains import chain
-from .conv.elementwise import snake
+from .conv.elementwise import gelu, snake
 from .conv.layers import Dense, Filter, Mix, Single
 from .conv.minimal import Filters, filters
 from .descriptors import Link
@@ -28,6 +28,7 @@ __all__ = [
     "available",
     "chain",
     "filters",
+    "gelu",
     "kind",
     "multiplies_tiles",
     "snake",
