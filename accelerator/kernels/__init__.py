@@ -16,7 +16,7 @@ from .conv.elementwise import gelu, snake
 from .conv.layers import Dense, Filter, Mix, Single
 from .conv.minimal import Filters, filters
 from .descriptors import Link
-from .features import available, kind, multiplies_tiles
+from .features import available, kind, multiplies_bf16, multiplies_tiles
 
 __all__ = [
     "Dense",
@@ -30,6 +30,7 @@ __all__ = [
     "filters",
     "gelu",
     "kind",
+    "multiplies_bf16",
     "multiplies_tiles",
     "snake",
 ]

@@ -180,7 +180,7 @@ class Snake(NamedTuple):
 
 
 class Gelu(NamedTuple):
-    """y = gelu(x) for float32 x [rows, channels]; y alike, or with `room` rows to a chunk, as a `Mix` has its values."""
+    """y = gelu(x) for float32 x [rows, channels]; y alike, or with `room` rows to a chunk, as values of a `Mix`."""
 
     x: int
     y: int

@@ -26,7 +26,7 @@ class Vocos:
         """adaptive: calls are given norms. Raises SessionError."""
         self._embed = Convolution(tensors, "embed")
         self._blocks = [Block(tensors.within(f"blocks.{i}")) for i in range(blocks)]
-        self._last, self._eps = (tensors("last.weight"), tensors("last.bias")), eps
+        self._scale, self._shift, self._eps = tensors("last.weight"), tensors("last.bias"), eps
         names = () if adaptive else ("norm", *(f"blocks.{i}.norm" for i in range(blocks)))
         self._norms = [np.stack((tensors(f"{name}.weight"), tensors(f"{name}.bias"))) for name in names]
 
@@ -37,8 +37,8 @@ class Vocos:
         return Convolution.takes(tensors, "embed") and all(Linear.takes(tensors.shape(name)) for name in linears)
 
     def __call__(self, x: np.ndarray, push: Push, norms: Norms | None = None) -> np.ndarray:
-        first, *others = self._norms if norms is None else norms
-        x = normalised(self._embed(x, push), *first, self._eps)
+        (scale, shift), *others = self._norms if norms is None else norms
+        x = normalised(self._embed(x, push), scale, shift, self._eps)
         for block, (scale, shift) in zip(self._blocks, others, strict=True):
             x = block(x, scale, shift, self._eps, push)
-        return normalised(x, *self._last, self._eps)
+        return normalised(x, self._scale, self._shift, self._eps)

@@ -25,16 +25,15 @@ class WaveDecoder:
         """config: ups, a (rate, size, pad) for each stage, and dilations. Raises SessionError."""
         self._first = Convolution(tensors, "first")
         self._stages = [
-            Stage(tensors.within(f"stages.{i}"), *up, config["dilations"]) for i, up in enumerate(config["ups"])
+            Stage(tensors.within(f"stages.{i}"), rate, size, pad, config["dilations"])
+            for i, (rate, size, pad) in enumerate(config["ups"])
         ]
         self._last = Last(tensors, "last")
 
     @staticmethod
     def takes(tensors: Tensors, config: Mapping[str, Any]) -> bool:
         """Whether there are kernels for such weights, if there are any at all."""
-        own = (
-            Stage.takes(tensors.within(f"stages.{i}"), rate, pad) for i, (rate, _, pad) in enumerate(config["ups"])
-        )
+        own = (Stage.takes(tensors.within(f"stages.{i}"), rate, pad) for i, (rate, _, pad) in enumerate(config["ups"]))
         return Convolution.takes(tensors, "first") and all(own)
 
     def __call__(self, x: np.ndarray, push: Push) -> np.ndarray:

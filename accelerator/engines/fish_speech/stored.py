@@ -5,7 +5,7 @@ Weights are float32, weight norm folded, and transposed convolutions are convolu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 

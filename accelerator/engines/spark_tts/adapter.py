@@ -27,9 +27,10 @@ from ...inference.transformer import StepTimes
 from ...parts import llama
 from ...parts.backends import onnx_runtime
 from ...parts.causal import causal_backends, causal_components, load_causal
-from ...parts.decoding import check_codes
+from ...parts.decoding import Window, check_codes, overlapping
 from ...parts.language_model import LANGUAGE_MODEL
-from ...parts.part import Call, Part, seconds
+from ...parts.modules import Examples
+from ...parts.part import Backend, Call, Part, seconds
 from ...parts.traced import traced
 from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
@@ -37,7 +38,7 @@ from ...speech import AudioChunk, SamplingParams, SpeechRequest, segment_seed
 from ..base import Bound, Cloning, tensors_digest
 from ..options import SAMPLING, Option
 from ..shadow import shadow
-from . import examples, prompts
+from . import compiled, examples, prompts, weights
 from .routed import DECODER, ENCODER, routed
 from .stages import SparkStages, cut, style, wav
 from .stored import OnDisk, Shape, held, opened, shape_of
@@ -58,7 +59,7 @@ _SOURCES = (
     *("modules.blocks.layers", "modules.blocks.samper", "modules.speaker.speaker_encoder"),
     *("modules.speaker.ecapa_tdnn", "modules.speaker.perceiver_encoder", "modules.speaker.pooling_layers"),
     *("modules.fsq.residual_fsq", "modules.fsq.finite_scalar_quantization"),
-)  # the engine's modules whose code shapes a graph
+)
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -155,7 +156,7 @@ class SparkAdapter:
                 "decode",
                 original=self._decode_in_torch,
                 probe=lambda call: seconds(call, *self._some_codes(_PROBED_CODES)),
-                backends=(onnx_runtime((self._decoder(),), self._load_decoder),),
+                backends=(*self._compiled_decoder(), onnx_runtime((self._decoder(),), self._load_decoder)),
                 check=lambda audio: check_audio(audio, self.sample_rate, silent_s=_SILENT_S),
             ),
         )
@@ -301,7 +302,10 @@ class SparkAdapter:
 
     # Codec
 
-    def _decode_in_torch(self, semantics: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    def _decode_in_torch(self, semantics: np.ndarray, codes: np.ndarray, *, window: Window | None = None) -> np.ndarray:
+        return np.asarray(overlapping(self._detokenized)(semantics, codes, window=window))
+
+    def _detokenized(self, semantics: np.ndarray, codes: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             audio = self.engine.audio_tokenizer.model.detokenize(
                 torch.from_numpy(semantics)[None], torch.from_numpy(codes)[None, None]
@@ -326,17 +330,20 @@ class SparkAdapter:
         return held(self.engine.audio_tokenizer.feature_extractor)
 
     def _traced(self, name: str, kind: Any, *owners: Callable[[], Any], **how: Any) -> Component:
-        audio = type(self.engine.audio_tokenizer).__module__
-        package = audio.rpartition(".models.")[0]
-        builders = tuple(f"{package}.{each}" for each in _SOURCES) if package else (audio,)
         return traced(
             name,
             functools.partial(made, kind, *owners),
             self._identities["audio"],
             {"part": name, "transformers": importlib.metadata.version("transformers")},
-            builders=(kind, *builders),
+            builders=(kind, *self._sources()),
             **how,
         )
+
+    def _sources(self) -> tuple[str, ...]:
+        """The engine's modules whose code shapes a graph."""
+        audio = type(self.engine.audio_tokenizer).__module__
+        package = audio.rpartition(".models.")[0]
+        return tuple(f"{package}.{each}" for each in _SOURCES) if package else (audio,)
 
     def _encoder(self) -> Component:
         return self._traced(
@@ -368,8 +375,19 @@ class SparkAdapter:
             self._bicodec,
             inputs={"semantics": {1: "frames"}, "codes": {}},
             outputs=("audio",),
-            examples=functools.partial(examples.decoded, self._decode_in_torch, self.sizes, self.count),
+            examples=self._decoded(),
         )
+
+    def _compiled_decoder(self) -> tuple[Backend, ...]:
+        def save(path: Path) -> None:
+            weights.save(made(Audio, self._bicodec), path)
+
+        return compiled.backends(
+            save, self._identities["audio"], {"part": DECODER}, self._decoded(), builders=self._sources()
+        )
+
+    def _decoded(self) -> Examples:
+        return functools.partial(examples.decoded, self._detokenized, self.sizes, self.count)
 
     def _load_encoder(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         # A voice is encoded once: what its activations took is given back.
@@ -386,9 +404,11 @@ class SparkAdapter:
 
     def _load_decoder(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         session = Session(paths[DECODER] / f"{DECODER}.onnx", options)
-        return lambda semantics, codes: session.run(
-            {"semantics": np.ascontiguousarray(semantics)[None], "codes": np.ascontiguousarray(codes)[None]}
-        )[0][0]
+        return overlapping(
+            lambda semantics, codes: session.run(
+                {"semantics": np.ascontiguousarray(semantics)[None], "codes": np.ascontiguousarray(codes)[None]}
+            )[0][0]
+        )
 
 
 def _ends(model: Any) -> tuple[int, ...]:

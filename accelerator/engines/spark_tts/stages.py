@@ -14,7 +14,7 @@ import numpy as np
 from ...audio.reference import Reference
 from ...errors import InvalidOption, InvalidText
 from ...metrics import current_meter
-from ...parts.decoding import Lookahead
+from ...parts.decoding import Lookahead, Window
 from ...parts.language_model import LANGUAGE_MODEL
 from ...parts.part import Call
 from ...speech import SpeechRequest
@@ -207,6 +207,6 @@ class _Heard:
             self._found = np.append(self._found, self._vocabulary.globals(units))
         return self._ahead.push(list(self._vocabulary.semantics(units)[:, None]), final=final)
 
-    def _decode(self, semantics: np.ndarray) -> np.ndarray:
+    def _decode(self, window: Window) -> np.ndarray:
         codes = self._found[: self._count] if self._codes is None else self._codes
-        return np.asarray(self._call(semantics[0], codes))
+        return np.asarray(self._call(window.units[0], codes, window=window))

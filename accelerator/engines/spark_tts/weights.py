@@ -16,19 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import ExportError
 from ...parts.codec_file import EPS, CodecFile
-from .traceable import Audio
 
 __all__ = ["save"]
 
 _TRIPLED = 3.0
 
 
-def save(audio: Audio, path: Path) -> None:
-    """Write the file. audio: as `traceable.made` makes it. Raises ExportError for a codec that is built otherwise."""
+def save(audio: nn.Module, path: Path) -> None:
+    """Write the file. audio: an `Audio` that `traceable.made` made. Raises ExportError for another codec."""
     try:
         with torch.no_grad():
             _save(audio, path)
@@ -55,7 +54,10 @@ def _save(audio: Any, path: Path) -> None:
     wave = CodecFile()
     ups, config["dilations"] = wave.decoder(audio.decoder.model)
     config["ups"] = [[int(up.stride[0]), int(up.kernel_size[0]), int(up.padding[0])] for up in ups]
-    if any(size - 2 * pad != rate or int(up.output_padding[0]) for up, (rate, size, pad) in zip(ups, config["ups"], strict=True)):
+    if any(
+        size - 2 * pad != rate or int(up.output_padding[0])
+        for up, (rate, size, pad) in zip(ups, config["ups"], strict=True)
+    ):
         raise ValueError("a transposed convolution whose answer is not so many times as long")
     file.tensors |= {f"wave.{name}": tensor for name, tensor in wave.tensors.items()}
     file.tensors = {name: tensor.float() for name, tensor in file.tensors.items()}
@@ -91,6 +93,4 @@ def _speaker(file: CodecFile, speaker: Any, backbone: Any) -> None:
     file.linear("speaker", speaker.project.weight, speaker.project.bias)
     norms = [backbone.norm, *(block.norm for block in backbone.convnext)]
     parts = [part for norm in norms for part in (norm.scale, norm.shift)]
-    file.linear(
-        "condition", torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
-    )
+    file.linear("condition", torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))

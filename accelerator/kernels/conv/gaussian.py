@@ -1,5 +1,4 @@
-"""The Gaussian error linear unit (Hendrycks and Gimpel 2016, arXiv:1606.08415) in one pass: x (1 + erf(x / sqrt 2)) / 2.
-"""
+"""GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415) in one pass for float32: x (1 + erf(x / sqrt(2))) / 2."""
 
 from __future__ import annotations
 
