@@ -62,7 +62,7 @@ class Window:
     """Units of a segment for a decoder that looks to both sides.
 
     units: [C, n], the first of which is number `first`. start, end: those among all that are to be heard; the others
-    are looked at. final: whether the segment ends here. kept: for a decoder with a memory, which may keep there what
+    are looked at. final: whether the segment ends with these units. kept: for a decoder with a memory, which may keep there what
     it needs for the windows that follow.
     """
 
@@ -101,7 +101,7 @@ class Lookahead:
         audio = [np.zeros(0, np.float32)]
         while self._done < ready:
             until = ready if self._reach is None else min(ready, self._done + self._most)
-            audio.append(self._window(until, final=final and until == end))
+            audio.append(self._window(until, final=final and until + (self._reach or 0) >= end))
         return np.concatenate(audio)
 
     def _window(self, until: int, *, final: bool) -> np.ndarray:
@@ -121,12 +121,15 @@ class _Ongoing:
     def __init__(self, stream: Any, first: int, hop: int) -> None:
         self._stream, self._taken, self._hop = stream, first, hop
         self._audio, self._begins = np.zeros(0, np.float32), first * hop  # what was not heard yet, from which sample on
+        self._ended = False
 
     def heard(self, window: Window) -> np.ndarray:
         """Raises BadOutput if the stream owes audio."""
         new = window.units[0, self._taken - window.first :]
         self._taken += len(new)
-        self._audio = np.concatenate([self._audio, self._stream.push(new, final=window.final)])
+        if not self._ended:
+            self._audio = np.concatenate([self._audio, self._stream.push(new, final=window.final)])
+            self._ended = window.final
         start, end = (each * self._hop - self._begins for each in (window.start, window.end))
         if len(self._audio) < end:
             raise BadOutput(f"{end - len(self._audio)} samples of audio are missing")

@@ -25,7 +25,7 @@ from . import prompts
 from .routed import DECODER, ENCODER, Wrapped
 from .vocabulary import Vocabulary
 
-__all__ = ["CONTROLS", "SparkStages", "Spoken", "cut", "style", "wav"]
+__all__ = ["CONTROLS", "SparkStages", "Spoken", "cut", "style", "wav", "windows"]
 
 CONTROLS = ("gender", "pitch", "speed")
 _COMFORTABLE, _LONGEST = 200, 400  # letters; 400 take about half of the 60 s that a reply may last
@@ -83,6 +83,12 @@ def cut(text: str, *, soon: bool = False) -> list[Segment]:
     return split(text, comfortable=_COMFORTABLE, longest=_LONGEST, first=_SOON if soon else None)
 
 
+def windows(reach: int | None) -> Sequence[int]:
+    """Tokens of a stream's windows. The first one as soon as there is audio; later ones so large that most of what is
+    decoded is new, even by what has no memory."""
+    return () if reach is None else (reach + 16, 48, 96, 192)
+
+
 class SparkStages:
     """See `base.Stages`. Units are the tokens of a reply, of which only some are speech; voices are `Spoken`."""
 
@@ -93,8 +99,7 @@ class SparkStages:
         self._vocabulary = Vocabulary(own.engine.tokenizer.get_vocab())
         audio = own.engine.audio_tokenizer.config
         self.unit_s: float | None = audio["latent_hop_length"] / audio["sample_rate"]
-        # The first one as soon as there is audio; later ones so large that most of what is decoded is new.
-        self.windows: Sequence[int] = () if own.reach is None else (own.reach + 16, 48, 96, 192)
+        self.windows: Sequence[int] = windows(own.reach)
 
     def accepts(self, request: SpeechRequest) -> bool:
         return True
