@@ -62,8 +62,8 @@ class Window:
     """Units of a segment for a decoder that looks to both sides.
 
     units: [C, n], the first of which is number `first`. start, end: those among all that are to be heard; the others
-    are looked at. final: whether the segment ends with these units. kept: for a decoder with a memory, which may keep there what
-    it needs for the windows that follow.
+    are looked at. final: whether the segment ends with these units. kept: for a decoder with a memory, which may keep
+    there what it needs for the windows that follow.
     """
 
     units: np.ndarray

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,58 +14,70 @@ from ...export.component import Built, Component, Export, Progress, ProgressEven
 from ...export.proof import SNR_DB, compare_arrays, compare_signals
 from ...parts.backends import compiled_kernels
 from ...parts.decoding import continuing
-from ...parts.modules import Examples
 from ...parts.part import Backend, Call
 from ...runtime.options import Dtype, RunOptions
 from .detokenizer import DetokenizeCall, takes
 
-__all__ = ["FILE", "NAME", "backends"]
+__all__ = ["FILE", "NAME", "Answers", "backends", "exported", "kind", "less", "proof", "write"]
 
-NAME, FILE = "decoder-rewrite", "rewrite.safetensors"
+NAME, FILE = "decoder-rewrite", "detokenizer.safetensors"
 _PROOF_THREADS = 2
 
+Answers = Callable[[], Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]]
+"""Yields tokens int64 [T], codes of who speaks int64 [G], and the engine's own audio float32 [n]."""
 
-def backends(
+
+def backends(component: Component, file: Callable[[Mapping[str, Path]], Path]) -> tuple[Backend, ...]:
+    """component: whose proof is `proof`. file: of the directories that it is loaded from, the weights' own."""
+
+    def load(paths: Mapping[str, Path], options: RunOptions) -> Call:
+        return continuing(DetokenizeCall(file(paths), options.dtype, options.threads))
+
+    def proven(options: RunOptions, exports: Mapping[str, Export]) -> bool:
+        report = exports[component.name].proof
+        return options.dtype == "fp32" or report.get(options.dtype, {}).get("passed") is True
+
+    available: Any = {"available": kernels.available, "proven": proven}
+    return tuple(compiled_kernels((component,), load, dtype=dtype, **available) for dtype in (less(), "fp32"))
+
+
+def exported(
     save: Callable[[Path], None],
     identity: Callable[[], str],
     config: Mapping[str, Any],
-    examples: Examples,
-    *,
+    answers: Answers,
     builders: tuple[Any, ...],
-) -> tuple[Backend, ...]:
-    """save: writes the file that `weights` describes. identity, config, examples, builders: as for `traced`."""
+) -> Component:
+    """The file as an export. save: as for `write`. identity, config, builders: as for `traced`."""
 
     def build(directory: Path, precision: str, progress: Progress) -> None:
         progress(ProgressEvent(NAME, "build", 0, 1, precision))
-        save(directory / FILE)
-        if not takes(directory / FILE):
-            raise ExportError("there are no kernels for its sizes, which have to be multiples of 32")
+        write(save, directory / FILE)
 
     def prove(built: Built) -> dict[str, Any]:
-        def answers(dtype: Dtype) -> list[tuple[np.ndarray, np.ndarray]]:
-            decode = DetokenizeCall(built.path / FILE, dtype, _PROOF_THREADS)
-            return [(expected[0], decode(semantics[0], codes[0])) for (semantics, codes), expected in examples()]
+        return proof(built.path / FILE, answers)
 
-        return {**compare_arrays(answers("fp32"), 1e-4), less(): compare_signals(answers(less()), SNR_DB)}
-
-    component = Component(
-        NAME,
-        identity,
-        config,
-        ("fp32",),
-        build,
-        prove,
-        builders=(save, *builders),
-        judges=(examples,),
-        kernels=lambda: f"{kernels.kind()} {less()}",
+    return Component(
+        NAME, identity, config, ("fp32",), build, prove, (save, *builders), judges=(answers,), kernels=kind
     )
 
-    def proven(options: RunOptions, exports: Mapping[str, Export]) -> bool:
-        proof = exports[NAME].proof
-        return options.dtype == "fp32" or proof.get(options.dtype, {}).get("passed") is True
 
-    offered = functools.partial(compiled_kernels, (component,), _load, available=kernels.available, proven=proven)
-    return offered(dtype=less()), offered()
+def write(save: Callable[[Path], None], path: Path) -> None:
+    """save: writes what `weights` describes. Raises ExportError where there are no kernels for it on any machine."""
+    save(path)
+    if not takes(path):
+        path.unlink()
+        raise ExportError("there are no kernels for the decoder's sizes, which have to be multiples of 32")
+
+
+def proof(file: Path, answers: Answers) -> dict[str, Any]:
+    """How near a file's answers are to the engine's own: in float32 as an ONNX export's, and in `less`."""
+
+    def compared(dtype: Dtype) -> list[tuple[np.ndarray, np.ndarray]]:
+        decode = DetokenizeCall(file, dtype, _PROOF_THREADS)
+        return [(heard, decode(semantics, codes)) for semantics, codes, heard in answers()]
+
+    return {**compare_arrays(compared("fp32"), 1e-4), less(): compare_signals(compared(less()), SNR_DB)}
 
 
 def less() -> Dtype:
@@ -74,5 +85,6 @@ def less() -> Dtype:
     return "bf16" if kernels.multiplies_bf16() else "int16"
 
 
-def _load(paths: Mapping[str, Path], options: RunOptions) -> Call:
-    return continuing(DetokenizeCall(paths[NAME] / FILE, options.dtype, options.threads))
+def kind() -> str:
+    """Which kernels a proof is about."""
+    return f"{kernels.kind()} {less()}"
