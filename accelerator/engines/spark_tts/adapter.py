@@ -19,6 +19,7 @@ from ...audio.checks import check_audio
 from ...cache import ContentCache
 from ...errors import EngineError, GenerationError, UnsupportedEngine
 from ...export.component import Component
+from ...export.graph.specs import CausalSpec, Weights
 from ...export.trace import Trace
 from ...hardware.forks import Lock
 from ...inference.sequence import Batching
@@ -42,6 +43,7 @@ from .routed import DECODER, ENCODER, routed
 from .stages import SparkStages, cut, style, wav
 from .stored import OnDisk, Shape, held, opened, shape_of
 from .traceable import Audio, Globals, Semantics, made
+from .vocabulary import Vocabulary, ranges_of_names
 
 __all__ = ["SparkAdapter"]
 
@@ -49,6 +51,7 @@ SPEAKER = "speaker"  # the graph of who speaks, beside that of what is said
 _LEVELS = ("very_low", "low", "moderate", "high", "very_high")
 _MOST_TOKENS = 3000  # of a reply: the engine's own limit, a minute
 _PROOF_TOKENS = 96
+_OUTSIDE = 1e-6  # of a token's probability, which a head without words may leave out
 _PROBED = 16  # tokens of the language model
 _PROBED_CODES, _PROBED_S = 100, 2.0  # two seconds for the codec
 _SILENT_S = 0.3  # a window that is digitally silent for longer is a pause only if PyTorch agrees
@@ -121,7 +124,7 @@ class SparkAdapter:
         self._identities = {"model": functools.cache(model), "audio": functools.cache(audio)}
         self.sample_rate = int(engine.sample_rate)
         self.ends = _ends(shell)
-        self.spec = llama.spec_of(shell, self.ends)
+        self.spec = llama.spec_of(shell, self.ends, ranges_of_names(engine.tokenizer.get_vocab()))
         self.positions = self.spec.stack.positions
         penalty = getattr(shell.generation_config, "repetition_penalty", None)
         self.defaults = SamplingParams(
@@ -229,21 +232,39 @@ class SparkAdapter:
 
     # Language model
 
+    def backbone(self) -> tuple[CausalSpec, Weights]:
+        """The language model's dimensions and its weights."""
+        return self.spec, lambda name: llama.weight(held(self.engine.model), name)
+
     def _language_model(self) -> tuple[Component, ...]:
         return causal_components(
-            self.spec,
-            lambda name: llama.weight(held(self.engine.model), name),
+            *self.backbone(),
             self._identities["model"],
             self._trace,
+            witnesses=self._witnesses,
+            outside=_OUTSIDE,
             dtype=_NAMES.get(next(self._shell.parameters()).dtype, "fp32"),
         )
 
     def _trace(self) -> Trace:
-        return llama.record(held(self.engine.model), self.spec, self._proof_prompt(), _PROOF_TOKENS)
+        return self._answer(self._proof_prompt())
+
+    def _answer(self, prompt: np.ndarray) -> Trace:
+        return llama.record(held(self.engine.model), self.spec, prompt, _PROOF_TOKENS)
 
     def _proof_prompt(self) -> np.ndarray:
         prompt = prompts.controlled(self.engine, examples.PROOF_TEXT, "female", "moderate", "moderate")
         return prompts.ids(self.engine, prompt)
+
+    def _witnesses(self) -> Sequence[Trace]:
+        """Answers to the other kinds of requests: after a recording, and in its voice, which are those of a reply."""
+        semantics, voice = self._some_codes(_PROOF_TOKENS)
+        reply, vocabulary = self._trace().frames[:, 0], Vocabulary(self.engine.tokenizer.get_vocab())
+        said, who = vocabulary.semantics(reply), vocabulary.globals(reply)
+        semantics, voice = said if len(said) else semantics, who if len(who) == self.count else voice
+        kinds = ((None, None), (semantics, examples.PROOF_TEXT))
+        asked = (prompts.cloning(self.engine, examples.PROOF_TEXT, voice, *kind) for kind in kinds)
+        return [self._answer(prompts.ids(self.engine, prompt)) for prompt in asked]
 
     def _generate_in_torch(
         self,
