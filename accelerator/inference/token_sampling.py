@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from ..errors import BadOutput
 from ..speech import SamplingParams
 from .sampling import MIN_TEMPERATURE, Noise, penalise, unusable
 
-__all__ = ["TokenSampler", "candidates"]
+__all__ = ["Chance", "TokenSampler", "candidates"]
 
 _BLOCK = 64
 
@@ -68,11 +70,33 @@ def _at_least(values: np.ndarray, rank: int) -> np.ndarray:
     return np.flatnonzero(values >= np.partition(values, values.size - rank)[values.size - rank])
 
 
+class Chance(Protocol):
+    """The random numbers of a sequence's tokens, which depend on its seed and on the token's number only."""
+
+    def seek(self, token: int) -> None:
+        """Go to a token's beginning, 0 the first."""
+
+    def choose(self, ids: np.ndarray, shares: np.ndarray) -> int:
+        """Which of some candidates is drawn, by number: vocabulary ids int64 [k], probabilities float64 [k]."""
+
+
+class _Inverted:
+    """Inverts the cumulative distribution, by one random number (Philox, Salmon et al. 2011)."""
+
+    def __init__(self, seed: int) -> None:
+        self._noise = Noise(seed)
+        self.seek = self._noise.seek
+
+    def choose(self, ids: np.ndarray, shares: np.ndarray) -> int:
+        found = int(shares.cumsum().searchsorted(self._noise.random(), side="right"))
+        return min(found, len(shares) - 1)  # the last sum may be rounded to less than 1
+
+
 class TokenSampler:
     """Draws the tokens of one sequence: `main`, then `push` it. Not for sharing between threads: one per sequence.
 
     `params` must be resolved (temperature and top_p given). The random number of a token depends on the seed and the
-    token's number only (Philox, Salmon et al. 2011), so `resume` continues exactly as the original would have.
+    token's number only, so `resume` continues exactly as the original would have.
     """
 
     def __init__(
@@ -82,9 +106,11 @@ class TokenSampler:
         *,
         allowed: Sequence[tuple[int, int]] | None = None,
         prompt: Iterable[int] = (),
+        chance: Callable[[int], Chance] = _Inverted,
     ) -> None:
         """rows: the exported head's vocabulary ids (`CausalSpec.rows`). allowed: the ranges of ids (begin, end)
-        that may be drawn; None allows all. prompt: ids that a repetition penalty counts as already said.
+        that may be drawn; None allows all. prompt: ids that a repetition penalty counts as already said. chance: a
+        seed's random numbers; greedy tokens need none.
         """
         if params.temperature is None or params.top_p is None:
             raise ValueError("a sampler needs a temperature and a top_p: resolve its params with SamplingParams.over")
@@ -102,7 +128,8 @@ class TokenSampler:
         self._prompt = tuple(prompt)
         self._said = {self._row_of[int(i)] for i in self._prompt if int(i) in self._row_of}
         self.tokens = 0  # pushed so far
-        self._noise = Noise(self.seed)
+        self._make = chance
+        self._chance = None if self._temperature == 0.0 else chance(self.seed)
 
     def main(self, logits: np.ndarray) -> int:
         """A vocabulary id from the exported rows' logits, float32 [n]. Raises BadOutput for a wrong length, or where
@@ -120,14 +147,9 @@ class TokenSampler:
         return int(self._rows[self._draw(logits)])
 
     def _draw(self, logits: np.ndarray) -> int:
-        temperature, greedy = max(self._temperature, MIN_TEMPERATURE), self._temperature == 0.0
-        kept, shares = candidates(
-            logits, temperature=temperature, top_p=self._top_p, top_k=1 if greedy else self._top_k
-        )
-        if greedy:
-            return int(kept[0])
-        found = int(shares.cumsum().searchsorted(self._noise.random(), side="right"))
-        return int(kept[min(found, len(kept) - 1)])  # the last sum may be rounded to less than 1
+        temperature, top_k = max(self._temperature, MIN_TEMPERATURE), 1 if self._chance is None else self._top_k
+        kept, shares = candidates(logits, temperature=temperature, top_p=self._top_p, top_k=top_k)
+        return int(kept[0 if self._chance is None else self._chance.choose(self._rows[kept], shares)])
 
     def code(self, codebook: int, logits: np.ndarray) -> int:
         """Never called: a causal language model has no codebooks."""
@@ -138,13 +160,13 @@ class TokenSampler:
         if (row := self._row_of.get(int(frame[0]))) is not None:
             self._said.add(row)
         self.tokens += 1
-        self._noise.seek(self.tokens)
+        if self._chance is not None:
+            self._chance.seek(self.tokens)
 
     def resume(self, tokens: Iterable[int]) -> TokenSampler:
         """A new sampler positioned after `tokens`, with this one's seed and options."""
-        other = TokenSampler(self.params, self._rows, allowed=self._allowed, prompt=self._prompt)
-        other.seed = self.seed
-        other._noise = Noise(self.seed)
+        params = replace(self.params, seed=self.seed)
+        other = TokenSampler(params, self._rows, allowed=self._allowed, prompt=self._prompt, chance=self._make)
         for token in tokens:
             other.push((token,))
         return other

@@ -22,6 +22,7 @@ from ..export.component import Built, Component, Export, Progress, ProgressEvent
 from ..export.graph.causal import NAME, build_causal
 from ..export.graph.quantize import BY_ROW, RECIPES, Recipe
 from ..export.graph.specs import CausalSpec, KVRanges, Weights
+from ..export.graph.stored import stored
 from ..export.proof import BARS, Bar, compare_arrays, compare_logits, replay
 from ..export.trace import Trace
 from ..hardware.pages import huge_pages
@@ -42,6 +43,7 @@ __all__ = [
     "causal_backends",
     "causal_components",
     "exported_spec",
+    "is_float",
     "load_causal",
     "outside",
 ]
@@ -258,6 +260,11 @@ def _logits(trace: Trace) -> np.ndarray:
 def exported_spec(directory: Path) -> CausalSpec:
     """The spec that an export was built with."""
     return CausalSpec.from_dict(json.loads((directory / _SPEC).read_text()))
+
+
+def is_float(directory: Path) -> bool:
+    """Whether an export's matrices are as the model has them: nothing in it is quantized."""
+    return not any(name.endswith((".q4", ".q8")) for name in stored(directory / f"{NAME}.onnx"))
 
 
 def causal_backends(

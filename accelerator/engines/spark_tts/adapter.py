@@ -27,7 +27,7 @@ from ...inference.token_sampling import TokenSampler
 from ...inference.transformer import StepTimes
 from ...parts import llama
 from ...parts.backends import onnx_runtime
-from ...parts.causal import causal_backends, causal_components, load_causal
+from ...parts.causal import CAUSAL, causal_backends, causal_components, is_float, load_causal
 from ...parts.decoding import check_codes
 from ...parts.language_model import LANGUAGE_MODEL
 from ...parts.part import Call, Part, seconds
@@ -39,6 +39,7 @@ from ..base import Bound, Cloning, tensors_digest
 from ..options import SAMPLING, Option
 from ..shadow import shadow
 from . import examples, prompts
+from .multinomial import Multinomial
 from .routed import DECODER, ENCODER, routed
 from .stages import SparkStages, cut, style, wav
 from .stored import OnDisk, Shape, held, opened, shape_of
@@ -125,7 +126,7 @@ class SparkAdapter:
         self.sample_rate = int(engine.sample_rate)
         self.ends = _ends(shell)
         self.spec = llama.spec_of(shell, self.ends, ranges_of_names(engine.tokenizer.get_vocab()))
-        self.positions = self.spec.stack.positions
+        self.positions, self.vocabulary = self.spec.stack.positions, int(shell.config.vocab_size)
         penalty = getattr(shell.generation_config, "repetition_penalty", None)
         self.defaults = SamplingParams(
             temperature=0.8,
@@ -225,9 +226,8 @@ class SparkAdapter:
     @contextlib.contextmanager
     def _seeded(self, seed: int | None) -> Iterator[None]:
         """PyTorch draws by a seed meanwhile, and goes on afterwards as if nothing had been drawn."""
-        with self._drawing, torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
+        chance = None if seed is None else Multinomial(self.vocabulary, seed=seed)
+        with self._drawing, contextlib.nullcontext() if chance is None else chance.in_torch(0):
             yield
 
     # Language model
@@ -273,8 +273,9 @@ class SparkAdapter:
         *,
         resume: Sequence[int] = (),
         batching: Batching = "off",
+        chance: Multinomial | None = None,
     ) -> Iterator[int]:
-        """All tokens come at once, at the end."""
+        """All tokens come at once, at the end. chance: instead of the seed's."""
         params = params.over(self.defaults)
         if (left := self._limit(prompt, params) - len(resume)) < 1:
             return
@@ -284,7 +285,9 @@ class SparkAdapter:
             options = {"do_sample": True} | {name: getattr(params, name) for name in ("temperature", "top_k", "top_p")}
         if params.repetition_penalty is not None:
             options["repetition_penalty"] = params.repetition_penalty
-        with self._seeded(params.seed):
+        if chance is None and params.temperature and params.seed is not None:
+            chance = Multinomial(self.vocabulary, seed=params.seed)
+        with self._drawing, contextlib.nullcontext() if chance is None else chance.in_torch(len(resume)):
             answer = self.engine.model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=left, **options
             )
@@ -296,7 +299,7 @@ class SparkAdapter:
         return min(params.max_new_tokens, self.positions - len(prompt))
 
     def _load_language_model(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
-        decoder = load_causal(paths, options)
+        decoder, exact = load_causal(paths, options), is_float(paths[CAUSAL])
 
         def generate(
             prompt: np.ndarray,
@@ -305,9 +308,14 @@ class SparkAdapter:
             resume: Sequence[int] = (),
             batching: Batching = "off",
             times: StepTimes | None = None,
+            chance: Multinomial | None = None,
         ) -> Iterator[int]:
+            """chance: instead of the seed's; quantized, the seed's own are drawn all the same, which takes less."""
             params = params.over(self.defaults)
-            sampler = TokenSampler(params, decoder.spec.rows, prompt=prompt.tolist()).resume(resume)
+            how: dict[str, Any] = {}
+            if exact:
+                how = {"chance": lambda seed: chance or Multinomial(self.vocabulary, seed=seed)}
+            sampler = TokenSampler(params, decoder.spec.rows, prompt=prompt.tolist(), **how).resume(resume)
             left = self._limit(prompt, params) - len(resume)
             yield from decoder.generate(prompt, sampler, left, tokens=resume, batching=batching, times=times)
 
