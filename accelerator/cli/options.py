@@ -141,8 +141,8 @@ VocoderFile = Annotated[
     Path | None,
     typer.Option(
         "--vocoder",
-        help="Of mockingbird: the .pt file of HiFi-GAN, Fre-GAN or WaveRNN. [default of the three: the only one in the "
-        "checkout's own folder]",
+        help="Of mockingbird: the .pt file of HiFi-GAN, Fre-GAN or WaveRNN. Of the three, any that is left out is the "
+        "only one in the checkout's own folder.",
     ),
 ]
 Precision = Annotated[
