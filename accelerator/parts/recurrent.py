@@ -21,7 +21,7 @@ class _Recurrent(nn.Module):
 
     def __init__(self, own: Any, operator: str, order: tuple[int, ...], attributes: dict[str, Any]) -> None:
         super().__init__()
-        if not own.batch_first or getattr(own, "proj_size", 0) or not own.bias:
+        if not own.batch_first or own.proj_size or not own.bias:
             raise ValueError(f"no {type(own).__name__} like this: batches come first, with biases and no projection")
         self.own, self.operator = own, operator
         self.attributes = {"hidden_size": own.hidden_size, **attributes}
@@ -30,8 +30,8 @@ class _Recurrent(nn.Module):
             self.attributes["direction"] = "bidirectional"
 
         def ordered(name: str) -> Tensor:
-            parts = getattr(own, name).detach().chunk(len(order))
-            return torch.cat([parts[i] for i in order])
+            gates = getattr(own, name).detach().chunk(len(order))
+            return torch.cat([gates[i] for i in order])
 
         for i in range(own.num_layers):
             both = [[ordered(f"{kind}_l{i}{end}") for end in ends] for kind in _KINDS]

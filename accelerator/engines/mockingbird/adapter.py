@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from ...audio.checks import check_audio
 from ...errors import BadOutput, UnsupportedEngine
 from ...export.component import Component
+from ...metrics import current_meter
 from ...parts.backends import onnx_runtime, openvino
 from ...parts.part import Call, Part, seconds
 from ...parts.traced import traced
@@ -67,7 +68,7 @@ class MockingBirdAdapter:
         self._widths, self._r = state_widths(self._tacotron), int(self._tacotron.decoder.r)
         self._styles = engine.settings.styled, engine.settings.by_speaker
         self._text = Text(self._tacotron, *self._styles)
-        self._step, self._postnet = Step(self._tacotron.decoder), Postnet(self._tacotron)
+        self._step = Step(self._tacotron.decoder)
 
     @classmethod
     def from_checkpoint(
@@ -85,73 +86,11 @@ class MockingBirdAdapter:
         return cls(MockingBird.open(path, encoder=encoder, synthesizer=synthesizer, vocoder=vocoder))
 
     def parts(self) -> Sequence[Part]:
-        vocoder = self._generator() if self.engine.is_gan else self._wavernn()
-        encoder, text, postnet = (
-            self._traced(
-                ENCODER,
-                Speaker,
-                self._encoder,
-                inputs={"frames": {0: "rows", 1: "frames"}},
-                outputs=("embeddings",),
-                examples=functools.partial(examples.of_speaker, self._encoder),
-            ),
-            self._traced(
-                TEXT,
-                Text,
-                self._tacotron,
-                *self._styles,
-                inputs={"symbols": _AT_1, "voice": {}, "style": {}, "mask1": _AT_1, "mask2": _AT_1},
-                outputs=("memory", "keys"),
-                examples=functools.partial(examples.of_text, self._tacotron, *self._styles),
-            ),
-            self._traced(
-                POSTNET,
-                Postnet,
-                self._tacotron,
-                inputs={"mel": {2: "frames"}},
-                outputs=("mel",),
-                examples=functools.partial(examples.of_postnet, self._tacotron),
-            ),
-        )
-        return (
-            Part(
-                ENCODER,
-                "reference",
-                original=lambda given: answer(Speaker(self._encoder), given)[0],
-                probe=lambda call: seconds(call, examples.speaker_inputs(4, 160)),
-                backends=(onnx_runtime((encoder,), functools.partial(_load, ENCODER)),),
-                check=_check_finite,
-            ),
-            Part(
-                TEXT,
-                "text",
-                original=lambda *given: answer(self._text, *given),
-                probe=lambda call: seconds(call, *examples.text_inputs(self._tacotron, _PROBED_TEXT)),
-                backends=(onnx_runtime((text,), functools.partial(_load, TEXT, several=True)),),
-                check=lambda said: [_check_finite(each) for each in said],
-            ),
-            Part(
-                LOOP,
-                "generate",
-                original=self._loop_in_torch,
-                probe=self._probe_loop,
-                backends=(onnx_runtime((self._stepping(),), loader(self._widths, self._r)),),
-                check=lambda block: _check_finite(block.mel),
-                streams=True,
-            ),
-            Part(
-                POSTNET,
-                "generate",
-                original=lambda mel: answer(self._postnet, mel)[0],
-                probe=lambda call: seconds(call, examples.mel(_PROBED_FRAMES)[None]),
-                backends=(onnx_runtime((postnet,), functools.partial(_load, POSTNET)),),
-                check=_check_finite,
-            ),
-            vocoder,
-        )
+        spoken = (self._vocoder_part(),) if self.engine.is_gan else ()  # there is nothing else that WaveRNN runs on
+        return self._encoder_part(), self._text_part(), self._loop_part(), self._postnet_part(), *spoken
 
     def bind(self, calls: Mapping[str, Call]) -> Bound:
-        stages = MockingBirdStages(self, calls)
+        stages = MockingBirdStages(self, {VOCODER: self._by_wavernn, **calls})
         return Bound(stages.engine, stages)
 
     def original(self, request: SpeechRequest) -> Iterator[AudioChunk]:
@@ -164,7 +103,8 @@ class MockingBirdAdapter:
             with self.engine.seeded(seed):
                 mel = self.engine.spectrogram(text, embedding, **options)
             with self.engine.seeded(seed):
-                yield AudioChunk(self.engine.vocode(mel), self.sample_rate)
+                audio = self.engine.vocode(mel)
+            yield AudioChunk(audio, self.sample_rate)
 
     def release(self) -> bool:
         """They stay: the models are what falls back."""
@@ -177,6 +117,66 @@ class MockingBirdAdapter:
 
     # Parts
 
+    def _encoder_part(self) -> Part:
+        component = self._traced(
+            ENCODER,
+            Speaker,
+            self._encoder,
+            inputs={"frames": {0: "rows", 1: "frames"}},
+            outputs=("embeddings",),
+            examples=functools.partial(examples.of_speaker, self._encoder),
+        )
+        module = Speaker(self._encoder)
+        return Part(
+            ENCODER,
+            "reference",
+            original=lambda frames: answer(module, frames)[0],
+            probe=lambda call: seconds(call, examples.speaker_inputs(4, 160)),
+            backends=(onnx_runtime((component,), functools.partial(_load, ENCODER)),),
+            check=_check_finite,
+        )
+
+    def _text_part(self) -> Part:
+        component = self._traced(
+            TEXT,
+            Text,
+            self._tacotron,
+            *self._styles,
+            inputs={"symbols": _AT_1, "voice": {}, "style": {}, "mask1": _AT_1, "mask2": _AT_1},
+            outputs=("memory", "keys"),
+            examples=functools.partial(examples.of_text, self._tacotron, *self._styles),
+        )
+        return Part(
+            TEXT,
+            "text",
+            original=lambda *given: answer(self._text, *given),
+            probe=lambda call: seconds(call, *examples.text_inputs(self._tacotron, _PROBED_TEXT)),
+            backends=(onnx_runtime((component,), functools.partial(_load, TEXT, several=True)),),
+            check=lambda said: _check_finite(*said),
+        )
+
+    def _loop_part(self) -> Part:
+        axes: dict[str, dict[int, str]] = {name: {0: "rows"} for name in STEP}
+        for name in ("memory", "keys", "beyond", "cumulated"):
+            axes[name] = {0: "rows", 1: "symbols"}
+        component = self._traced(
+            LOOP,
+            Step,
+            self._tacotron.decoder,
+            inputs=axes,
+            outputs=_STEP_OUTPUTS,
+            examples=functools.partial(examples.of_step, self._tacotron),
+        )
+        return Part(
+            LOOP,
+            "generate",
+            original=self._loop_in_torch,
+            probe=self._probe_loop,
+            backends=(onnx_runtime((component,), loader(self._widths, self._r)),),
+            check=lambda block: _check_finite(block.mel),
+            streams=True,
+        )
+
     def _loop_in_torch(self, sentence: Sentence, masks: Masks, *, resume: Sequence[Block] = ()) -> Iterator[Block]:
         return frames(functools.partial(InTorch, self._step, self._widths), sentence, masks, resume=resume)
 
@@ -184,7 +184,8 @@ class MockingBirdAdapter:
         """Seconds a frame."""
         masks = self.masks(0)
         given = examples.text_inputs(self._tacotron, _PROBED_TEXT)
-        sentence = Sentence(*answer(self._text, *given), _PROBED_STEPS * self._r, 10)
+        memory, keys = answer(self._text, *given)
+        sentence = Sentence(memory, keys, _PROBED_STEPS * self._r, 10)
         for _ in call(sentence, masks):
             pass
         start = time.perf_counter()
@@ -192,54 +193,61 @@ class MockingBirdAdapter:
             pass
         return (time.perf_counter() - start) / sentence.steps
 
-    def _stepping(self) -> Component:
-        rows: dict[str, dict[int, str]] = {name: {0: "rows"} for name in STEP}
-        for name in ("memory", "keys", "beyond", "cumulated"):
-            rows[name] = {0: "rows", 1: "symbols"}
-        return self._traced(
-            LOOP,
-            Step,
-            self._tacotron.decoder,
-            inputs=rows,
-            outputs=_STEP_OUTPUTS,
-            examples=functools.partial(examples.of_step, self._tacotron),
+    def _postnet_part(self) -> Part:
+        component = self._traced(
+            POSTNET,
+            Postnet,
+            self._tacotron,
+            inputs={"mel": {2: "frames"}},
+            outputs=("mel",),
+            examples=functools.partial(examples.of_postnet, self._tacotron),
+        )
+        module = Postnet(self._tacotron)
+        return Part(
+            POSTNET,
+            "generate",
+            original=lambda mel: answer(module, mel)[0],
+            probe=lambda call: seconds(call, examples.mel(_PROBED_FRAMES, self._widths["frame"])[None]),
+            backends=(onnx_runtime((component,), functools.partial(_load, POSTNET)),),
+            check=_check_finite,
         )
 
-    def _generator(self) -> Part:
+    def _vocoder_part(self) -> Part:
         generator = self.engine.generator
         answered = functools.partial(examples.of_vocoder, generator)
         component = self._traced(
             VOCODER, Vocoder, generator, inputs={"mel": {2: "frames"}}, outputs=("audio",), examples=answered
         )
         module, load = Vocoder(generator), functools.partial(_load, VOCODER)
+        probed = examples.mel(_PROBED_FRAMES, int(generator.conv_pre.in_channels))[None]
         return Part(
             VOCODER,
             "decode",
             original=lambda mel: answer(module, mel)[0],
-            probe=lambda call: seconds(call, examples.mel(_PROBED_FRAMES)[None]),
+            probe=lambda call: seconds(call, probed),
             backends=(onnx_runtime((component,), load), openvino(component, load, answered)),
             check=lambda audio: check_audio(audio[0], self.sample_rate),
         )
 
-    def _wavernn(self) -> Part:
-        def original(mel: np.ndarray, *, seed: int | None = None) -> np.ndarray:
-            with self.engine.seeded(seed):
-                return self.engine.vocode(mel[0])[None]
-
-        return Part(
-            VOCODER,
-            "decode",
-            original=original,
-            probe=lambda call: seconds(call, examples.mel(24)[None]),
-            check=lambda audio: check_audio(audio[0], self.sample_rate),
-        )
+    def _by_wavernn(self, mel: np.ndarray, *, seed: int | None = None) -> np.ndarray:
+        """A mel spectrogram [1, 80, F] -> audio [1, n], in the engine's own loop."""
+        meter = current_meter()
+        meter.used(VOCODER, "pytorch")
+        with meter.stage("decode"), self.engine.seeded(seed):
+            return check_audio(self.engine.vocode(mel[0]), self.sample_rate)[None]
 
     def _traced(self, name: str, kind: Any, own: Any, *settings: Any, **how: Any) -> Component:
-        identity: Callable[[], str] = functools.cache(lambda: tensors_digest(own.state_dict().items()))
+        # A voice is kept by this, and hangs on whether the encoder can tell speech from silence.
+        trims = name == ENCODER and self.engine.encoder.preprocess_wav.__globals__.get("webrtcvad") is not None
+
+        def identity() -> str:
+            weights = tensors_digest(own.state_dict().items())
+            return hashlib.sha256(f"{weights} without silence".encode()).hexdigest() if trims else weights
+
         return traced(
             name,
             functools.partial(made, kind, own, *settings),
-            identity,
+            functools.cache(identity),
             {"part": name, "settings": list(settings), "engine": _code(own), "shape": _shape(own)},
             builders=(kind,),
             **how,
@@ -269,9 +277,9 @@ def _hop(engine: MockingBird) -> int:
         return int(engine.generator(torch.zeros(1, mels, 8)).shape[-1]) // 8
 
 
-def _check_finite(said: np.ndarray) -> None:
+def _check_finite(*said: np.ndarray) -> None:
     """Raises BadOutput."""
-    if not np.isfinite(said).all():
+    if not all(np.isfinite(each).all() for each in said):
         raise BadOutput("its answer has numbers that are none")
 
 

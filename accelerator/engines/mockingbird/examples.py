@@ -37,7 +37,7 @@ def text_inputs(tacotron: Any, length: int) -> tuple[np.ndarray, ...]:
     """Symbols, a voice, a style and two masks."""
     random, own = np.random.default_rng(length), tacotron.encoder
     symbols = random.integers(1, own.embedding.num_embeddings, (1, length))
-    voice = np.abs(random.standard_normal((1, tacotron.speaker_embedding_size)))
+    voice = np.abs(random.normal(size=(1, tacotron.speaker_embedding_size)))
     masks = [_mask(random, (1, length, fc.out_features), own.pre_net.p) for fc in (own.pre_net.fc1, own.pre_net.fc2)]
     return (symbols, (voice / np.linalg.norm(voice)).astype(np.float32), np.array([length % 11 - 1]), *masks)
 
@@ -60,7 +60,10 @@ def of_step(tacotron: Any) -> Iterator[Example]:
 def _step_inputs(tacotron: Any, rows: int, length: int) -> tuple[np.ndarray, ...]:
     random, decoder = np.random.default_rng((rows, length)), tacotron.decoder
     widths = state_widths(tacotron)
-    normal = lambda *shape: (random.standard_normal(shape) / 2).astype(np.float32)  # noqa: E731
+
+    def normal(*shape: int) -> np.ndarray:
+        return random.normal(0, 0.5, shape).astype(np.float32)
+
     given = {"memory": normal(rows, length, widths["context"])}
     with torch.inference_mode():
         given["keys"] = tacotron.encoder_proj(torch.from_numpy(given["memory"])).numpy()

@@ -34,8 +34,13 @@ def reach(generator: Any) -> int | None:
             return None
         count = generator.num_kernels
         blocks = generator.resblocks[i * count : (i + 1) * count]
-        frames += max(sum(_half(m) for m in block.modules() if isinstance(m, nn.Conv1d)) for block in blocks) / rate
+        frames += max(map(_longest, blocks)) / rate
     return math.ceil(frames + _half(generator.conv_post) / rate)
+
+
+def _longest(block: nn.Module) -> Fraction:
+    """Of convolutions that follow one another."""
+    return sum((_half(each) for each in block.modules() if isinstance(each, nn.Conv1d)), Fraction(0))
 
 
 def _half(conv: Any) -> Fraction:

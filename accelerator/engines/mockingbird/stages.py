@@ -16,7 +16,7 @@ from ...parts.part import Call
 from ...speech import SpeechRequest
 from ...text.check import Unread, stretches
 from ...text.segments import Segment, split
-from ..base import Arrays, Job
+from ..base import Arrays, Decoder, Job
 from .engine import trimmed
 from .routed import POSTNET, VOCODER, Wrapped, routed, said
 
@@ -100,13 +100,27 @@ class MockingBirdStages:
         mel = self._calls[POSTNET](np.concatenate(blocks, axis=1)[None])[0]
         yield list(trimmed(mel, self._own.engine.settings.threshold).T)[len(resume) :]
 
-    def decoder(self, voice: Spoken, job: Job) -> Lookahead:
-        drawn = {} if self._own.engine.is_gan else {"seed": job.sampling.seed}
+    def decoder(self, voice: Spoken, job: Job) -> Decoder:
         call = self._calls[VOCODER]
-        return Lookahead(lambda mel: np.asarray(call(mel[None], **drawn)[0]), self._own.reach)
+        if self._own.engine.is_gan:
+            return Lookahead(lambda mel: np.asarray(call(mel[None])[0]), self._own.reach)
+        return _Whole(functools.partial(call, seed=job.sampling.seed))
 
     def waits(self, voice: Spoken) -> bool:
         return False
 
     def continued(self, segment: Segment, units: Sequence[np.ndarray], voice: Spoken) -> Spoken:
         return voice
+
+
+class _Whole:
+    """One segment's columns on their way to a vocoder that takes all of them, WaveRNN."""
+
+    def __init__(self, call: Call) -> None:
+        self._call, self._columns = call, list[np.ndarray]()
+
+    def push(self, units: Sequence[np.ndarray], *, final: bool) -> np.ndarray:
+        self._columns += units
+        if not final or not self._columns:
+            return np.zeros(0, np.float32)
+        return np.asarray(self._call(np.stack(self._columns, axis=1)[None])[0])

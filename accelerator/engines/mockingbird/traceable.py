@@ -190,9 +190,9 @@ def made(kind: Callable[..., nn.Module], own: Any, *settings: Any) -> nn.Module:
     module = kind(own, *settings)
     for name, child in list(module.named_children()):
         copied = copy.deepcopy(child)
-        if isinstance(child, nn.LSTM):
+        if isinstance(copied, nn.LSTM):
             copied = LSTM(copied)
-        elif hasattr(child, "conv1d_bank"):
+        elif hasattr(copied, "conv1d_bank"):
             copied = CBHG(copied)
         setattr(module, name, copied)
     return module.eval()

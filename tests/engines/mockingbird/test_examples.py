@@ -21,6 +21,6 @@ def test_each_has_three_lengths_and_is_the_same_again(engine: MockingBird, kind:
 
 
 def test_a_text_is_in_a_style_of_its_own_and_in_the_speakers(engine: MockingBird) -> None:
-    styles = [int(given[2]) for given, _ in examples.of_text(engine.synthesizer._model, True, True)]
+    styles = [int(given[2][0]) for given, _ in examples.of_text(engine.synthesizer._model, True, True)]
     assert -1 in styles
     assert max(styles) >= 0
