@@ -77,8 +77,8 @@ class LlamaCpp:
         flash: bool | None = None,
         beside: LlamaCpp | None = None,
     ) -> None:
-        """positions: room of the key-value cache. head: as for `write_gguf`. flash: attention in one pass; None leaves it
-        to llama.cpp. beside: one with the same weights, which are shared with it, and which is closed later.
+        """positions: room of the key-value cache. head: as for `write_gguf`. flash: attention in one pass; None leaves
+        it to llama.cpp. beside: one with the same weights, which are shared with it, and which is closed later.
 
         Raises EngineError without the packages, or if loading fails.
         """
@@ -164,7 +164,7 @@ class LlamaCpp:
 
 
 class Graphs(NamedTuple):
-    """A graph of the model, the one that runs its prompts if there is one, and whether compiled kernels run its steps."""
+    """A graph of the model, the one that runs its prompts if any, and whether compiled kernels run its steps."""
 
     steps: Path
     prefill: Path | None = None
@@ -227,7 +227,7 @@ def compare(
     with ExitStack() as opened:
         with huge_pages():
             arms: dict[str, LlamaCpp | Ours] = {}
-            for kind, head in ((kind, head) for kind in kinds for head in kinds_of_head(spec, kind)):
+            for kind, head in ((each, head) for each in kinds for head in kinds_of_head(spec, each)):
                 name, first = f"llama.cpp {kind}{f', {head} head' if head != kind else ''}", None
                 for flash, note in ((None, ""), (False, ", no flash attention")):
                     how: dict[str, Any] = {"threads": options.threads, "positions": positions, "flash": flash}

@@ -20,9 +20,9 @@ from ..export.component import export_beside, export_component
 from ..export.graph.causal import NAME
 from ..export.graph.specs import CausalSpec
 from ..hardware import choose_tier, detect
-from ..parts.graphs import LANGUAGE_MODEL, PREFILL
 from ..parts.backends import is_compiled
 from ..parts.causal import CAUSAL, exported_spec
+from ..parts.graphs import LANGUAGE_MODEL, PREFILL
 from ..runtime.options import SHORT_SPIN_US, RunOptions
 from . import llama_cpp
 from .arms import open_adapter
