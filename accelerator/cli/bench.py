@@ -35,8 +35,8 @@ __all__ = ["app"]
 
 app = typer.Typer(
     cls=Measures,
-    help="Measure on this machine. Without a command: `engine`, the comparison with PyTorch; for Piper and Kokoro "
-    "`peers`.",
+    help="Measure on this machine. Without a command: `engine`, the comparison with PyTorch; for those "
+    "with peers `peers`.",
     rich_markup_mode=None,
 )
 
@@ -337,6 +337,11 @@ def peers_(
         typer.Option("--precision", help="Repeat it for several. [default: what the optimizer chooses]"),
     ] = None,
     rounds: Rounds = None,
+    frames: Annotated[
+        int | None,
+        typer.Option("--frames", min=1, help="Of an engine that clones: of a text at most. [default: its own end]"),
+    ] = None,
+    proof: Proof = ProofName.strict,
     threads: Threads = None,
     cache_dir: CacheDir = None,
     json: JsonFile = None,
@@ -347,7 +352,8 @@ def peers_(
     """Compare an engine as it ships, other runtimes with the same voice, and this package: speed and first audio.
 
     Peers whose package is not installed are left out: sherpa-onnx and openvino.
-    Without --checkpoint kitten is measured with random weights.
+    Without --checkpoint kitten is measured with random weights. Engines that clone voices are given a synthetic
+    recording, and measured with a voice that is known, and one that is new.
     """
     from ..benchmark import peers
     from ..benchmark.peers_arms import PEERS
@@ -357,6 +363,7 @@ def peers_(
     _check_targets(json, markdown)
     given: dict[str, Any] = {"engine": engine, "checkpoint": checkpoint, "voice": voice, "rounds": rounds}
     given |= {"threads": threads, "precisions": _fixed(precision), "cache_dir": cache_dir}
+    given |= {"frames": frames, "proof": proof.value}
     _measure(ctx, peers, peers.PeerOptions(**_known(given)), json, markdown)
 
 

@@ -75,6 +75,8 @@ def _download(engine: str) -> str:
     """Where a checkpoint of it comes from, for the end of a sentence."""
     if engine in _FILES:
         return f": {_FILES[engine]}"
+    if engine == "spark-tts-onnx":
+        return ": `accelerator convert spark-tts --model-dir DIR` makes one of a checkpoint"
     return f": `hf download {_DOWNLOADS[engine]} --local-dir DIR` fetches one" if engine in _DOWNLOADS else ""
 
 

@@ -95,7 +95,7 @@ CacheDir = Annotated[
     typer.Option("--cache-dir", help="Where exports are kept. [default: what `accelerator cache path` prints]"),
 ]
 # Those of `accelerator.engines`, without importing it.
-ENGINES = "reference, fish-speech, kitten, kokoro, piper, spark-tts or vits"
+ENGINES = "reference, fish-speech, kitten, kokoro, piper, spark-tts, spark-tts-onnx or vits"
 Engine = Annotated[str, typer.Option("--engine", help=f"The engine: {ENGINES}. All but reference need --checkpoint.")]
 VoiceName = Annotated[
     str | None,

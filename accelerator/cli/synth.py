@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 import typer
 
 from ..errors import GenerationError, InvalidOption, InvalidReference, InvalidText
-from . import converted, formats
 from . import engine as engines
+from . import formats
 from .console import Output
 from .options import (
     ENGINES,
@@ -67,8 +67,8 @@ def synth(
         str,
         typer.Option(
             "--engine",
-            help=f"The engine: {ENGINES}; or {converted.ENGINE}, of what `accelerator convert` wrote. All but "
-            "reference need --checkpoint.",
+            help=f"The engine: {ENGINES}; spark-tts-onnx is what `accelerator convert` wrote. All but reference need "
+            "--checkpoint.",
         ),
     ] = "reference",
     size: Size = None,
@@ -131,8 +131,7 @@ def synth(
     output = _target(_named(output, output_dir, format))
     if output == STDOUT and out.json:
         raise typer.BadParameter("stdout takes either the audio or the JSON", param_hint="--output")
-    if engine != converted.ENGINE:
-        engines.check_choice(engine, size, checkpoint)
+    engines.check_choice(engine, size, checkpoint)
     if said is not None and text is not None:
         raise typer.BadParameter("give TEXT or --text, not both", param_hint="--text")
     text = _text(out, said if text is None else text, file)
@@ -149,31 +148,16 @@ def synth(
     _check_early(text, output, format, reference, reference_text, sampling)
     if voice is not None and reference is not None:
         raise typer.BadParameter("give --voice or --reference, not both", param_hint="--voice")
-    if engine == converted.ENGINE:
-        strange = {
-            "--size": size,
-            "--voice": voice,
-            "--stream": stream,
-            "--keep-partial": keep_partial,
-            "--prune": prune,
-        }
-        strange["--precision"] = precision is not PrecisionName.auto
-        how: dict[str, Any] = {"options": written, "sampling": sampling, "threads": threads, "refused": strange}
-        audio, info = converted.speak(text, checkpoint, reference, reference_text, **how)
-        write_file(output, audio, info["sample_rate"], format)
-        report_spoken(out, {"engine": engine, **info}, output)
-        return
     options = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
     with out.progress() as progress:
         optimizer = engines.open_engine(out, engine, size, checkpoint, progress=progress, **options)
         with optimizer:
-            with_voice = reference is not None
             growing = _Growing(output, format, at_once=stream)
             own = engines.own_options(optimizer.adapter, written)
             asked = {"voice": voice, "unspeakable": unspeakable.value, "eager": stream, **sampling, **own}
             asked["on_restart"] = None if stream else growing.restart
-            optimizer.stream(text, reference, reference_text, **asked)  # refused now, not after minutes of exporting
-            engines.prepare(optimizer, encoder=with_voice)  # before the clock of the request starts
+            asked_now = optimizer.stream(text, reference, reference_text, **asked)  # refused before minutes of exports
+            engines.prepare(optimizer, encoder=not asked_now.knows_voice)  # before the clock of the request starts
             speech = optimizer.stream(text, reference, reference_text, **asked)
             progress.speaking(lambda: _so_far(speech))
             result = _speak(out, speech, growing, keep=keep_partial)

@@ -42,6 +42,7 @@ CHECKPOINTS = {
     "kokoro": "accelerator.engines.kokoro:KokoroAdapter",
     "piper": "accelerator.engines.piper:PiperAdapter",
     "spark-tts": "accelerator.engines.spark_tts:SparkAdapter",
+    "spark-tts-onnx": "accelerator.engines.spark_tts:ConvertedAdapter",
     "vits": "accelerator.engines.vits:VitsAdapter",
 }
 """Engine name -> the adapter class whose `from_checkpoint(path, **options)` opens that engine's checkpoints."""
