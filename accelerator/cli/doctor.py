@@ -39,7 +39,7 @@ def doctor(
     """Show the hardware, versions, cache and engines as this package sees them, and what to change."""
     from ..cache import ContentCache
     from ..hardware import choose_tier, describe, detect
-    from ..inference.batcher import ROWS
+    from ..inference.rows import ROWS
     from ..pipeline.heard import NOTE
 
     out: Output = ctx.obj

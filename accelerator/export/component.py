@@ -30,8 +30,7 @@ from ..cache.build import Unfinished
 from ..errors import BadOutput, ExportError, ProofFailed
 from ..hardware import detect
 from . import sources
-from .graph.graph import OPSET
-from .graph.specs import Weights
+from .graph.specs import OPSET, Weights
 from .tracing import on_one_thread
 
 __all__ = [

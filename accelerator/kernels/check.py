@@ -37,11 +37,11 @@ from . import tiles
 from .compiler import Unit, function, require
 from .conv import layers
 from .conv.chains import chain as run_chain
+from .conv.chains import chain_unit
 from .conv.elementwise import snake as compiled_snake
 from .descriptors import Dense, Link
-from .features import missing, multiplies_tiles
+from .features import missing, multiplies_chains
 from .llm.team import Team
-from .units.chain import CHAIN
 from .units.dense import DENSE
 from .units.filter import FILTER
 from .units.mix import MIX
@@ -220,7 +220,8 @@ def chain() -> Answer:
         _random(out),
     )
     given, weights = (np.ascontiguousarray(each.view(np.uint32) >> 16).astype(np.uint16) for each in (x, kernel))
-    squares = weights.reshape(out // 32, 2, 16, taps, channels // 32, 16, 2).transpose(0, 3, 4, 1, 5, 2, 6).copy()
+    squares = weights.reshape(out // 32, 2, 16, taps, channels // 32, 16, 2).transpose(0, 3, 4, 1, 5, 2, 6)
+    squares = layers.aligned(squares)
     pairs = [(2 * (tap * channels + 32 * c), 2 * tiles.SQUARE * (tap * 2 + c)) for tap in range(taps) for c in range(2)]
     places, y = np.array(pairs, np.int64), np.empty((rows, out), np.float32)
     numbers = dict.fromkeys(Link._fields, 0) | {"x": given.ctypes.data, "y": y.ctypes.data, "bias": bias.ctypes.data}
@@ -369,7 +370,7 @@ CHECKS: dict[str, tuple[Callable[[], Answer], tuple[Unit, ...]]] = {
     "single": (single, (SINGLE,)),
     "snake": (snake, (SNAKE,)),
     "order": (order, (ORDER,)),
-    **({"chain": (chain, (CHAIN,))} if multiplies_tiles() else {}),  # with AMX only
+    **({"chain": (chain, (chain_unit(),))} if multiplies_chains() else {}),  # with AMX or AVX512_BF16 only
 }
 
 

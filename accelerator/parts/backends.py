@@ -41,15 +41,24 @@ _ASKING = ("int4", "int8")  # int8 is the next better precision where a part has
 Proven = Callable[[RunOptions, Mapping[str, Export]], bool]
 
 
-def onnx_runtime(components: tuple[Component, ...], load: Load, *, most_threads: int | None = None) -> Backend:
-    """Sessions of one thread, of the tier's guess, and beyond it; several threads also with a short spin."""
+def onnx_runtime(
+    components: tuple[Component, ...], load: Load, *, most_threads: int | None = None, alike: bool = False
+) -> Backend:
+    """Sessions of one thread, of the tier's guess, and beyond it; several threads also with a short spin.
+
+    alike: several only where the proof says that they answer bit for bit as one does, see `onnx_file`; then callers
+    share them, and memory.
+    """
 
     def offers(machine: Machine) -> Sequence[RunOptions]:
         spins = (0, SHORT_SPIN_US) if can_bound_spinning() else (0,)
         counts = _threads(machine, most_threads)
         return [RunOptions(threads=n, spin_us=spin) for n in counts for spin in (spins if n > 1 else spins[:1])]
 
-    return Backend(ONNX_RUNTIME, components, offers, load)
+    def proven(options: RunOptions, exports: Mapping[str, Export]) -> bool:
+        return not alike or options.threads == 1 or all(each.proof.get("alike") is True for each in exports.values())
+
+    return Backend(ONNX_RUNTIME, components, offers, load, proven, shared=alike)
 
 
 def onnx_runtime_int8(component: Component, load: Load, given: Calibration) -> Backend:

@@ -12,7 +12,7 @@ from ..engines import Adapter
 from ..engines.base import Arrays, Bound, Stages
 from ..errors import AcceleratorError, Closed, EngineError, GenerationError, InvalidInput, Overloaded
 from ..hardware.forks import Lock, renewed_in_children
-from ..inference.batcher import ROWS
+from ..inference.rows import ROWS
 from ..metrics import Meter, measuring
 from ..speech import AudioChunk, SpeechRequest
 from .batched import Batched

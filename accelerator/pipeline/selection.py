@@ -332,7 +332,7 @@ def _calls(backend: Backend, call: Call, paths: Mapping[str, Path], options: Run
     if not backend.concurrent:
         both = _one_by_one(call)
         return both, both
-    return call, call if options.threads == 1 else _on_one_thread(backend, paths, options)
+    return call, call if options.threads == 1 or backend.shared else _on_one_thread(backend, paths, options)
 
 
 def _one_by_one(call: Call) -> Call:
