@@ -237,10 +237,9 @@ class SparkAdapter:
 
     def _speak(self, text: str, params: SamplingParams, options: Mapping[str, Any]) -> np.ndarray:
         """Raises GenerationError for a reply without speech, which the engine does not foresee."""
-        sampling = {name: getattr(params, name) for name in ("temperature", "top_k", "top_p")}
+        given = _sampling(params)
         if params.temperature == 0:  # which the engine refuses; the likeliest of one is the same
-            sampling = {"temperature": 1.0, "top_k": 1}
-        given = {name: value for name, value in sampling.items() if value is not None}
+            given = {"temperature": 1.0, "top_k": 1}
         try:
             with self._seeded(params.seed):
                 audio = self._bounded(params.max_new_tokens).inference(text, **options, **given)
@@ -329,7 +328,7 @@ class SparkAdapter:
         ids = torch.tensor([[*prompt.tolist(), *resume]])
         options: dict[str, Any] = {"do_sample": False}
         if params.temperature:
-            options = {"do_sample": True} | {name: getattr(params, name) for name in ("temperature", "top_k", "top_p")}
+            options = {"do_sample": True, **_sampling(params)}
         if params.repetition_penalty is not None:
             options["repetition_penalty"] = params.repetition_penalty
         options |= {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": left}
@@ -444,6 +443,12 @@ def _facts(engine: Any, shell: Any, shape: Shape) -> Facts:
 def _from_files(folder: Path, facts: Facts) -> FromFiles:
     """Raises EngineError."""
     return FromFiles(tokenizer(folder), clip=facts.clip, level=facts.level)
+
+
+def _sampling(params: SamplingParams) -> dict[str, Any]:
+    """What `generate` is asked of it: which refuses whole numbers where it wants others, and NumPy's."""
+    kinds = {"temperature": float, "top_k": int, "top_p": float}
+    return {name: kind(value) for name, kind in kinds.items() if (value := getattr(params, name)) is not None}
 
 
 def _trains(module: Any) -> bool:

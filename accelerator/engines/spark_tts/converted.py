@@ -80,6 +80,7 @@ class ConvertedAdapter:
         self.positions, self.ends = int(said["positions"]), tuple(said["ends"])
         self.count, self.reach = int(said["voice_codes"]), said["reach"]
         self.defaults = SamplingParams(**said["sampling"])
+        files.check(self.folder, [f"{graph}.onnx" for graphs in _GRAPHS.values() for graph in graphs])
         self._reading = FromFiles(
             files.tokenizer(self.folder), clip=int(said["clip"]), level=bool(said["volume_normalize"])
         )
