@@ -22,8 +22,9 @@ from ...inference.sequence import Batching
 from ...parts import llama
 from ...parts.backends import onnx_runtime
 from ...parts.causal import causal_backends, causal_components, load_causal
+from ...parts.decoding import Window, overlapping
 from ...parts.language_model import LANGUAGE_MODEL
-from ...parts.part import Call, Part, seconds
+from ...parts.part import Backend, Call, Part, seconds
 from ...parts.traced import traced
 from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
@@ -32,7 +33,7 @@ from ..base import Bound, Cloning, tensors_digest
 from ..changes import Watched
 from ..options import Option
 from ..shadow import shadow
-from . import encoder, examples
+from . import compiled, encoder, examples
 from .folder import digest as files_digest
 from .folder import tokenizer
 from .known import Facts, Memory, code_of
@@ -177,7 +178,7 @@ class SparkAdapter:
                 "decode",
                 original=self._decode_in_torch,
                 probe=lambda call: seconds(call, *self._some_codes(_PROBED_CODES)),
-                backends=(onnx_runtime((self._decoder(),), self._load_decoder),),
+                backends=(*self._compiled_decoder(), onnx_runtime((self._decoder(),), self._load_decoder)),
                 check=lambda audio: check_audio(audio, self.sample_rate, silent_s=SILENT_S),
             ),
         )
@@ -348,7 +349,10 @@ class SparkAdapter:
         semantics, codes = examples.in_engine(self.engine.audio_tokenizer, given, clip)
         return (NOTHING if audio is None else semantics), codes
 
-    def _decode_in_torch(self, semantics: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    def _decode_in_torch(self, semantics: np.ndarray, codes: np.ndarray, *, window: Window | None = None) -> np.ndarray:
+        return np.asarray(overlapping(self._detokenized)(semantics, codes, window=window))
+
+    def _detokenized(self, semantics: np.ndarray, codes: np.ndarray) -> np.ndarray:
         import torch
 
         with torch.no_grad():
@@ -398,18 +402,37 @@ class SparkAdapter:
             examples=self.decoded,
         )
 
+    def _compiled_decoder(self) -> tuple[Backend, ...]:
+        builders = f"{__package__}.weights", f"{__package__}.traceable"
+        component = compiled.exported(
+            self.save_decoder, self._identities["audio"], self._config(DECODER), self._heard, builders
+        )
+        return compiled.backends(component, lambda paths: paths[compiled.NAME] / compiled.FILE)
+
+    def save_decoder(self, path: Path) -> None:
+        """Its weights as compiled kernels read them. Raises ExportError."""
+        from . import weights
+
+        weights.save(Made("Audio", self._bicodec)(), path)
+
+    def _heard(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for (semantics, codes), audio in self.decoded():
+            yield semantics[0], codes[0], audio[0]
+
     def decoded(self) -> Iterator[examples.Example]:
         """Codes and PyTorch's audio that the decoder is proven with."""
-        return examples.decoded(self._decode_in_torch, self.sizes, self.count)
+        return examples.decoded(self._detokenized, self.sizes, self.count)
 
     def _load_encoder(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         return encoder.load_encoder(paths, options, self._reading.values)
 
     def _load_decoder(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         session = Session(paths[DECODER] / f"{DECODER}.onnx", options)
-        return lambda semantics, codes: session.run(
-            {"semantics": np.ascontiguousarray(semantics)[None], "codes": np.ascontiguousarray(codes)[None]}
-        )[0][0]
+        return overlapping(
+            lambda semantics, codes: session.run(
+                {"semantics": np.ascontiguousarray(semantics)[None], "codes": np.ascontiguousarray(codes)[None]}
+            )[0][0]
+        )
 
 
 class _Copy(OnDisk):
