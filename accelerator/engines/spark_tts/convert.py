@@ -204,7 +204,7 @@ class _Conversion:
         np.savez(self.place / PROOF, allow_pickle=False, **self._answers())
         if self.dynamic:
             with contextlib.suppress(ExportError):  # then the graphs speak everywhere
-                write(adapter.save_decoder, self.place / FILE)
+                write(self.adapter.save_decoder, self.place / FILE)
         return {"fft": int(spectrum.n_fft), "hop": int(spectrum.hop_length)}
 
     def rest(self, precision: str, spectrum: Mapping[str, int]) -> None:
