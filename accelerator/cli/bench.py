@@ -311,6 +311,10 @@ def llama_cpp_(
 @app.command("feed-forward", cls=Command)
 def feed_forward_(
     ctx: typer.Context,
+    engine: Annotated[
+        str, typer.Option("--engine", help="vits; or spark-tts with --checkpoint, whose codec is measured alone.")
+    ] = "vits",
+    checkpoint: Checkpoint = None,
     rounds: FewRounds = None,
     threads: Threads = None,
     cache_dir: CacheDir = None,
@@ -320,12 +324,21 @@ def feed_forward_(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Measure VITS, and long texts on a pool of threads (needs transformers)."""
-    from ..benchmark import feed_forward
+    """Measure VITS, and long texts on a pool of threads (needs transformers); or the decoder of a codec.
+
+    A codec's decoder is measured in PyTorch and on each backend that was proven here, in one run.
+    """
+    from ..benchmark import codec, feed_forward
 
     _check_targets(json, markdown)
     given = _known({"rounds": rounds, "threads": threads, "cache_dir": cache_dir, "quick": quick})
-    _measure(ctx, feed_forward, feed_forward.FeedForwardOptions(**given), json, markdown)
+    if engine == "vits":
+        _check_of(engine, {"checkpoint": checkpoint})
+        _measure(ctx, feed_forward, feed_forward.FeedForwardOptions(**given), json, markdown)
+        return
+    if engine not in codec.ENGINES or checkpoint is None:
+        raise typer.BadParameter("vits, or spark-tts with --checkpoint", param_hint="--engine")
+    _measure(ctx, codec, codec.CodecOptions(checkpoint, engine, **given), json, markdown)
 
 
 @app.command("peers", cls=Command)

@@ -103,7 +103,7 @@ class MockingBirdStages:
     def decoder(self, voice: Spoken, job: Job) -> Decoder:
         call = self._calls[VOCODER]
         if self._own.engine.is_gan:
-            return Lookahead(lambda mel: np.asarray(call(mel[None])[0]), self._own.reach)
+            return Lookahead(lambda window: window.heard(np.asarray(call(window.units[None])[0])), self._own.reach)
         return _Whole(functools.partial(call, seed=job.sampling.seed))
 
     def waits(self, voice: Spoken) -> bool:

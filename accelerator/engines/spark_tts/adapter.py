@@ -23,8 +23,9 @@ from ...inference.sequence import Batching
 from ...parts import llama
 from ...parts.backends import onnx_runtime
 from ...parts.causal import CAUSAL, causal_backends, causal_components, is_float, load_causal
+from ...parts.decoding import Window, overlapping
 from ...parts.language_model import LANGUAGE_MODEL
-from ...parts.part import Call, Part, seconds
+from ...parts.part import Backend, Call, Part, seconds
 from ...parts.traced import traced
 from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
@@ -33,7 +34,7 @@ from ..base import Bound, Cloning, tensors_digest
 from ..changes import Watched
 from ..options import Option
 from ..shadow import shadow
-from . import encoder, examples
+from . import compiled, encoder, examples
 from .folder import digest as files_digest
 from .folder import tokenizer
 from .known import Facts, Memory, code_of
@@ -182,7 +183,7 @@ class SparkAdapter:
                 "decode",
                 original=self._decode_in_torch,
                 probe=lambda call: seconds(call, *self._some_codes(_PROBED_CODES)),
-                backends=(onnx_runtime((self._decoder(),), self._load_decoder),),
+                backends=(*self._compiled_decoder(), onnx_runtime((self._decoder(),), self._load_decoder)),
                 check=lambda audio: check_audio(audio, self.sample_rate, silent_s=SILENT_S),
             ),
         )
@@ -242,10 +243,9 @@ class SparkAdapter:
 
     def _speak(self, text: str, params: SamplingParams, options: Mapping[str, Any]) -> np.ndarray:
         """Raises GenerationError for a reply without speech, which the engine does not foresee."""
-        sampling = {name: getattr(params, name) for name in ("temperature", "top_k", "top_p")}
+        given = _sampling(params)
         if params.temperature == 0:  # which the engine refuses; the likeliest of one is the same
-            sampling = {"temperature": 1.0, "top_k": 1}
-        given = {name: value for name, value in sampling.items() if value is not None}
+            given = {"temperature": 1.0, "top_k": 1}
         try:
             with self._seeded(params.seed):
                 audio = self._bounded(params.max_new_tokens).inference(text, **options, **given)
@@ -358,7 +358,7 @@ class SparkAdapter:
         ids = torch.tensor([[*prompt.tolist(), *resume]])
         options: dict[str, Any] = {"do_sample": False}
         if params.temperature:
-            options = {"do_sample": True} | {name: getattr(params, name) for name in ("temperature", "top_k", "top_p")}
+            options = {"do_sample": True, **_sampling(params)}
         if params.repetition_penalty is not None:
             options["repetition_penalty"] = params.repetition_penalty
         options |= {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": left}
@@ -380,7 +380,10 @@ class SparkAdapter:
         semantics, codes = examples.in_engine(self.engine.audio_tokenizer, given, clip)
         return (NOTHING if audio is None else semantics), codes
 
-    def _decode_in_torch(self, semantics: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    def _decode_in_torch(self, semantics: np.ndarray, codes: np.ndarray, *, window: Window | None = None) -> np.ndarray:
+        return np.asarray(overlapping(self._detokenized)(semantics, codes, window=window))
+
+    def _detokenized(self, semantics: np.ndarray, codes: np.ndarray) -> np.ndarray:
         import torch
 
         with torch.no_grad():
@@ -430,18 +433,37 @@ class SparkAdapter:
             examples=self.decoded,
         )
 
+    def _compiled_decoder(self) -> tuple[Backend, ...]:
+        builders = f"{__package__}.weights", f"{__package__}.traceable"
+        component = compiled.exported(
+            self.save_decoder, self._identities["audio"], self._config(DECODER), self._heard, builders
+        )
+        return compiled.backends(component, lambda paths: paths[compiled.NAME] / compiled.FILE)
+
+    def save_decoder(self, path: Path) -> None:
+        """Its weights as compiled kernels read them. Raises ExportError."""
+        from . import weights
+
+        weights.save(Made("Audio", self._bicodec)(), path)
+
+    def _heard(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for (semantics, codes), audio in self.decoded():
+            yield semantics[0], codes[0], audio[0]
+
     def decoded(self) -> Iterator[examples.Example]:
         """Codes and PyTorch's audio that the decoder is proven with."""
-        return examples.decoded(self._decode_in_torch, self.sizes, self.count)
+        return examples.decoded(self._detokenized, self.sizes, self.count)
 
     def _load_encoder(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         return encoder.load_encoder(paths, options, self._reading.values)
 
     def _load_decoder(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
         session = Session(paths[DECODER] / f"{DECODER}.onnx", options)
-        return lambda semantics, codes: session.run(
-            {"semantics": np.ascontiguousarray(semantics)[None], "codes": np.ascontiguousarray(codes)[None]}
-        )[0][0]
+        return overlapping(
+            lambda semantics, codes: session.run(
+                {"semantics": np.ascontiguousarray(semantics)[None], "codes": np.ascontiguousarray(codes)[None]}
+            )[0][0]
+        )
 
 
 class _Copy(OnDisk):
@@ -476,6 +498,12 @@ def _facts(engine: Any, shell: Any, shape: Shape) -> Facts:
 def _from_files(folder: Path, facts: Facts) -> FromFiles:
     """Raises EngineError."""
     return FromFiles(tokenizer(folder), clip=facts.clip, level=facts.level)
+
+
+def _sampling(params: SamplingParams) -> dict[str, Any]:
+    """What `generate` is asked of it: which refuses whole numbers where it wants others, and NumPy's."""
+    kinds = {"temperature": float, "top_k": int, "top_p": float}
+    return {name: kind(value) for name, kind in kinds.items() if (value := getattr(params, name)) is not None}
 
 
 def _trains(module: Any) -> bool:

@@ -2,7 +2,7 @@
 
     encoder        wav2vec2, encoder, quantizer_tokenize; the mel spectrogram in NumPy, speaker_tokenize
     text2semantic  the folder LLM
-    decoder        speaker_detokenize, quantizer_detokenize, prenet, decoder
+    decoder        speaker_detokenize, quantizer_detokenize, prenet, decoder; or `detokenizer.safetensors`
 
 Stages, sampling and messages are the wrapped engine's. What the files are worth on this machine is proven by answers
 of PyTorch's that lie among them. Where a backend fails, the same files go on in a plain session of ONNX Runtime.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,18 @@ from ...export.proof import compare_arrays, compare_codes
 from ...export.trace import Trace
 from ...hardware import choose_tier, detect
 from ...hardware.forks import Lock
+from ...hardware.pages import return_freed
 from ...parts.backends import ONNX_RUNTIME, onnx_runtime
 from ...parts.causal import CAUSAL, EMBEDDINGS, causal_backends, load_causal, stored_components
+from ...parts.decoding import overlapping
 from ...parts.language_model import LANGUAGE_MODEL
-from ...parts.part import Call, Part, seconds
+from ...parts.part import Backend, Call, Part, seconds
 from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
 from ..base import Bound, Cloning, Job
 from ..options import Option
+from . import compiled
 from . import folder as files
 from .language_model import generating, seconds_a_token
 from .reading import FromFiles
@@ -80,6 +84,7 @@ class ConvertedAdapter:
         self.positions, self.ends = int(said["positions"]), tuple(said["ends"])
         self.count, self.reach = int(said["voice_codes"]), said["reach"]
         self.defaults = SamplingParams(**said["sampling"])
+        files.check(self.folder, [f"{graph}.onnx" for graphs in _GRAPHS.values() for graph in graphs])
         self._reading = FromFiles(
             files.tokenizer(self.folder), clip=int(said["clip"]), level=bool(said["volume_normalize"])
         )
@@ -117,7 +122,10 @@ class ConvertedAdapter:
                 DECODER,
                 "decode",
                 probe=lambda call: seconds(call, decoded(codes()), voice()),
-                backends=(onnx_runtime((self._component(DECODER, self._prove_decoder),), self._load_decoder),),
+                backends=(
+                    *self._compiled_decoder(),
+                    onnx_runtime((self._component(DECODER, self._prove_decoder),), self._load_decoder),
+                ),
                 check=lambda audio: check_audio(audio, self.sample_rate, silent_s=SILENT_S),
             ),
         )
@@ -181,6 +189,24 @@ class ConvertedAdapter:
         identity = functools.cache(lambda: files.digest(self._cache, [*needed, *beside]))
         return Component(name, identity, {}, ("fp32",), _write_nothing, prove, in_torch=False)
 
+    def _compiled_decoder(self) -> tuple[Backend, ...]:
+        """None where the conversion has no weights for it."""
+        file = self.folder / compiled.FILE
+        if not file.is_file():
+            return ()
+        needed = [file, self.folder / files.PROOF]
+        component = Component(
+            compiled.NAME,
+            functools.cache(lambda: files.digest(self._cache, needed)),
+            {},
+            ("fp32",),
+            _write_nothing,
+            lambda built: compiled.proof(file, lambda: self._examples("spoken", "voice", "heard")),
+            kernels=compiled.kind,
+            in_torch=False,
+        )
+        return compiled.backends(component, lambda _: file)
+
     def _prove_encoder(self, built: Built) -> dict[str, Any]:
         call = self._load_encoder({}, RunOptions(threads=_PROOF_THREADS))
         pairs = list[tuple[np.ndarray, np.ndarray]]()
@@ -194,7 +220,7 @@ class ConvertedAdapter:
         return compare_arrays([(heard, call(spoken, voice)) for spoken, voice, heard in given], _TOLERANCE)
 
     def _load_encoder(self, _: Mapping[str, Path], options: RunOptions) -> Call:
-        graphs, said = _Graphs(self.folder, _GRAPHS[ENCODER], options), self._said
+        graphs, said = _Closed(self.folder, _GRAPHS[ENCODER], options), self._said
         with np.load(self.folder / files.MELS) as constants:
             window, filters = constants["window"], constants["filters"]
 
@@ -206,6 +232,7 @@ class ConvertedAdapter:
                 semantics = graphs.run("quantizer_tokenize", latents.transpose(0, 2, 1))
             mels = magnitudes(clip, window, filters, int(said["fft"]), int(said["hop"]))
             codes = graphs.run("speaker_tokenize", mels[None])
+            return_freed()
             return semantics.reshape(-1), codes.reshape(-1).astype(np.int64)
 
         return encode
@@ -224,7 +251,7 @@ class ConvertedAdapter:
             hidden = graphs.run("prenet", quantized.transpose(0, 2, 1), voice)
             return graphs.run("decoder", hidden + voice[..., None]).reshape(-1)
 
-        return decode
+        return overlapping(decode)
 
     def _check_codes(self, answer: tuple[np.ndarray, np.ndarray]) -> None:
         check_encoded(answer, self._said["sizes"])
@@ -238,7 +265,7 @@ class ConvertedAdapter:
         with np.load(self.folder / files.PROOF) as recorded:
             return np.asarray(recorded[f"{name}{number}"])
 
-    def _examples(self, *names: str) -> Iterator[list[np.ndarray]]:
+    def _examples(self, *names: str) -> Iterator[Any]:
         with np.load(self.folder / files.PROOF) as recorded:
             for number in range(sum(each.startswith(names[0]) for each in recorded.files)):
                 yield [recorded[f"{name}{number}"] for name in names]
@@ -255,8 +282,27 @@ class _Graphs:
 
     def run(self, name: str, *given: np.ndarray) -> np.ndarray:
         """A graph's first answer."""
-        session = self._sessions[name]
-        return session.run(dict(zip(session.inputs, map(np.ascontiguousarray, given), strict=True)))[0]
+        return _first(self._sessions[name], given)
+
+
+class _Closed:
+    """Graphs of the folder, each open only while it runs, on weights that stay in the mapped file: see `encoder`."""
+
+    def __init__(self, folder: Path, names: Sequence[str], options: RunOptions) -> None:
+        self._folder, self._options = folder, replace(options, arena=False, prepack=False)
+        for name in names:  # what cannot be opened is to be known now
+            self._open(name)
+
+    def run(self, name: str, *given: np.ndarray) -> np.ndarray:
+        """A graph's first answer."""
+        return _first(self._open(name), given)
+
+    def _open(self, name: str) -> Session:
+        return Session(self._folder / f"{name}.onnx", self._options)
+
+
+def _first(session: Session, given: Sequence[np.ndarray]) -> np.ndarray:
+    return session.run(dict(zip(session.inputs, map(np.ascontiguousarray, given), strict=True)))[0]
 
 
 class _Deferred:
