@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -274,7 +274,9 @@ def recipes_(
 @app.command("llama-cpp", cls=Command)
 def llama_cpp_(
     ctx: typer.Context,
-    engine: Measured = "reference",
+    engine: Annotated[
+        str, typer.Option("--engine", help="reference, or fish-speech or spark-tts with --checkpoint.")
+    ] = "reference",
     size: TrueSize = None,
     checkpoint: Checkpoint = None,
     precision: Annotated[
@@ -300,7 +302,7 @@ def llama_cpp_(
     """Measure the language model's steps beside llama.cpp (needs llama-cpp-python and gguf)."""
     from ..benchmark import BenchOptions, yardstick
 
-    given = _of_an_engine(engine, size, checkpoint, frames, None, json, markdown)
+    given = _of_an_engine(engine, size, checkpoint, frames, None, json, markdown, also=("spark-tts",))
     given |= {"rounds": rounds, "proof": proof.value, "threads": threads, "cache_dir": cache_dir, "quick": quick}
     given |= {"precisions": _fixed(precision), "contexts": tuple(context) if context else None}
     _measure(ctx, yardstick, BenchOptions(**{**yardstick.DEFAULTS, **_known(given)}), json, markdown)
@@ -415,11 +417,15 @@ def _of_an_engine(
     frames: int | None,
     seconds: float | None,
     *targets: Path | None,
+    also: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What the options that choose an engine, and how much it speaks, say to a benchmark."""
+    """What the options that choose an engine, and how much it speaks, say to a benchmark.
+
+    also: engines with peers that it knows as well.
+    """
     if engine == "vits":
         raise typer.BadParameter("VITS is measured by `bench feed-forward`", param_hint="--engine")
-    if engine in WITH_PEERS:
+    if engine in WITH_PEERS and engine not in also:
         raise typer.BadParameter(f"{engine} is measured by `bench peers`", param_hint="--engine")
     engines.check_choice(engine, size, checkpoint)
     if frames is not None and seconds is not None:

@@ -23,6 +23,7 @@ from .options import (
     AudioFormat,
     CacheDir,
     Debug,
+    EncoderFile,
     EngineOptions,
     Json,
     Precision,
@@ -30,9 +31,11 @@ from .options import (
     Prune,
     ReferenceText,
     Size,
+    SynthesizerFile,
     Threads,
     UnspeakableName,
     Verbose,
+    VocoderFile,
     VoiceName,
 )
 
@@ -78,9 +81,12 @@ def synth(
             "--checkpoint",
             "--model-dir",
             help="The engine's checkpoint: its directory, for kokoro and piper the .onnx file, for reference a file of "
-            "its save().",
+            "its save(), for mockingbird a checkout of it.",
         ),
     ] = None,
+    encoder: EncoderFile = None,
+    synthesizer: SynthesizerFile = None,
+    vocoder: VocoderFile = None,
     voice: VoiceName = None,
     reference: Annotated[
         Path | None,
@@ -131,7 +137,8 @@ def synth(
     output = _target(_named(output, output_dir, format))
     if output == STDOUT and out.json:
         raise typer.BadParameter("stdout takes either the audio or the JSON", param_hint="--output")
-    engines.check_choice(engine, size, checkpoint)
+    models = {"encoder": encoder, "synthesizer": synthesizer, "vocoder": vocoder}
+    engines.check_choice(engine, size, checkpoint, models)
     if said is not None and text is not None:
         raise typer.BadParameter("give TEXT or --text, not both", param_hint="--text")
     text = _text(out, said if text is None else text, file)
@@ -150,7 +157,7 @@ def synth(
         raise typer.BadParameter("give --voice or --reference, not both", param_hint="--voice")
     options = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
     with out.progress() as progress:
-        optimizer = engines.open_engine(out, engine, size, checkpoint, progress=progress, **options)
+        optimizer = engines.open_engine(out, engine, size, checkpoint, models, progress=progress, **options)
         with optimizer:
             growing = _Growing(output, format, at_once=stream)
             own = engines.own_options(optimizer.adapter, written)

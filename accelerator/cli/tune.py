@@ -12,7 +12,22 @@ from ..errors import ExportError
 from . import engine as engines
 from . import formats
 from .console import Output
-from .options import CacheDir, Checkpoint, Debug, Engine, Json, Precision, PrecisionName, Prune, Size, Threads, Verbose
+from .options import (
+    CacheDir,
+    Checkpoint,
+    Debug,
+    EncoderFile,
+    Engine,
+    Json,
+    Precision,
+    PrecisionName,
+    Prune,
+    Size,
+    SynthesizerFile,
+    Threads,
+    Verbose,
+    VocoderFile,
+)
 
 __all__ = ["tune"]
 
@@ -23,6 +38,9 @@ def tune(
     engine: Engine = "reference",
     size: Size = None,
     checkpoint: Checkpoint = None,
+    encoder: EncoderFile = None,
+    synthesizer: SynthesizerFile = None,
+    vocoder: VocoderFile = None,
     precision: Precision = PrecisionName.auto,
     prune: Prune = None,
     threads: Threads = None,
@@ -46,10 +64,11 @@ def tune(
 
     out: Output = ctx.obj
     start = time.perf_counter()
+    models = {"encoder": encoder, "synthesizer": synthesizer, "vocoder": vocoder}
     place = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
     with (
         out.progress() as progress,
-        engines.open_engine(out, engine, size, checkpoint, progress=progress, **place) as optimizer,
+        engines.open_engine(out, engine, size, checkpoint, models, progress=progress, **place) as optimizer,
     ):
         clock = BusyClock()
         tuned = optimizer.tune(again=again)

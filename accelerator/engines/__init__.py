@@ -14,6 +14,7 @@ from .base import Adapter, Bound, Part
 __all__ = ["ADAPTERS", "CHECKPOINTS", "DECLINED", "Adapter", "Bound", "Part", "adapter_for", "adapter_from_checkpoint"]
 
 ADAPTERS = {
+    "accelerator.engines.mockingbird.engine.MockingBird": "accelerator.engines.mockingbird:MockingBirdAdapter",
     "accelerator.reference.engine.ReferenceEngine": "accelerator.engines.reference:ReferenceAdapter",
     "cli.SparkTTS.SparkTTS": "accelerator.engines.spark_tts:SparkAdapter",
     "fish_speech.inference_engine.TTSInferenceEngine": "accelerator.engines.fish_speech:FishSpeechAdapter",
@@ -40,6 +41,7 @@ CHECKPOINTS = {
     "fish-speech": "accelerator.engines.fish_speech:FishSpeechAdapter",
     "kitten": "accelerator.engines.kitten:KittenAdapter",
     "kokoro": "accelerator.engines.kokoro:KokoroAdapter",
+    "mockingbird": "accelerator.engines.mockingbird:MockingBirdAdapter",
     "piper": "accelerator.engines.piper:PiperAdapter",
     "spark-tts": "accelerator.engines.spark_tts:SparkAdapter",
     "spark-tts-onnx": "accelerator.engines.spark_tts:ConvertedAdapter",

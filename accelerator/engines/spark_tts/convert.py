@@ -81,9 +81,12 @@ def convert(
         try:
             with on_one_thread():
                 work = _Conversion(adapter, partial, dynamic, opset, verify, progress)
-                verdicts = [*(work.graph(each) for each in GRAPHS), *work.language_model(precision)]
+                verdicts = [work.graph(each) for each in GRAPHS]
+                spectrum = work.beside_graphs()
+                adapter.release()  # the language model takes as much again
+                verdicts += work.language_model(precision)
                 if all(verdict.passed for verdict in verdicts):
-                    work.rest(precision)
+                    work.rest(precision, spectrum)
                     _publish(partial, folder)
         finally:
             remove([partial])
@@ -189,20 +192,26 @@ class _Conversion:
         except AcceleratorError as error:
             return Verdict(name, error=str(error))
 
-    def rest(self, precision: str) -> None:
-        """The tokenizer, the spectrogram's constants, answers of PyTorch's, and the description."""
-        adapter, audio = self.adapter, self.adapter.engine.audio_tokenizer
-        adapter.engine.tokenizer.save_pretrained(self.place / LANGUAGE_MODEL)
-        _check_tokenizer(adapter.engine, self.place / LANGUAGE_MODEL / TOKENIZER)
+    def beside_graphs(self) -> dict[str, int]:
+        """The spectrogram's constants, and answers of PyTorch's; says the sizes of the Fourier transform."""
+        audio = self.adapter.engine.audio_tokenizer
         if not getattr(audio.processor, "do_normalize", True):
             raise EngineError("its wav2vec2 is given recordings as they are: this is not Spark-TTS's, convert that")
+        self._passages.clear()
         mel = held(audio.model).mel_transformer
         spectrum = mel.spectrogram
         np.savez(self.place / MELS, window=spectrum.window.numpy(), filters=mel.mel_scale.fb.numpy())
         np.savez(self.place / PROOF, allow_pickle=False, **self._answers())
         if self.dynamic:
             with contextlib.suppress(ExportError):  # then the graphs speak everywhere
-                write(adapter.save_decoder, self.place / FILE)
+                write(self.adapter.save_decoder, self.place / FILE)
+        return {"fft": int(spectrum.n_fft), "hop": int(spectrum.hop_length)}
+
+    def rest(self, precision: str, spectrum: Mapping[str, int]) -> None:
+        """The tokenizer, and the description."""
+        adapter, audio = self.adapter, self.adapter.engine.audio_tokenizer
+        adapter.engine.tokenizer.save_pretrained(self.place / LANGUAGE_MODEL)
+        _check_tokenizer(adapter.engine, self.place / LANGUAGE_MODEL / TOKENIZER)
         description = {
             "version": VERSION,
             "dynamic": self.dynamic,
@@ -213,8 +222,7 @@ class _Conversion:
             "sample_rate": adapter.sample_rate,
             "clip": len(audio.get_ref_clip(np.zeros(1))),
             "volume_normalize": bool(audio.config["volume_normalize"]),
-            "fft": int(spectrum.n_fft),
-            "hop": int(spectrum.hop_length),
+            **spectrum,
             "unit_s": adapter.unit_s,
             "sizes": list(adapter.sizes),
             "voice_codes": adapter.count,

@@ -19,6 +19,7 @@ __all__ = [
     "TOKENIZER",
     "TRACE",
     "VERSION",
+    "check",
     "described",
     "digest",
     "found",
@@ -72,6 +73,14 @@ def tokenizer(folder: Path) -> Any:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # it has no type of its own
         raise EngineError(f"{path} cannot be read: {error}") from error
+
+
+def check(folder: Path, names: Iterable[str]) -> None:
+    """Raises EngineError for a file that is not there."""
+    beside = (MELS, PROOF, f"{LANGUAGE_MODEL}/{TRACE}")
+    for path in (folder / name for name in (*names, *beside)):
+        if not path.is_file():
+            raise EngineError(f"{path} is missing: convert the checkpoint again")
 
 
 def digest(cache: ContentCache, files: Iterable[Path]) -> str:

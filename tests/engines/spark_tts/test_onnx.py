@@ -23,6 +23,7 @@ from accelerator.engines.spark_tts.convert import Verdict, convert
 from accelerator.engines.spark_tts.folder import PROOF, VERSION
 from accelerator.errors import Closed, EngineError, InvalidOption, InvalidReference, InvalidText, SessionError
 from accelerator.metrics import Meter
+from accelerator.parts import causal
 
 TEXT = "is this one said"
 SAYS = "what it says."
@@ -256,6 +257,35 @@ def test_a_folder_that_cannot_speak_is_refused(tmp_path: Path, change: dict[str,
     (tmp_path / "spark-tts.json").write_text("{" if change is None else json.dumps(said))
     with pytest.raises(EngineError, match=match):
         SparkTTSONNX(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["decoder.onnx", "LLM/tokenizer.json", "LLM/trace.npz", "mels.npz"])
+def test_a_file_that_is_missing_is_named(converted: tuple[Path, list[Verdict]], tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(converted[0], tmp_path / "onnx")
+    (folder / name).unlink()
+    with pytest.raises(EngineError, match=f"{name} is missing: convert the checkpoint again"):
+        SparkTTSONNX(folder)
+
+
+def test_prompts_run_on_a_graph_of_their_own_where_that_is_faster(
+    convertible: Any, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on machines with AMX, or with VNNI and no compiled kernels."""
+    monkeypatch.setattr(causal, "wants_prefill", lambda: True)
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    folder = tmp_path / "onnx"
+    verdicts = convert(SparkAdapter(convertible), folder, precision="int8")
+    assert verdicts[-1].name == "LLM/prefill"
+    assert all(verdict.passed for verdict in verdicts), verdicts
+    engine = SparkTTSONNX(folder, threads=1, probe=False)
+    _, info = engine.inference(TEXT, prompt_speech_path=recording, seed=1)
+    assert info["metrics"]["fallback"] == []
+    part = engine.optimizer.status()["parts"]["text2semantic"]
+    assert (part["backend"], list(part["exports"])) == ("onnxruntime", ["causal", "prefill"])
+    assert all(each["proof"]["passed"] for each in part["exports"].values())
+    with UniversalOptimizer(convertible, precision="int8", threads=1, probe=False) as optimizer:
+        expected = optimizer.synthesize(TEXT, recording, seed=1)
+    np.testing.assert_allclose(engine.inference(TEXT, seed=1)[0], expected.audio, atol=CLOSE)
 
 
 def test_a_checkpoint_that_was_not_converted_is_told_how(tmp_path: Path) -> None:
