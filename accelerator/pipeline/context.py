@@ -12,6 +12,7 @@ from ..errors import Closed
 from ..hardware import choose_tier, detect
 from ..hardware.forks import renewed_in_children
 from ..parts.part import Machine, Part
+from ..voices import DiskVoices, VoiceStore
 from . import heard, pruned
 from .fallback import Route
 from .pooled import Workers
@@ -60,12 +61,15 @@ class Runtime:
         return self.selector.cache
 
     @property
-    def voices(self) -> ContentCache:
-        """The cache for voices: that of the exports, unless `voices_dir` is set."""
-        place = self.settings.voices_dir
+    def voices(self) -> VoiceStore:
+        """Where voices are kept: `voices`, `voices_dir`, what `ACCELERATOR_VOICES` names, or the cache of exports."""
+        settings, place = self.settings, self.settings.voices_dir
+        if settings.voices is not None:
+            assert not isinstance(settings.voices, str)
+            return settings.voices
         if place is None:
-            return self.cache
-        return place if isinstance(place, ContentCache) else ContentCache(place)
+            return DiskVoices(self.cache)
+        return DiskVoices(place if isinstance(place, ContentCache) else ContentCache(place))
 
     @property
     def workers(self) -> Workers:
