@@ -128,11 +128,11 @@ class UniversalOptimizer:
         """Wrap an engine that is still on disk; PyTorch weights are loaded only for a first export and for fallback.
 
         engine: "fish-speech", "piper", "vits", ...; `accelerator engines` lists them. options: those of
-        `UniversalOptimizer`, and those of the adapter's `from_checkpoint`, to which an option goes that both have (the
-        file of Kokoro's `voices`). Raises EngineError, InvalidOption.
+        `UniversalOptimizer`, and those of the adapter's `from_checkpoint`, to which `voices` goes where both have it
+        (Kokoro's file). Raises EngineError, InvalidOption.
         """
-        theirs = checkpoint_options(engine)
-        own = {k: options.pop(k) for k in list(options) if k in inspect.signature(cls).parameters and k not in theirs}
+        own_names = {*inspect.signature(cls).parameters} - ({"voices"} & checkpoint_options(engine))
+        own = {k: options.pop(k) for k in list(options) if k in own_names}
         own.setdefault("release_torch", True)
         place = own.get("cache_dir")
         own["cache_dir"] = cache = place if isinstance(place, ContentCache) else ContentCache(place)

@@ -79,21 +79,31 @@ def _download(engine: str) -> str:
 
 
 def open_engine(
-    out: Output, engine: str, size: SizeName | None, checkpoint: Path | None, **options: Any
+    out: Output,
+    engine: str,
+    size: SizeName | None,
+    checkpoint: Path | None,
+    *,
+    voices: str | None = None,
+    **options: Any,
 ) -> UniversalOptimizer:
     """The engine, wrapped. `options` are those of `UniversalOptimizer`. Raises EngineError, BadParameter."""
     check_choice(engine, size, checkpoint)
+    from ..engines import checkpoint_options
     from ..optimizer import UniversalOptimizer
 
     if engine != "reference":
         assert checkpoint is not None
-        return UniversalOptimizer.from_checkpoint(checkpoint, engine, **options)
+        if voices is not None and "voices" in checkpoint_options(engine):  # where they mean a file of the engine's own
+            raise typer.BadParameter(f"{engine} imitates no recordings", param_hint="--voices")
+        given = {} if voices is None else {"voices": voices}
+        return UniversalOptimizer.from_checkpoint(checkpoint, engine, **given, **options)
     from ..benchmark.demo import open_voice
 
     voice = open_voice(size.value if size is not None else None, checkpoint)
     if not voice.trained:
         out.note(f"Note: {voice.note}")
-    return UniversalOptimizer(voice.engine, **options)
+    return UniversalOptimizer(voice.engine, voices=voices, **options)
 
 
 def split_options(given: Sequence[str] | None) -> dict[str, str]:

@@ -33,6 +33,7 @@ __all__ = [
     "UnspeakableName",
     "Verbose",
     "VoiceName",
+    "Voices",
 ]
 
 
@@ -100,6 +101,16 @@ Engine = Annotated[str, typer.Option("--engine", help=f"The engine: {ENGINES}. A
 VoiceName = Annotated[
     str | None,
     typer.Option("--voice", help="A voice that the engine knows by name; `accelerator voices` lists them."),
+]
+Voices = Annotated[
+    str | None,
+    typer.Option(
+        "--voices",
+        metavar="PLACE",
+        help="Where encoded recordings are kept: a directory, or redis://host:6379/0; an address with a password is "
+        "better given as ACCELERATOR_VOICES. [default: that, else beside the exports]",
+        show_default=False,
+    ),
 ]
 Reference = Annotated[
     Path | None,

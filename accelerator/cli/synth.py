@@ -34,6 +34,7 @@ from .options import (
     UnspeakableName,
     Verbose,
     VoiceName,
+    Voices,
 )
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def synth(
         ),
     ] = None,
     reference_text: ReferenceText = None,
+    voices: Voices = None,
     precision: Precision = PrecisionName.auto,
     prune: Prune = None,
     seed: Annotated[
@@ -156,6 +158,7 @@ def synth(
             "--stream": stream,
             "--keep-partial": keep_partial,
             "--prune": prune,
+            "--voices": voices,
         }
         strange["--precision"] = precision is not PrecisionName.auto
         how: dict[str, Any] = {"options": written, "sampling": sampling, "threads": threads, "refused": strange}
@@ -165,7 +168,7 @@ def synth(
         return
     options = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
     with out.progress() as progress:
-        optimizer = engines.open_engine(out, engine, size, checkpoint, progress=progress, **options)
+        optimizer = engines.open_engine(out, engine, size, checkpoint, voices=voices, progress=progress, **options)
         with optimizer:
             with_voice = reference is not None
             growing = _Growing(output, format, at_once=stream)

@@ -46,7 +46,7 @@ def tune(
 
     out: Output = ctx.obj
     start = time.perf_counter()
-    place = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
+    place: dict[str, Any] = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
     with (
         out.progress() as progress,
         engines.open_engine(out, engine, size, checkpoint, progress=progress, **place) as optimizer,
