@@ -67,6 +67,9 @@ class UniversalOptimizer:
     the same proof as "int8", and only where it is faster, or its file packs smaller. `status()` and the log say for
     each part what became of it. Nothing trains what is left, and so far no trained voice has passed.
 
+    providers: execution providers of ONNX Runtime to try for each part, as ["CUDAExecutionProvider"], or "auto": CUDA
+    and TensorRT. Used where they are installed, proven on this device, and faster (default: the CPU alone).
+
     Requests from several threads share one decode loop: weights are read once for all of them. The same seed gives the
     same audio whatever runs beside it.
 
@@ -92,6 +95,7 @@ class UniversalOptimizer:
         voices_dir: str | Path | ContentCache | None = None,
         prune: float | None = None,
         voices: str | VoiceStore | None = None,
+        providers: Sequence[str] | Literal["auto"] | None = None,
     ) -> None:
         receiver = progress or ignore_progress
         settings = Settings(
@@ -107,6 +111,7 @@ class UniversalOptimizer:
             voices_dir,
             prune,
             voices,
+            providers,
         )
         self._forked()
         self._adapter = adapter if adapter is not None else adapter_for(engine)

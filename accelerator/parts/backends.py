@@ -42,12 +42,18 @@ Proven = Callable[[RunOptions, Mapping[str, Export]], bool]
 
 
 def onnx_runtime(components: tuple[Component, ...], load: Load, *, most_threads: int | None = None) -> Backend:
-    """Sessions of one thread, of the tier's guess, and beyond it; several threads also with a short spin."""
+    """Sessions of one thread, of the tier's guess, and beyond it; several threads also with a short spin.
+
+    And of the tier's guess on each of the execution providers that are asked for and there.
+    """
 
     def offers(machine: Machine) -> Sequence[RunOptions]:
         spins = (0, SHORT_SPIN_US) if can_bound_spinning() else (0,)
         counts = _threads(machine, most_threads)
-        return [RunOptions(threads=n, spin_us=spin) for n in counts for spin in (spins if n > 1 else spins[:1])]
+        plain = [RunOptions(threads=n, spin_us=spin) for n in counts for spin in (spins if n > 1 else spins[:1])]
+        guess = min(counts, key=lambda n: abs(n - machine.tier.threads))  # for what is left to the processor
+        on = [RunOptions(threads=guess, providers=each, engines=machine.engines) for each in machine.providers]
+        return [*plain, *on]
 
     return Backend(ONNX_RUNTIME, components, offers, load)
 

@@ -48,6 +48,7 @@ __all__ = [
 EMBEDDINGS, CAUSAL, PREFILL = "embeddings", "causal", "prefill"
 OUTSIDE = 1e-3  # the most probability of a step that a cut head may leave out
 _PROOF_THREADS = 2
+_PROVING = RunOptions(threads=_PROOF_THREADS)
 _PREFILL = f"{PREFILL}_{NAME}"  # the same graph, quantized by rows
 _SPEC, _RANGES = "spec.json", "ranges.npy"
 
@@ -154,7 +155,7 @@ class _Exporter:
         precision, bar = built.precision, self._bar(built.precision)
         if precision != "fp32" and not (structure := self._structure)["passed"]:
             return {**structure, "structure": structure}
-        report = self._compared(built.path, bar, NAME)
+        report = self._compared(built.path, bar, NAME, options=built.options(threads=_PROOF_THREADS))
         report["outside"] = outside(_logits(self.trace()), _spec_in(built.path).rows)
         if precision == "fp32":
             return report
@@ -165,7 +166,7 @@ class _Exporter:
     def prove_prefill(self, built: Built) -> dict[str, Any]:
         """Prompts by this graph and steps by the other; then everything by this one, as in a batch with AMX."""
         assert built.beside is not None
-        options, bar = RunOptions(threads=_PROOF_THREADS), self._bar(built.precision)
+        options, bar = built.options(threads=_PROOF_THREADS), self._bar(built.precision)
         own = Session(built.path / f"{_PREFILL}.onnx", options)
         other = Session(built.beside.path / f"{NAME}.onnx", options)
         prompts, everything = (self._judged(built.beside.path, graphs, bar) for graphs in ([other, own], [own]))
@@ -200,9 +201,8 @@ class _Exporter:
             return {"passed": False, "error": str(error)}
         return report
 
-    def _compared(self, directory: Path, bar: Bar, *names: str) -> dict[str, Any]:
-        options = RunOptions(threads=_PROOF_THREADS)
-        return self._judged(directory, [Session(directory / f"{name}.onnx", options) for name in names], bar)
+    def _compared(self, directory: Path, bar: Bar, name: str, *, options: RunOptions = _PROVING) -> dict[str, Any]:
+        return self._judged(directory, [Session(directory / f"{name}.onnx", options)], bar)
 
     def _judged(self, directory: Path, sessions: Sequence[Runner], bar: Bar) -> dict[str, Any]:
         """The figures of a graph that is fed the trace's tokens; of two graphs the second one runs the prompt."""

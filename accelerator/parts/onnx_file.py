@@ -50,7 +50,7 @@ def onnx_file(
         (directory / f"{name}.onnx").write_bytes(model())
 
     def prove(built: Built) -> dict[str, Any]:
-        call = run_session(name, {name: built.path}, RunOptions(threads=_PROOF_THREADS))
+        call = run_session(name, {name: built.path}, built.options(threads=_PROOF_THREADS))
         answered = [(expected, call(feed)) for feed, expected in examples()]
         outputs = _by_output(answered)
         if at_least is not None:

@@ -8,7 +8,6 @@ from typing import Any
 from ..export.component import Built, Component
 from ..export.proof import compare_arrays, compare_codes
 from ..runtime.onnx import Session
-from ..runtime.options import RunOptions
 from .modules import Examples, traced_module
 
 __all__ = ["traced"]
@@ -39,7 +38,7 @@ def traced(
     build = traced_module(name, module, examples, inputs, outputs)
 
     def prove(built: Built) -> dict[str, Any]:
-        session = Session(built.path / f"{name}.onnx", RunOptions(threads=_PROOF_THREADS))
+        session = Session(built.path / f"{name}.onnx", built.options(threads=_PROOF_THREADS))
         pairs = []
         for arguments, expected in examples():
             answer = session.run(dict(zip(session.inputs, arguments, strict=True)))[0]

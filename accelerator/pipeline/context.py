@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from ..cache import ContentCache
+from ..cache import ContentCache, layout, untrusted
 from ..errors import Closed
 from ..hardware import choose_tier, detect
 from ..hardware.forks import renewed_in_children
 from ..parts.part import Machine, Part
+from ..runtime.onnx import available_providers
+from ..runtime.providers import chains
 from ..voices import DiskVoices, VoiceStore
 from . import heard, pruned
 from .fallback import Route
@@ -46,15 +49,25 @@ class Runtime:
                 settings, place = self.settings, self.settings.cache_dir
                 cache = place if isinstance(place, ContentCache) else ContentCache(place)
                 profile = detect(store=cache.root)
+                machine = Machine(profile, choose_tier(profile), settings.threads, settings.precision)
                 self._selector = Selector(
                     cache,
-                    Machine(profile, choose_tier(profile), settings.threads, settings.precision),
+                    self._with_providers(machine, cache),
                     proof=settings.proof,
                     probe=settings.probe,
                     progress=settings.progress,
                     engine=self._engine,
                 )
             return self._selector
+
+    def _with_providers(self, machine: Machine, cache: ContentCache) -> Machine:
+        """Also on the execution providers that are asked for and installed."""
+        if not (asked := self.settings.providers):
+            return machine
+        engines = cache.root / layout.ENGINES
+        # What TensorRT keeps there is machine code, as compiled kernels are.
+        kept = str(engines) if cache.writable and untrusted(cache.root) is None else ""
+        return replace(machine, providers=chains(asked, available_providers()), engines=kept)
 
     @property
     def cache(self) -> ContentCache:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ from typing import Literal
 from ..cache import ContentCache
 from ..errors import InvalidOption
 from ..export.component import PRECISIONS, Progress
+from ..runtime.providers import checked
 from ..text.check import Unspeakable
 from ..voices import VoiceStore
 from ..voices.places import by_environment, opened
@@ -34,6 +36,7 @@ class Settings:
     voices_dir: str | Path | ContentCache | None = None
     prune: float | None = None
     voices: str | VoiceStore | None = None  # a store, once this is made
+    providers: Sequence[str] | Literal["auto"] | None = None  # names, once this is made
 
     def __post_init__(self) -> None:
         if self.precision != "auto" and self.precision not in PRECISIONS:
@@ -52,6 +55,7 @@ class Settings:
             if isinstance(place, (str, os.PathLike)):  # relative to the working directory at this time
                 object.__setattr__(self, name, Path(place).absolute())
         object.__setattr__(self, "voices", self._voices())
+        object.__setattr__(self, "providers", checked(self.providers))
 
     def _voices(self) -> VoiceStore | None:
         """The store that is asked for: here, or by the environment unless there is a `voices_dir`."""
