@@ -39,6 +39,7 @@ def doctor(
     """Show the hardware, versions, cache and engines as this package sees them, and what to change."""
     from ..cache import ContentCache
     from ..hardware import choose_tier, describe, detect
+    from ..hardware.accelerators import accelerators
     from ..inference.batcher import ROWS
     from ..pipeline.heard import NOTE
 
@@ -48,7 +49,7 @@ def doctor(
     profile = detect(store=cache.root if writable else None)
     tier = choose_tier(profile)
     versions = _versions()
-    providers = _providers()
+    providers, devices = _providers(), list(accelerators())
     engines, kernels, voices = known_engines(), _kernels(), _voices(cache)
     choices, heard = _choices(cache, profile.fingerprint), cache.notes(NOTE)
     place = {
@@ -67,6 +68,7 @@ def doctor(
             "tier": asdict(tier),
             "versions": versions,
             "providers": providers,
+            "accelerators": devices,
             "cache": place,
             "voices": voices,
             "engines": engines,
@@ -78,8 +80,9 @@ def doctor(
     )
     out.rows(_hardware_rows(describe(profile, tier)), title="Hardware")
     out.line()
-    installed = [(name, version or _without(name)) for name, version in versions.items()]
-    out.rows([*installed, ("providers", ", ".join(providers) or "none")], title="Versions")
+    rows = [(name, version or _without(name)) for name, version in versions.items()]
+    rows += [("providers", ", ".join(providers) or "none"), *(("accelerator", " ".join(d.split())) for d in devices)]
+    out.rows(rows, title="Versions")
     out.line()
     out.rows([*_cache_rows(cache, place), ("Voices", _voices_row(voices))], title="Cache")
     out.line()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -27,6 +27,7 @@ __all__ = [
     "part_rows",
     "prepare",
     "split_options",
+    "split_providers",
 ]
 
 ENCODER = "encoder"  # the part that only a reference voice needs
@@ -85,10 +86,12 @@ def open_engine(
     checkpoint: Path | None,
     *,
     voices: str | None = None,
+    providers: str | None = None,
     **options: Any,
 ) -> UniversalOptimizer:
     """The engine, wrapped. `options` are those of `UniversalOptimizer`. Raises EngineError, BadParameter."""
     check_choice(engine, size, checkpoint)
+    options["providers"] = split_providers(providers)
     from ..engines import checkpoint_options
     from ..optimizer import UniversalOptimizer
 
@@ -104,6 +107,13 @@ def open_engine(
     if not voice.trained:
         out.note(f"Note: {voice.note}")
     return UniversalOptimizer(voice.engine, voices=voices, **options)
+
+
+def split_providers(given: str | None) -> list[str] | Literal["auto"] | None:
+    """--providers, as `UniversalOptimizer` takes them."""
+    if given is None or given == "auto":
+        return given  # type: ignore[return-value]
+    return [name.strip() for name in given.split(",") if name.strip()]
 
 
 def split_options(given: Sequence[str] | None) -> dict[str, str]:

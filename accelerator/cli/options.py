@@ -24,6 +24,7 @@ __all__ = [
     "Precision",
     "PrecisionName",
     "ProofName",
+    "Providers",
     "Prune",
     "Reference",
     "ReferenceText",
@@ -150,6 +151,16 @@ Prune = Annotated[
         "--prune",
         help="Share of channels, heads or weights to leave out where the proof allows it and it is faster or smaller; "
         "says what became of it for each part. [default: none]",
+        show_default=False,
+    ),
+]
+Providers = Annotated[
+    str | None,
+    typer.Option(
+        "--providers",
+        metavar="NAMES",
+        help="Execution providers of ONNX Runtime to try for each part, with commas between them, or auto: CUDA and "
+        "TensorRT. Used where installed, proven and faster. [default: the CPU only]",
         show_default=False,
     ),
 ]

@@ -27,6 +27,7 @@ from .options import (
     Json,
     Precision,
     PrecisionName,
+    Providers,
     Prune,
     ReferenceText,
     Size,
@@ -120,6 +121,7 @@ def synth(
         UnspeakableName, typer.Option(help="Text that the voice cannot speak: refuse all of it, or leave that out.")
     ] = UnspeakableName.error,
     threads: Threads = None,
+    providers: Providers = None,
     cache_dir: CacheDir = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -159,6 +161,7 @@ def synth(
             "--keep-partial": keep_partial,
             "--prune": prune,
             "--voices": voices,
+            "--providers": providers,
         }
         strange["--precision"] = precision is not PrecisionName.auto
         how: dict[str, Any] = {"options": written, "sampling": sampling, "threads": threads, "refused": strange}
@@ -166,9 +169,10 @@ def synth(
         write_file(output, audio, info["sample_rate"], format)
         report_spoken(out, {"engine": engine, **info}, output)
         return
-    options = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
+    options: dict[str, Any] = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
+    options |= {"providers": providers, "voices": voices}
     with out.progress() as progress:
-        optimizer = engines.open_engine(out, engine, size, checkpoint, voices=voices, progress=progress, **options)
+        optimizer = engines.open_engine(out, engine, size, checkpoint, progress=progress, **options)
         with optimizer:
             with_voice = reference is not None
             growing = _Growing(output, format, at_once=stream)

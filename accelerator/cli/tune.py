@@ -12,7 +12,20 @@ from ..errors import ExportError
 from . import engine as engines
 from . import formats
 from .console import Output
-from .options import CacheDir, Checkpoint, Debug, Engine, Json, Precision, PrecisionName, Prune, Size, Threads, Verbose
+from .options import (
+    CacheDir,
+    Checkpoint,
+    Debug,
+    Engine,
+    Json,
+    Precision,
+    PrecisionName,
+    Providers,
+    Prune,
+    Size,
+    Threads,
+    Verbose,
+)
 
 __all__ = ["tune"]
 
@@ -26,6 +39,7 @@ def tune(
     precision: Precision = PrecisionName.auto,
     prune: Prune = None,
     threads: Threads = None,
+    providers: Providers = None,
     cache_dir: CacheDir = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -38,8 +52,8 @@ def tune(
     for this command. Run it when nothing else runs: what is measured while others
     are busy does not replace what was measured calmly.
 
-    Give the options that the engine is used with: each --precision, --prune and
-    --threads has a tuning of its own.
+    Give the options that the engine is used with: each --precision, --prune,
+    --threads and --providers has a tuning of its own.
     """
     from ..hardware.busy import BusyClock
     from ..pipeline.tuning import BUSY
@@ -47,6 +61,7 @@ def tune(
     out: Output = ctx.obj
     start = time.perf_counter()
     place: dict[str, Any] = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
+    place["providers"] = providers
     with (
         out.progress() as progress,
         engines.open_engine(out, engine, size, checkpoint, progress=progress, **place) as optimizer,

@@ -38,6 +38,7 @@ _REST_S, _LONGEST_REST_S = 1.0, 60.0
 _CLAIM_MS = 30_000  # until a claim ends by itself, when its process was killed
 _POLLS_S = (0.005, 0.1)  # between looks whether another process is done: at first, and at most
 _AT_ONCE = 16
+_WAITED = 0.9  # of the time-out; the rest is what beginning and ending a call take
 _PREFIX = "accelerator:voice:"
 _RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
 
@@ -96,7 +97,7 @@ class RedisVoices:
 
     def get(self, key: str) -> bytes | None:
         """The value, or None, within `timeout`; what is left of that is for the same thread's `claim` and `put`."""
-        self._budget.left = self._timeout
+        self._budget.left = _WAITED * self._timeout
         return self._asked(lambda: self._read(key))
 
     def put(self, key: str, value: bytes) -> None:
@@ -127,7 +128,7 @@ class RedisVoices:
                 unused = self._claims.pop(key, None) if mine else None
             if unused is not None:  # nothing was put
                 self._asked(lambda: self._release(key, unused), ends=False)
-            self._budget.left = self._timeout  # of the next request
+            self._budget.left = _WAITED * self._timeout  # of the next request
 
     def problem(self) -> str | None:
         """Why it cannot be used now, in a few words; None if it answers."""
@@ -152,7 +153,7 @@ class RedisVoices:
                 return None, False
             time.sleep(pause)
             pause = min(2 * pause, _POLLS_S[1])
-            self._budget.left = self._timeout  # from here on it is the other process that is waited for
+            self._budget.left = _WAITED * self._timeout  # from here on it is the other process that is waited for
 
     def _claim_once(self, key: str, token: str) -> tuple[bytes | None, bool | None]:
         """As `_claimed`; whether the claim is ours is None where nobody can make one, as on a server that is full."""
@@ -195,7 +196,7 @@ class RedisVoices:
                 self._rest = 0.0
             return answer
 
-        start, left = time.monotonic(), float(getattr(self._budget, "left", self._timeout))
+        start, left = time.monotonic(), float(getattr(self._budget, "left", _WAITED * self._timeout))
         try:
             return self._calls.call(guarded, max(left, 0.0))
         except TimeoutError as error:

@@ -18,7 +18,7 @@ from tests.cli.commands import answer, run
 def test_json(cache: Path):
     found = answer("doctor", "--cache-dir", cache)
     parts = {"hardware", "tier", "versions", "providers", "cache", "voices", "engines", "kernels", "choices", "heard"}
-    parts.add("warnings")
+    parts |= {"warnings", "accelerators"}
     assert set(found) == parts
     assert found["versions"]["accelerator"] == accelerator.__version__
     assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))

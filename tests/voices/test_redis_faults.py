@@ -170,7 +170,7 @@ def test_all_that_a_request_asks_takes_no_longer_than_the_time_out(monkeypatch: 
         assert voices.get("a") is None
         voices.get_or_encode("a", lambda: VOICE)
         assert now[0] - start <= 0.05 + 1e-9
-    assert given == [0.05, 0.03, 0.01] * 2
+    assert given == [0.045, 0.025, 0.005] * 2
 
 
 def test_no_more_calls_wait_at_once_than_there_are_places(caplog: Any) -> None:
