@@ -19,7 +19,7 @@ from .engines.base import bound_of
 from .errors import EngineError, GenerationError, InvalidOption
 from .export.component import Progress, ignore_progress
 from .hardware.forks import renewed_in_children
-from .inference.batcher import ROWS
+from .inference.rows import ROWS
 from .metrics import Meter
 from .pipeline.context import Runtime
 from .pipeline.dispatch import Dispatcher, Running

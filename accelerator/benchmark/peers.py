@@ -1,27 +1,26 @@
 """An engine beside others that run the same trained voice, and this package: `accelerator bench peers`.
 
-    result = run(PeerOptions(engine="piper", checkpoint=Path("voice.onnx")), report=print)    # JSON-able
-    print(to_markdown(result))
+result = run(PeerOptions(engine="piper", checkpoint=Path("voice.onnx")), report=print)    # JSON-able
+print(to_markdown(result))
 
-    peers_arms  the engine as it ships, its peers, and ours     peers_worker  the process of one of them
-
-Every arm has a process of its own, and one works at a time: a measure, all arms, then the next measure, round by round.
+peer         what an arm is                     peers_arms    the engine as it ships, its peers, and ours
+peers_teams  the arms' processes, and turns     peers_worker  the process of one of them
 """
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from ..errors import EngineError, InvalidOption
+from ..errors import InvalidOption
+from .peer import SAID
 from .peers_arms import OURS, PEERS
-from .process import ArmFailed, Process
+from .peers_teams import OneByOne, Resident
+from .plan import TEXT
+from .process import Process
 from .record import Record
 from .report import _cell, _list, _table, document
 from .statistics import ratio, summarize
@@ -31,26 +30,31 @@ __all__ = ["MEASURES", "SCHEMA", "Measure", "PeerOptions", "figures", "run", "ti
 SCHEMA = 1
 _WORKER = "accelerator.benchmark.peers_worker"
 RANDOM = "random weights"  # in place of a checkpoint's name
-_SETTLE_S = 0.25  # ONNX Runtime's threads go on spinning for a while after their work
 _PARAGRAPH = (
     "Late in the evening, the old farmer carried a heavy basket across the field. The wind was cold, and snow covered "
     "the roof of the stable. Why did the children leave the lantern beside the road? Nobody in the village had seen "
     "them since the bell was ringing. Then a dog began to bark, and a light moved slowly down the hill."
 )
 
+_MEMORY = {"memory_known": "peak memory of one text, a known voice", "memory": "peak memory"}
+
 Report = Callable[[str], None]
 Start = Callable[[Report], Process]
 
 
 class Measure(NamedTuple):
-    """title: of its row. unit: of its figure, of `report`. stream: whether it ends with the first audio of a stream.
-    raw: of a stream that is not brought to full scale, where an engine does that to sentences."""
+    """title: of its row. unit: of its figure, of `report`.
+
+    how: what is timed. A whole text; a stream up to its first audio; that of one that is not brought to full scale,
+    where an engine does that to sentences; a stream from the start of its process on; what is done once for a recording
+    of somebody. cloning: of engines that speak as a recording.
+    """
 
     title: str
     text: str
     unit: str = "ratio"
-    stream: bool = False
-    raw: bool = False
+    how: Literal["whole", "stream", "raw", "start", "encode"] = "whole"
+    cloning: bool = False
 
 
 MEASURES: Mapping[str, Measure] = {
@@ -58,8 +62,13 @@ MEASURES: Mapping[str, Measure] = {
         "real-time factor, 12 words", "The evening sun goes down behind the hills, and nobody minds it."
     ),
     "text": Measure("real-time factor, five sentences", _PARAGRAPH),
-    "first": Measure("first audio of these", _PARAGRAPH, "s", stream=True),
-    "first-raw": Measure("first audio, not brought to full scale", _PARAGRAPH, "s", stream=True, raw=True),
+    "first": Measure("first audio of these", _PARAGRAPH, "s", "stream"),
+    "first-raw": Measure("first audio, not brought to full scale", _PARAGRAPH, "s", "raw"),
+    "start": Measure("process start to first audio, a known voice", TEXT, "s", "start", cloning=True),
+    "known": Measure("real-time factor, 19 words, a known voice", TEXT, cloning=True),
+    "known-first": Measure("first audio of these", TEXT, "s", "stream", cloning=True),
+    "voice": Measure("a new voice of 10 s", "", "s", "encode", cloning=True),
+    "voice-said": Measure("a new voice of 10 s and its transcript", SAID, "s", "encode", cloning=True),
 }
 
 
@@ -68,7 +77,9 @@ class PeerOptions:
     """checkpoint: None for random weights, where an engine can be measured with such. rounds: of which medians are
     taken. precisions: an arm of ours each; () is one, as an optimizer runs by itself.
     voice: by name; of an engine that needs one, its first. threads: of ours and of the peers that take a number; None:
-    ours are probed, and theirs are one a core. The engine as it ships has its own. Raises InvalidOption.
+    ours are probed, and theirs are one a core. The engine as it ships has its own. frames: of an engine that clones
+    voices, which a text has at most: with random weights no reply ends. proof: "warn" also measures ours where the
+    proof rejects it, as it may random weights. Raises InvalidOption.
     """
 
     engine: str
@@ -78,6 +89,8 @@ class PeerOptions:
     precisions: tuple[str, ...] = ()
     threads: int | None = None
     cache_dir: Path | None = None
+    frames: int | None = None
+    proof: Literal["strict", "warn"] = "strict"
 
     def __post_init__(self) -> None:
         if self.engine not in PEERS:
@@ -86,6 +99,10 @@ class PeerOptions:
             raise InvalidOption(f"{self.engine} is measured with a trained voice: give its checkpoint")
         if self.rounds < 1:
             raise InvalidOption(f"rounds must be at least 1, not {self.rounds}")
+        if self.frames is not None and not PEERS[self.engine].cloning:
+            raise InvalidOption(f"frames are not for {self.engine}, whose texts are spoken to their end")
+        if self.voice is not None and PEERS[self.engine].cloning:
+            raise InvalidOption(f"{self.engine} knows no voices by name: it is measured with a recording")
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -94,8 +111,9 @@ class PeerOptions:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        raw = PEERS[self.engine].raw
-        return tuple(name for name, measure in MEASURES.items() if raw or not measure.raw)
+        engine = PEERS[self.engine]
+        known = ((name, each) for name, each in MEASURES.items() if each.cloning == engine.cloning)
+        return tuple(name for name, each in known if each.how != "raw" or engine.raw)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -121,16 +139,17 @@ def run(options: PeerOptions, report: Report, *, start: Start = _start) -> dict[
     """
     record = Record("accelerator-peers-benchmark", SCHEMA, report)
     took: dict[str, dict[str, list[float | None]]] = {m: {a: [] for a in options.arms} for m in options.measures}
-    errors, facts, memory = dict[str, str](), dict[str, Any](), dict[str, Any]()
     with tempfile.TemporaryDirectory(prefix="accelerator-peers-") as scratch:
-        team = _Team(_with_checkpoint(options, Path(scratch), report), Path(scratch), report, start, errors)
+        made = _with_checkpoint(options, Path(scratch), report)
+        kind = OneByOne if PEERS[options.engine].cloning else Resident
+        how = {measure: MEASURES[measure].how for measure in options.measures}
+        team = kind(made.to_dict(), options.arms, how, Path(scratch), report, start)
         try:
-            facts = team.open()
+            team.open()
             for number in range(options.rounds):
                 report(f"round {number + 1}/{options.rounds}")
-                for measure, by_arm in took.items():
-                    for arm, values in by_arm.items():
-                        values.append(team.take(arm, measure))
+                for measure, arm, value in team.round():
+                    took[measure][arm].append(value)
             memory = team.memory()
         finally:
             team.close()
@@ -139,10 +158,10 @@ def run(options: PeerOptions, report: Report, *, start: Start = _start) -> dict[
     return record.result(
         plan,
         engine={"name": options.engine, "checkpoint": options.checkpoint.name if options.checkpoint else RANDOM},
-        arms={arm: {**facts.get(arm, {}), "error": errors.get(arm)} for arm in options.arms},
+        arms={arm: {**team.facts.get(arm, {}), "error": team.errors.get(arm)} for arm in options.arms},
         figures={m: {arm: summarize(v, MEASURES[m].unit) for arm, v in by_arm.items()} for m, by_arm in took.items()},
         ratios={m: _ratios(by_arm) for m, by_arm in took.items()},
-        memory={arm: summarize([bytes_], "bytes") for arm, bytes_ in memory.items()},
+        **{name: {arm: summarize(v, "bytes") for arm, v in by_arm.items()} for name, by_arm in memory.items()},
     )
 
 
@@ -175,7 +194,9 @@ def figures(result: Mapping[str, Any]) -> str:
         [MEASURES[measure].title, *(_cell(by_arm.get(arm), True) for arm in arms)]
         for measure, by_arm in result["figures"].items()
     ]
-    rows.append(["peak memory", *(_cell(result["memory"].get(arm), False) for arm in arms)])
+    for name, row in _MEMORY.items():
+        if name in result:
+            rows.append([row, *(_cell(result[name].get(arm), False) for arm in arms)])
     for measure, by_base in result["ratios"].items():
         for base, by_arm in by_base.items():
             name = f"{MEASURES[measure].title}: times less than `{base}`"
@@ -192,60 +213,3 @@ def _ratios(by_arm: Mapping[str, list[float | None]]) -> dict[str, Any]:
         for base, values in by_arm.items()
         if base not in ours and (found := {arm: r for arm, own in ours.items() if (r := ratio(values, own))})
     }
-
-
-class _Team:
-    """The arms' processes; one of them works at a time. errors: of arms, as they come."""
-
-    def __init__(
-        self, options: PeerOptions, scratch: Path, report: Report, start: Start, errors: dict[str, str]
-    ) -> None:
-        self._options, self._scratch, self._report, self._start = options, scratch, report, start
-        self._errors, self._processes = errors, dict[str, Process]()
-
-    def open(self) -> dict[str, Any]:
-        """Open each arm, and let it do everything once. Raises EngineError where none of ours can."""
-        facts: dict[str, Any] = defaultdict(dict)
-        for arm in self._options.arms:
-            self._report(f"opening {arm}")
-            asked = {"options": self._options.to_dict(), "arm": arm, "scratch": str(self._scratch)}
-            try:
-                if arm.startswith(OURS):  # what is exported, proven and probed once is not in a later process's memory
-                    with contextlib.closing(self._start(self._report)) as before:
-                        before.ask("open", **asked)
-                process = self._processes[arm] = self._start(self._report)
-                facts[arm] = process.ask("open", **asked)
-                for measure in self._options.measures:
-                    process.ask("take", measure=measure)
-            except ArmFailed as error:
-                self._failed(arm, error)
-        ours = [arm for arm in self._options.arms if arm.startswith(OURS)]
-        if all(arm in self._errors for arm in ours):
-            raise EngineError(f"{ours[0]} cannot be measured: {self._errors[ours[0]]}")
-        return dict(facts)
-
-    def take(self, arm: str, measure: str) -> float | None:
-        if arm in self._errors:
-            return None
-        time.sleep(_SETTLE_S)
-        try:
-            return float(self._processes[arm].ask("take", measure=measure))
-        except ArmFailed as error:
-            self._failed(arm, error)
-            return None
-
-    def memory(self) -> dict[str, float]:
-        """Peak bytes of each process."""
-        found = {}
-        for arm, process in self._processes.items():
-            if arm not in self._errors:
-                found[arm] = float(process.ask("memory")["peak_memory"])
-        return found
-
-    def close(self) -> None:
-        while self._processes:
-            self._processes.popitem()[1].close()
-
-    def _failed(self, arm: str, error: ArmFailed) -> None:
-        self._errors[arm] = str(error)
-        self._report(f"{arm} failed: {error}")

@@ -7,21 +7,20 @@ needs them, in its own process.
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from ..audio.checks import load_reference
 from ..errors import EngineError
 from ..runtime.openvino import library
+from .peer import Arm, Given, Peers, package, recording, version
 
-__all__ = ["OURS", "PEERS", "Arm", "Peers", "open_arm", "with_metadata"]
+__all__ = ["OURS", "PEERS", "open_arm", "with_metadata"]
 
 OURS = "accelerator"
 _KOKORO = "af_heart"  # ours takes this voice by itself, too, or else the first
@@ -29,98 +28,77 @@ _KOKORO = "af_heart"  # ours takes this voice by itself, too, or else the first
 _IN_FLOAT32 = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 
 
-class Arm(Protocol):
-    """about: what it is, in a line. Samples are float32 [n] at sample_rate."""
-
-    about: str
-
-    @property
-    def sample_rate(self) -> int: ...
-
-    def whole(self, text: str) -> np.ndarray: ...
-
-    def stream(self, text: str, *, raw: bool) -> Iterator[np.ndarray]:
-        """raw: not brought to full scale."""
-        ...
-
-
-@dataclass(frozen=True)
-class Given:
-    """What an arm is opened with. threads: for peers that take a number."""
-
-    checkpoint: Path
-    voice: str | None
-    threads: int
-    scratch: Path
-
-
-@dataclass(frozen=True)
-class Peers:
-    """arms: by name, how each is opened. raw: the option of a request to ours by which sentences keep their level;
-    None where an engine never changes it. random: writes a checkpoint with random weights into a folder, for an engine
-    that can be measured without a trained one."""
-
-    arms: Mapping[str, Callable[[Given], Arm]]
-    raw: Mapping[str, Any] | None = None
-    random: Callable[[Path], None] | None = None
-
-
-def open_arm(
-    arm: str,
-    engine: str,
-    checkpoint: Path,
-    *,
-    voice: str | None,
-    threads: int | None,
-    cache_dir: Path | None,
-    scratch: Path,
-) -> Arm:
+def open_arm(arm: str, engine: str, given: Given) -> Arm:
     """Raises EngineError without the arm's package, and whatever the arm raises."""
     if arm.startswith(OURS):
-        return _Ours(engine, checkpoint, voice, threads, cache_dir, arm.removeprefix(OURS).lstrip("-") or "auto")
-    from ..hardware import detect
-
-    return PEERS[engine].arms[arm](Given(checkpoint, voice, threads or detect().usable_cores, scratch))
+        kind = _OursCloning if PEERS[engine].cloning else _Ours
+        return kind(engine, given, arm.removeprefix(OURS).lstrip("-") or "auto")
+    return PEERS[engine].arms[arm](given)
 
 
 class _Ours:
-    def __init__(
-        self, engine: str, checkpoint: Path, voice: str | None, threads: int | None, cache: Path | None, precision: Any
-    ) -> None:
+    def __init__(self, engine: str, given: Given, precision: Any) -> None:
         from ..optimizer import UniversalOptimizer
 
         self._optimizer = UniversalOptimizer.from_checkpoint(
-            checkpoint, engine, cache_dir=cache, threads=threads, precision=precision
+            given.checkpoint,
+            engine,
+            cache_dir=given.cache_dir,
+            threads=given.threads,
+            precision=precision,
+            proof=given.proof,
         )
         self._raw: Mapping[str, Any] = PEERS[engine].raw or {}
-        self._voice = voice
+        self._asked: dict[str, Any] = {"voice": given.voice}
+
+    @property
+    def about(self) -> str:
         status = self._optimizer.prepare().status()
         ways = [
             f"{name}: {part['backend']} {part['precision'] or ''}".rstrip() for name, part in status["parts"].items()
         ]
         if status["segments"] is not None:
             ways.append(f"segments: {status['segments']['backend']}")
-        self.about = ", ".join(ways)
+        return ", ".join(ways)
 
     @property
     def sample_rate(self) -> int:
         return self._optimizer.sample_rate
 
     def whole(self, text: str) -> np.ndarray:
-        return self._optimizer.synthesize(text, voice=self._voice).audio
+        return self._optimizer.synthesize(text, **self._asked).audio
 
     def stream(self, text: str, *, raw: bool) -> Iterator[np.ndarray]:
-        for chunk in self._optimizer.stream(text, voice=self._voice, **(self._raw if raw else {})):
+        for chunk in self._optimizer.stream(text, **self._asked, **(self._raw if raw else {})):
             yield chunk.audio
+
+
+class _OursCloning(_Ours):
+    """Speaks as a recording. Fails where PyTorch had to help out: that is another arm's figure."""
+
+    def __init__(self, engine: str, given: Given, precision: Any) -> None:
+        super().__init__(engine, given, precision)
+        self._asked = {"reference_audio": recording(given.scratch), "max_new_tokens": given.frames}
+
+    def whole(self, text: str) -> np.ndarray:
+        spoken = self._optimizer.synthesize(text, **self._asked)
+        if failed := [each for each in spoken.metrics["fallback"] if each["reason"] != "Slower"]:
+            raise EngineError(f"PyTorch had to take over: {failed[0]}")
+        return spoken.audio
+
+    def encode(self, path: Path, said: str) -> None:
+        stages = self._optimizer._bound.stages
+        assert stages is not None
+        stages.encode(load_reference(path, said, sample_rate=self.sample_rate))
 
 
 class _Piper:
     """A voice by piper-tts, sentence by sentence."""
 
     def __init__(self, given: Given) -> None:
-        piper = _package("piper", "piper-tts")
+        piper = package("piper", "piper-tts")
         self.voice, self._settings = piper.PiperVoice.load(given.checkpoint), piper.SynthesisConfig
-        self.about = f"piper-tts {_version('piper-tts')} as it ships"
+        self.about = f"piper-tts {version('piper-tts')} as it ships"
         self._speaker = _speaker(self.voice.config.speaker_id_map, given.voice)
 
     @property
@@ -140,13 +118,13 @@ class _PiperInOpenVino(_Piper):
     """piper-tts with the whole graph in OpenVINO instead of ONNX Runtime."""
 
     def __init__(self, given: Given) -> None:
-        openvino = _package("openvino", "openvino", lambda _: library())
+        openvino = package("openvino", "openvino", lambda _: library())
         super().__init__(given)
         model = openvino.Core().compile_model(str(given.checkpoint), "CPU", _IN_FLOAT32)
         self.voice = copy.copy(self.voice)
         self.voice.session = _OpenVinoSession(model)
         self.about = (
-            f"OpenVINO {_version('openvino')} in float32 in place of the session of piper-tts {_version('piper-tts')}"
+            f"OpenVINO {version('openvino')} in float32 in place of the session of piper-tts {version('piper-tts')}"
         )
 
 
@@ -168,8 +146,8 @@ class _Sherpa:
     """
 
     def __init__(self, given: Given) -> None:
-        sherpa = _package("sherpa_onnx", "sherpa-onnx")
-        espeak = _package("piper.phonemize_espeak", "piper-tts")
+        sherpa = package("sherpa_onnx", "sherpa-onnx")
+        espeak = package("piper.phonemize_espeak", "piper-tts")
         config = json.loads(Path(f"{given.checkpoint}.json").read_text(encoding="utf-8"))
         model, tokens = given.scratch / "sherpa.onnx", given.scratch / "tokens.txt"
         model.write_bytes(with_metadata(given.checkpoint.read_bytes(), _described(config)))
@@ -177,13 +155,13 @@ class _Sherpa:
         tokens.write_text("".join(lines), encoding="utf-8")
         vits = sherpa.OfflineTtsVitsModelConfig(model=str(model), tokens=str(tokens))
         settings = sherpa.OfflineTtsConfig(
-            model=sherpa.OfflineTtsModelConfig(vits=vits, num_threads=given.threads),
+            model=sherpa.OfflineTtsModelConfig(vits=vits, num_threads=given.cores),
             max_num_sentences=1,
         )
         self._engine, self._asked = sherpa.OfflineTts(settings), sherpa.GenerationConfig
         self._phonemize, self._language = espeak.EspeakPhonemizer(espeak.ESPEAK_DATA_DIR).phonemize, config["espeak"]
         self._speaker = _speaker(config.get("speaker_id_map") or {}, given.voice) or 0
-        self.about = f"sherpa-onnx {_version('sherpa-onnx')}, {given.threads} threads, sentence by sentence"
+        self.about = f"sherpa-onnx {version('sherpa-onnx')}, {given.cores} threads, sentence by sentence"
 
     @property
     def sample_rate(self) -> int:
@@ -209,14 +187,14 @@ class _Kokoro:
     """A voice by kokoro-onnx: a model file or its folder, with the one file of voices beside it."""
 
     def __init__(self, given: Given) -> None:
-        package = _package("kokoro_onnx", "kokoro-onnx")
+        kokoro = package("kokoro_onnx", "kokoro-onnx")
         folder = given.checkpoint if given.checkpoint.is_dir() else given.checkpoint.parent
         model = _only(folder, ("*.onnx",)) if given.checkpoint.is_dir() else given.checkpoint
         voices = _only(folder, ("voices*.npz", "voices*.bin"))
-        self._engine = package.Kokoro(str(model), str(voices))
+        self._engine = kokoro.Kokoro(str(model), str(voices))
         known = self._engine.get_voices()
         self._voice = given.voice or (_KOKORO if _KOKORO in known else known[0])
-        self.about = f"kokoro-onnx {_version('kokoro-onnx')} as it ships, voice {self._voice}"
+        self.about = f"kokoro-onnx {version('kokoro-onnx')} as it ships, voice {self._voice}"
         self.sample_rate = 24_000
 
     def whole(self, text: str) -> np.ndarray:
@@ -240,9 +218,9 @@ class _Kitten:
     """A KittenTTS by kittenml, chunk by chunk."""
 
     def __init__(self, given: Given) -> None:
-        self._engine = _package("kittenml", "kittenml").KittenTTS(str(given.checkpoint))
+        self._engine = package("kittenml", "kittenml").KittenTTS(str(given.checkpoint))
         self._voice = {} if given.voice is None else {"voice": given.voice}
-        self.about = f"kittenml {_version('kittenml')} as it ships"
+        self.about = f"kittenml {version('kittenml')} as it ships"
         self.sample_rate = 24_000
 
     def whole(self, text: str) -> np.ndarray:
@@ -265,7 +243,7 @@ class _KittenInPool(_Kitten):
         super().__init__(given)
         known = adapter(self._engine)
         self._layout, self._speaker = known.layout, known.voice(given.voice)
-        self.about = f"the session of kittenml {_version('kittenml')}, its chunks over a ThreadPoolExecutor()"
+        self.about = f"the session of kittenml {version('kittenml')}, its chunks over a ThreadPoolExecutor()"
 
     def stream(self, text: str, *, raw: bool) -> Iterator[np.ndarray]:
         layout = self._layout
@@ -273,6 +251,15 @@ class _KittenInPool(_Kitten):
         with ThreadPoolExecutor() as pool:
             for audio in pool.map(lambda feed: layout.speak(layout.session, feed), feeds):
                 yield np.asarray(audio, np.float32).reshape(-1)
+
+
+def _spark(dtype: str) -> Callable[[Given], Arm]:
+    def opened(given: Given) -> Arm:
+        from .peers_spark import Shipped
+
+        return Shipped(given, dtype)
+
+    return opened
 
 
 def _random_kitten(folder: Path) -> None:
@@ -348,22 +335,12 @@ def _only(folder: Path, patterns: Sequence[str]) -> Path:
     return found[0]
 
 
-def _package(module: str, name: str, load: Callable[[str], Any] = importlib.import_module) -> Any:
-    try:
-        return load(module)
-    except ImportError as error:
-        raise EngineError(f"not measured, as {name} cannot be imported ({error}): pip install {name}") from error
-
-
-def _version(name: str) -> str:
-    return importlib.metadata.version(name)
-
-
 PEERS: Mapping[str, Peers] = {
     "piper": Peers(
         {"as-shipped": _Piper, "sherpa-onnx": _Sherpa, "openvino": _PiperInOpenVino}, raw={"normalize_audio": False}
     ),
     "kokoro": Peers({"as-shipped": _Kokoro}),
     "kitten": Peers({"as-shipped": _Kitten, "pool": _KittenInPool}, random=_random_kitten),
+    "spark-tts": Peers({"as-shipped": _spark("float32"), "as-shipped-bf16": _spark("bfloat16")}, cloning=True),
 }
 """Engine -> its arms beside ours; "as-shipped" first."""

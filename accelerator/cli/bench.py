@@ -36,8 +36,8 @@ __all__ = ["app"]
 
 app = typer.Typer(
     cls=Measures,
-    help="Measure on this machine. Without a command: `engine`, the comparison with PyTorch; for Piper and Kokoro "
-    "`peers`.",
+    help="Measure on this machine. Without a command: `engine`, the comparison with PyTorch; for those "
+    "with peers `peers`.",
     rich_markup_mode=None,
 )
 
@@ -313,6 +313,10 @@ def llama_cpp_(
 @app.command("feed-forward", cls=Command)
 def feed_forward_(
     ctx: typer.Context,
+    engine: Annotated[
+        str, typer.Option("--engine", help="vits; or spark-tts with --checkpoint, whose codec is measured alone.")
+    ] = "vits",
+    checkpoint: Checkpoint = None,
     rounds: FewRounds = None,
     threads: Threads = None,
     cache_dir: CacheDir = None,
@@ -322,12 +326,21 @@ def feed_forward_(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Measure VITS, and long texts on a pool of threads (needs transformers)."""
-    from ..benchmark import feed_forward
+    """Measure VITS, and long texts on a pool of threads (needs transformers); or the decoder of a codec.
+
+    A codec's decoder is measured in PyTorch and on each backend that was proven here, in one run.
+    """
+    from ..benchmark import codec, feed_forward
 
     _check_targets(json, markdown)
     given = _known({"rounds": rounds, "threads": threads, "cache_dir": cache_dir, "quick": quick})
-    _measure(ctx, feed_forward, feed_forward.FeedForwardOptions(**given), json, markdown)
+    if engine == "vits":
+        _check_of(engine, {"checkpoint": checkpoint})
+        _measure(ctx, feed_forward, feed_forward.FeedForwardOptions(**given), json, markdown)
+        return
+    if engine not in codec.ENGINES or checkpoint is None:
+        raise typer.BadParameter("vits, or spark-tts with --checkpoint", param_hint="--engine")
+    _measure(ctx, codec, codec.CodecOptions(checkpoint, engine, **given), json, markdown)
 
 
 @app.command("peers", cls=Command)
@@ -341,6 +354,11 @@ def peers_(
         typer.Option("--precision", help="Repeat it for several. [default: what the optimizer chooses]"),
     ] = None,
     rounds: Rounds = None,
+    frames: Annotated[
+        int | None,
+        typer.Option("--frames", min=1, help="Of an engine that clones: of a text at most. [default: its own end]"),
+    ] = None,
+    proof: Proof = ProofName.strict,
     threads: Threads = None,
     cache_dir: CacheDir = None,
     json: JsonFile = None,
@@ -351,7 +369,8 @@ def peers_(
     """Compare an engine as it ships, other runtimes with the same voice, and this package: speed and first audio.
 
     Peers whose package is not installed are left out: sherpa-onnx and openvino.
-    Without --checkpoint kitten is measured with random weights.
+    Without --checkpoint kitten is measured with random weights. Engines that clone voices are given a synthetic
+    recording, and measured with a voice that is known, and one that is new.
     """
     from ..benchmark import peers
     from ..benchmark.peers_arms import PEERS
@@ -361,6 +380,7 @@ def peers_(
     _check_targets(json, markdown)
     given: dict[str, Any] = {"engine": engine, "checkpoint": checkpoint, "voice": voice, "rounds": rounds}
     given |= {"threads": threads, "precisions": _fixed(precision), "cache_dir": cache_dir}
+    given |= {"frames": frames, "proof": proof.value}
     _measure(ctx, peers, peers.PeerOptions(**_known(given)), json, markdown)
 
 

@@ -40,7 +40,7 @@ def doctor(
     from ..cache import ContentCache
     from ..hardware import choose_tier, describe, detect
     from ..hardware.accelerators import accelerators
-    from ..inference.batcher import ROWS
+    from ..inference.rows import ROWS
     from ..pipeline.heard import NOTE
 
     out: Output = ctx.obj

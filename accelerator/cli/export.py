@@ -15,6 +15,7 @@ from .options import (
     CacheDir,
     Checkpoint,
     Debug,
+    EncoderFile,
     Engine,
     Json,
     Precision,
@@ -23,8 +24,10 @@ from .options import (
     Providers,
     Prune,
     Size,
+    SynthesizerFile,
     Threads,
     Verbose,
+    VocoderFile,
 )
 
 __all__ = ["export"]
@@ -35,6 +38,9 @@ def export(
     engine: Engine = "reference",
     size: Size = None,
     checkpoint: Checkpoint = None,
+    encoder: EncoderFile = None,
+    synthesizer: SynthesizerFile = None,
+    vocoder: VocoderFile = None,
     precision: Precision = PrecisionName.auto,
     proof: Annotated[
         ProofName, typer.Option("--proof", help="strict rejects exports that differ from PyTorch, warn only says so.")
@@ -60,6 +66,7 @@ def export(
             engine,
             size,
             checkpoint,
+            {"encoder": encoder, "synthesizer": synthesizer, "vocoder": vocoder},
             precision=precision.value,
             proof=proof.value,
             prune=prune,

@@ -12,7 +12,7 @@ from .group import Listing
 __all__ = ["COMMAND", "WITH_PEERS", "Measures"]
 
 COMMAND = f"{__name__}.command"  # in `ctx.meta`
-WITH_PEERS = ("piper", "kokoro", "kitten")  # engines of `benchmark.peers`, without importing it
+WITH_PEERS = ("piper", "kokoro", "kitten", "spark-tts")  # engines of `benchmark.peers`, without importing it
 _DEFAULT = "engine"
 _MEASURES = ("serving", "quality", "recipes", "llama-cpp", "feed-forward", "peers")  # `--serving` is `bench serving`
 _PLACES = ("--json", "--markdown", "--svg", "--cache-dir")  # where files go is no part of what was measured

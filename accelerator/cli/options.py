@@ -18,6 +18,7 @@ __all__ = [
     "CacheDir",
     "Checkpoint",
     "Debug",
+    "EncoderFile",
     "Engine",
     "EngineOptions",
     "Json",
@@ -30,9 +31,11 @@ __all__ = [
     "ReferenceText",
     "Size",
     "SizeName",
+    "SynthesizerFile",
     "Threads",
     "UnspeakableName",
     "Verbose",
+    "VocoderFile",
     "VoiceName",
     "Voices",
 ]
@@ -97,7 +100,7 @@ CacheDir = Annotated[
     typer.Option("--cache-dir", help="Where exports are kept. [default: what `accelerator cache path` prints]"),
 ]
 # Those of `accelerator.engines`, without importing it.
-ENGINES = "reference, fish-speech, kitten, kokoro, piper, spark-tts or vits"
+ENGINES = "reference, fish-speech, kitten, kokoro, mockingbird, piper, spark-tts, spark-tts-onnx or vits"
 Engine = Annotated[str, typer.Option("--engine", help=f"The engine: {ENGINES}. All but reference need --checkpoint.")]
 VoiceName = Annotated[
     str | None,
@@ -139,7 +142,19 @@ Checkpoint = Annotated[
     typer.Option(
         "--checkpoint",
         help="The engine's checkpoint: its directory, for kokoro and piper the .onnx file, for reference a file of its "
-        "save().",
+        "save(), for mockingbird a checkout of it.",
+    ),
+]
+EncoderFile = Annotated[Path | None, typer.Option("--encoder", help="Of mockingbird: the speaker encoder's .pt file.")]
+SynthesizerFile = Annotated[
+    Path | None, typer.Option("--synthesizer", help="Of mockingbird: the synthesizer's .pt file.")
+]
+VocoderFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--vocoder",
+        help="Of mockingbird: the .pt file of HiFi-GAN, Fre-GAN or WaveRNN. Of the three, any that is left out is the "
+        "only one in the checkout's own folder.",
     ),
 ]
 Precision = Annotated[

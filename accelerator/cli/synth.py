@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 import typer
 
 from ..errors import GenerationError, InvalidOption, InvalidReference, InvalidText
-from . import converted, formats
 from . import engine as engines
+from . import formats
 from .console import Output
 from .options import (
     ENGINES,
     AudioFormat,
     CacheDir,
     Debug,
+    EncoderFile,
     EngineOptions,
     Json,
     Precision,
@@ -31,9 +32,11 @@ from .options import (
     Prune,
     ReferenceText,
     Size,
+    SynthesizerFile,
     Threads,
     UnspeakableName,
     Verbose,
+    VocoderFile,
     VoiceName,
     Voices,
 )
@@ -69,8 +72,8 @@ def synth(
         str,
         typer.Option(
             "--engine",
-            help=f"The engine: {ENGINES}; or {converted.ENGINE}, of what `accelerator convert` wrote. All but "
-            "reference need --checkpoint.",
+            help=f"The engine: {ENGINES}; spark-tts-onnx is what `accelerator convert` wrote. All but reference need "
+            "--checkpoint.",
         ),
     ] = "reference",
     size: Size = None,
@@ -80,9 +83,12 @@ def synth(
             "--checkpoint",
             "--model-dir",
             help="The engine's checkpoint: its directory, for kokoro and piper the .onnx file, for reference a file of "
-            "its save().",
+            "its save(), for mockingbird a checkout of it.",
         ),
     ] = None,
+    encoder: EncoderFile = None,
+    synthesizer: SynthesizerFile = None,
+    vocoder: VocoderFile = None,
     voice: VoiceName = None,
     reference: Annotated[
         Path | None,
@@ -135,8 +141,8 @@ def synth(
     output = _target(_named(output, output_dir, format))
     if output == STDOUT and out.json:
         raise typer.BadParameter("stdout takes either the audio or the JSON", param_hint="--output")
-    if engine != converted.ENGINE:
-        engines.check_choice(engine, size, checkpoint)
+    models = {"encoder": encoder, "synthesizer": synthesizer, "vocoder": vocoder}
+    engines.check_choice(engine, size, checkpoint, models)
     if said is not None and text is not None:
         raise typer.BadParameter("give TEXT or --text, not both", param_hint="--text")
     text = _text(out, said if text is None else text, file)
@@ -153,34 +159,17 @@ def synth(
     _check_early(text, output, format, reference, reference_text, sampling)
     if voice is not None and reference is not None:
         raise typer.BadParameter("give --voice or --reference, not both", param_hint="--voice")
-    if engine == converted.ENGINE:
-        strange = {
-            "--size": size,
-            "--voice": voice,
-            "--stream": stream,
-            "--keep-partial": keep_partial,
-            "--prune": prune,
-            "--voices": voices,
-            "--providers": providers,
-        }
-        strange["--precision"] = precision is not PrecisionName.auto
-        how: dict[str, Any] = {"options": written, "sampling": sampling, "threads": threads, "refused": strange}
-        audio, info = converted.speak(text, checkpoint, reference, reference_text, **how)
-        write_file(output, audio, info["sample_rate"], format)
-        report_spoken(out, {"engine": engine, **info}, output)
-        return
     options: dict[str, Any] = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
     options |= {"providers": providers, "voices": voices}
     with out.progress() as progress:
-        optimizer = engines.open_engine(out, engine, size, checkpoint, progress=progress, **options)
+        optimizer = engines.open_engine(out, engine, size, checkpoint, models, progress=progress, **options)
         with optimizer:
-            with_voice = reference is not None
             growing = _Growing(output, format, at_once=stream)
             own = engines.own_options(optimizer.adapter, written)
             asked = {"voice": voice, "unspeakable": unspeakable.value, "eager": stream, **sampling, **own}
             asked["on_restart"] = None if stream else growing.restart
-            optimizer.stream(text, reference, reference_text, **asked)  # refused now, not after minutes of exporting
-            engines.prepare(optimizer, encoder=with_voice)  # before the clock of the request starts
+            asked_now = optimizer.stream(text, reference, reference_text, **asked)  # refused before minutes of exports
+            engines.prepare(optimizer, encoder=not asked_now.knows_voice)  # before the clock of the request starts
             speech = optimizer.stream(text, reference, reference_text, **asked)
             progress.speaking(lambda: _so_far(speech))
             result = _speak(out, speech, growing, keep=keep_partial)

@@ -16,6 +16,7 @@ from .options import (
     CacheDir,
     Checkpoint,
     Debug,
+    EncoderFile,
     Engine,
     Json,
     Precision,
@@ -23,8 +24,10 @@ from .options import (
     Providers,
     Prune,
     Size,
+    SynthesizerFile,
     Threads,
     Verbose,
+    VocoderFile,
 )
 
 __all__ = ["tune"]
@@ -36,6 +39,9 @@ def tune(
     engine: Engine = "reference",
     size: Size = None,
     checkpoint: Checkpoint = None,
+    encoder: EncoderFile = None,
+    synthesizer: SynthesizerFile = None,
+    vocoder: VocoderFile = None,
     precision: Precision = PrecisionName.auto,
     prune: Prune = None,
     threads: Threads = None,
@@ -60,11 +66,12 @@ def tune(
 
     out: Output = ctx.obj
     start = time.perf_counter()
+    models = {"encoder": encoder, "synthesizer": synthesizer, "vocoder": vocoder}
     place: dict[str, Any] = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
     place["providers"] = providers
     with (
         out.progress() as progress,
-        engines.open_engine(out, engine, size, checkpoint, progress=progress, **place) as optimizer,
+        engines.open_engine(out, engine, size, checkpoint, models, progress=progress, **place) as optimizer,
     ):
         clock = BusyClock()
         tuned = optimizer.tune(again=again)

@@ -1,8 +1,11 @@
-"""Convolutions in a chain, each multiplying bfloat16 by AMX what the one before has summed in float32: see `Chain`.
+"""Convolutions in a chain, each multiplying in bfloat16 what the one before has summed in float32: see `Chain`.
 
 A long utterance's activations are far larger than a core's cache. A chain does all of its convolutions for a tile of
 rows before the next tile is begun, with as many rows on both sides as they look at; what lies between them, their
 rectifiers, gates and sums included, does not leave the cache. Threads take tiles, and do not wait for each other.
+
+AMX multiplies, or without it AVX512_BF16. Where more than bfloat16 is wanted, AMX takes pairs of these, and AVX512
+float32, in as much memory: `pairs` makes what is right here.
 
 Arrays are NumPy's: what runs on chains needs no PyTorch. bfloat16 is stored as uint16.
 """
@@ -18,18 +21,17 @@ import numpy as np
 from .. import kernels
 from ..kernels.compiler import require
 from ..kernels.tiles import CHAIN_SPACE, CHUNK, LANES, SQUARE
-from ..kernels.units.chain import CHAIN
+from .passing import passing
 
 __all__ = ["Chain", "Link", "Product", "around", "bfloats", "floats", "gates", "pairs"]
 
-_BLOCK = 2 * SQUARE  # bytes of weights
 _BUFFERS = "x", "add", "more", "y", "low", "moments", "signal", "factor", "shift"  # of a link
 
 
 class Product:
-    """A convolution's weights in the order in which AMX multiplies them, rounded to bfloat16.
+    """A convolution's weights in the order in which they are multiplied, rounded to bfloat16.
 
-    exact: each as a sum of two of them, and its inputs, too; three products instead of one.
+    exact: in float32; or by AMX each as a sum of two bfloat16, and its inputs, too: three products instead of one.
     """
 
     def __init__(
@@ -38,26 +40,28 @@ class Product:
         """kernel: float32 [out, taps, in], which `takes` takes. before: rows that are looked at before a row."""
         self.out, taps, channels = kernel.shape
         self.bias = np.zeros(self.out, np.float32) if bias is None else np.ascontiguousarray(bias, np.float32)
-        parts = [bfloats(kernel)]
-        if exact:
-            parts.append(bfloats(kernel - floats(parts[0])))
-        self.weights = np.stack([_blocks(part) for part in parts], axis=1)
-        self.reach = max(before, (taps - 1) * dilation - before)  # rows on either side that are looked at, at most
-        self.step, chunks = 2 * channels * len(parts), channels // CHUNK
+        self.exact, self.reach = exact, max(before, (taps - 1) * dilation - before)  # rows looked at on either side
+        if exact and not kernels.multiplies_tiles():
+            self.weights, size, both = _floats(kernel), 4, [(0, 0)]
+        else:
+            parts = [bfloats(kernel), *([bfloats(kernel - floats(bfloats(kernel)))] if exact else [])]
+            self.weights, size = kernels.aligned(np.stack([_blocks(part) for part in parts], axis=1)), 2
+            both = [(0, 0), (1, 0), (0, 1)] if exact else [(0, 0)]  # parts of inputs and of weights
+        self.step, chunks = (4 if exact else 2) * channels, channels // CHUNK
         places = [
             (
-                (dilation * tap - before) * self.step + 2 * (CHUNK * chunk + channels * x),
-                _BLOCK * (i + w * taps * chunks),
+                (dilation * tap - before) * self.step + size * (CHUNK * chunk + channels * x),
+                size * SQUARE * (i + w * taps * chunks),
             )
             for i, (tap, chunk) in enumerate(itertools.product(range(taps), range(chunks)))
-            for x, w in (((0, 0), (1, 0), (0, 1)) if exact else ((0, 0),))
+            for x, w in both
         ]
         self.places = np.array(places, np.int64)  # of inputs, from a row's first byte on, and of weights
 
     @staticmethod
     def takes(shape: Sequence[int]) -> bool:
         """Whether there are kernels for weights [out, taps, in] here."""
-        return kernels.multiplies_tiles() and not shape[0] % CHUNK and not shape[2] % CHUNK
+        return kernels.multiplies_chains() and not shape[0] % CHUNK and not shape[2] % CHUNK
 
 
 def bfloats(x: np.ndarray) -> np.ndarray:
@@ -72,12 +76,15 @@ def floats(x: np.ndarray) -> np.ndarray:
 
 
 def pairs(x: np.ndarray, before: int, behind: int) -> np.ndarray:
-    """[rows, channels] -> bfloat16 [before + rows + behind, 2 channels], as an exact product takes it: x in bfloat16
-    and beside it what is missing there, with noughts around."""
+    """[rows, channels] -> uint16 [before + rows + behind, 2 channels], as an exact product takes it, with noughts
+    around: x in bfloat16 and beside it what is missing there, or without AMX float32."""
     rows, channels = x.shape
     made = np.empty((before + rows + behind, 2 * channels), np.uint16)
     made[:before] = made[before + rows :] = 0
     own = made[before : before + rows]
+    if not kernels.multiplies_tiles():
+        own.view(np.float32)[:] = x
+        return made
     own[:, :channels] = bfloats(x)
     own[:, channels:] = bfloats(x - floats(own[:, :channels]))
     return made
@@ -85,7 +92,7 @@ def pairs(x: np.ndarray, before: int, behind: int) -> np.ndarray:
 
 def around(rows: int, channels: int, kind: type[np.generic], count: int) -> np.ndarray:
     """[count + rows + count, channels], for a chain to fill; the ends are nought."""
-    made = np.empty((rows + 2 * count, channels), kind)
+    made = passing((rows + 2 * count, channels), kind)
     made[:count] = made[count + rows :] = 0
     return made
 
@@ -100,6 +107,13 @@ def _blocks(kernel: np.ndarray) -> np.ndarray:
     out, taps, channels = kernel.shape
     shape = out // CHUNK, 2, LANES, taps, channels // CHUNK, LANES, 2
     return np.ascontiguousarray(kernel.reshape(shape).transpose(0, 3, 4, 1, 5, 2, 6))
+
+
+def _floats(kernel: np.ndarray) -> np.ndarray:
+    """[out / 32, taps, in / 32, 32, 32]: 32 inputs by 32 outputs."""
+    out, taps, channels = kernel.shape
+    shape = out // CHUNK, CHUNK, taps, channels // CHUNK, CHUNK
+    return kernels.aligned(kernel.reshape(shape).transpose(0, 2, 3, 4, 1).astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -145,8 +159,8 @@ class Chain:
 
         Raises SessionError.
         """
-        require(CHAIN)
-        self._links, self._tile = links, tile
+        require(kernels.chain_unit())
+        self._links, self._tile, self._measures = links, tile, any(link.moments for link in links)
         self._margin = CHUNK + max(link.halo + link.rate + link.product.reach for link in links)
         self._places, self._space = dict[str | None, int]({None: 0}), 0
         for link in links:
@@ -181,7 +195,14 @@ class Chain:
             if i in biases:
                 where["bias"] = biases[i].ctypes.data
             links.append(numbers._replace(**where))
-        kernels.chain(links, rows, self._tile, self._margin, self._space, threads)
+        kernels.chain(links, rows, self._even(rows, threads), self._margin, self._space, threads)
+
+    def _even(self, rows: int, threads: int) -> int:
+        """Rows of a tile, so that each thread has about as many; moments are of tiles as large as was said."""
+        if self._measures or threads == 1:
+            return self._tile
+        count = -(-rows // (self._tile * threads)) * threads
+        return min(self._tile, -(-rows // (count * CHUNK)) * CHUNK)
 
 
 def _numbers(link: Link) -> kernels.Link:
@@ -203,6 +224,7 @@ def _numbers(link: Link) -> kernels.Link:
         slope=slope,
         low_slope=low_slope,
         gated=int(link.gated),
+        exact=int(product.exact),
         **dict.fromkeys(("moments", "signal", "factor", "shift"), 0),
         reach=product.reach,
     )

@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 ADAPTERS = {
+    "accelerator.engines.mockingbird.engine.MockingBird": "accelerator.engines.mockingbird:MockingBirdAdapter",
     "accelerator.reference.engine.ReferenceEngine": "accelerator.engines.reference:ReferenceAdapter",
     "cli.SparkTTS.SparkTTS": "accelerator.engines.spark_tts:SparkAdapter",
     "fish_speech.inference_engine.TTSInferenceEngine": "accelerator.engines.fish_speech:FishSpeechAdapter",
@@ -50,8 +51,10 @@ CHECKPOINTS = {
     "fish-speech": "accelerator.engines.fish_speech:FishSpeechAdapter",
     "kitten": "accelerator.engines.kitten:KittenAdapter",
     "kokoro": "accelerator.engines.kokoro:KokoroAdapter",
+    "mockingbird": "accelerator.engines.mockingbird:MockingBirdAdapter",
     "piper": "accelerator.engines.piper:PiperAdapter",
     "spark-tts": "accelerator.engines.spark_tts:SparkAdapter",
+    "spark-tts-onnx": "accelerator.engines.spark_tts:ConvertedAdapter",
     "vits": "accelerator.engines.vits:VitsAdapter",
 }
 """Engine name -> the adapter class whose `from_checkpoint(path, **options)` opens that engine's checkpoints."""

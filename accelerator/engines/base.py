@@ -108,6 +108,9 @@ class Stages(Protocol):
     "pooled" engine are spoken on threads of their own. windows: units of a stream's first windows, and of all later
     ones; () for an engine that makes audio only of a whole segment. unit_s: seconds of audio of a unit, if that is
     fixed.
+
+    An engine that needs less of some recordings may have `kept_as(reference)`: the names under which what `encode`
+    made of one would do, the last of them its own. By itself that is the recording's digest.
     """
 
     schedule: Literal["batched", "pooled"]

@@ -27,10 +27,10 @@ from ..hardware.forks import Lock
 from ..metrics import current_meter
 from ..parts.backends import ONNX_RUNTIME
 from ..parts.decoding import Joined
-from ..parts.onnx_file import Feed
+from ..parts.onnx_file import Feed, model_digest
 from ..parts.part import Call, Part
 from ..parts.whole_graph import GRAPH, RoutedSession, Speak, whole_graph
-from ..runtime.borrowed import model_for_cpu
+from ..runtime.borrowed import for_cpu
 from ..speech import AudioChunk, SpeechRequest
 from ..text.check import Unread
 from ..text.segments import Segment, speech_weight, split
@@ -62,7 +62,8 @@ def adapter(engine: Any) -> KittenAdapter:
     """The adapter of a KittenTTS. One whose graph is not known, or not on the CPU, is passed through, and says so."""
     layout = _Chunked(engine) if hasattr(engine, "model") else _OneFile(engine)
     try:
-        model_for_cpu(layout.session)
+        for_cpu(layout.session)
+        model_digest(layout.session)  # it can be read
     except AcceleratorError as error:
         logger.warning("this KittenTTS is passed through, and runs as before: %s", error)
         return KittenAdapter(layout, routed=False)

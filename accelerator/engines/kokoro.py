@@ -25,10 +25,11 @@ from ..metrics import current_meter
 from ..parts.backends import ONNX_RUNTIME
 from ..parts.decoding import Joined
 from ..parts.dequantized import dequantized
+from ..parts.onnx_file import deferred, model_digest
 from ..parts.part import Call, Part
 from ..parts.sentences import SENTENCES
 from ..parts.whole_graph import GRAPH, RoutedSession, Speak, whole_graph
-from ..runtime.borrowed import model_for_cpu
+from ..runtime.borrowed import for_cpu
 from ..speech import AudioChunk, SpeechRequest
 from ..text.check import Unread
 from ..text.segments import Segment
@@ -57,7 +58,8 @@ _SAID = (  # what is timed, something short, something long
 def adapter(engine: Any) -> KokoroAdapter:
     """The adapter of a `Kokoro`. One whose graph is not known, or not on the CPU, is passed through, and says so."""
     try:
-        model_for_cpu(engine.sess)
+        for_cpu(engine.sess)
+        model_digest(engine.sess)  # it can be read
         _chunker()
     except AcceleratorError as error:
         logger.warning("this Kokoro is passed through, and runs as before: %s", error)
@@ -92,7 +94,7 @@ class KokoroAdapter:
         except ImportError as error:
             raise EngineError(f"Kokoro needs its package: {error}; pip install kokoro-onnx") from error
         try:
-            return adapter(package.Kokoro(str(model), str(styles)))
+            return adapter(package.Kokoro.from_session(_session(model), str(styles)))
         except Exception as error:  # of a missing or broken file, by ONNX Runtime and numpy; of espeak
             raise EngineError(f"{model} with {styles} cannot be opened as a Kokoro: {error}") from error
 
@@ -242,6 +244,13 @@ def _chunker() -> Any:
         return importlib.import_module("kokoro_onnx.chunker")
     except ImportError as error:
         raise EngineError(f"its package is older than kokoro-onnx 0.6: pip install -U kokoro-onnx ({error})") from error
+
+
+def _session(model: Path) -> Any:
+    """As kokoro-onnx opens it, but on the processor it is not opened before it is needed."""
+    session = importlib.import_module("kokoro_onnx.session")
+    on_cpu = session.resolve_providers() == ["CPUExecutionProvider"]
+    return deferred(model) if on_cpu else session.create_session(str(model))
 
 
 def _model_in(path: Path) -> Path:

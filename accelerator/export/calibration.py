@@ -36,7 +36,7 @@ _ENDS = 1  # layers kept in float at each end: the first sees the engine's own i
 _LEAST = 1e-3  # of all products: what saves less stays in float, and is not swept
 _LESS = 10**-0.1  # of the noise that was allowed, when the layers' noises add up to more than their sum
 _MARGIN = 1.0  # dB above the bar for the calibration's own inputs: the proof has others
-_JUDGED = 3  # feeds that a choice is measured with: a sweep runs each of them once for each layer
+_JUDGED = 3  # feeds that a choice is measured with; each layer alone with the shortest of them, or a sweep takes long
 
 Feed = Mapping[str, np.ndarray]
 
@@ -143,7 +143,7 @@ def _chosen(
     inner = [layer for layer in inner if work[layer] >= _LEAST * sum(work.values())]
     for done, layer in enumerate(inner):
         progress(done, len(inner))
-        noise[layer] = sweep.noise([layer])[0]
+        noise[layer] = sweep.noise([layer], alone=True)[0]
     allowed = 10 ** (-(at_least + _MARGIN) / 10)
     while chosen := _worthwhile(noise, work, allowed):
         found, content = sweep.noise(chosen)
@@ -171,29 +171,33 @@ class _Sweep:
     """Measures a model with some nodes in int8 against the same model in float32."""
 
     def __init__(self, model: Path, quantizer: Quantizer, feeds: Sequence[Feed]) -> None:
-        self._path, self._quantizer, self._feeds = model, quantizer, feeds
+        self._path, self._quantizer = model, quantizer
         exact = Session(model, RunOptions())
-        self._expected = [exact.run(feed) for feed in feeds]
+        expected = [exact.run(feed) for feed in feeds]
+        self._answered = sorted(zip(feeds, expected, strict=True), key=lambda each: sum(a.size for a in each[1]))
 
-    def noise(self, nodes: Sequence[str]) -> tuple[float, bytes]:
-        """The noise of the worst output and feed, relative to the signal; infinite if a shape differs. The model."""
+    def noise(self, nodes: Sequence[str], *, alone: bool = False) -> tuple[float, bytes]:
+        """The noise of the worst output and feed, relative to the signal; infinite if a shape differs. The model.
+
+        alone: of the feed with the shortest answer.
+        """
         content = self._quantizer.quantized(nodes)
         session = Session(content, RunOptions())
         pairs = [
             pair
-            for feed, expected in zip(self._feeds, self._expected, strict=True)
+            for feed, expected in self._answered[: 1 if alone else None]
             for pair in zip(expected, session.run(feed), strict=True)
         ]
         snr = compare_signals(pairs, 0.0)["snr_db"]
         return (10 ** (-snr / 10) if snr > 0 else np.inf), content
 
     def work(self, nodes: Sequence[str]) -> dict[str, int]:
-        """How many products each of these nodes sums up, for the first feed."""
+        """How many products each of these nodes sums up, for the shortest answer."""
         proto = onnx.load(str(self._path))
         graph, own = proto.graph, len(proto.graph.output)
         found = {node.name: node for node in graph.node if node.name in set(nodes)}
         graph.output.extend(onnx.ValueInfoProto(name=found[name].output[0]) for name in nodes)
-        answers = Session(bytes(proto.SerializeToString()), RunOptions(optimize=False)).run(self._feeds[0])[own:]
+        answers = Session(bytes(proto.SerializeToString()), RunOptions(optimize=False)).run(self._answered[0][0])[own:]
         constants = _constants(graph)
         return {
             name: answer.size * _summed(found[name], constants[found[name].input[1]])

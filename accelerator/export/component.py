@@ -32,8 +32,7 @@ from ..hardware import detect
 from ..hardware.accelerators import accelerators
 from ..runtime.options import ON_CPU, RunOptions
 from . import sources
-from .graph.graph import OPSET
-from .graph.specs import Weights
+from .graph.specs import OPSET, Weights
 from .tracing import on_one_thread
 
 __all__ = [
@@ -150,7 +149,8 @@ class Component:
     the other's precision, and its `build` also gets the other's export.
 
     builders, judges: further code that determines what `build` and `prove` do; it goes into their `sources.digest`.
-    kernels: which compiled kernels the proof covers here; each kind has a proof of its own.
+    kernels: which compiled kernels the proof covers here; each kind has a proof of its own. in_torch: whether `build`
+    or `prove` may run PyTorch; what does not can be exported where it is not to be imported.
     """
 
     name: str
@@ -166,6 +166,8 @@ class Component:
     weight_bytes: int | None = None  # in float32; helps to guess a precision
     engine: str = ""  # the engine's name, for people who look into the cache
     beside: str = ""
+    runs: bool = True  # whether sessions open it; False for tables
+    in_torch: bool = True
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,7 @@ class _Making:
         return Export(entry, self._precision, self._report)
 
     def _build(self, directory: Path) -> dict[str, Any]:
-        with on_one_thread():  # one key, one content, whatever the engine's number of threads
+        with self._on_one_thread():  # one key, one content, whatever the engine's number of threads
             with self._as_export_error():
                 beside = [] if self._beside is None else [self._beside]
                 self._component.build(directory, self._precision, self._progress, *beside)
@@ -279,8 +281,11 @@ class _Making:
             self._report = self._known()
             if self._report is None:
                 entry.verified()  # a damaged file would fail its proof, and that would be recorded
-                with on_one_thread():
+                with self._on_one_thread():
                     self._prove(entry.path)
+
+    def _on_one_thread(self) -> contextlib.AbstractContextManager[None]:
+        return on_one_thread() if self._component.in_torch else contextlib.nullcontext()
 
     def _prove(self, directory: Path) -> None:
         self._progress(ProgressEvent(self._component.name, "prove", precision=self._precision))

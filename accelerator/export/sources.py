@@ -23,6 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from ..cache import remembered
+
 __all__ = ["ROOMS", "code", "digest", "modules"]
 
 ROOMS = (
@@ -79,11 +81,19 @@ def _kept(piece: re.Match[str]) -> str:
 
 @functools.cache
 def _digest(roots: tuple[str, ...]) -> str:
-    total = hashlib.sha256()
+    """Reading so many files takes a third of a second, so it is remembered."""
+    places = [str(_PLACE), *(str(_file(name)) for name in roots)]
+    return str(remembered({"sources": [*roots, *places]}, functools.partial(_read_all, roots))["digest"])
+
+
+def _read_all(roots: tuple[str, ...]) -> tuple[dict[str, str], set[Path]]:
+    """The digest, and the files and folders that it depends on, this file among them."""
+    total, files = hashlib.sha256(), {Path(__file__)}
     for name in sorted(modules(*roots)):
         file = _file(name)
         total.update(f"{name}\n{'' if file is None else _said(name, file).code}\n".encode())
-    return total.hexdigest()
+        files |= set() if file is None else {file}
+    return {"digest": total.hexdigest()}, files | {file.parent for file in files}
 
 
 def _module(root: Any) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+
+from ..errors import ExportError
 
 __all__ = ["Trace"]
 
@@ -23,3 +27,16 @@ class Trace:
     code_logits: np.ndarray
     key_range: np.ndarray | None = None
     value_range: np.ndarray | None = None
+
+    def save(self, path: Path) -> None:
+        """Write it as a .npz file."""
+        np.savez(path, allow_pickle=False, **{name: each for name, each in vars(self).items() if each is not None})
+
+    @classmethod
+    def load(cls, path: Path) -> Trace:
+        """Read what `save` has written. Raises ExportError for anything else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(**file)
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ExportError(f"{path} is no trace: {error}") from error

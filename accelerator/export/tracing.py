@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportError
 from ..hardware.forks import Lock
-from .graph.graph import OPSET
 from .graph.rewrite import rewrite_convolutions
+from .graph.specs import OPSET
 
 if TYPE_CHECKING:
     import torch

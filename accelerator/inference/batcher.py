@@ -27,13 +27,13 @@ from ..export.graph.dual_ar import DualARSpec
 from ..export.graph.specs import CausalSpec
 from ..hardware.forks import renewed_in_children
 from .prefix_cache import Prefixes, cuts
+from .rows import ROWS
 from .sequence import Batching, Guidance, Lane, Row
 from .stepper import CausalStepper, DualARStepper, Stepper
 from .transformer import Embeddings, FrameSampler, Runner, StepTimes, TokenEmbeddings
 
-__all__ = ["CACHE_BYTES", "ROWS", "Batcher", "CausalDecoder", "DualARDecoder"]
+__all__ = ["CACHE_BYTES", "Batcher", "CausalDecoder", "DualARDecoder"]
 
-ROWS = 8  # sequences advanced together; with more, each would wait longer for a frame than batching gains
 CACHE_BYTES = 2 * 2**30  # of key-value caches, beyond which no sequence joins a batch
 _KEEP_BYTES = 512 * 2**20  # of these that are kept when nothing is spoken
 

@@ -37,13 +37,15 @@ from . import tiles
 from .compiler import Unit, function, require
 from .conv import layers
 from .conv.chains import chain as run_chain
+from .conv.chains import chain_unit
+from .conv.elementwise import gelu as compiled_gelu
 from .conv.elementwise import snake as compiled_snake
 from .descriptors import Dense, Link
-from .features import missing, multiplies_tiles
+from .features import missing, multiplies_chains
 from .llm.team import Team
-from .units.chain import CHAIN
 from .units.dense import DENSE
 from .units.filter import FILTER
+from .units.gelu import GELU
 from .units.mix import MIX
 from .units.order import ORDER
 from .units.pack import PACK
@@ -197,6 +199,18 @@ def snake() -> Answer:
     return Answer(f"[{rows}, {channels}]", _error(y, z + np.sin(z) ** 2), 1e-6, run, 2e-9 * x.nbytes, "GB")
 
 
+def gelu() -> Answer:
+    rows, channels = 2000, 192
+    x, y = 3 * _random(rows, channels), np.empty((rows, channels), np.float32)
+
+    def run() -> None:
+        compiled_gelu(x.ctypes.data, y.ctypes.data, rows, channels, threads=1)
+
+    run()
+    expected = 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    return Answer(f"[{rows}, {channels}]", _error(y, expected), 1e-6, run, 2e-9 * x.nbytes, "GB")
+
+
 def order() -> Answer:
     columns, taps, channels, points = 192, 7, 192, 14
     kernel, factors = _random(columns, taps, channels), _random(points, taps, seed=1).astype(np.float64)
@@ -220,7 +234,8 @@ def chain() -> Answer:
         _random(out),
     )
     given, weights = (np.ascontiguousarray(each.view(np.uint32) >> 16).astype(np.uint16) for each in (x, kernel))
-    squares = weights.reshape(out // 32, 2, 16, taps, channels // 32, 16, 2).transpose(0, 3, 4, 1, 5, 2, 6).copy()
+    squares = weights.reshape(out // 32, 2, 16, taps, channels // 32, 16, 2).transpose(0, 3, 4, 1, 5, 2, 6)
+    squares = layers.aligned(squares)
     pairs = [(2 * (tap * channels + 32 * c), 2 * tiles.SQUARE * (tap * 2 + c)) for tap in range(taps) for c in range(2)]
     places, y = np.array(pairs, np.int64), np.empty((rows, out), np.float32)
     numbers = dict.fromkeys(Link._fields, 0) | {"x": given.ctypes.data, "y": y.ctypes.data, "bias": bias.ctypes.data}
@@ -368,8 +383,9 @@ CHECKS: dict[str, tuple[Callable[[], Answer], tuple[Unit, ...]]] = {
     "quantize": (quantize, (QUANTIZE,)),
     "single": (single, (SINGLE,)),
     "snake": (snake, (SNAKE,)),
+    "gelu": (gelu, (GELU,)),
     "order": (order, (ORDER,)),
-    **({"chain": (chain, (CHAIN,))} if multiplies_tiles() else {}),  # with AMX only
+    **({"chain": (chain, (chain_unit(),))} if multiplies_chains() else {}),  # with AMX or AVX512_BF16 only
 }
 
 

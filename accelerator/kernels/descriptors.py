@@ -2,8 +2,8 @@
 
     PLAN ──► LAYER, one behind the other ──► MATRIX    a step of a language model
     FRAME ──► PLAN, and a DRAW for each row            a frame's codes, drawn and stepped in one call
-    Filter, Mix, Dense, Single, Snake, Order           a codec's layers, and the order of their weights
-    Chain ──► Link, one behind the other               convolutions that AMX multiplies
+    Filter, Mix, Dense, Single, Snake, Gelu, Order     a codec's layers, and the order of their weights
+    Chain ──► Link, one behind the other               convolutions for a tile of rows
 
 NumPy fills the records, `views` reads them in compiled code. A field is an int64 where no other type is named; many are
 addresses, and 0 is none. What a codec's layer reads is a tuple of int64 with names, since a window has three hundred of
@@ -26,6 +26,7 @@ __all__ = [
     "FILTER",
     "FOR_MIX",
     "FRAME",
+    "GELU",
     "LAYER",
     "LINK",
     "MATRIX",
@@ -38,6 +39,7 @@ __all__ = [
     "Chain",
     "Dense",
     "Filter",
+    "Gelu",
     "Link",
     "Mix",
     "Order",
@@ -177,6 +179,15 @@ class Snake(NamedTuple):
     y_is_bf16: int
 
 
+class Gelu(NamedTuple):
+    """y = gelu(x) for float32 x [rows, channels]; y alike, or with `room` rows to a chunk, as values of a `Mix`."""
+
+    x: int
+    y: int
+    channels: int
+    room: int
+
+
 class Order(NamedTuple):
     """float32 kernel [columns, taps, channels] -> y [points, blocks, channels, CHUNK], each point's values the taps'
     sum by its factors, float64 [points, taps]. run: how many channels are multiplied before others are, for AS_INT16.
@@ -197,8 +208,8 @@ class Order(NamedTuple):
 class Chain(NamedTuple):
     """`links` convolutions one after the other, each a `Link` behind this, for tiles of the last one's rows.
 
-    tiles: the configuration of AMX. rows: of the last answer. margin: rows before a tile's in a thread's own buffers.
-    tile: rows of one.
+    tiles: the configuration of AMX, where that multiplies. rows: of the last answer. margin: rows before a tile's in a
+    thread's own buffers. tile: rows of one.
     """
 
     tiles: int
@@ -212,14 +223,15 @@ class Link(NamedTuple):
     """y = conv(x, weights) + bias + add + more, by bfloat16; low: y rectified, as the next link's x.
 
     Buffers are addresses of row 0, or in a thread's own memory, the offset with a minus; 0 is none. x, low: bfloat16
-    with rows of `step` bytes; `rest` bytes behind a row of low, what rounding has left of it, 0 for not wanted. The
-    others: float32. places: int64 [terms, 2], offsets of 32 by 32 products from a row of x and from a block of weights,
-    which are `panel` bytes apart. columns: of the product, `rate` rows of y, of which the first `pad` are cut off.
-    halo: rows on both sides of a tile that are wanted. slope, low_slope: of leaky rectifiers, the bits of a float32.
-    gated: 1 where low is tanh(u) s(g) instead, s being the logistic function; 16 columns of u are followed by 16 of g.
-    moments: float32 [tiles, 2, channels] or 0: of each tile's rows of y, the means and the sums of squares about them.
-    signal: float32 or 0: x, in a thread's own memory, is first made of it, z + sin(z)^2 for z = signal factor + shift,
-    float32 [channels] both, for `reach` rows around those that are wanted, too.
+    with rows of `step` bytes; `rest` bytes behind a row of low, what rounding has left of it, 0 for not wanted (without
+    AMX, both are one row of float32). The others: float32. exact: 1 where x and weights are float32. places: int64
+    [terms, 2], offsets of 32 by 32 products from a row of x and from a block of weights, which are `panel` bytes apart.
+    columns: of the product, `rate` rows of y, of which the first `pad` are cut off. halo: rows on both sides of a tile
+    that are wanted. slope, low_slope: of leaky rectifiers, the bits of a float32. gated: 1 where low is tanh(u) s(g)
+    instead, s being the logistic function; 16 columns of u are followed by 16 of g. moments: float32 [tiles, 2,
+    channels] or 0: of each tile's rows of y, the means and the sums of squares about them. signal: float32 or 0: x, in
+    a thread's own memory, is first made of it, z + sin(z)^2 for z = signal factor + shift, float32 [channels] both, for
+    `reach` rows around those that are wanted, too.
     """
 
     x: int
@@ -241,6 +253,7 @@ class Link(NamedTuple):
     slope: int
     low_slope: int
     gated: int
+    exact: int
     moments: int
     signal: int
     factor: int
@@ -248,8 +261,8 @@ class Link(NamedTuple):
     reach: int
 
 
-FILTER, MIX, DENSE, SINGLE, SNAKE, ORDER, CHAIN, LINK = (
-    _record(*each._fields) for each in (Filter, Mix, Dense, Single, Snake, Order, Chain, Link)
+FILTER, MIX, DENSE, SINGLE, SNAKE, GELU, ORDER, CHAIN, LINK = (
+    _record(*each._fields) for each in (Filter, Mix, Dense, Single, Snake, Gelu, Order, Chain, Link)
 )
 
 

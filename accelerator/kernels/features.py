@@ -12,7 +12,17 @@ from ..errors import InvalidOption
 from ..hardware import detect
 from ..installation import install_command
 
-__all__ = ["available", "kind", "missing", "multiplies_bf16", "multiplies_tiles", "uses_avx512", "wanted"]
+__all__ = [
+    "available",
+    "chain_kind",
+    "kind",
+    "missing",
+    "multiplies_bf16",
+    "multiplies_chains",
+    "multiplies_tiles",
+    "uses_avx512",
+    "wanted",
+]
 
 _NEEDED = ("avx2", "fma", "f16c")
 _WANTED = ("auto", "avx2", "none")
@@ -47,6 +57,13 @@ def kind() -> str:
     return f"{'avx512_vnni' if uses_avx512() else 'avx2'} numba {version('numba')} llvmlite {version('llvmlite')}"
 
 
+def chain_kind() -> str:
+    """As `kind`, of what multiplies in chains of convolutions."""
+    if not multiplies_chains():
+        return kind()
+    return f"{kind()} {'amx' if multiplies_tiles() else 'bf16'}"
+
+
 def _installed(name: str) -> bool:
     try:
         return bool(version(name))
@@ -70,6 +87,11 @@ def wanted() -> str:
 def multiplies_bf16() -> bool:
     """Whether this processor multiplies pairs of bfloat16."""
     return uses_avx512() and "avx512_bf16" in detect().isa
+
+
+def multiplies_chains() -> bool:
+    """Whether there are kernels for chains of convolutions here: by AMX, or by products of pairs of bfloat16."""
+    return multiplies_tiles() or (available() and multiplies_bf16())
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..codec.chain import Chain, Link, Product
+from ..codec.passing import passing
 from ..export.graph.adaptive import write_blocks
 from ..kernels.tiles import CHUNK
 from ..runtime.onnx import Session
@@ -101,7 +102,7 @@ class _Residual:
     def __call__(self, x: np.ndarray, moments: _Moments, values: Mapping[str, np.ndarray], threads: int) -> np.ndarray:
         """x stays as it is. values: the scale and the bias of each norm. Raises SessionError."""
         rows, channels = x.shape
-        inner, total = np.empty_like(x), np.empty_like(x)
+        inner, total = passing(x.shape, x.dtype), passing(x.shape, x.dtype)
         measured = np.empty((-(-rows // _TILE), 2, channels), np.float32)
         for j, (layer, chain) in enumerate(zip(self._layers, self._chains, strict=True)):
             moments = _merged(measured, rows) if j else moments
@@ -137,7 +138,7 @@ def _merged(measured: np.ndarray, rows: int) -> _Moments:
 
 def _turned(x: np.ndarray) -> np.ndarray:
     """[a, b] -> [b, a] in memory."""
-    made = np.empty(x.shape[::-1], x.dtype)
+    made = passing(x.shape[::-1], x.dtype)
     a, b = x.shape
     for start in range(0, max(a, b), _TURNED):
         part = slice(start, start + _TURNED)

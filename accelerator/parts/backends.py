@@ -41,10 +41,13 @@ _ASKING = ("int4", "int8")  # int8 is the next better precision where a part has
 Proven = Callable[[RunOptions, Mapping[str, Export]], bool]
 
 
-def onnx_runtime(components: tuple[Component, ...], load: Load, *, most_threads: int | None = None) -> Backend:
+def onnx_runtime(
+    components: tuple[Component, ...], load: Load, *, most_threads: int | None = None, alike: bool = False
+) -> Backend:
     """Sessions of one thread, of the tier's guess, and beyond it; several threads also with a short spin.
 
-    And of the tier's guess on each of the execution providers that are asked for and there.
+    alike: several only where the proof says that they answer bit for bit as one does, see `onnx_file`; then callers
+    share them, and memory. And those of the tier's guess on each of the execution providers that are asked for.
     """
 
     def offers(machine: Machine) -> Sequence[RunOptions]:
@@ -55,7 +58,10 @@ def onnx_runtime(components: tuple[Component, ...], load: Load, *, most_threads:
         on = [RunOptions(threads=guess, providers=each, engines=machine.engines) for each in machine.providers]
         return [*plain, *on]
 
-    return Backend(ONNX_RUNTIME, components, offers, load)
+    def proven(options: RunOptions, exports: Mapping[str, Export]) -> bool:
+        return not alike or options.threads == 1 or all(each.proof.get("alike") is True for each in exports.values())
+
+    return Backend(ONNX_RUNTIME, components, offers, load, proven, shared=alike)
 
 
 def onnx_runtime_int8(component: Component, load: Load, given: Calibration) -> Backend:

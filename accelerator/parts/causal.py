@@ -43,6 +43,7 @@ __all__ = [
     "causal_components",
     "load_causal",
     "outside",
+    "stored_components",
 ]
 
 EMBEDDINGS, CAUSAL, PREFILL = "embeddings", "causal", "prefill"
@@ -81,7 +82,15 @@ def causal_components(
     given = (weights, trace)
     made = (
         Component(
-            EMBEDDINGS, identity, spec.to_dict(), ("fp32",), export.build_table, export.prove_table, given, given
+            EMBEDDINGS,
+            identity,
+            spec.to_dict(),
+            ("fp32",),
+            export.build_table,
+            export.prove_table,
+            given,
+            given,
+            runs=False,
         ),
         Component(
             CAUSAL,
@@ -152,24 +161,37 @@ class _Exporter:
 
     def prove(self, built: Built) -> dict[str, Any]:
         """The graph in ONNX Runtime, and by compiled kernels under "compiled" where there are some."""
-        precision, bar = built.precision, self._bar(built.precision)
-        if precision != "fp32" and not (structure := self._structure)["passed"]:
+        if built.precision == "fp32":
+            return self.proven(built.path, built.precision, built.options(threads=_PROOF_THREADS))
+        if not (structure := self._structure)["passed"]:
             return {**structure, "structure": structure}
-        report = self._compared(built.path, bar, NAME, options=built.options(threads=_PROOF_THREADS))
-        report["outside"] = outside(_logits(self.trace()), _spec_in(built.path).rows)
-        if precision == "fp32":
-            return report
-        if kernels.available():
-            report["compiled"] = self._prove_compiled(built.path, bar)
-        return {**report, "structure": structure}
+        return {
+            **self.proven(built.path, built.precision, built.options(threads=_PROOF_THREADS)),
+            "structure": structure,
+        }
+
+    def proven(self, directory: Path, precision: str, options: RunOptions = _PROVING) -> dict[str, Any]:
+        bar = self._bar(precision)
+        report = self._compared(directory, bar, NAME, options=options)
+        report["outside"] = outside(_logits(self.trace()), _spec_in(directory).rows)
+        if precision != "fp32" and kernels.available():
+            report["compiled"] = self._prove_compiled(directory, bar)
+        return report
 
     def prove_prefill(self, built: Built) -> dict[str, Any]:
-        """Prompts by this graph and steps by the other; then everything by this one, as in a batch with AMX."""
         assert built.beside is not None
-        options, bar = built.options(threads=_PROOF_THREADS), self._bar(built.precision)
-        own = Session(built.path / f"{_PREFILL}.onnx", options)
-        other = Session(built.beside.path / f"{NAME}.onnx", options)
-        prompts, everything = (self._judged(built.beside.path, graphs, bar) for graphs in ([other, own], [own]))
+        return self.proven_prefill(
+            built.path, built.beside.path, built.precision, built.options(threads=_PROOF_THREADS)
+        )
+
+    def proven_prefill(
+        self, directory: Path, beside: Path, precision: str, options: RunOptions = _PROVING
+    ) -> dict[str, Any]:
+        """Prompts by this graph and steps by the other; then everything by this one, as in a batch with AMX."""
+        bar = self._bar(precision)
+        own = Session(directory / f"{_PREFILL}.onnx", options)
+        other = Session(beside / f"{NAME}.onnx", options)
+        prompts, everything = (self._judged(beside, graphs, bar) for graphs in ([other, own], [own]))
         return {**prompts, "passed": prompts["passed"] and everything["passed"], "prompts": prompts, "all": everything}
 
     def _bar(self, precision: str) -> Bar:
@@ -214,6 +236,59 @@ class _Exporter:
         report = compare_logits({"main": (expected.main_logits, answers.main_logits)}, bar)
         kv_bits = 8 if sessions[0].inputs["past_key.0"][0] is np.int8 else 32
         return {**report, "frames": len(trace.frames), "kv_bits": kv_bits}
+
+
+def stored_components(
+    directory: Path, precision: str, identity: Callable[[], str], trace: Callable[[], Trace], *, dtype: str = "fp32"
+) -> tuple[Component, ...]:
+    """What `causal_components` once wrote into one directory, to be proven on this machine: nothing is built or copied.
+
+    Their entries have proofs only; what is to be loaded is in `directory`. precision: of the graph there. identity: of
+    the directory's files. trace: PyTorch's answers, recorded when they were written. dtype: as for
+    `causal_components`.
+    """
+    recipes = {precision: RECIPES[precision]}
+    export = _Exporter(_spec_in(directory), lambda name: _table(directory), cache(trace), dtype, recipes)
+    stored = _Stored(export, directory)
+    config = {"engine_dtype": dtype}
+    how: dict[str, Any] = {"recipes": {precision: vars(RECIPES[precision])}, "in_torch": False}
+    graph = Component(
+        CAUSAL,
+        identity,
+        config,
+        (precision,),
+        stored.build,
+        stored.prove,
+        kernels=kernels.kind,
+        weight_bytes=export.spec.weight_bytes,
+        **how,
+    )
+    if not (directory / f"{_PREFILL}.onnx").is_file() or not wants_prefill():
+        return (graph,)
+    prefill = (PREFILL, identity, config, (precision,), stored.build, stored.prove_prefill)
+    return graph, Component(*prefill, beside=CAUSAL, **how)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Proves what lies in a directory already."""
+
+    export: _Exporter
+    directory: Path
+
+    def build(self, place: Path, precision: str, progress: Progress, beside: Export | None = None) -> None:
+        (place / _SPEC).write_text((self.directory / _SPEC).read_text())
+
+    def prove(self, built: Built) -> dict[str, Any]:
+        return self.export.proven(self.directory, built.precision, built.options(threads=_PROOF_THREADS))
+
+    def prove_prefill(self, built: Built) -> dict[str, Any]:
+        options = built.options(threads=_PROOF_THREADS)
+        return self.export.proven_prefill(self.directory, self.directory, built.precision, options)
+
+
+def _table(directory: Path) -> Any:
+    return Table(directory / f"{EMBEDDINGS}.npy")
 
 
 def outside(logits: np.ndarray, rows: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""HiFi-GAN by chains of convolutions that AMX multiplies in tiles: see `codec.chain`.
+"""HiFi-GAN by chains of convolutions: see `codec.chain`.
 
 `vits_decoder.weights` says what weights and blocks are. Where several blocks' mean goes on, their sum does, and the
 weights behind it are divided by their number.

@@ -75,6 +75,7 @@ def language_model_components(
             proof.of_tables,
             builders=(weights,),
             judges=(weights,),
+            runs=False,
         ),
         Component(
             LANGUAGE_MODEL,

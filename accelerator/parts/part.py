@@ -48,6 +48,7 @@ class Backend:
     load(directories by component name, options): the part's call, with the signature of `Part.original`; raises
     SessionError. The directory of a component that is `beside` another one may be missing. probed: used only where a
     probe found it faster. concurrent: whether several threads may call it at once; if not, calls wait for each other.
+    shared: they make the same call as one does alone, on however many threads; else one of their own, on one thread.
     kinds: `dtypes`, where `offers` would load what need not be loaded if the part runs on another backend.
     """
 
@@ -58,6 +59,7 @@ class Backend:
     proven: Callable[[RunOptions, Mapping[str, Export]], bool] = _always
     probed: bool = False
     concurrent: bool = True
+    shared: bool = False
     kinds: Callable[[Machine], Sequence[Dtype]] | None = None
 
     def dtypes(self, machine: Machine) -> Sequence[Dtype]:

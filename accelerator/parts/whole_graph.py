@@ -14,7 +14,7 @@ import numpy as np
 from ..audio.checks import check_audio
 from ..runtime.borrowed import model_of
 from .backends import ONNX_RUNTIME, onnx_runtime, openvino
-from .onnx_file import Feed, digest, onnx_file, run_session
+from .onnx_file import Feed, model_digest, onnx_file, run_session
 from .part import Backend, Call, Part, seconds
 
 __all__ = ["GRAPH", "RoutedSession", "Speak", "heard", "whole_graph"]
@@ -31,7 +31,7 @@ def whole_graph(session: Any, speeches: Sequence[Speak], sample_rate: int, *, be
     session: the engine's own. speeches: of several lengths; the first one is what is timed. beside: backends of other
     graphs with the same inputs and outputs, see `dequantized`.
     """
-    identity = functools.cache(lambda: digest(model_of(session)))
+    identity = functools.cache(lambda: model_digest(session))
     timed = functools.cache(lambda: heard(session, speeches[0])[0][0])
 
     def examples() -> Iterator[tuple[Feed, Sequence[np.ndarray]]]:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, NoReturn
 
+from ..audio.reference import Reference
 from ..engines import Adapter
 from ..engines.base import Arrays, Bound, Stages
 from ..errors import AcceleratorError, Closed, EngineError, GenerationError, InvalidInput, Overloaded
 from ..hardware.forks import Lock, renewed_in_children
-from ..inference.batcher import ROWS
+from ..inference.rows import ROWS
 from ..metrics import Meter, measuring
 from ..speech import AudioChunk, SpeechRequest
 from .batched import Batched
@@ -95,6 +96,11 @@ class Dispatcher:
         call = self.pooling.prepare().call
         return 1 if call is None else int(call())
 
+    def knows_voice(self, request: SpeechRequest) -> bool:
+        """Whether nothing has to be made of a request's recording any more."""
+        stages, reference = self.bound.stages, request.reference
+        return reference is None or (stages is not None and self.voices.knows(reference, stages))
+
     def kept(self, request: SpeechRequest, meter: Meter) -> Arrays | None:
         """The encoded form of a request's reference recording; each recording is encoded once."""
         stages = self.bound.stages
@@ -129,6 +135,9 @@ class Running:
     def close(self) -> None:
         """Raises ValueError while another thread waits for the next chunk."""
         self._chunks.close()
+
+    def knows_voice(self) -> bool:
+        return self._dispatcher.knows_voice(self.request)
 
     def progress(self) -> list[dict[str, Any]]:
         """The state of each segment; empty for a text that is spoken as a whole."""
@@ -227,21 +236,31 @@ class Voices:
         """The encoded reference of a request. Raises what encoding raises."""
         reference = request.reference
         assert reference is not None
-        with self._lock:  # it may take an export
-            if self._store is None and (key := self._key()) is not None:
-                self._store = KnownVoices(self._runtime.voices, key)
-        if self._store is None:
+        if (store := self._opened()) is None:
             return stages.encode(reference)
-        if (known := self._store.get(reference.digest)) is not None:
+        if (known := _found(store, stages, reference)) is not None:
             return known
         # Originals may encode differently from their replacements, so the results are kept apart. What an original
         # encoded because its replacement failed just now is not kept: the next request tries again.
         as_it_was = any(route.prepare().call is None for route in self._routes)
-        return self._store.get_or_encode(
-            f"{reference.digest}-original" if as_it_was else reference.digest,
+        name = _names(stages, reference)[-1]
+        return store.get_or_encode(
+            f"{name}-original" if as_it_was else name,
             lambda: stages.encode(reference),
             keep=lambda: as_it_was or not any(meter.by_original(route.part.name) for route in self._routes),
         )
+
+    def knows(self, reference: Reference, stages: Stages) -> bool:
+        """Whether a recording was encoded before, by what replaces the encoder."""
+        store = self._opened()
+        return store is not None and _found(store, stages, reference) is not None
+
+    def _opened(self) -> KnownVoices | None:
+        """None where encoded recordings cannot be kept."""
+        with self._lock:
+            if self._store is None and (key := self._key()) is not None:
+                self._store = KnownVoices(self._runtime.voices, key)
+            return self._store
 
     def forget(self) -> None:
         """Forget what is in memory; what is stored stays."""
@@ -265,6 +284,17 @@ class Voices:
             logger.warning("voices are not kept, as their encoder cannot be identified: %s", error)
             return None
         return "-".join(names) or None
+
+
+def _names(stages: Stages, reference: Reference) -> tuple[str, ...]:
+    """Under which a recording may be kept; the last is the one to keep it under."""
+    kept_as = getattr(stages, "kept_as", None)
+    return (reference.digest,) if kept_as is None else tuple(kept_as(reference))
+
+
+def _found(store: KnownVoices, stages: Stages, reference: Reference) -> Arrays | None:
+    names = _names(stages, reference)
+    return next((known for name in names if (known := store.get(name)) is not None), None)
 
 
 def _lazily(speak: Callable[[], Iterator[AudioChunk]]) -> Any:

@@ -185,21 +185,17 @@ class Selector:
             return True
         if not self.probe:  # nor would be known whether they are faster there
             return False
-        proven = list[Export]()
-        for component in backend.components:
-            if (export := exports.get(component.name)) is None:
-                continue
-            owned, beside = replace(component, engine=self.engine), exports.get(component.beside)
+        for component in (each for each in backend.components if each.runs and each.name in exports):
+            export, beside = exports[component.name], exports.get(component.beside)
+            owned, how = replace(component, engine=self.engine), {"progress": self.progress, "beside": beside}
             try:
-                proven.append(
-                    export_component(
-                        owned, export.precision, self.cache, progress=self.progress, beside=beside, on=options
-                    )
-                )
+                there = export_component(owned, export.precision, self.cache, on=options, **how)  # type: ignore[arg-type]
             except ExportError as error:
                 logger.warning("%s does not run on %s: %s", component.name, options.providers[0], error)
                 return False
-        return any(export.proof.get("providers") == list(options.providers) for export in proven)
+            if there.proof.get("providers") != list(options.providers):  # it opened sessions of its own, on the CPU
+                return False
+        return True
 
     def _exported(self, backend: Backend, known: dict[str, Export | None]) -> dict[str, Export]:
         """A backend's exports in the precision asked for, or in one that suits their size; optional ones may be absent.
@@ -363,7 +359,7 @@ def _calls(backend: Backend, call: Call, paths: Mapping[str, Path], options: Run
     if not backend.concurrent:
         both = _one_by_one(call)
         return both, both
-    return call, call if options.threads == 1 else _on_one_thread(backend, paths, options)
+    return call, call if options.threads == 1 or backend.shared else _on_one_thread(backend, paths, options)
 
 
 def _one_by_one(call: Call) -> Call:

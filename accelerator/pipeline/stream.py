@@ -58,5 +58,10 @@ class SpeechStream:
         return f"<SpeechStream, {state}, {meter.audio_s:.2f} s so far>"
 
     @property
+    def knows_voice(self) -> bool:
+        """Whether it speaks without encoding a recording: as none, or as one that was encoded before."""
+        return self._running.knows_voice()
+
+    @property
     def metrics(self) -> dict[str, Any]:
         return self._of(self._running)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from accelerator.benchmark import page, peers, peers_worker
+from accelerator.benchmark import page, peer, peers, peers_teams, peers_worker
+from accelerator.benchmark.peer import Peers
 from accelerator.benchmark.peers import MEASURES, PeerOptions, run, to_markdown
-from accelerator.benchmark.peers_arms import PEERS, Peers
+from accelerator.benchmark.peers_arms import PEERS
 from accelerator.benchmark.peers_worker import PeersWorker
 from accelerator.benchmark.process import ArmFailed
 from accelerator.cli import app
@@ -58,7 +59,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeProcess]:
         log: list[tuple[str, str]] = []  # noqa: RUF012 - of this test alone
         missing: dict[str, str] = {}  # noqa: RUF012
 
-    monkeypatch.setattr(peers, "_SETTLE_S", 0)
+    monkeypatch.setattr(peers_teams, "_SETTLE_S", 0)
     return Fake
 
 
@@ -69,7 +70,8 @@ def measured(fake: Any, **options: Any) -> dict[str, Any]:
 
 def test_arms_take_turns_within_a_measure_and_ratios_are_of_one_round(fake: type[FakeProcess]) -> None:
     result = measured(fake)
-    arms, measures = list(SECONDS), list(MEASURES)
+    arms, measures = list(SECONDS), list(PeerOptions(engine="piper", checkpoint=VOICE).measures)
+    assert measures == ["sentence", "text", "first", "first-raw"]
     rehearsal = [(arm, measure) for arm in arms for measure in measures]
     a_round = [(arm, measure) for measure in measures for arm in arms]
     assert fake.log == rehearsal + 2 * a_round
@@ -129,10 +131,18 @@ def test_options_and_what_follows_from_them() -> None:
     unnamed = PeerOptions(engine="kitten")
     assert (unnamed.arms, unnamed.checkpoint) == (("as-shipped", "pool", "accelerator"), None)
     assert PeerOptions.from_dict(json.loads(json.dumps(unnamed.to_dict()))) == unnamed
-    with pytest.raises(InvalidOption, match="there are piper, kokoro, kitten"):
+    with pytest.raises(InvalidOption, match="there are piper, kokoro, kitten, spark-tts"):
         PeerOptions(engine="vits", checkpoint=VOICE)
     with pytest.raises(InvalidOption, match="rounds must be at least 1"):
         PeerOptions(engine="piper", checkpoint=VOICE, rounds=0)
+    with pytest.raises(InvalidOption, match="frames are not for piper"):
+        PeerOptions(engine="piper", checkpoint=VOICE, frames=9)
+    cloning = PeerOptions(engine="spark-tts", checkpoint=VOICE, precisions=("int4",), frames=300, proof="warn")
+    assert cloning.measures == ("start", "known", "known-first", "voice", "voice-said")
+    assert cloning.arms == ("as-shipped", "as-shipped-bf16", "accelerator-int4")
+    assert PeerOptions.from_dict(json.loads(json.dumps(cloning.to_dict()))) == cloning
+    with pytest.raises(InvalidOption, match="spark-tts knows no voices by name"):
+        PeerOptions(engine="spark-tts", checkpoint=VOICE, voice="anna")
 
 
 def test_random_weights_are_made_where_there_are_no_others_and_named_so(
@@ -187,7 +197,8 @@ def test_the_worker_measures_a_factor_and_the_first_chunk_with_audio(monkeypatch
     monkeypatch.setattr(peers_worker, "open_arm", lambda *given, **more: arm)
     monkeypatch.setattr(peers_worker.time, "perf_counter", lambda: clock[0])
     worker = PeersWorker(print)
-    assert worker.open(PeerOptions(engine="piper", checkpoint=VOICE).to_dict(), "as-shipped", "x") == {"about": "slow"}
+    given = PeerOptions(engine="piper", checkpoint=VOICE).to_dict()
+    assert worker.open(given, "as-shipped", "x", ready=True) == {"about": "slow"}
     assert worker.take("sentence") == 0.5
     assert worker.take("first") == 2.0
     assert worker.take("first-raw") == 2.0
@@ -214,3 +225,111 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given.clear()
     assert CliRunner().invoke(app, ["bench", "--engine", "kitten", "--rounds", "1"]).exit_code == 0
     assert given == [PeerOptions(engine="kitten", rounds=1)]
+
+
+class CloningProcess:
+    """Each arm takes as long as its name is, and has as many bytes as it was asked questions."""
+
+    alive, log = 0, list[tuple[Any, ...]]()
+    missing: dict[str, str] = {}  # noqa: RUF012
+
+    def __init__(self, _: Callable[[str], None]) -> None:
+        type(self).alive += 1
+        assert type(self).alive == 1, "one at a time is in memory"
+        self.started, self._asked = peers_teams.time.perf_counter(), 0
+
+    def ask(self, do: str, **given: Any) -> Any:
+        self._asked += 1
+        if do == "open":
+            self._arm = given["arm"]
+            if reason := self.missing.get(self._arm):
+                raise ArmFailed(reason)
+            self.log.append((self._arm, "ready" if given["ready"] else "new"))
+            return {}
+        if do == "streams":
+            return not self._arm.startswith("as-shipped")
+        if do == "about":
+            return f"this is {self._arm}"
+        if do == "memory":
+            return {"peak_memory": self._asked << 20}
+        self.log.append((self._arm, given["measure"]))
+        return float(len(self._arm))
+
+    def close(self) -> None:
+        type(self).alive -= 1
+
+
+@pytest.fixture
+def cloning(monkeypatch: pytest.MonkeyPatch) -> type[CloningProcess]:
+    class Fake(CloningProcess):
+        log: list[tuple[Any, ...]] = []  # noqa: RUF012
+        missing: dict[str, str] = {}  # noqa: RUF012
+
+    monkeypatch.setattr(peers_teams, "_SETTLE_S", 0)
+    return Fake
+
+
+def cloned(fake: Any, **options: Any) -> dict[str, Any]:
+    given = {"engine": "spark-tts", "checkpoint": VOICE, "precisions": ("int4",), "rounds": 2, **options}
+    return run(PeerOptions(**given), lambda line: None, start=fake)
+
+
+def test_large_engines_take_all_measures_in_a_process_of_each_round(cloning: type[CloningProcess]) -> None:
+    result = cloned(cloning)
+    voices = ["voice", "voice", "voice-said", "voice-said"]
+    shipped, ours = ["new", "start", "known", *voices], ["new", "start", "known", "known-first", *voices]
+    a_round = [
+        *(("as-shipped", each) for each in shipped),
+        *(("as-shipped-bf16", each) for each in shipped),
+        *(("accelerator-int4", each) for each in ours),
+    ]
+    assert cloning.log == [("accelerator-int4", "ready"), *a_round, *a_round]
+    assert cloning.alive == 0
+    figures, ratios = result["figures"], result["ratios"]
+    assert figures["known"]["as-shipped"]["values"] == [10.0, 10.0]
+    assert figures["start"]["as-shipped"]["median"] > 10.0, "the start counts"
+    assert figures["known-first"]["as-shipped"] is None, "it has no streams"
+    assert ratios["voice"]["as-shipped"]["accelerator-int4"]["values"] == [10 / 16] * 2
+    assert result["memory_known"]["as-shipped"]["values"] == [3 << 20] * 2
+    assert result["memory"]["accelerator-int4"]["values"] == [11 << 20] * 2
+    table = to_markdown(result)
+    assert "| a new voice of 10 s | 10.0 s (10.0–10.0 s) |" in table
+    assert "| peak memory of one text, a known voice | 3.00 MiB |" in table
+    assert "- `as-shipped`: this is as-shipped" in table
+
+
+def test_of_large_engines_too_an_arm_may_be_missing_but_not_ours(cloning: type[CloningProcess]) -> None:
+    cloning.missing["as-shipped-bf16"] = "no bfloat16"
+    result = cloned(cloning)
+    assert result["arms"]["as-shipped-bf16"]["error"] == "no bfloat16"
+    assert result["figures"]["voice"]["as-shipped-bf16"] is None
+    cloning.missing["accelerator-int4"] = "no such file"
+    with pytest.raises(EngineError, match="accelerator-int4 cannot be measured: no such file"):
+        cloned(cloning)
+    assert cloning.alive == 0
+
+
+def test_the_worker_of_an_engine_that_clones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    heard: list[Path] = []
+
+    class Arm(SlowArm):
+        streams = False
+
+        def encode(self, path: Path, said: str) -> None:
+            self._clock[0] += 5.0
+            heard.append(path)
+
+    clock = [0.0]
+    arm = Arm(clock)
+    monkeypatch.setattr(peers_worker, "open_arm", lambda *given: arm)
+    monkeypatch.setattr(peers_worker.time, "perf_counter", lambda: clock[0])
+    worker, options = PeersWorker(print), PeerOptions(engine="spark-tts", checkpoint=VOICE).to_dict()
+    assert worker.open(options, "as-shipped", str(tmp_path), ready=False) == {}
+    assert clock == [0.0], "nothing is made before it is asked for"
+    assert (worker.about(), worker.streams()) == ("slow", False)
+    assert [worker.take("voice"), worker.take("voice")] == [5.0, 5.0]
+    assert worker.take("start") == 2.0
+    assert len({path.read_bytes() for path in heard}) == 2, "each is a new voice"
+    assert peer.recording(tmp_path).read_bytes() not in {path.read_bytes() for path in heard}
+    assert worker.open(options, "as-shipped", str(tmp_path), ready=True) == {"about": "slow"}
+    assert arm.asked[-1] is False

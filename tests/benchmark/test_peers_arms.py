@@ -14,6 +14,7 @@ import onnx
 import pytest
 
 from accelerator.benchmark import peers_arms
+from accelerator.benchmark.peer import Given
 from accelerator.benchmark.peers_arms import open_arm, with_metadata
 from accelerator.errors import EngineError
 from tests.engines import graph_double
@@ -49,8 +50,8 @@ def piper(installed: Any) -> double.PiperVoice:
 
 
 def opened(arm: str, engine: str = "piper", checkpoint: Path = Path("voice.onnx"), **options: Any) -> Any:
-    given = {"voice": None, "threads": 2, "cache_dir": None, "scratch": Path(), **options}
-    return open_arm(arm, engine, checkpoint, **given)
+    given = Given(**{"checkpoint": checkpoint, "scratch": Path(), "threads": 2, **options})
+    return open_arm(arm, engine, given)
 
 
 def test_piper_as_it_ships(piper: double.PiperVoice) -> None:

@@ -10,9 +10,11 @@ import pytest
 
 from accelerator.audio.checks import read_audio
 from accelerator.cli import convert
+from accelerator.engines import CHECKPOINTS
 from accelerator.engines.spark_tts import onnx
 from accelerator.engines.spark_tts.convert import Verdict
-from tests.cli.commands import answer, error, run
+from tests.cli.commands import answer, error
+from tests.skeletons import Tokens
 
 RATE = 16_000
 AUDIO = np.linspace(-0.5, 0.5, RATE, dtype=np.float32)
@@ -24,12 +26,11 @@ def spoken(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     asked: list[dict[str, Any]] = []
 
     class Spoken:
-        def __init__(self, folder: Path, *, threads: int | None) -> None:
-            self._made = {"folder": folder, "threads": threads}
+        def __init__(self, folder: Path, **options: Any) -> None:
+            self._made = {"folder": folder, "cache": options["cache_dir"]}
 
         def inference(self, text: str, says: Any, save_dir: None, recording: Any, **how: Any) -> Any:
-            given = {name: value for name, value in how.items() if value is not None}
-            asked.append({**self._made, "text": text, "says": says, "recording": recording, **given})
+            asked.append({**self._made, "text": text, "says": says, "recording": recording, **how})
             info = {"text": text, "sample_rate": RATE, "tokens": 50, "seconds": 1.0, "elapsed_s": 0.5, "path": None}
             return AUDIO, info
 
@@ -39,54 +40,34 @@ def spoken(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("sign", ["-", "_"])
 def test_synth_in_the_words_of_the_first_script(
-    spoken: list[dict[str, Any]], voice: Path, tmp_path: Path, sign: str
+    monkeypatch: pytest.MonkeyPatch, voice: Path, tmp_path: Path, sign: str
 ) -> None:
-    words = {"model-dir": "M", "prompt-path": str(voice), "output-dir": str(tmp_path / "out"), "text": "Hello there."}
+    opened = []
+    own = CHECKPOINTS["spark-tts-onnx"]
+    assert own == "accelerator.engines.spark_tts:ConvertedAdapter"
+
+    def from_checkpoint(path: Path, cache: Any) -> Tokens:
+        opened.append(path)
+        return Tokens()
+
+    monkeypatch.setattr("accelerator.engines.spark_tts.converted.ConvertedAdapter.from_checkpoint", from_checkpoint)
+    words = {"model-dir": str(tmp_path), "prompt-path": str(voice), "output-dir": str(tmp_path / "out"), "text": "Hi."}
     given = [word for name, value in words.items() for word in ("--" + name.replace("-", sign), value)]
     found = answer("synth", "--engine", "spark-tts-onnx", *given)
-    assert spoken == [{"folder": Path("M"), "threads": None, "text": "Hello there.", "says": None, "recording": voice}]
+    assert opened == [tmp_path]
     (file,) = (tmp_path / "out").iterdir()
-    assert found["output"] == found["path"] == str(file)
-    samples, rate = read_audio(file)
-    assert rate == RATE
-    np.testing.assert_allclose(samples, AUDIO, atol=1 / 32768)
+    assert (found["output"], found["engine"]) == (str(file), "spark-tts-onnx")
+    assert found["metrics"]["audio_s"] > 0
 
 
-def test_synth_in_the_words_of_other_engines(spoken: list[dict[str, Any]], tmp_path: Path) -> None:
-    style = ["--option", "gender=male", "--option", "pitch=low", "--option", "speed=high"]
-    words = ["--checkpoint", "M", "-o", tmp_path / "a.flac", "--seed", "3", "--temperature", "0", "--threads", "2"]
-    result = run("synth", "Hello there.", "--engine", "spark-tts-onnx", *words, *style)
-    assert result.exit_code == 0
-    assert "1.00 s of speech in" in result.stdout
-    (asked,) = spoken
-    assert (asked["seed"], asked["temperature"], asked["threads"]) == (3, 0.0, 2)
-    assert (asked["gender"], asked["pitch"], asked["speed"]) == ("male", "low", "high")
-    assert len(read_audio(tmp_path / "a.flac")[0]) == RATE
-
-
-@pytest.mark.parametrize(
-    ("words", "exit_code", "message"),
-    [
-        (["--voice", "anna"], 2, "no such option"),
-        (["--stream"], 2, "no such option"),
-        (["--precision", "int8"], 2, "no such option"),
-        (["--option", "loudness=2"], 1, "its options are gender, pitch, speed"),
-        (["--text", "Twice."], 2, "not both"),
-        (["--output-dir", "out"], 2, "give either"),
-    ],
-)
-def test_what_means_nothing_there_is_refused(
-    spoken: list[dict[str, Any]], tmp_path: Path, words: list[str], exit_code: int, message: str
-) -> None:
-    given = ["synth", "Hello.", "--engine", "spark-tts-onnx", "--model-dir", "M", "-o", tmp_path / "a.wav"]
-    assert message in error(*given, *words, exit_code=exit_code)["message"]
-    assert spoken == []
-
-
-def test_synth_says_what_is_missing(spoken: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_synth_says_what_is_missing(tmp_path: Path) -> None:
     found = error("synth", "Hello.", "--engine", "spark-tts-onnx", "-o", tmp_path / "a.wav", exit_code=2)
-    assert "--model-dir DIR" in found["message"]
+    assert "needs --checkpoint DIR: `accelerator convert spark-tts --model-dir DIR` makes one" in found["message"]
     assert "give one" in error("synth", "Hello.", exit_code=2)["message"]
+    given = ["synth", "Hello.", "--engine", "spark-tts-onnx", "--model-dir", tmp_path, "-o", tmp_path / "a.wav"]
+    assert "there is no converted Spark-TTS in" in error(*given)["message"]
+    assert "not both" in error(*given, "--text", "Twice.", exit_code=2)["message"]
+    assert "give either" in error(*given, "--output-dir", "out", exit_code=2)["message"]
 
 
 def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
@@ -114,7 +95,7 @@ def test_the_demonstration_converts_once_and_speaks(
     assert converted == [tmp_path / "onnx"]
     described, imitating = spoken
     assert (described["gender"], described["text"], described["recording"]) == ("female", "Hello.", None)
-    assert imitating["recording"] == voice
+    assert (imitating["recording"], imitating["folder"]) == (voice, tmp_path / "onnx")
     assert "gender" not in imitating
 
 

@@ -100,6 +100,9 @@ def test_speaks_in_a_voice(copied: Path, tmp_path: Path, voice: Path):
     options = ["--reference", voice, "--reference-text", "la", "--precision", "fp32", "--cache-dir", copied]
     found = answer("synth", "Hello", "-o", tmp_path / "a.wav", *TINY, *FEW, *options)
     assert "encoder" in found["metrics"]["backends"]
+    again = answer("synth", "Hello", "-o", tmp_path / "b.wav", *TINY, *FEW, *options)
+    assert "encoder" not in again["metrics"]["cache"], "what was made of the voice is kept: its encoder is not loaded"
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
 
 
 def test_keeps_voices_where_it_is_told(copied: Path, tmp_path: Path, voice: Path):

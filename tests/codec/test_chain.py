@@ -1,4 +1,4 @@
-"""Convolutions in a chain by AMX, against PyTorch's."""
+"""Convolutions in a chain, by AMX or by vectors of bfloat16, against PyTorch's."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ from accelerator.codec.convolutions import convolver
 from accelerator.codec.polyphase import polyphase
 from tests.exact_convolutions import decibels, exact, seeded
 
-pytestmark = pytest.mark.skipif(not kernels.multiplies_tiles(), reason="needs AMX with bfloat16, and numba")
+pytestmark = pytest.mark.skipif(not kernels.multiplies_chains(), reason="needs AMX or AVX512_BF16, and numba")
 AROUND = 64
+
+
+def of_pairs(low: np.ndarray) -> np.ndarray:
+    """What an exact product takes, as numbers."""
+    if not kernels.multiplies_tiles():
+        return low.view(np.float32)
+    high, rest = np.split(floats(low), 2, axis=1)
+    return high + rest
 
 
 def in_bf16(x: Tensor) -> np.ndarray:
@@ -44,11 +52,11 @@ def test_bfloat16_is_what_pytorch_rounds_to() -> None:
 
 def test_what_pairs_lose_is_below_sixteen_bits() -> None:
     x = seeded(5, 32).numpy()
-    made = floats(pairs(x, 2, 3))
+    made = pairs(x, 2, 3)
     assert made.shape == (10, 64)
     assert not made[:2].any()
     assert not made[7:].any()
-    np.testing.assert_allclose(made[2:7, :32] + made[2:7, 32:], x, rtol=2**-16)
+    np.testing.assert_allclose(of_pairs(made[2:7]), x, rtol=2**-16)
 
 
 @pytest.mark.parametrize("paired", [False, True])
@@ -64,8 +72,7 @@ def test_a_gated_link_gives_tanh_times_the_logistic_function(paired: bool, sprea
     buffers = {"x": pairs(x.numpy(), AROUND, AROUND)[AROUND:], "low": low}
     chain(rows, buffers, {0: gates(added.numpy())}, threads=2)
     up, gate = (exact(x[None], kernel, shift + added)[0]).chunk(2, dim=1)
-    expected, answer = up.tanh() * gate.sigmoid(), floats(low)
-    got = answer[:, :channels] + answer[:, channels:] if paired else answer
+    expected, got = up.tanh() * gate.sigmoid(), of_pairs(low) if paired else floats(low)
     np.testing.assert_allclose(got, expected.numpy(), atol=within + (0 if paired else 4e-3))
 
 
@@ -163,3 +170,9 @@ def test_a_link_makes_its_input_of_a_signal(rows: int, threads: int) -> None:
     low, weights = (torch.from_numpy(floats(bfloats(each.float().numpy()))) for each in (z + z.sin().square(), kernel))
     expected = exact(functional.pad(low, (0, 0, 15, 15))[None], weights, None, dilation)[0]
     assert decibels(torch.from_numpy(y), expected) > 55  # a sine may round to the other side
+
+
+def test_threads_have_about_as_many_rows_each() -> None:
+    chain = Chain([Link(Product(seeded(32, 1, 32).numpy(), None, before=0), "x", "y")], ("x", "y"), 192)
+    assert [chain._even(rows, 2) for rows in (10, 64, 200, 384, 385, 400)] == [32, 32, 128, 192, 128, 128]
+    assert chain._even(400, 1) == 192

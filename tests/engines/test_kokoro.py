@@ -314,7 +314,7 @@ def test_trained_weights_open_from_their_folder(trained: Path, cache: Path) -> N
 
 @pytest.mark.engine
 @pytest.mark.usefixtures("closed")
-@pytest.mark.skipif(not kernels.multiplies_tiles(), reason="needs AMX with bfloat16, and numba")
+@pytest.mark.skipif(not kernels.multiplies_chains(), reason="needs AMX or AVX512_BF16, and numba")
 def test_trained_blocks_by_kernels_are_as_good_as_bfloat16_is(trained: Path, cache: Path) -> None:
     (part,) = KokoroAdapter.from_checkpoint(trained).parts()
     (backend,) = (each for each in part.backends if each.name == "native")

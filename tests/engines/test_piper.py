@@ -56,6 +56,10 @@ def optimizer(voice: Any, cache: Path) -> Iterator[UniversalOptimizer]:
         yield made
 
 
+def found(content: bytes) -> graph.Found:
+    return graph.Found.from_dict(graph.find(content))
+
+
 def whole(voice: Any, text: str, **asked: Any) -> np.ndarray:
     return np.concatenate([c.audio_float_array for c in voice.synthesize(text, double.SynthesisConfig(**asked))])
 
@@ -66,7 +70,7 @@ def test_the_halves_and_the_rewrite_say_what_the_graph_says(speakers: int, block
     content = double.model(speakers, block)
     taken = graph.take_apart(content)
     voice = double.voice(content, num_speakers=speakers)
-    own = PiperAdapter(voice, content)
+    own = PiperAdapter(voice, found(content))
     random, speaker = np.random.default_rng(0), 2 if speakers > 1 else None
     feed = settings(random.integers(0, 30, (1, 21)), (0.0, 2.0, 0.0), np.zeros((1, 2, 21), np.float32), speaker)
     mean, _, *beside = Session(bytes(taken.text)).run(feed)
@@ -265,7 +269,7 @@ def test_a_trained_voice_opens_from_its_file(cache: Path) -> None:
 @pytest.mark.parametrize("speakers", [1, 3])
 def test_the_decoder_has_a_candidate_in_int8_calibrated_on_speech(speakers: int, cache: Path) -> None:
     content = double.model(speakers)
-    own = PiperAdapter(double.voice(content, num_speakers=speakers), content)
+    own = PiperAdapter(double.voice(content, num_speakers=speakers), found(content))
     (backend,) = (each for each in own.parts()[1].backends if each.name == "onnxruntime-int8")
     (component,) = backend.components
     proof = export_component(component, "int8", ContentCache(cache)).proof
@@ -288,7 +292,7 @@ def test_channels_that_say_nothing_are_cut_out_exactly(cache: Path) -> None:
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     proofs = []
     for model in (bytes(content.SerializeToString()), double.model(block=2)):
-        way = PiperAdapter(double.voice(model), model).parts()[1].pruned(0.5)[0]
+        way = PiperAdapter(double.voice(model), found(model)).parts()[1].pruned(0.5)[0]
         try:
             proofs.append(export_component(way.component, "fp32", ContentCache(cache)).proof)
         except ProofFailed as error:

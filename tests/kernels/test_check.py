@@ -19,7 +19,7 @@ def test_without_a_name_it_lists_them(capsys: pytest.CaptureFixture[str]) -> Non
     assert check.main([]) == 0
     assert capsys.readouterr().out.split() == list(check.CHECKS)
     known = {"step", "draw", "pack", "filter", "mix", "dense", "quantize", "single", "snake", "order"}
-    assert known | ({"chain"} if kernels.multiplies_tiles() else set()) == set(check.CHECKS)
+    assert known | ({"chain"} if kernels.multiplies_chains() else set()) == set(check.CHECKS)
 
 
 def test_a_name_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

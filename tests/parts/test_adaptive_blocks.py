@@ -16,7 +16,7 @@ from accelerator.runtime.onnx import Session
 from accelerator.runtime.options import RunOptions
 from tests.export import residual
 
-tiled = pytest.mark.skipif(not kernels.multiplies_tiles(), reason="needs AMX with bfloat16, and numba")
+tiled = pytest.mark.skipif(not kernels.multiplies_chains(), reason="needs AMX or AVX512_BF16, and numba")
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,11 @@
-"""Who is offered int8."""
+"""Who is offered int8, and several threads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from accelerator.hardware import choose_tier, detect
 from accelerator.parts.backends import onnx_runtime, onnx_runtime_int8
 from accelerator.parts.onnx_file import digest, onnx_file
 from accelerator.parts.part import Machine, Part
-from accelerator.pipeline.selection import Choice, Selector
+from accelerator.pipeline.selection import Choice, Selector, _calls
 from accelerator.runtime.onnx import Session
+from accelerator.runtime.options import RunOptions
 from tests.export.convolutions import chain, feed
 
 MODEL = chain(3)
@@ -90,3 +92,21 @@ def test_float32_stays_where_int8_fails_its_proof(tmp_path: Path, caplog: pytest
     choice = chosen(tmp_path, "int8", Calibration(spoken, at_least=90.0))
     assert (choice.call(), choice.precision) == ("fp32", "fp32")  # type: ignore[misc]
     assert "graph cannot run on onnxruntime-int8: no layer can be int8 within 90 dB" in caplog.text
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_two_threads_that_answer_as_one_serve_all_callers(alike: bool) -> None:
+    """Others are not offered, and several callers of a session on two threads have one of their own."""
+
+    def load(paths: Any, options: RunOptions) -> Any:
+        return lambda feed: options.threads
+
+    plain = onnx_runtime((), load, most_threads=2, alike=True)
+    export = SimpleNamespace(proof={"alike": alike})
+    several = replace(machine("auto"), threads=None, tier=replace(choose_tier(detect()), threads=2))
+    offered = [each.threads for each in plain.offers(several) if plain.proven(each, {"part": export})]
+    assert set(offered) == ({1, 2} if alike else {1})
+    for backend, expected in ((plain, 2), (onnx_runtime((), load), 1)):
+        options = RunOptions(threads=2)
+        _, shared = _calls(backend, backend.load({}, options), {}, options)
+        assert shared({}) == expected

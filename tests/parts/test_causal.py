@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,9 +17,10 @@ import torch
 
 from accelerator import kernels
 from accelerator.cache import ContentCache
-from accelerator.errors import ProofFailed
+from accelerator.errors import ExportError, ProofFailed
 from accelerator.export.component import export_beside, export_component
 from accelerator.export.graph.specs import CausalSpec
+from accelerator.export.trace import Trace
 from accelerator.hardware import Tier, detect
 from accelerator.parts.backends import COMPILED, ONNX_RUNTIME
 from accelerator.parts.causal import (
@@ -29,6 +31,7 @@ from accelerator.parts.causal import (
     causal_components,
     load_causal,
     outside,
+    stored_components,
 )
 from accelerator.parts.llama import record, spec_of, weight
 from accelerator.parts.part import Machine
@@ -92,6 +95,27 @@ def test_quantized_ones_are_proven_on_both_backends(exported: Exported, precisio
         decoder = load_causal(paths, RunOptions(threads=2, backend=backend))
         assert decoder.stepper.invariant == (backend == COMPILED)
         assert len(drawn(decoder, prompt_of(9), 5)) >= 1
+
+
+@needs_kernels
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_what_was_written_once_is_proven_where_it_lies(
+    model: Any, exported: Exported, precision: str, tmp_path: Path
+) -> None:
+    """By answers recorded then; the entry has no file of its own to speak of."""
+    paths, proof = exported(precision)
+    spec = spec_of(model, END)
+    record(model, spec, prompt_of(40), 40).save(tmp_path / "trace.npz")
+    folder = shutil.copytree(paths[CAUSAL], tmp_path / "folder")
+    shutil.copy(paths[EMBEDDINGS] / "embeddings.npy", folder)
+    (component,) = stored_components(folder, precision, str, partial(Trace.load, tmp_path / "trace.npz"))
+    assert not component.in_torch
+    export = export_component(component, precision, ContentCache(tmp_path / "cache"))
+    again = {**export.proof, **({"structure": proof["structure"]} if precision != "fp32" else {})}
+    assert again == proof
+    assert sum(file.stat().st_size for file in export.path.iterdir()) < 10_000
+    with pytest.raises(ExportError, match="is no trace"):
+        Trace.load(folder / "embeddings.npy")
 
 
 @needs_kernels

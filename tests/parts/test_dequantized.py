@@ -128,7 +128,7 @@ def test_what_is_not_rounded_has_no_such_graphs() -> None:
 
 # Residual blocks by compiled kernels
 
-tiled = pytest.mark.skipif(not kernels.multiplies_tiles(), reason="needs AMX with bfloat16, and numba")
+tiled = pytest.mark.skipif(not kernels.multiplies_chains(), reason="needs AMX or AVX512_BF16, and numba")
 
 
 @pytest.fixture(scope="module")
@@ -176,13 +176,13 @@ def test_blocks_with_a_weight_that_is_not_the_graphs_are_refused(
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp32"])
-def test_blocks_are_offered_where_tiles_are_multiplied_and_rounding_is_allowed(
+def test_blocks_are_offered_where_chains_are_and_rounding_is_allowed(
     styled: Any, session: Any, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     profile = detect()
     machine = Machine(profile, choose_tier(profile), precision=precision)
     for here in (True, False):
-        monkeypatch.setattr(kernels, "multiplies_tiles", lambda here=here: here)
+        monkeypatch.setattr(kernels, "multiplies_chains", lambda here=here: here)
         offered = by_blocks(styled).offers(machine)
         assert bool(offered) is (here and precision == "auto")
         assert {options.dtype for options in offered} <= {"bf16"}

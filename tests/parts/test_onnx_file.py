@@ -14,7 +14,8 @@ from onnx import TensorProto, helper
 from accelerator.cache import ContentCache
 from accelerator.errors import ProofFailed, SessionError
 from accelerator.export.component import export_component
-from accelerator.parts.onnx_file import digest, onnx_file, run_session
+from accelerator.parts import onnx_file as module
+from accelerator.parts.onnx_file import deferred, digest, model_digest, onnx_file, run_session
 from accelerator.runtime.borrowed import model_of, runs_on_cpu
 from accelerator.runtime.options import RunOptions
 
@@ -87,3 +88,34 @@ def test_a_session_whose_model_is_gone_says_so(tmp_path: Path) -> None:
         model_of(session)
     with pytest.raises(SessionError, match="cannot be told which model object runs"):
         model_of(object())
+
+
+@pytest.mark.parametrize("differs", [False, True])
+def test_a_proof_says_whether_two_threads_answer_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, differs: bool
+) -> None:
+    def run(name: str, paths: object, options: RunOptions) -> object:
+        off = np.float32(1e-6 if differs and options.threads == 2 else 0)
+        return lambda feed: [2 * feed["x"] + off, 2 * feed["x"] - 1]
+
+    monkeypatch.setattr(module, "run_session", run)
+    component = onnx_file("graph", doubling, lambda: digest(doubling()), {}, examples=examples, alike=True)
+    assert export_component(component, "fp32", ContentCache(tmp_path)).proof["alike"] is not differs
+
+
+def test_a_file_that_an_engine_runs_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATOR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("accelerator.cache.findings.time.time", lambda: 1e10)  # the file is as old as that
+    file, read = tmp_path / "m.onnx", list[object]()
+    file.write_bytes(doubling())
+    monkeypatch.setattr(module, "model_of", lambda session: read.append(session) or model_of(session))
+    assert {model_digest(onnxruntime.InferenceSession(str(file))) for _ in range(3)} == {digest(doubling())}
+    assert len(read) == 1
+    assert [[value.name for value in deferred(file).get_outputs()] for _ in range(2)] == [["y", "less"]] * 2
+    assert len(read) == 2
+    file.write_bytes(doubling(3.0))
+    assert model_digest(deferred(file)) == digest(doubling(3.0))
+
+
+def test_content_that_an_engine_runs_has_no_file_to_remember_it_by() -> None:
+    assert model_digest(onnxruntime.InferenceSession(doubling())) == digest(doubling())

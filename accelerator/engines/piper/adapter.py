@@ -34,10 +34,10 @@ from ...hardware.pages import return_freed
 from ...metrics import current_meter
 from ...parts import vits_decoder
 from ...parts.backends import onnx_runtime, onnx_runtime_int8, openvino, pruned
-from ...parts.onnx_file import Feed, digest, onnx_file, run_session
+from ...parts.onnx_file import Feed, looked_into, onnx_file, run_session
 from ...parts.part import Backend, Call, Part, seconds
 from ...parts.sentences import SENTENCES
-from ...runtime.borrowed import Deferred, model_for_cpu, model_of, settings_of
+from ...runtime.borrowed import Deferred, for_cpu, model_of, settings_of
 from ...runtime.onnx import Session
 from ...speech import AudioChunk, SpeechRequest
 from ..base import Bound, Cloning
@@ -57,7 +57,8 @@ _PROBED_IDS, _PROBED_FRAMES = 100, 200
 def adapter(voice: Any) -> PiperAdapter:
     """The adapter of a `PiperVoice`. A voice whose graph cannot be taken apart is passed through, and says so."""
     try:
-        return PiperAdapter(voice, model_for_cpu(voice.session))
+        for_cpu(voice.session)
+        return PiperAdapter(voice, graph.Found.from_dict(looked_into(voice.session, graph.find)))
     except AcceleratorError as error:
         logger.warning("this Piper voice is passed through, and runs as before: %s", error)
         return PiperAdapter(voice, None)
@@ -76,18 +77,16 @@ class PiperAdapter:
         "volume": Option(float, "factor of the audio", 0.0, 10.0, default=1.0),
     }
 
-    def __init__(self, voice: Any, model: bytes | None) -> None:
-        """model: the content of the voice's file. Raises ExportError for one that is built otherwise than Piper's."""
+    def __init__(self, voice: Any, found: graph.Found | None) -> None:
+        """found: of the voice's model; None for one that cannot be taken apart."""
         self.engine, self._opening, self._asking = voice, Lock(), Lock()
         self._embeddings: dict[int | None, dict[str, np.ndarray]] = {}
         self._opened: dict[str, Session] = {}
         self.cut: graph.Cut | None = None
         self.reach: int | None = None
-        if model is not None:
-            self._identity, taken = digest(model), graph.take_apart(model)
-            self.cut, self.reach = taken.cut, graph.reach(taken.decoder)
-            del taken  # the halves are large, and seldom needed
-            return_freed()
+        if found is not None:
+            self._identity, self.cut, self.reach = found.identity, found.cut, found.reach
+            return_freed()  # of what was read to find it
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> PiperAdapter:
@@ -143,8 +142,8 @@ class PiperAdapter:
                 original=functools.partial(self._as_the_engine_does, TEXT),
                 probe=lambda call: seconds(call, self.text_feed(_PROBED_IDS)),
                 backends=(
-                    # A sum in another order could make a sound last a frame longer: one thread always.
-                    onnx_runtime((text,), say, most_threads=1),
+                    # A sum in another order could make a sound last a frame longer, so two threads must be as one.
+                    onnx_runtime((text,), say, most_threads=2, alike=True),
                     openvino(text, say, functools.partial(self._answered, TEXT), most_threads=1, lower=False),
                 ),
                 runs_on=_ORIGINAL,
@@ -254,11 +253,12 @@ class PiperAdapter:
             {"part": name},
             examples=functools.partial(self._answered, name),
             builders=(graph,),
+            alike=name == TEXT,
         )
 
     def _answered(self, name: str) -> Iterator[tuple[Feed, Sequence[np.ndarray]]]:
         """Examples of several lengths."""
-        lengths = (29, 11, 96) if name == TEXT else (37, 9, 120)
+        lengths = (29, 11, 96, 201) if name == TEXT else (37, 9, 120)
         feed: Callable[[int], Feed] = self.text_feed if name == TEXT else self.decoder_feed
         for length in lengths:
             given = feed(length)

@@ -11,19 +11,22 @@ exporter. The weights keep the names of the training code (VITS's), as far as th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...codec.polyphase import polyphase
 from ...errors import ExportError
-from ...export.graph.surgery import Model, Node, Noise
 from ...parts import vits_decoder
+from ...parts.onnx_file import digest
 from ...parts.vits_decoder import Weights
 
-__all__ = ["Cut", "Taken", "reach", "take_apart", "weights"]
+if TYPE_CHECKING:
+    from ...export.graph.surgery import Model, Node, Noise
+
+__all__ = ["Cut", "Found", "Taken", "find", "reach", "take_apart", "weights"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,31 @@ class Taken:
     cut: Cut
 
 
+@dataclass(frozen=True)
+class Found:
+    """What is to be known of a voice's model: sha256 of it, where it is cut, and `reach` of its decoder."""
+
+    identity: str
+    cut: Cut
+    reach: int | None
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Found:
+        """Of what `find` has answered."""
+        return cls(found["identity"], Cut(found["latents"], tuple(found["beside"])), found["reach"])
+
+
+def find(content: bytes) -> dict[str, Any]:
+    """`Found` as JSON has it. Raises ExportError for a model that is built otherwise than Piper's."""
+    taken = take_apart(content)
+    own = {"identity": digest(content), "reach": reach(taken.decoder)}
+    return {**own, "latents": taken.cut.latents, "beside": list(taken.cut.beside)}
+
+
 def take_apart(content: bytes) -> Taken:
     """Raises ExportError for a model that is built otherwise."""
+    from ...export.graph.surgery import Model  # here, since onnx takes a while to import
+
     whole, noises = Model(content).with_noise_as_inputs()
     if len(noises) != 2 or len(whole.outputs) != 1:
         raise ExportError(f"it draws {len(noises)} times and has {len(whole.outputs)} outputs, where Piper has 2 and 1")

@@ -6,6 +6,8 @@ The folder also has the language model in this package's own form, its tokenizer
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import tempfile
@@ -18,19 +20,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ...cache import Entry
 from ...cache.disk import is_stale, make_scratch, remove, scratch_name
 from ...errors import AcceleratorError, EngineError, ExportError, InvalidOption
-from ...export.component import Built, Component, Progress, ProgressEvent, ignore_progress
+from ...export.component import Built, Component, Export, Progress, ProgressEvent, ignore_progress
 from ...export.graph.opset import NEWEST_COMMON, lower
 from ...export.proof import compare_arrays, compare_codes
 from ...export.tracing import on_one_thread, trace
-from ...parts.causal import CAUSAL, EMBEDDINGS
-from ...parts.language_model import LANGUAGE_MODEL as TEXT2SEMANTIC
 from ...runtime.onnx import Session
 from . import examples, prompts
 from .adapter import SparkAdapter
 from .boundaries import GRAPHS, Graph, Values, passage
-from .folder import DESCRIPTION, LANGUAGE_MODEL, MELS, TOKENIZER, VERSION
+from .compiled import FILE, write
+from .folder import DESCRIPTION, LANGUAGE_MODEL, MELS, PROOF, TOKENIZER, TRACE, VERSION
 from .stored import held
 
 __all__ = ["Verdict", "convert"]
@@ -79,9 +81,12 @@ def convert(
         try:
             with on_one_thread():
                 work = _Conversion(adapter, partial, dynamic, opset, verify, progress)
-                verdicts = [*(work.graph(each) for each in GRAPHS), *work.language_model(precision)]
+                verdicts = [work.graph(each) for each in GRAPHS]
+                spectrum = work.beside_graphs()
+                adapter.release()  # the language model takes as much again
+                verdicts += work.language_model(precision)
                 if all(verdict.passed for verdict in verdicts):
-                    work.rest(precision)
+                    work.rest(precision, spectrum)
                     _publish(partial, folder)
         finally:
             remove([partial])
@@ -165,49 +170,79 @@ class _Conversion:
         """Embeddings and graph, in one folder."""
         place = self.place / LANGUAGE_MODEL
         place.mkdir()
-        wanted = {EMBEDDINGS: "fp32", CAUSAL: precision}
-        part = next(each for each in self.adapter.parts() if each.name == TEXT2SEMANTIC)
-        components = [each for each in part.backends[0].components if each.name in wanted]
-        return [self._component(each, place, wanted[each.name]) for each in components]
+        trace = functools.cache(self.adapter.trace)
+        made = self.adapter.language_model(trace)
+        kept = [(each, precision if precision in each.precisions else "fp32") for each in made]
+        verdicts = [self._component(each, place, own) for each, own in kept if own == precision or not each.beside]
+        trace().save(place / TRACE)
+        return verdicts
 
     def _component(self, component: Component, place: Path, precision: str) -> Verdict:
         name = f"{LANGUAGE_MODEL}/{component.name}"
+        entry = Entry("", name, place, {})
+        beside = Export(entry, precision, {}) if component.beside else None
         try:
-            component.build(place, precision, self.progress)
+            component.build(place, precision, self.progress, *([] if beside is None else [beside]))
             if not self.verify:
                 return Verdict(name)
             self.progress(ProgressEvent(component.name, "prove", precision=precision))
             with tempfile.TemporaryDirectory(dir=self.place) as scratch:
-                report = component.prove(Built(place, precision, Path(scratch)))
+                report = component.prove(Built(place, precision, Path(scratch), beside))
             return Verdict(name, {**report, "lengths": []})
         except AcceleratorError as error:
             return Verdict(name, error=str(error))
 
-    def rest(self, precision: str) -> None:
-        """The tokenizer, the spectrogram's constants, and the description."""
-        adapter, audio = self.adapter, self.adapter.engine.audio_tokenizer
-        adapter.engine.tokenizer.save_pretrained(self.place / LANGUAGE_MODEL)
-        _check_tokenizer(adapter.engine, self.place / LANGUAGE_MODEL / TOKENIZER)
+    def beside_graphs(self) -> dict[str, int]:
+        """The spectrogram's constants, and answers of PyTorch's; says the sizes of the Fourier transform."""
+        audio = self.adapter.engine.audio_tokenizer
         if not getattr(audio.processor, "do_normalize", True):
             raise EngineError("its wav2vec2 is given recordings as they are: this is not Spark-TTS's, convert that")
+        self._passages.clear()
         mel = held(audio.model).mel_transformer
         spectrum = mel.spectrogram
         np.savez(self.place / MELS, window=spectrum.window.numpy(), filters=mel.mel_scale.fb.numpy())
+        np.savez(self.place / PROOF, allow_pickle=False, **self._answers())
+        if self.dynamic:
+            with contextlib.suppress(ExportError):  # then the graphs speak everywhere
+                write(self.adapter.save_decoder, self.place / FILE)
+        return {"fft": int(spectrum.n_fft), "hop": int(spectrum.hop_length)}
+
+    def rest(self, precision: str, spectrum: Mapping[str, int]) -> None:
+        """The tokenizer, and the description."""
+        adapter, audio = self.adapter, self.adapter.engine.audio_tokenizer
+        adapter.engine.tokenizer.save_pretrained(self.place / LANGUAGE_MODEL)
+        _check_tokenizer(adapter.engine, self.place / LANGUAGE_MODEL / TOKENIZER)
         description = {
             "version": VERSION,
             "dynamic": self.dynamic,
             "frames": None if self.dynamic else TRACED,
             "opset": self.opset,
             "precision": precision,
+            "dtype": adapter.dtype,
             "sample_rate": adapter.sample_rate,
             "clip": len(audio.get_ref_clip(np.zeros(1))),
             "volume_normalize": bool(audio.config["volume_normalize"]),
-            "fft": int(spectrum.n_fft),
-            "hop": int(spectrum.hop_length),
+            **spectrum,
+            "unit_s": adapter.unit_s,
+            "sizes": list(adapter.sizes),
             "voice_codes": adapter.count,
+            "reach": adapter.reach,
+            "positions": adapter.positions,
+            "ends": list(adapter.ends),
             "sampling": {name: value for name, value in vars(adapter.defaults).items() if value is not None},
         }
         (self.place / DESCRIPTION).write_text(json.dumps(description, indent=2))
+
+    def _answers(self) -> dict[str, np.ndarray]:
+        """Of the codec, for a proof where PyTorch is not."""
+        adapter, found = self.adapter, dict[str, np.ndarray]()
+        for number, (audio, semantics, codes) in enumerate(
+            examples.encoded(adapter.engine.audio_tokenizer, adapter.sample_rate)
+        ):
+            found |= {f"audio{number}": audio, f"semantics{number}": semantics, f"codes{number}": codes}
+        for number, ((spoken, voice), heard) in enumerate(adapter.decoded()):
+            found |= {f"spoken{number}": spoken[0], f"voice{number}": voice[0], f"heard{number}": heard[0]}
+        return found
 
 
 def _check_tokenizer(engine: Any, path: Path) -> None:

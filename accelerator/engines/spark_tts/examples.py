@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
 
-__all__ = ["PROOF_TEXT", "codes", "decoded", "in_engine", "noise", "said", "values", "who"]
+__all__ = ["PROOF_TEXT", "Example", "codes", "decoded", "encoded", "in_engine", "noise", "said", "values", "who"]
 
 PROOF_TEXT = "The quick brown fox jumps over the lazy dog."
 
@@ -36,6 +35,8 @@ def values(processor: Any, audio: np.ndarray, rate: int) -> np.ndarray:
 
 def in_engine(tokenizer: Any, audio: np.ndarray, clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A recording float64 [n] and a clip of it float32 [m] -> semantic codes int64 [T], the voice's int64 [G]."""
+    import torch
+
     with torch.no_grad():
         features = tokenizer.extract_wav2vec2_features(audio)
         batch = {"wav": torch.from_numpy(audio)[None].float(), "ref_wav": torch.from_numpy(clip)[None]}
@@ -43,19 +44,22 @@ def in_engine(tokenizer: Any, audio: np.ndarray, clip: np.ndarray) -> tuple[np.n
     return np.asarray(semantics.numpy(), np.int64).reshape(-1), np.asarray(codes.numpy(), np.int64).reshape(-1)
 
 
-def said(tokenizer: Any, rate: int) -> Iterator[Example]:
+def said(tokenizer: Callable[[], Any], rate: int) -> Iterator[Example]:
     """Values for wav2vec2, and the engine's semantic codes."""
-    for audio, semantics, _ in _encoded(tokenizer, rate):
-        yield (values(tokenizer.processor, audio, rate),), semantics[None]
+    own = tokenizer()
+    for audio, semantics, _ in encoded(own, rate):
+        yield (values(own.processor, audio, rate),), semantics[None]
 
 
-def who(tokenizer: Any, rate: int) -> Iterator[Example]:
+def who(tokenizer: Callable[[], Any], rate: int) -> Iterator[Example]:
     """Clips, and the engine's codes of who speaks."""
-    for audio, _, codes in _encoded(tokenizer, rate):
-        yield (_clip(tokenizer, audio)[None],), codes[None]
+    own = tokenizer()
+    for audio, _, codes in encoded(own, rate):
+        yield (_clip(own, audio)[None],), codes[None]
 
 
-def _encoded(tokenizer: Any, rate: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def encoded(tokenizer: Any, rate: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Recordings float64 [n], and the engine's codes: semantic int64 [T], of who speaks int64 [G]."""
     for seconds in _SECONDS:
         audio = noise(seconds, rate)
         yield (audio, *in_engine(tokenizer, audio, _clip(tokenizer, audio)))

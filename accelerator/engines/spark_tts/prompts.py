@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...hardware.forks import Lock
 from ..shadow import shadow
@@ -17,6 +16,8 @@ _ONE_AT_A_TIME = Lock()
 
 def cloning(engine: Any, text: str, codes: np.ndarray, semantics: np.ndarray | None, said: str | None) -> str:
     """To speak as a voice, codes int64 [G]; and on after a recording, semantics int64 [T], that says `said`."""
+    import torch
+
     known = torch.from_numpy(codes)[None, None], torch.from_numpy(np.zeros(0) if semantics is None else semantics)[None]
     copy = shadow(engine, audio_tokenizer=shadow(engine.audio_tokenizer, tokenize=lambda path: known))
     prompt, _ = copy.process_prompt(text, None, said if semantics is not None else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -14,33 +15,48 @@ from ...parts.language_model import LANGUAGE_MODEL
 from ...parts.part import Call
 from ...speech import SamplingParams
 from ..shadow import shadow
+from .stages import DECODER, ENCODER
 
-__all__ = ["DECODER", "ENCODER", "Wrapped", "routed"]
+__all__ = ["Wrapped", "routed"]
 
-ENCODER, DECODER = "encoder", "decoder"
+logger = logging.getLogger(__name__)
+
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
 _ASKED = {"input_ids", "attention_mask", "do_sample", *_SAMPLING}
 
 
 class Wrapped(Protocol):
-    """What the copy and its stages know of the engine that was wrapped; its adapter says it."""
+    """What the copy knows of the engine that was wrapped; its adapter says it."""
 
-    engine: Any
     positions: int  # of the language model
-    ends: tuple[int, ...]  # ids that end a reply
     sizes: tuple[int, int]  # of the semantic codebook, and of the voice's
     count: int  # codes of a voice
-    reach: int | None  # codes to both sides that a code's audio depends on
+
+    @property
+    def engine(self) -> Any: ...
+
+    def outdated(self) -> str | None:
+        """Why the parts are not the engine's any more; None if they are."""
+        ...
 
 
 def routed(own: Wrapped, calls: Mapping[str, Call]) -> Any:
     """A copy of the engine on other parts; every setting is the wrapped engine's own."""
     engine = own.engine
     audio = engine.audio_tokenizer
+    told = set[str]()
+
+    def current() -> bool:
+        """Whether the parts are the engine's; what was changed is said once."""
+        reason = own.outdated()
+        if reason is not None and reason not in told:
+            told.add(reason)
+            logger.warning("the engine's own models speak: %s", reason)
+        return reason is None
 
     def generate(*args: Any, **options: Any) -> Any:
         prompt, params = _asked(own, args, options)
-        if prompt is None or params is None:  # the engine itself answers, or says what is wrong
+        if prompt is None or params is None or not current():  # the engine itself answers, or says what is wrong
             return engine.model.generate(*args, **options)
         tokens = []
         for token in calls[LANGUAGE_MODEL](prompt, params):
@@ -49,12 +65,14 @@ def routed(own: Wrapped, calls: Mapping[str, Call]) -> Any:
         return torch.tensor([[*prompt.tolist(), *tokens]])
 
     def tokenize(path: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if not current():
+            return audio.tokenize(path)
         whole, clip = audio.process_audio(path)
         semantics, codes = calls[ENCODER](whole, np.asarray(clip[0]))
         return torch.from_numpy(codes.astype(np.int32))[None, None], torch.from_numpy(semantics)[None]
 
     def detokenize(semantics: Any, codes: Any) -> Any:
-        if not _known(own, semantics, codes):
+        if not _known(own, semantics, codes) or not current():
             return audio.model.detokenize(semantics, codes)
         given = (each.reshape(-1).numpy().astype(np.int64) for each in (semantics, codes))
         return torch.from_numpy(calls[DECODER](*given))[None, None]

@@ -7,27 +7,56 @@ import io
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from ...audio.reference import Reference
 from ...errors import InvalidOption, InvalidText
 from ...metrics import current_meter
-from ...parts.decoding import Lookahead
+from ...parts.decoding import Lookahead, Window, check_codes
 from ...parts.language_model import LANGUAGE_MODEL
 from ...parts.part import Call
 from ...speech import SpeechRequest
 from ...text.check import Unread
 from ...text.segments import Segment, speech_weight, split
-from ..base import Arrays, Job
-from . import prompts
-from .routed import DECODER, ENCODER, Wrapped
+from ..base import Arrays, Cloning, Job
+from ..options import SAMPLING, Option
 from .vocabulary import Vocabulary
 
-__all__ = ["CONTROLS", "SparkStages", "Spoken", "cut", "style", "wav"]
+__all__ = [
+    "CLONING",
+    "CONTROLS",
+    "DECODER",
+    "ENCODER",
+    "GENDERS",
+    "LEVELS",
+    "NOTHING",
+    "OPTIONS",
+    "SILENT_S",
+    "Own",
+    "SparkStages",
+    "Spoken",
+    "check_encoded",
+    "cut",
+    "style",
+    "unspoken",
+    "wav",
+    "windows",
+]
 
+ENCODER, DECODER = "encoder", "decoder"
+NOTHING = np.zeros(0, np.int64)  # what is said of a recording, if it was not asked for
 CONTROLS = ("gender", "pitch", "speed")
+GENDERS, LEVELS = ("female", "male"), ("very_low", "low", "moderate", "high", "very_high")  # in the order of tokens
+OPTIONS: Mapping[str, Option] = {
+    "gender": Option(str, "who speaks, with pitch and speed; instead of a recording", choices=GENDERS),
+    "pitch": Option(str, "how high, with gender and speed", choices=LEVELS),
+    "speed": Option(str, "how fast, with gender and pitch", choices=LEVELS),
+    **{name: option for name, option in SAMPLING.items() if name != "repetition_penalty"},  # the engine has none
+}
+CLONING = Cloning("useful", (0.2, 60.0))  # a minute is 3,000 tokens of the prompt
+SILENT_S = 0.3  # a window that is digitally silent for longer is a pause only if the original agrees
 _COMFORTABLE, _LONGEST = 200, 400  # letters; 400 take about half of the 60 s that a reply may last
 _SOON = 80  # letters of a stream's first segment, at most if a clause ends there
 _LETTERS_A_SECOND = 40.0  # people speak 12 to 20: faster nobody does
@@ -48,6 +77,30 @@ class Spoken:
     text: str = ""
     style: tuple[str, str, str] | None = None
     begun: tuple[int, ...] = ()
+
+
+class Own(Protocol):
+    """What the stages know of whose they are: an engine that was wrapped, or one that was converted."""
+
+    positions: int  # of the language model
+    ends: tuple[int, ...]  # ids that end a reply
+    count: int  # codes of a voice
+    reach: int | None  # codes to both sides that a code's audio depends on
+    unit_s: float  # seconds of audio of a semantic token
+
+    def check(self) -> None:
+        """Raises EngineError where the parts are not the engine's any more."""
+        ...
+
+    def vocabulary(self) -> Vocabulary: ...
+
+    def heard(self, reference: Reference) -> tuple[np.ndarray, np.ndarray]:
+        """A recording at its level, float64 [n], and the clip of it that says who speaks, float32 [m]."""
+        ...
+
+    def prompt(self, text: str, voice: Spoken) -> np.ndarray:
+        """What the model goes on from to say a text, int64 [T]; but for what the voice's replies begin with."""
+        ...
 
 
 def style(request: SpeechRequest) -> tuple[str, str, str] | None:
@@ -78,9 +131,30 @@ def wav(audio: np.ndarray, sample_rate: int) -> io.BytesIO:
     return io.BytesIO(head + form + struct.pack("<4sI", b"data", len(data)) + data)
 
 
-def cut(text: str, *, soon: bool = False) -> list[Segment]:
-    """A text in segments."""
+def check_encoded(answer: tuple[np.ndarray, np.ndarray], sizes: tuple[int, int]) -> None:
+    """Raises BadOutput for what are no codes: of what is said, if it was asked for, and of who says it."""
+    semantics, codes = answer
+    if semantics is not NOTHING:
+        check_codes(semantics, sizes[0])
+    check_codes(codes, sizes[1])
+
+
+def unspoken(text: str) -> str:
+    """What to say of a reply without speech."""
+    return f"the engine produced no audio for {text!r}: try another seed, text or reference"
+
+
+def cut(text: str, *, soon: bool = False, whole: bool = False) -> list[Segment]:
+    """A text in segments; or all of it as one."""
+    if whole:
+        return [Segment(text, 0.0, 0)]
     return split(text, comfortable=_COMFORTABLE, longest=_LONGEST, first=_SOON if soon else None)
+
+
+def windows(reach: int | None) -> Sequence[int]:
+    """Tokens of a stream's windows. The first one as soon as there is audio; later ones so large that most of what is
+    decoded is new, even by what has no memory."""
+    return () if reach is None else (reach + 16, 48, 96, 192)
 
 
 class SparkStages:
@@ -88,13 +162,10 @@ class SparkStages:
 
     schedule: Literal["batched", "pooled"] = "batched"
 
-    def __init__(self, own: Wrapped, calls: Mapping[str, Call]) -> None:
-        self._own, self._calls = own, calls
-        self._vocabulary = Vocabulary(own.engine.tokenizer.get_vocab())
-        audio = own.engine.audio_tokenizer.config
-        self.unit_s: float | None = audio["latent_hop_length"] / audio["sample_rate"]
-        # The first one as soon as there is audio; later ones so large that most of what is decoded is new.
-        self.windows: Sequence[int] = () if own.reach is None else (own.reach + 16, 48, 96, 192)
+    def __init__(self, own: Own, calls: Mapping[str, Call]) -> None:
+        self._own, self._calls, self._vocabulary = own, calls, own.vocabulary()
+        self.unit_s: float | None = own.unit_s
+        self.windows: Sequence[int] = windows(own.reach)
 
     def accepts(self, request: SpeechRequest) -> bool:
         return True
@@ -109,13 +180,18 @@ class SparkStages:
         return speech_weight(text) / _LETTERS_A_SECOND
 
     def encode(self, reference: Reference) -> Arrays:
-        audio = self._own.engine.audio_tokenizer
-        whole, clip = audio.process_audio(wav(reference.audio, reference.sample_rate))
-        semantics, codes = self._calls[ENCODER](whole, np.asarray(clip[0]))
-        return {"semantics": semantics, "codes": codes}
+        """What is said of a recording is in a prompt only behind its transcript: without one it is not looked for."""
+        self._own.check()
+        whole, clip = self._own.heard(reference)
+        semantics, codes = self._calls[ENCODER](whole if reference.text else None, clip)
+        return {"semantics": semantics, "codes": codes} if reference.text else {"codes": codes}
+
+    def kept_as(self, reference: Reference) -> tuple[str, ...]:
+        return (reference.digest,) if reference.text else (reference.digest, f"{reference.digest}-who")
 
     def voice(self, request: SpeechRequest, kept: Arrays | None) -> Spoken:
         described = style(request)
+        self._own.check()
         if described is not None:
             return Spoken(style=described)
         assert kept is not None
@@ -166,13 +242,7 @@ class SparkStages:
         return found if len(found) == self._own.count else None
 
     def _prompt(self, text: str, voice: Spoken) -> np.ndarray:
-        engine = self._own.engine
-        if voice.style is None:
-            assert voice.codes is not None
-            prompt = prompts.cloning(engine, text, voice.codes, voice.semantics, voice.text)
-        else:
-            prompt = prompts.controlled(engine, text, *voice.style)
-        ids = np.concatenate([prompts.ids(engine, prompt), np.array(voice.begun, np.int64)])
+        ids = np.concatenate([self._own.prompt(text, voice), np.array(voice.begun, np.int64)])
         if len(ids) >= self._own.positions:
             raise InvalidText(
                 f"text and reference are {len(ids)} tokens, and the model has room for {self._own.positions}: "
@@ -196,7 +266,7 @@ class SparkStages:
 class _Heard:
     """One segment's tokens on their way to audio."""
 
-    def __init__(self, vocabulary: Vocabulary, call: Call, codes: np.ndarray | None, own: Wrapped) -> None:
+    def __init__(self, vocabulary: Vocabulary, call: Call, codes: np.ndarray | None, own: Own) -> None:
         """codes: of the voice, None if they come with the tokens."""
         self._vocabulary, self._call, self._codes, self._count = vocabulary, call, codes, own.count
         self._found = np.zeros(0, np.int64)
@@ -207,6 +277,6 @@ class _Heard:
             self._found = np.append(self._found, self._vocabulary.globals(units))
         return self._ahead.push(list(self._vocabulary.semantics(units)[:, None]), final=final)
 
-    def _decode(self, semantics: np.ndarray) -> np.ndarray:
+    def _decode(self, window: Window) -> np.ndarray:
         codes = self._found[: self._count] if self._codes is None else self._codes
-        return np.asarray(self._call(semantics[0], codes))
+        return np.asarray(self._call(window.units[0], codes, window=window))

@@ -13,14 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...errors import EngineError
 from ...hardware.forks import Lock
 from ...hardware.pages import return_freed
-from .reach import reach
 
-__all__ = ["OnDisk", "Shape", "held", "opened", "shape_of"]
+__all__ = ["Late", "OnDisk", "Shape", "check_folder", "held", "opened", "shape_of"]
 
 _MODULES = ("spark_tts_lib.SparkTTS", "cli.SparkTTS")  # of the package, and of a checkout on the path
 _NEEDED = ("config.yaml", "LLM/config.json", "BiCodec/config.yaml", "wav2vec2-large-xlsr-53/config.json")
@@ -36,9 +33,28 @@ class Shape:
 
 
 def shape_of(bicodec: Any) -> Shape:
+    from .reach import reach
+
     speaker = bicodec.speaker_encoder
     sizes = int(bicodec.quantizer.codebook_size), int(speaker.quantizer.codebook_size)
     return Shape(sizes, len(speaker.perceiver_sampler.latents), reach(bicodec.prenet, bicodec.decoder))
+
+
+class Late:
+    """An engine that is opened when it is first needed. there: whether it was."""
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._load, self._lock, self._engine = load, Lock(), None
+
+    @property
+    def there(self) -> bool:
+        return self._engine is not None
+
+    def __call__(self) -> Any:
+        with self._lock:
+            if self._engine is None:
+                self._engine = self._load()
+            return self._engine
 
 
 class OnDisk:
@@ -85,16 +101,20 @@ def held(module: Any) -> Any:
     return module.get() if isinstance(module, OnDisk) else module
 
 
-def opened(folder: Path) -> tuple[Any, Any, Shape]:
-    """A `SparkTTS` of a folder whose weights stay there, its language model without weights, and its codebooks.
-
-    Raises EngineError.
-    """
+def check_folder(folder: Path) -> None:
+    """Raises EngineError for what is no checkpoint."""
     if lacking := [name for name in _NEEDED if not (folder / name).is_file()]:
         raise EngineError(
             f"{folder} is not a Spark-TTS checkpoint, it has no {lacking[0]}: give the folder of a download, as of "
             "SparkAudio/Spark-TTS-0.5B"
         )
+
+
+def opened(folder: Path) -> tuple[Any, Any, Shape]:
+    """A `SparkTTS` of a folder whose weights stay there, its language model without weights, and its codebooks.
+
+    Raises EngineError.
+    """
     try:
         return _opened(folder, _installed())
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
@@ -116,6 +136,7 @@ def _installed() -> Any:
 
 
 def _opened(folder: Path, module: Any) -> tuple[Any, Any, Shape]:
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, __version__
 
     auto: Any = AutoModelForCausalLM  # whose types say that it cannot be called so
@@ -137,6 +158,10 @@ def _opened(folder: Path, module: Any) -> tuple[Any, Any, Shape]:
 
 
 def _shape(folder: Path, module: Any) -> Shape:
+    import torch
+
+    from .reach import reach
+
     config = module.load_config(f"{folder}/BiCodec/config.yaml")["audio_tokenizer"]
     speaker, kinds = config["speaker_encoder"], sys.modules[_bicodec(module).__module__]
     with torch.device("meta"):
@@ -151,6 +176,7 @@ def _bicodec(module: Any) -> Any:
 
 
 def _audio_tokenizer(folder: Path, module: Any) -> Any:
+    import torch
     from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
     kind = module.BiCodecTokenizer

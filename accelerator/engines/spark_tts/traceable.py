@@ -1,6 +1,7 @@
 """Spark-TTS's modules between its language model and audio, so that `torch.export` can follow them.
 
-    Semantics  input values [1, n] of wav2vec2 -> codes [1, T]
+    First      input values [1, n] of wav2vec2 -> its state [1, T, C] half way
+    Rest       that state -> codes [1, T]
     Globals    a clip [1, n] -> the voice's codes [1, G]
     Audio      codes [1, T], the voice's codes [1, G] -> audio [1, T * hop]
 
@@ -22,9 +23,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ...errors import UnsupportedEngine
 
-__all__ = ["LAYERS", "Audio", "Globals", "Semantics", "made"]
+__all__ = ["LAYERS", "Audio", "First", "Globals", "Rest", "Semantics", "made"]
 
 LAYERS = (11, 14, 16)  # whose hidden states are averaged: the engine runs all 24 and drops what follows
+_HALF = 8  # of the layers: as many weights before as behind
 
 
 def made(kind: Any, *owners: Any) -> nn.Module:
@@ -54,29 +56,57 @@ def _folded(module: nn.Module) -> nn.Module:
 
 
 class Semantics(nn.Module):
-    """What is said."""
+    """What is said: two halves, of which each is a graph, so that one of them is in memory at a time."""
 
     def __init__(self, wav2vec2: Any, bicodec: Any) -> None:
         super().__init__()
         stable = getattr(wav2vec2.config, "do_stable_layer_norm", False)
         if not stable or len(wav2vec2.encoder.layers) < LAYERS[-1]:
             raise UnsupportedEngine("its wav2vec2 is not built as wav2vec2-large-xlsr-53 is: it stays in PyTorch")
+        self.first, self.rest = First(wav2vec2), Rest(wav2vec2, bicodec)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.as_tensor(self.rest(self.first(values)))
+
+
+class First(nn.Module):
+    """The layers of which the engine keeps no state."""
+
+    def __init__(self, wav2vec2: Any) -> None:
+        super().__init__()
         self.convolutions, self.projection = wav2vec2.feature_extractor, wav2vec2.feature_projection
         self.positions = wav2vec2.encoder.pos_conv_embed
-        self.layers = nn.ModuleList(wav2vec2.encoder.layers[: LAYERS[-1]])
-        self.encoder, self.quantizer = bicodec.encoder, bicodec.quantizer
+        self.layers = nn.ModuleList(wav2vec2.encoder.layers[:_HALF])
 
     def forward(self, values: Tensor) -> Tensor:
         x, _ = self.projection(self.convolutions(values).transpose(1, 2))  # [1, T, C]
         x = x + self.positions(x)
+        for layer in self.layers:
+            x = _state(layer(x))
+        return torch.as_tensor(x)
+
+
+class Rest(nn.Module):
+    """From there on to codes."""
+
+    def __init__(self, wav2vec2: Any, bicodec: Any) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(wav2vec2.encoder.layers[_HALF : LAYERS[-1]])
+        self.encoder, self.quantizer = bicodec.encoder, bicodec.quantizer
+
+    def forward(self, x: Tensor) -> Tensor:
         mixed = torch.zeros_like(x)
-        for number, layer in enumerate(self.layers, 1):
-            answer = layer(x)
-            x = answer[0] if isinstance(answer, tuple) else answer
+        for number, layer in enumerate(self.layers, _HALF + 1):
+            x = _state(layer(x))
             if number in LAYERS:
                 mixed = mixed + x
         z = self.encoder((mixed / len(LAYERS)).transpose(1, 2))
         return torch.as_tensor(self.quantizer.tokenize(z))
+
+
+def _state(answer: Any) -> Tensor:
+    """Some versions of transformers answer with more than it."""
+    return torch.as_tensor(answer[0] if isinstance(answer, tuple) else answer)
 
 
 class Globals(nn.Module):

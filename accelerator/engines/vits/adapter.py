@@ -40,10 +40,10 @@ from ...runtime.options import RunOptions
 from ...runtime.sessions import opened
 from ...speech import AudioChunk, SpeechRequest
 from ..base import Bound, Cloning, tensors_digest
+from ..changes import Watched
 from ..options import Option
 from ..passthrough import PassThroughAdapter
 from . import examples, stored
-from .changes import Watched
 from .stages import DECODER, TEXT, VitsStages
 from .traceable import MODELING, Decoder, Text, answer, exportable, made, speaker_input
 
@@ -77,7 +77,7 @@ class VitsAdapter:
     def __init__(self, pipeline: Any) -> None:
         self.pipeline, self.model = pipeline, pipeline.model
         self._text, self._decoder = Text(self.model), Decoder(self.model)
-        self._watched = Watched(self.model)
+        self._watched = Watched(self.model, without=("posterior_encoder",))
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> VitsAdapter:

@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-__all__ = ["OPSET", "Graph", "stored_in"]
+from .specs import OPSET
 
-OPSET = 20
+__all__ = ["Graph", "stored_in"]
+
 IR_VERSION = 10
 _MICROSOFT = "com.microsoft"
 _ALIGNMENT = 4096  # ONNX Runtime maps external data; page-aligned tensors need no copy

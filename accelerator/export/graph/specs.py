@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CausalSpec", "CodebookSpec", "Hidden", "KVRanges", "TransformerSpec", "Weights"]
+__all__ = ["OPSET", "CausalSpec", "CodebookSpec", "Hidden", "KVRanges", "TransformerSpec", "Weights"]
 
+OPSET = 20  # of all graphs
 KV_MARGIN = 2.0  # headroom above the largest magnitude seen: other speakers exceed it, and an int8 cache saturates
 
 Weights = Callable[[str], np.ndarray]

@@ -23,7 +23,7 @@ from ..units.quantize import QUANTIZE
 from ..units.single import SINGLE
 from .minimal import filters
 
-__all__ = ["Dense", "Filter", "Mix", "Single", "scratch"]
+__all__ = ["Dense", "Filter", "Mix", "Single", "aligned", "scratch"]
 
 _LINE = 64  # bytes
 _LITTLE = 200_000  # multiplications that are not worth another thread
@@ -307,6 +307,13 @@ def _ordered(
     _, _, count = tiles.order_scratch(channels)
     in_parts(ORDER, plan, range(blocks + 1), threads, scratch(8 * count * threads), 8 * count)
     return answer, scales
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy that begins with a line of the cache: what lies across two is read twice."""
+    made = _aligned(array.shape, array.dtype)
+    made[...] = array
+    return made
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:

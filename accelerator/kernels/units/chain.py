@@ -10,10 +10,11 @@ __all__ = ["CHAIN"]
 
 
 def _entry() -> Any:
-    from ..conv.amx import chain
+    from ..conv import amx
+    from ..conv.chain import Multiplier, chain_by
     from ..parts import in_turn
 
-    return in_turn(chain)
+    return in_turn(chain_by(Multiplier(amx.CONFIGURE, amx.RESTORE, amx.MULTIPLY, floats=False)))
 
 
 CHAIN = Unit("chain", __name__, _entry)

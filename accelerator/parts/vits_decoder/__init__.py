@@ -1,7 +1,7 @@
 """VITS's decoder, the flow and HiFi-GAN, by other means than ONNX Runtime.
 
 weights    names, and what follows from shapes
-tiled      by AMX, as chains of convolutions: `flow` and `parts.hifi_gan`
+tiled      as chains of convolutions, by AMX or AVX512_BF16: `flow` and `parts.hifi_gan`
 rewrite    in PyTorch: for all other processors, and for those who ask for float32
 backends   both, over one file
 """

@@ -31,8 +31,8 @@ def backends(
     *,
     builders: tuple[Any, ...] = (),
 ) -> tuple[Backend, ...]:
-    """By AMX where it was proven, and the rewrite, proven in float32 as an ONNX export is, and in bfloat16 where that
-    was proven.
+    """By chains where they were proven, and the rewrite, proven in float32 as an ONNX export is, and in bfloat16 where
+    that was proven.
 
     identity, config, examples: as for `traced`. builders: what makes the weights, beside what its own file imports.
     """
@@ -60,12 +60,12 @@ def backends(
         prove,
         builders=(made, *builders),
         judges=(examples, *builders),
-        kernels=lambda: f"{kernels.kind()}{' amx' if kernels.multiplies_tiles() else ''}",
+        kernels=kernels.chain_kind,
     )
     by_tiles = compiled_kernels(
         (component,),
         _load_tiled,
-        available=kernels.multiplies_tiles,
+        available=kernels.multiplies_chains,
         proven=lambda _, exports: exports[NAME].proof.get(_TILED, {}).get("passed") is True,
         dtype="bf16",
     )

@@ -1,4 +1,4 @@
-"""VITS's flow by chains of convolutions that AMX multiplies: see `codec.chain`. `weights` says what they are called.
+"""VITS's flow by chains of convolutions: see `codec.chain`. `weights` says what they are called.
 
 Its coupling layers read one half of the channels and change the other one, in turn; the order of channels is reversed
 before each. Here both halves stay where they are: whoever reads or changes a reversed one has the channels of its

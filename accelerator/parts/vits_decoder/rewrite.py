@@ -3,8 +3,8 @@
 Arrays are [1, rows, channels], rows being time (see `codec.layers` and `codec.convolutions` for why). Lengths are
 rounded up, so that a few forms of each layer serve all texts; what lies beyond the end is nought before every
 convolution, as the engine's own padding is. In bfloat16 the convolutions of HiFi-GAN's residual blocks, nearly all of
-its arithmetic, multiply in bfloat16; every sum is float32. In float32 HiFi-GAN goes by `hifi_gan` where there is AMX,
-which multiplies pairs of bfloat16, 16 bits; the flow does not, since it amplifies errors.
+its arithmetic, multiply in bfloat16; every sum is float32. In float32 HiFi-GAN goes by `hifi_gan` where there are
+chains, by AMX exact to 16 bits; the flow does not, since it amplifies errors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""VITS's decoder in chains of convolutions that AMX multiplies; PyTorch is not even loaded. See `codec.chain`."""
+"""VITS's decoder in chains of convolutions; PyTorch is not even loaded. See `codec.chain`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Tiled"]
 
 
 class Tiled:
-    """Residual blocks multiply in bfloat16, everything else as pairs of these.
+    """Residual blocks multiply in bfloat16, everything else exactly: see `codec.chain`.
 
     Latents float32 [1, C, L] and perhaps a speaker [1, E + 1, 1] -> audio float32 [1, L * hop].
 

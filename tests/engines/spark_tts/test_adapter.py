@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,51 @@ def test_the_original_speaks_in_one_voice(engine: Any, recording: Path) -> None:
     for first, second in zip(one, same, strict=True):
         np.testing.assert_array_equal(first.audio, second.audio)
     assert torch.equal(torch.random.get_rng_state(), state), "PyTorch draws on as if nothing had been drawn"
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "loaded": lambda engine: engine.model.load_state_dict({k: v * 1.01 for k, v in engine.model.state_dict().items()}),
+    "cast": lambda engine: engine.model.double(),
+    "exchanged": lambda engine: setattr(engine.audio_tokenizer, "model", copy.deepcopy(engine.audio_tokenizer.model)),
+    "of the codec": lambda engine: torch.nn.init.ones_(engine.audio_tokenizer.model.prenet.weight),
+    "of wav2vec2": lambda engine: torch.nn.init.ones_(engine.audio_tokenizer.feature_extractor.convolutions.weight),
+    "training": lambda engine: engine.model.train(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_changed_afterwards_are_noticed(
+    tokens: Any, speaking: Any, recording: Path, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = SparkTTS(tokens, copy.deepcopy(speaking))
+    told = "training mode" if change == "training" else "weights were changed after it was wrapped: wrap the engine"
+    with UniversalOptimizer(own, precision="fp32", threads=1, probe=False) as optimizer:
+        before = optimizer.prepare().synthesize(TEXT, recording, temperature=0)
+        assert before.metrics["fallback"] == []
+        CHANGES[change](own)
+        expected = greedy(own, prompt_speech_path=recording)
+        for asked in ({"reference_audio": recording}, STYLE):
+            speech = optimizer.synthesize(TEXT, temperature=0, **asked)
+            assert told in speech.metrics["fallback"][0]["message"]
+        if change != "training":  # which draws what it drops
+            speech = optimizer.synthesize(TEXT, recording, temperature=0)
+            np.testing.assert_array_equal(speech.audio, expected)
+            np.testing.assert_array_equal(greedy(optimizer.engine, prompt_speech_path=recording), expected)
+            np.testing.assert_array_equal(greedy(optimizer.engine, prompt_speech_path=recording), expected)
+            assert caplog.text.count("the engine's own models speak") == 1
+        assert caplog.text.count("from now on without a warning") == 1
+    with UniversalOptimizer(own, precision="fp32", threads=1, probe=False) as again:
+        assert again.synthesize(TEXT, seed=1, **STYLE).metrics["fallback"] == []
+
+
+def test_what_has_changed_is_not_exported(tokens: Any, speaking: Any) -> None:
+    """Under the name of what it was."""
+    own = SparkTTS(tokens, copy.deepcopy(speaking))
+    adapter = SparkAdapter(own)
+    parts = {part.name: part for part in adapter.parts()}
+    torch.nn.init.zeros_(own.model.model.norm.weight)
+    with pytest.raises(EngineError, match="wrap the engine again"):
+        parts["text2semantic"].backends[0].components[1].build(Path("."), "fp32", lambda event: None)
 
 
 def _request(text: str, options: dict[str, Any], **sampling: Any) -> SpeechRequest:

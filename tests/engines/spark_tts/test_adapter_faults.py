@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 
 from accelerator import UniversalOptimizer, kernels
 from accelerator.engines.spark_tts import SparkAdapter
+from accelerator.speech import SamplingParams, SpeechRequest
 
+LONG = "this is one of some sentences. " * 25
 STYLE = {"gender": "female", "pitch": "low", "speed": "high"}
 
 
@@ -28,11 +31,15 @@ class Failing(SparkAdapter):
         def failing(load: Any) -> Any:
             def loaded(paths: Any, options: Any) -> Any:
                 call = load(paths, options)
-                return self._stream(call) if part.streams else self._fail
+                return self._stream(call) if part.streams else self._calls(call)
 
             return loaded
 
         return replace(part, backends=tuple(replace(each, load=failing(each.load)) for each in part.backends))
+
+    def _calls(self, call: Any) -> Any:
+        numbers = itertools.count()
+        return lambda *args, **options: (self._fail if next(numbers) >= self.good else call)(*args, **options)
 
     def _fail(self, *_: Any, **__: Any) -> Any:
         raise RuntimeError("by the test")
@@ -57,6 +64,34 @@ def test_the_engine_goes_on_where_the_language_model_fails(engine: Any, good: in
     np.testing.assert_allclose(speech.audio, expected, atol=1e-4)
     assert [each["part"] for each in speech.metrics["fallback"]] == ["text2semantic"]
     assert speech.metrics["fallback"][0]["message"] == "by the test"
+
+
+def test_numbers_of_any_kind_are_the_engines(engine: Any, recording: Path, tmp_path: Path) -> None:
+    """Which refuses a temperature of 1, and a top_k of NumPy's."""
+    asked: dict[str, Any] = {"temperature": 1, "top_k": np.int64(3), "top_p": 1, "seed": 1}
+    adapter = Failing(engine)
+    adapter.broken = "text2semantic"
+    with UniversalOptimizer(engine, adapter=adapter, precision="fp32", threads=1, probe=False) as optimizer:
+        speech = optimizer.synthesize("one two", **asked, **STYLE)
+        assert [each["part"] for each in speech.metrics["fallback"]] == ["text2semantic"]
+        (own,) = adapter.original(SpeechRequest("one two", options=STYLE, sampling=SamplingParams(**asked)))
+    np.testing.assert_allclose(speech.audio, own.audio, atol=1e-4)
+
+
+@pytest.mark.parametrize("good", [0, 1, 3, 20])
+def test_a_window_that_fails_is_the_engines(engine: Any, recording: Path, good: int) -> None:
+    """The first, one in the middle, and none after the last; what was heard before stays."""
+    with UniversalOptimizer(engine, precision="fp32", threads=1, probe=False) as optimizer:
+        expected = [audio for audio, _ in optimizer.stream(LONG, recording, seed=1)]
+    adapter = Failing(engine)
+    adapter.good = good
+    with UniversalOptimizer(engine, adapter=adapter, precision="fp32", threads=1, probe=False) as optimizer:
+        stream = optimizer.stream(LONG, recording, seed=1)
+        audio = [audio for audio, _ in stream]
+        failed = stream.metrics["fallback"]
+    assert {each["part"] for each in failed} == ({"decoder"} if good < 20 else set())
+    assert len(audio) == len(expected) > 3
+    np.testing.assert_allclose(np.concatenate(audio), np.concatenate(expected), atol=1e-4)
 
 
 @pytest.mark.parametrize("broken", ["encoder", "decoder"])

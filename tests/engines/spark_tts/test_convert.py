@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from accelerator.cache.disk import scratch_name
 from accelerator.engines.spark_tts import SparkAdapter, SparkTTSONNX, convert
 from accelerator.engines.spark_tts.boundaries import GRAPHS, passage
 from accelerator.engines.spark_tts.convert import TRACED, Verdict
+from accelerator.engines.spark_tts.folder import VERSION
 from accelerator.errors import EngineError, ExportError, InvalidOption
 from accelerator.runtime.onnx import Session
 from tests.engines.spark_tts.double import HOP, WIDTH
@@ -72,7 +74,7 @@ def test_graphs_have_the_engines_boundaries_and_the_operator_set_asked_for(
         path = folder / f"{graph.name}.onnx"
         model = onnx.load(path)
         assert [each.version for each in model.opset_import if each.domain == ""] == [17]
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(str(path), full_check=True)
         session = Session(path)
         given = [each.numpy() for each in graph.given(values)]
         answers = session.run(dict(zip(session.inputs, given, strict=True)))
@@ -143,7 +145,7 @@ def test_an_earlier_conversion_is_replaced_and_leftovers_of_killed_ones_go(
     killed.mkdir()
     convert.convert(SparkAdapter(convertible), folder, verify=False)
     assert not (folder / "old.onnx").exists()
-    assert json.loads((folder / "spark-tts.json").read_text())["version"] == 1
+    assert json.loads((folder / "spark-tts.json").read_text())["version"] == VERSION
     assert alone(folder)
 
 
@@ -172,8 +174,9 @@ def test_a_quantized_language_model_speaks_from_the_folder(
     assert causal.passed
     assert causal.figures["kl"] < 0.02
     for graph in GRAPHS[:-1]:
-        (folder / f"{graph.name}.onnx").symlink_to(converted[0] / f"{graph.name}.onnx")
-    quantized, exact = (SparkTTSONNX(place, threads=1) for place in (folder, converted[0]))
+        for file in converted[0].glob(f"{graph.name}.onnx*"):
+            shutil.copy(file, folder)
+    quantized, exact = (SparkTTSONNX(place, threads=1, probe=False) for place in (folder, converted[0]))
     audio, info = quantized.inference("is this one said", prompt_speech_path=recording, seed=1)
     assert info["tokens"] > 5
     assert len(audio) == HOP * info["tokens"]

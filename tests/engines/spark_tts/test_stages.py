@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 from accelerator import UniversalOptimizer
 from accelerator.audio.files import write_wav
+from accelerator.audio.reference import Reference
 from accelerator.engines.base import Job
 from accelerator.engines.spark_tts import SparkAdapter, prompts
 from accelerator.engines.spark_tts.stages import SparkStages, Spoken
@@ -174,11 +174,28 @@ def test_a_recordings_codes_are_the_engines(engine: Any, adapter: SparkAdapter, 
     samples, _ = soundfile.read(recording)
     encode = next(part.original for part in adapter.parts() if part.name == "encoder")
     stages = stages_of(adapter, encoder=encode)
-    kept = stages.encode(SimpleNamespace(audio=samples.astype(np.float32), sample_rate=RATE))  # type: ignore[arg-type]
+    said, unsaid = (Reference(samples.astype(np.float32), RATE, text, "digest") for text in ("It says so.", ""))
+    kept = stages.encode(said)
     codes, semantics = engine.audio_tokenizer.tokenize(recording)
     np.testing.assert_array_equal(kept["codes"], codes[0, 0].numpy())
     np.testing.assert_array_equal(kept["semantics"], semantics[0].numpy())
     assert len(kept["semantics"]) == 99
+    less = stages.encode(unsaid)
+    assert list(less) == ["codes"], "what it says is in a prompt only behind its transcript"
+    np.testing.assert_array_equal(less["codes"], kept["codes"])
+    assert (stages.kept_as(said), stages.kept_as(unsaid)) == (("digest",), ("digest", "digest-who"))
+
+
+def test_a_voice_is_encoded_again_only_for_what_it_says(engine: Any, recording: Path, tmp_path: Path) -> None:
+    calls: dict[str, Any] = {"precision": "fp32", "threads": 1, "probe": False, "voices_dir": tmp_path}
+    with UniversalOptimizer(engine, **calls) as optimizer:
+        for text, encodes in ((None, True), (None, False), ("It says so.", True), (None, False), ("Or so.", False)):
+            waiting = optimizer.stream("Hello.", recording, text)
+            assert waiting.knows_voice is not encodes
+            waiting.close()
+            speech = optimizer.synthesize("Hello.", recording, text, seed=1)
+            assert ("encoder" in speech.metrics["backends"]) is encodes, text
+    assert UniversalOptimizer(engine, **calls).stream("Hello.", gender="male", pitch="low", speed="low").knows_voice
 
 
 def test_what_the_model_has_no_room_for_is_refused(fast: UniversalOptimizer, tmp_path: Path) -> None:

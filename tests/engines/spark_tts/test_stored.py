@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,8 +133,41 @@ def test_in_bfloat16_it_is_the_engine_in_bfloat16(folder: Path, tmp_path: Path) 
     assert isinstance(model, OnDisk)
     assert read(adapter) == [False, False, False]
     own = next(model.get().parameters()).dtype
-    assert next(adapter._shell.parameters()).dtype == own
     assert adapter._language_model()[1].config["engine_dtype"] == {torch.float32: "fp32"}.get(own, "bf16")
     assert model.get().lm_head.weight is model.get().model.embed_tokens.weight
     assert adapter.release()
     assert read(adapter) == [False, False, False]
+
+
+_AGAIN = """
+import sys
+from accelerator import UniversalOptimizer
+folder, recording, cache = sys.argv[1:]
+optimizer = UniversalOptimizer.from_checkpoint(folder, "spark-tts", precision="fp32", threads=1, probe=False,
+                                               cache_dir=cache)
+speech = optimizer.synthesize("is this one said", recording, temperature=0)
+assert speech.metrics["fallback"] == [], speech.metrics["fallback"]
+for name in ("torch", "transformers", "spark_tts_lib", "torchaudio", "omegaconf"):
+    assert name not in sys.modules, name
+codes, semantics = optimizer.engine.audio_tokenizer.tokenize(recording)  # the engine's own interface is still there
+assert "spark_tts_lib" in sys.modules
+print(len(speech.audio), codes.numel(), semantics.numel())
+"""
+
+
+def test_a_later_process_needs_neither_the_engine_nor_torch(folder: Path, recording: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    with UniversalOptimizer.from_checkpoint(
+        folder, "spark-tts", precision="fp32", threads=1, probe=False, cache_dir=cache
+    ) as optimizer:
+        expected = optimizer.synthesize(TEXT, recording, temperature=0)
+        assert optimizer.adapter._engine.there  # type: ignore[attr-defined]
+    said = subprocess.run(
+        [sys.executable, "-c", _AGAIN, str(folder), str(recording), str(cache)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+    )
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.split()[-3:] == [str(len(expected.audio)), str(toy.GLOBALS), "99"]

@@ -164,7 +164,7 @@ def test_every_backend_speaks_as_pipers_own_graph(joe: Any, model: Any, tmp_path
     paths = {each.name: export_component(each, "fp32", cache).path for each in exported.components}
     call = exported.load(paths, RunOptions())
     exact = [each for each in decoder.backends if not any(c.name.endswith("-int8") for c in each.components)]
-    here = [each for each in exact if each.name != "native" or kernels.multiplies_tiles()]
+    here = [each for each in exact if each.name != "native" or kernels.multiplies_chains()]
     for backend in here:
         found = {each.name: export_component(each, "fp32", cache).path for each in backend.components}
         stages = VitsStages(adapter, {TEXT: call, DECODER: backend.load(found, RunOptions(backend=backend.name))})

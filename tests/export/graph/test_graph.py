@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from accelerator.export.graph.graph import OPSET, Graph
+from accelerator.export.graph.graph import Graph
+from accelerator.export.graph.specs import OPSET
 from accelerator.runtime.onnx import Session
 
 

@@ -1,4 +1,4 @@
-"""The decoder by AMX says what it says in PyTorch."""
+"""The decoder in chains says what it says in PyTorch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.exact_convolutions import decibels, seeded
 
 CONFIG = {"slope": 0.1, "ups": [[8, 4], [4, 2]], "blocks": [[1, 3], [2, 6]]}
 TAPS = (3, 7)  # of the blocks' convolutions
-amx = pytest.mark.skipif(not kernels.multiplies_tiles(), reason="needs AMX with bfloat16, and numba")
+chained = pytest.mark.skipif(not kernels.multiplies_chains(), reason="needs AMX or AVX512_BF16, and numba")
 
 
 def weights(block: int = 2, flows: int = 2, speakers: bool = False) -> Weights:
@@ -61,7 +61,7 @@ def plain(made: Weights, monkeypatch: pytest.MonkeyPatch) -> Decoder:
         return Decoder(made)
 
 
-@amx
+@chained
 @pytest.mark.parametrize(("block", "flows"), [(1, 3), (2, 2)])
 def test_it_says_what_pytorch_says(monkeypatch: pytest.MonkeyPatch, block: int, flows: int) -> None:
     made = weights(block, flows)
@@ -75,7 +75,7 @@ def test_it_says_what_pytorch_says(monkeypatch: pytest.MonkeyPatch, block: int, 
         assert decibels(exact(latents), expected) > 75
 
 
-@amx
+@chained
 def test_the_flow_is_exact_to_sixteen_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     made = weights(flows=3)
     theirs, ours = plain(made, monkeypatch), Tiled(made)
@@ -84,7 +84,7 @@ def test_the_flow_is_exact_to_sixteen_bits(monkeypatch: pytest.MonkeyPatch) -> N
     assert decibels(torch.from_numpy(ours._flow(latents[0].T.numpy(), None, 2).copy()), expected[0]) > 80
 
 
-@amx
+@chained
 def test_a_speaker_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     made = weights(speakers=True)
     theirs, ours = plain(made, monkeypatch), Tiled(made)
@@ -94,7 +94,7 @@ def test_a_speaker_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decibels(torch.from_numpy(ours(latents.numpy(), threads=1)), expected) < 20
 
 
-@amx
+@chained
 def test_threads_change_nothing() -> None:
     decoder, latents = Tiled(weights(1)), seeded(1, 64, 700).numpy()
     expected = decoder(latents, threads=1)
@@ -102,7 +102,7 @@ def test_threads_change_nothing() -> None:
         np.testing.assert_array_equal(decoder(latents, threads=threads), expected)
 
 
-@amx
+@chained
 def test_calls_on_one_thread_and_on_several_share_their_weights(tmp_path: Path) -> None:
     save(weights(), tmp_path / FILE)
     one, two = (_load_tiled({NAME: tmp_path}, RunOptions(threads=n)) for n in (1, 2))
@@ -113,6 +113,6 @@ def test_calls_on_one_thread_and_on_several_share_their_weights(tmp_path: Path) 
 
 def test_other_channels_are_left_to_pytorch() -> None:
     tensors, config = weights()
-    assert Tiled.takes((tensors, config)) is kernels.multiplies_tiles()
+    assert Tiled.takes((tensors, config)) is kernels.multiplies_chains()
     for name in ("ups.1.kernel", "flows.0.pre.kernel"):
         assert not Tiled.takes(({**tensors, name: tensors[name][:, :, :24]}, config))

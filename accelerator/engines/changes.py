@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections.abc import Collection
 from typing import Any
 
 __all__ = ["Watched"]
 
 
 class Watched:
-    """The weights and modules of a VitsModel as they are now; its `posterior_encoder`, which only learns, left out."""
+    """The weights and modules of a torch module as they are now; those of its children `without`, which only learn,
+    left out."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, without: Collection[str] = ()) -> None:
         self._top = model._modules
-        self._children = {name: child for name, child in model._modules.items() if name != "posterior_encoder"}
-        self._modules = list(self._children.values())
+        self._children = {name: child for name, child in model._modules.items() if name not in without}
+        self._modules = [child for child in self._children.values() if child is not None]
         for module in self._modules:  # it grows meanwhile
             self._modules.extend(child for child in module._modules.values() if child is not None)
         self._tables = [t for m in self._modules for t in (m._modules, m._parameters, m._buffers)]
