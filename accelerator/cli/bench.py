@@ -21,6 +21,7 @@ from .options import (
     Debug,
     PrecisionName,
     ProofName,
+    Providers,
     Reference,
     ReferenceText,
     Size,
@@ -101,6 +102,7 @@ def engine_(
     ] = False,
     proof: Proof = ProofName.strict,
     threads: Threads = None,
+    providers: Providers = None,
     cache_dir: CacheDir = None,
     quick: Quick = False,
     json: JsonFile = None,
@@ -115,6 +117,8 @@ def engine_(
     given = _of_an_engine(engine, size, checkpoint, frames, seconds, json, markdown, svg)
     given |= {"rounds": rounds, "proof": proof.value, "threads": threads, "cache_dir": cache_dir, "quick": quick}
     given |= {"precisions": _fixed(precision), "contexts": tuple(context) if context else None, "compiled": compiled}
+    if (asked := engines.split_providers(providers)) is not None:
+        given["providers"] = (asked,) if isinstance(asked, str) else tuple(asked)
     _measure(ctx, benchmark, benchmark.BenchOptions(**_known(given)), json, markdown, svg)
 
 

@@ -52,13 +52,16 @@ def onnx_runtime(
     """Sessions of one thread, of the tier's guess, and beyond it; several threads also with a short spin.
 
     alike: several only where the proof says that they answer bit for bit as one does, see `onnx_file`; then callers
-    share them, and memory.
+    share them, and memory. And those of the tier's guess on each of the execution providers that are asked for.
     """
 
     def offers(machine: Machine) -> Sequence[RunOptions]:
         spins = (0, SHORT_SPIN_US) if can_bound_spinning() else (0,)
         counts = _threads(machine, most_threads)
-        return [RunOptions(threads=n, spin_us=spin) for n in counts for spin in (spins if n > 1 else spins[:1])]
+        plain = [RunOptions(threads=n, spin_us=spin) for n in counts for spin in (spins if n > 1 else spins[:1])]
+        guess = min(counts, key=lambda n: abs(n - machine.tier.threads))  # for what is left to the processor
+        on = [RunOptions(threads=guess, providers=each, engines=machine.engines) for each in machine.providers]
+        return [*plain, *on]
 
     def proven(options: RunOptions, exports: Mapping[str, Export]) -> bool:
         return not alike or options.threads == 1 or all(each.proof.get("alike") is True for each in exports.values())

@@ -51,6 +51,7 @@ __all__ = [
 EMBEDDINGS, CAUSAL, PREFILL = "embeddings", "causal", "prefill"
 OUTSIDE = 1e-3  # the most probability of a step that a cut head may leave out, unless an engine says otherwise
 _PROOF_THREADS = 2
+_PROVING = RunOptions(threads=_PROOF_THREADS)
 _PREFILL = f"{PREFILL}_{NAME}"  # the same graph, quantized by rows
 _SPEC, _RANGES = "spec.json", "ranges.npy"
 
@@ -87,7 +88,15 @@ def causal_components(
     builders = given if witnesses is None else (*given, witnesses)
     made = (
         Component(
-            EMBEDDINGS, identity, spec.to_dict(), ("fp32",), export.build_table, export.prove_table, given, given
+            EMBEDDINGS,
+            identity,
+            spec.to_dict(),
+            ("fp32",),
+            export.build_table,
+            export.prove_table,
+            given,
+            given,
+            runs=False,
         ),
         Component(
             CAUSAL,
@@ -164,14 +173,17 @@ class _Exporter:
     def prove(self, built: Built) -> dict[str, Any]:
         """The graph in ONNX Runtime, and by compiled kernels under "compiled" where there are some."""
         if built.precision == "fp32":
-            return self.proven(built.path, built.precision)
+            return self.proven(built.path, built.precision, built.options(threads=_PROOF_THREADS))
         if not (structure := self._structure)["passed"]:
             return {**structure, "structure": structure}
-        return {**self.proven(built.path, built.precision), "structure": structure}
+        return {
+            **self.proven(built.path, built.precision, built.options(threads=_PROOF_THREADS)),
+            "structure": structure,
+        }
 
-    def proven(self, directory: Path, precision: str) -> dict[str, Any]:
+    def proven(self, directory: Path, precision: str, options: RunOptions = _PROVING) -> dict[str, Any]:
         bar = self._bar(precision)
-        report = self._compared(directory, bar, NAME)
+        report = self._compared(directory, bar, NAME, options=options)
         report["outside"] = self._outside(exported_spec(directory).rows)
         if precision != "fp32" and kernels.available():
             report["compiled"] = self._prove_compiled(directory, bar, report)
@@ -179,11 +191,15 @@ class _Exporter:
 
     def prove_prefill(self, built: Built) -> dict[str, Any]:
         assert built.beside is not None
-        return self.proven_prefill(built.path, built.beside.path, built.precision)
+        return self.proven_prefill(
+            built.path, built.beside.path, built.precision, built.options(threads=_PROOF_THREADS)
+        )
 
-    def proven_prefill(self, directory: Path, beside: Path, precision: str) -> dict[str, Any]:
+    def proven_prefill(
+        self, directory: Path, beside: Path, precision: str, options: RunOptions = _PROVING
+    ) -> dict[str, Any]:
         """Prompts by this graph and steps by the other; then everything by this one, as in a batch with AMX."""
-        options, bar = RunOptions(threads=_PROOF_THREADS), self._bar(precision)
+        bar = self._bar(precision)
         own = Session(directory / f"{_PREFILL}.onnx", options)
         other = Session(beside / f"{NAME}.onnx", options)
         prompts, everything = (self._judged(beside, graphs, bar) for graphs in ([other, own], [own]))
@@ -237,9 +253,8 @@ class _Exporter:
             return {"passed": False, "usable": False, "error": str(error)}
         return {**report, "usable": report["passed"] or nearer(report, beside, KERNEL_SLACK)}
 
-    def _compared(self, directory: Path, bar: Bar, *names: str) -> dict[str, Any]:
-        options = RunOptions(threads=_PROOF_THREADS)
-        return self._judged(directory, [Session(directory / f"{name}.onnx", options) for name in names], bar)
+    def _compared(self, directory: Path, bar: Bar, name: str, *, options: RunOptions = _PROVING) -> dict[str, Any]:
+        return self._judged(directory, [Session(directory / f"{name}.onnx", options)], bar)
 
     def _judged(self, directory: Path, sessions: Sequence[Runner], bar: Bar) -> dict[str, Any]:
         """The figures of a graph that is fed the trace's tokens; of two graphs the second one runs the prompt."""
@@ -295,10 +310,11 @@ class _Stored:
         (place / _SPEC).write_text((self.directory / _SPEC).read_text())
 
     def prove(self, built: Built) -> dict[str, Any]:
-        return self.export.proven(self.directory, built.precision)
+        return self.export.proven(self.directory, built.precision, built.options(threads=_PROOF_THREADS))
 
     def prove_prefill(self, built: Built) -> dict[str, Any]:
-        return self.export.proven_prefill(self.directory, self.directory, built.precision)
+        options = built.options(threads=_PROOF_THREADS)
+        return self.export.proven_prefill(self.directory, self.directory, built.precision, options)
 
 
 def _table(directory: Path) -> Any:

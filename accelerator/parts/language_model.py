@@ -73,6 +73,7 @@ def language_model_components(
             proof.of_tables,
             builders=(weights,),
             judges=(weights,),
+            runs=False,
         ),
         Component(
             LANGUAGE_MODEL,
@@ -129,20 +130,20 @@ class _Proof:
     def of_graphs(self, built: Built) -> dict[str, Any]:
         """The graphs in ONNX Runtime, and by compiled kernels under "compiled" where there are some."""
         if built.precision == "fp32":
-            return self._compared(built.path, self._exact)
+            return self._compared(built.path, self._exact, built.options(threads=_PROOF_THREADS))
         if not self._structure:
             self._structure.append(self._of_structure(built.scratch))
         structure = self._structure[0]
         if not structure["passed"]:
             return {**structure, "structure": structure}
-        report = self._compared(built.path, BARS[built.precision])
+        report = self._compared(built.path, BARS[built.precision], built.options(threads=_PROOF_THREADS))
         compiled = {"compiled": self._of_kernels(built.path, report)} if kernels.available() else {}
         return {**report, **compiled, "structure": structure}
 
     def of_prefill(self, built: Built) -> dict[str, Any]:
         """Prompts by the prefill graphs and steps by the others; then everything by the former, as in a batch."""
         assert built.beside is not None
-        beside, options, bar = built.beside, RunOptions(threads=_PROOF_THREADS), BARS[built.precision]
+        beside, options, bar = built.beside, built.options(threads=_PROOF_THREADS), BARS[built.precision]
         own = [Session(built.path / f"{name}.onnx", options) for name in prefill_names()]
         others = [Session(beside.path / f"{name}.onnx", options) for name in GRAPHS]
         prompts, everything = self._judged([*others, *own], bar), self._judged(own, bar)
@@ -151,7 +152,7 @@ class _Proof:
 
     def _of_structure(self, scratch: Path) -> dict[str, Any]:
         graphs.float32_graphs(scratch, self._spec, self._weights)
-        return self._compared(scratch, self._exact, prepack=False)
+        return self._compared(scratch, self._exact, RunOptions(threads=_PROOF_THREADS, prepack=False))
 
     def _of_kernels(self, directory: Path, beside: Mapping[str, Any]) -> dict[str, Any]:
         """Compiled kernels over the same weights, held to the same bar. usable: whether they may replace the graphs."""
@@ -161,8 +162,7 @@ class _Proof:
             return {"passed": False, "usable": False, "error": str(error)}
         return {**report, "usable": report["passed"] or nearer(report, beside, KERNEL_SLACK)}
 
-    def _compared(self, directory: Path, bar: Bar, *, prepack: bool = True) -> dict[str, Any]:
-        options = RunOptions(threads=_PROOF_THREADS, prepack=prepack)
+    def _compared(self, directory: Path, bar: Bar, options: RunOptions) -> dict[str, Any]:
         return self._judged([Session(directory / f"{name}.onnx", options) for name in GRAPHS], bar)
 
     def _judged(self, sessions: Sequence[Runner], bar: Bar) -> dict[str, Any]:
