@@ -11,7 +11,7 @@
     report      Markdown                            chart     SVG
     record      when, on what and how undisturbed      page  current records as the tables of a page
     serving*    another comparison: batches, streams, voices, long text, callers and memory of one engine
-    feed_forward  VITS, and its pool of threads
+    feed_forward  VITS, and its pool of threads; codec  a codec's decoder, alone
     peers*      Piper and Kokoro beside other runtimes with the same voice
     quality     how well the voice in the box speaks; listening  any other trained voice (hearing, sentences, verdict)
     yardstick   a third: the language model's steps beside llama.cpp's, which llama_cpp drives

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidOption
-from . import feed_forward, peers, report, serving_report, yardstick
+from . import codec, feed_forward, peers, report, serving_report, yardstick
 
 __all__ = ["BEGIN", "END", "current", "processor", "tables", "updated"]
 
@@ -27,6 +27,7 @@ _KINDS: Mapping[str, Any] = {
     "accelerator-llama-cpp-benchmark": yardstick,
     "accelerator-serving-benchmark": serving_report,
     "accelerator-feed-forward-benchmark": feed_forward,
+    "accelerator-codec-benchmark": codec,
     "accelerator-peers-benchmark": peers,
 }
 _FOLDER = re.compile(r"(?P<date>\d{4}-\d\d-\d\d)-(?P<cpu>.+)")

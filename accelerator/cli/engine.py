@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -27,6 +27,7 @@ __all__ = [
     "part_rows",
     "prepare",
     "split_options",
+    "split_providers",
 ]
 
 ENCODER = "encoder"  # the part that only a reference voice needs
@@ -42,10 +43,17 @@ _FILES = {
 }
 """Of engines whose checkpoint is a file: what it is."""
 _ONNX = (*_FILES, "kitten")
+_MODELS = {"mockingbird": ("encoder", "synthesizer", "vocoder")}
+"""Of engines whose models are files of their own: what they are."""
 
 
-def check_choice(engine: str, size: SizeName | None, checkpoint: Path | None) -> None:
-    """Refuse what cannot be meant. Raises BadParameter (wrong usage) and EngineError (nothing there)."""
+def check_choice(
+    engine: str, size: SizeName | None, checkpoint: Path | None, models: Mapping[str, Path | None] | None = None
+) -> None:
+    """Refuse what cannot be meant. models: see `open_engine`.
+
+    Raises BadParameter (wrong usage) and EngineError (nothing there).
+    """
     from ..engines import CHECKPOINTS
 
     known = sorted({"reference", *CHECKPOINTS})
@@ -60,6 +68,9 @@ def check_choice(engine: str, size: SizeName | None, checkpoint: Path | None) ->
             )
         if size is not None:
             raise typer.BadParameter("only the reference engine has sizes", param_hint="--size")
+    for name, file in (models or {}).items():
+        if file is not None and name not in _MODELS.get(engine, ()):
+            raise typer.BadParameter(f"{engine} has no {name} of its own", param_hint=f"--{name}")
     if checkpoint is not None and not checkpoint.exists():
         raise EngineError(f"the checkpoint {str(checkpoint)!r} does not exist: give the path of a downloaded one")
     if checkpoint is not None and engine in _ONNX and foreign_bytes(str(checkpoint)) is not None:
@@ -77,25 +88,51 @@ def _download(engine: str) -> str:
         return f": {_FILES[engine]}"
     if engine == "spark-tts-onnx":
         return ": `accelerator convert spark-tts --model-dir DIR` makes one of a checkpoint"
+    if engine in _MODELS:
+        return ": a checkout, `git clone https://github.com/babysor/MockingBird DIR`"
     return f": `hf download {_DOWNLOADS[engine]} --local-dir DIR` fetches one" if engine in _DOWNLOADS else ""
 
 
 def open_engine(
-    out: Output, engine: str, size: SizeName | None, checkpoint: Path | None, **options: Any
+    out: Output,
+    engine: str,
+    size: SizeName | None,
+    checkpoint: Path | None,
+    models: Mapping[str, Path | None] | None = None,
+    *,
+    voices: str | None = None,
+    providers: str | None = None,
+    **options: Any,
 ) -> UniversalOptimizer:
-    """The engine, wrapped. `options` are those of `UniversalOptimizer`. Raises EngineError, BadParameter."""
-    check_choice(engine, size, checkpoint)
+    """The engine, wrapped. models: checkpoint files of an engine that has several, by name. options: those of
+    `UniversalOptimizer`. Raises EngineError, BadParameter.
+    """
+    check_choice(engine, size, checkpoint, models)
+    options["providers"] = split_providers(providers)
+    from ..engines import checkpoint_options
     from ..optimizer import UniversalOptimizer
 
     if engine != "reference":
         assert checkpoint is not None
-        return UniversalOptimizer.from_checkpoint(checkpoint, engine, **options)
+        given: dict[str, Any] = {name: file for name, file in (models or {}).items() if file is not None}
+        if voices is not None:
+            if "voices" in checkpoint_options(engine):  # where they mean a file of the engine's own
+                raise typer.BadParameter(f"{engine} imitates no recordings", param_hint="--voices")
+            given["voices"] = voices
+        return UniversalOptimizer.from_checkpoint(checkpoint, engine, **given, **options)
     from ..benchmark.demo import open_voice
 
     voice = open_voice(size.value if size is not None else None, checkpoint)
     if not voice.trained:
         out.note(f"Note: {voice.note}")
-    return UniversalOptimizer(voice.engine, **options)
+    return UniversalOptimizer(voice.engine, voices=voices, **options)
+
+
+def split_providers(given: str | None) -> list[str] | Literal["auto"] | None:
+    """--providers, as `UniversalOptimizer` takes them."""
+    if given is None or given == "auto":
+        return given  # type: ignore[return-value]
+    return [name.strip() for name in given.split(",") if name.strip()]
 
 
 def split_options(given: Sequence[str] | None) -> dict[str, str]:

@@ -18,21 +18,26 @@ __all__ = [
     "CacheDir",
     "Checkpoint",
     "Debug",
+    "EncoderFile",
     "Engine",
     "EngineOptions",
     "Json",
     "Precision",
     "PrecisionName",
     "ProofName",
+    "Providers",
     "Prune",
     "Reference",
     "ReferenceText",
     "Size",
     "SizeName",
+    "SynthesizerFile",
     "Threads",
     "UnspeakableName",
     "Verbose",
+    "VocoderFile",
     "VoiceName",
+    "Voices",
 ]
 
 
@@ -95,11 +100,21 @@ CacheDir = Annotated[
     typer.Option("--cache-dir", help="Where exports are kept. [default: what `accelerator cache path` prints]"),
 ]
 # Those of `accelerator.engines`, without importing it.
-ENGINES = "reference, fish-speech, kitten, kokoro, piper, spark-tts, spark-tts-onnx or vits"
+ENGINES = "reference, fish-speech, kitten, kokoro, mockingbird, piper, spark-tts, spark-tts-onnx or vits"
 Engine = Annotated[str, typer.Option("--engine", help=f"The engine: {ENGINES}. All but reference need --checkpoint.")]
 VoiceName = Annotated[
     str | None,
     typer.Option("--voice", help="A voice that the engine knows by name; `accelerator voices` lists them."),
+]
+Voices = Annotated[
+    str | None,
+    typer.Option(
+        "--voices",
+        metavar="PLACE",
+        help="Where encoded recordings are kept: a directory, or redis://host:6379/0; an address with a password is "
+        "better given as ACCELERATOR_VOICES. [default: that, else beside the exports]",
+        show_default=False,
+    ),
 ]
 Reference = Annotated[
     Path | None,
@@ -127,7 +142,19 @@ Checkpoint = Annotated[
     typer.Option(
         "--checkpoint",
         help="The engine's checkpoint: its directory, for kokoro and piper the .onnx file, for reference a file of its "
-        "save().",
+        "save(), for mockingbird a checkout of it.",
+    ),
+]
+EncoderFile = Annotated[Path | None, typer.Option("--encoder", help="Of mockingbird: the speaker encoder's .pt file.")]
+SynthesizerFile = Annotated[
+    Path | None, typer.Option("--synthesizer", help="Of mockingbird: the synthesizer's .pt file.")
+]
+VocoderFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--vocoder",
+        help="Of mockingbird: the .pt file of HiFi-GAN, Fre-GAN or WaveRNN. Of the three, any that is left out is the "
+        "only one in the checkout's own folder.",
     ),
 ]
 Precision = Annotated[
@@ -139,6 +166,16 @@ Prune = Annotated[
         "--prune",
         help="Share of channels, heads or weights to leave out where the proof allows it and it is faster or smaller; "
         "says what became of it for each part. [default: none]",
+        show_default=False,
+    ),
+]
+Providers = Annotated[
+    str | None,
+    typer.Option(
+        "--providers",
+        metavar="NAMES",
+        help="Execution providers of ONNX Runtime to try for each part, with commas between them, or auto: CUDA and "
+        "TensorRT. Used where installed, proven and faster. [default: the CPU only]",
         show_default=False,
     ),
 ]

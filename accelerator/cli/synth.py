@@ -23,17 +23,22 @@ from .options import (
     AudioFormat,
     CacheDir,
     Debug,
+    EncoderFile,
     EngineOptions,
     Json,
     Precision,
     PrecisionName,
+    Providers,
     Prune,
     ReferenceText,
     Size,
+    SynthesizerFile,
     Threads,
     UnspeakableName,
     Verbose,
+    VocoderFile,
     VoiceName,
+    Voices,
 )
 
 if TYPE_CHECKING:
@@ -78,9 +83,12 @@ def synth(
             "--checkpoint",
             "--model-dir",
             help="The engine's checkpoint: its directory, for kokoro and piper the .onnx file, for reference a file of "
-            "its save().",
+            "its save(), for mockingbird a checkout of it.",
         ),
     ] = None,
+    encoder: EncoderFile = None,
+    synthesizer: SynthesizerFile = None,
+    vocoder: VocoderFile = None,
     voice: VoiceName = None,
     reference: Annotated[
         Path | None,
@@ -91,6 +99,7 @@ def synth(
         ),
     ] = None,
     reference_text: ReferenceText = None,
+    voices: Voices = None,
     precision: Precision = PrecisionName.auto,
     prune: Prune = None,
     seed: Annotated[
@@ -118,6 +127,7 @@ def synth(
         UnspeakableName, typer.Option(help="Text that the voice cannot speak: refuse all of it, or leave that out.")
     ] = UnspeakableName.error,
     threads: Threads = None,
+    providers: Providers = None,
     cache_dir: CacheDir = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -131,7 +141,8 @@ def synth(
     output = _target(_named(output, output_dir, format))
     if output == STDOUT and out.json:
         raise typer.BadParameter("stdout takes either the audio or the JSON", param_hint="--output")
-    engines.check_choice(engine, size, checkpoint)
+    models = {"encoder": encoder, "synthesizer": synthesizer, "vocoder": vocoder}
+    engines.check_choice(engine, size, checkpoint, models)
     if said is not None and text is not None:
         raise typer.BadParameter("give TEXT or --text, not both", param_hint="--text")
     text = _text(out, said if text is None else text, file)
@@ -148,9 +159,10 @@ def synth(
     _check_early(text, output, format, reference, reference_text, sampling)
     if voice is not None and reference is not None:
         raise typer.BadParameter("give --voice or --reference, not both", param_hint="--voice")
-    options = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
+    options: dict[str, Any] = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
+    options |= {"providers": providers, "voices": voices}
     with out.progress() as progress:
-        optimizer = engines.open_engine(out, engine, size, checkpoint, progress=progress, **options)
+        optimizer = engines.open_engine(out, engine, size, checkpoint, models, progress=progress, **options)
         with optimizer:
             growing = _Growing(output, format, at_once=stream)
             own = engines.own_options(optimizer.adapter, written)

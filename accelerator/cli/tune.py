@@ -12,7 +12,23 @@ from ..errors import ExportError
 from . import engine as engines
 from . import formats
 from .console import Output
-from .options import CacheDir, Checkpoint, Debug, Engine, Json, Precision, PrecisionName, Prune, Size, Threads, Verbose
+from .options import (
+    CacheDir,
+    Checkpoint,
+    Debug,
+    EncoderFile,
+    Engine,
+    Json,
+    Precision,
+    PrecisionName,
+    Providers,
+    Prune,
+    Size,
+    SynthesizerFile,
+    Threads,
+    Verbose,
+    VocoderFile,
+)
 
 __all__ = ["tune"]
 
@@ -23,9 +39,13 @@ def tune(
     engine: Engine = "reference",
     size: Size = None,
     checkpoint: Checkpoint = None,
+    encoder: EncoderFile = None,
+    synthesizer: SynthesizerFile = None,
+    vocoder: VocoderFile = None,
     precision: Precision = PrecisionName.auto,
     prune: Prune = None,
     threads: Threads = None,
+    providers: Providers = None,
     cache_dir: CacheDir = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -38,18 +58,20 @@ def tune(
     for this command. Run it when nothing else runs: what is measured while others
     are busy does not replace what was measured calmly.
 
-    Give the options that the engine is used with: each --precision, --prune and
-    --threads has a tuning of its own.
+    Give the options that the engine is used with: each --precision, --prune,
+    --threads and --providers has a tuning of its own.
     """
     from ..hardware.busy import BusyClock
     from ..pipeline.tuning import BUSY
 
     out: Output = ctx.obj
     start = time.perf_counter()
-    place = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
+    models = {"encoder": encoder, "synthesizer": synthesizer, "vocoder": vocoder}
+    place: dict[str, Any] = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
+    place["providers"] = providers
     with (
         out.progress() as progress,
-        engines.open_engine(out, engine, size, checkpoint, progress=progress, **place) as optimizer,
+        engines.open_engine(out, engine, size, checkpoint, models, progress=progress, **place) as optimizer,
     ):
         clock = BusyClock()
         tuned = optimizer.tune(again=again)

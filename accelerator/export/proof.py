@@ -22,7 +22,17 @@ import numpy as np
 
 from .trace import Trace
 
-__all__ = ["BARS", "SNR_DB", "Bar", "Trace", "compare_arrays", "compare_codes", "compare_logits", "compare_signals"]
+__all__ = [
+    "BARS",
+    "SNR_DB",
+    "Bar",
+    "Trace",
+    "compare_arrays",
+    "compare_codes",
+    "compare_logits",
+    "compare_signals",
+    "worst",
+]
 
 
 @dataclass(frozen=True)
@@ -152,6 +162,11 @@ def compare_arrays(pairs: Sequence[tuple[np.ndarray, np.ndarray]], tolerance: fl
         "max_error": worst,
         "lengths": lengths,
     }
+
+
+def worst(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of several outputs' figures by `compare_arrays` those that are farthest from passing."""
+    return max(reports, key=lambda report: (not report["passed"], report.get("max_error", np.inf)))
 
 
 def compare_signals(pairs: Sequence[tuple[np.ndarray, np.ndarray]], at_least: float) -> dict[str, Any]:

@@ -12,11 +12,11 @@ compiles them once for a processor with AVX2 or AVX512-VNNI; without, ONNX Runti
 from __future__ import annotations
 
 from .conv.chains import chain, chain_unit
-from .conv.elementwise import snake
+from .conv.elementwise import gelu, snake
 from .conv.layers import Dense, Filter, Mix, Single, aligned
 from .conv.minimal import Filters, filters
 from .descriptors import Link
-from .features import available, chain_kind, kind, multiplies_chains, multiplies_tiles
+from .features import available, chain_kind, kind, multiplies_bf16, multiplies_chains, multiplies_tiles
 
 __all__ = [
     "Dense",
@@ -31,7 +31,9 @@ __all__ = [
     "chain_kind",
     "chain_unit",
     "filters",
+    "gelu",
     "kind",
+    "multiplies_bf16",
     "multiplies_chains",
     "multiplies_tiles",
     "snake",

@@ -38,12 +38,14 @@ from .compiler import Unit, function, require
 from .conv import layers
 from .conv.chains import chain as run_chain
 from .conv.chains import chain_unit
+from .conv.elementwise import gelu as compiled_gelu
 from .conv.elementwise import snake as compiled_snake
 from .descriptors import Dense, Link
 from .features import missing, multiplies_chains
 from .llm.team import Team
 from .units.dense import DENSE
 from .units.filter import FILTER
+from .units.gelu import GELU
 from .units.mix import MIX
 from .units.order import ORDER
 from .units.pack import PACK
@@ -195,6 +197,18 @@ def snake() -> Answer:
     run()
     z = (x * alpha).astype(np.float64)
     return Answer(f"[{rows}, {channels}]", _error(y, z + np.sin(z) ** 2), 1e-6, run, 2e-9 * x.nbytes, "GB")
+
+
+def gelu() -> Answer:
+    rows, channels = 2000, 192
+    x, y = 3 * _random(rows, channels), np.empty((rows, channels), np.float32)
+
+    def run() -> None:
+        compiled_gelu(x.ctypes.data, y.ctypes.data, rows, channels, threads=1)
+
+    run()
+    expected = 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    return Answer(f"[{rows}, {channels}]", _error(y, expected), 1e-6, run, 2e-9 * x.nbytes, "GB")
 
 
 def order() -> Answer:
@@ -369,6 +383,7 @@ CHECKS: dict[str, tuple[Callable[[], Answer], tuple[Unit, ...]]] = {
     "quantize": (quantize, (QUANTIZE,)),
     "single": (single, (SINGLE,)),
     "snake": (snake, (SNAKE,)),
+    "gelu": (gelu, (GELU,)),
     "order": (order, (ORDER,)),
     **({"chain": (chain, (chain_unit(),))} if multiplies_chains() else {}),  # with AMX or AVX512_BF16 only
 }

@@ -2,7 +2,7 @@
 
     PLAN ──► LAYER, one behind the other ──► MATRIX    a step of a language model
     FRAME ──► PLAN, and a DRAW for each row            a frame's codes, drawn and stepped in one call
-    Filter, Mix, Dense, Single, Snake, Order           a codec's layers, and the order of their weights
+    Filter, Mix, Dense, Single, Snake, Gelu, Order     a codec's layers, and the order of their weights
     Chain ──► Link, one behind the other               convolutions for a tile of rows
 
 NumPy fills the records, `views` reads them in compiled code. A field is an int64 where no other type is named; many are
@@ -26,6 +26,7 @@ __all__ = [
     "FILTER",
     "FOR_MIX",
     "FRAME",
+    "GELU",
     "LAYER",
     "LINK",
     "MATRIX",
@@ -38,6 +39,7 @@ __all__ = [
     "Chain",
     "Dense",
     "Filter",
+    "Gelu",
     "Link",
     "Mix",
     "Order",
@@ -177,6 +179,15 @@ class Snake(NamedTuple):
     y_is_bf16: int
 
 
+class Gelu(NamedTuple):
+    """y = gelu(x) for float32 x [rows, channels]; y alike, or with `room` rows to a chunk, as values of a `Mix`."""
+
+    x: int
+    y: int
+    channels: int
+    room: int
+
+
 class Order(NamedTuple):
     """float32 kernel [columns, taps, channels] -> y [points, blocks, channels, CHUNK], each point's values the taps'
     sum by its factors, float64 [points, taps]. run: how many channels are multiplied before others are, for AS_INT16.
@@ -250,8 +261,8 @@ class Link(NamedTuple):
     reach: int
 
 
-FILTER, MIX, DENSE, SINGLE, SNAKE, ORDER, CHAIN, LINK = (
-    _record(*each._fields) for each in (Filter, Mix, Dense, Single, Snake, Order, Chain, Link)
+FILTER, MIX, DENSE, SINGLE, SNAKE, GELU, ORDER, CHAIN, LINK = (
+    _record(*each._fields) for each in (Filter, Mix, Dense, Single, Snake, Gelu, Order, Chain, Link)
 )
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "filter_at",
     "filter_scratch",
     "frame_at",
+    "gelu_at",
     "layer_at",
     "link_at",
     "mix_at",
@@ -50,6 +51,7 @@ frame_at, draw_at = _view(descriptors.FRAME), _view(descriptors.DRAW)
 filter_at, mix_at, dense_at = (_view(each) for each in (descriptors.FILTER, descriptors.MIX, descriptors.DENSE))
 chain_at, link_at = (_view(each) for each in (descriptors.CHAIN, descriptors.LINK))
 single_at, snake_at, order_at = (_view(each) for each in (descriptors.SINGLE, descriptors.SNAKE, descriptors.ORDER))
+gelu_at = _view(descriptors.GELU)
 
 block_layout, filter_scratch, order_scratch, row_place, square_place = (
     njit(inline="always")(each)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,17 @@ import numpy as np
 from ..errors import BadOutput
 from .part import Call
 
-__all__ = ["Decoding", "Joined", "Lookahead", "check_codes", "resuming", "windowed"]
+__all__ = [
+    "Decoding",
+    "Joined",
+    "Lookahead",
+    "Window",
+    "check_codes",
+    "continuing",
+    "overlapping",
+    "resuming",
+    "windowed",
+]
 
 
 class Decoding:
@@ -46,18 +57,41 @@ class Joined:
         return np.concatenate([np.zeros(0, np.float32), *units])
 
 
+@dataclass(frozen=True)
+class Window:
+    """Units of a segment for a decoder that looks to both sides.
+
+    units: [C, n], the first of which is number `first`. start, end: those among all that are to be heard; the others
+    are looked at. final: whether the segment ends with these units. kept: for a decoder with a memory, which may keep
+    there what it needs for the windows that follow.
+    """
+
+    units: np.ndarray
+    first: int
+    start: int
+    end: int
+    final: bool
+    kept: dict[str, Any]
+
+    def heard(self, audio: np.ndarray) -> np.ndarray:
+        """The part that is to be heard, of all units' audio."""
+        hop = len(audio) // self.units.shape[1]
+        return audio[(self.start - self.first) * hop : (self.end - self.first) * hop]
+
+
 class Lookahead:
     """One segment, decoded by what looks `reach` units to both sides; its windows join to what the whole would be.
 
-    decode: units [C, n] -> audio [n * hop]. reach: None where that is not known: the whole is decoded at once.
-    most: units decoded at once, beside those that are looked at; memory does not grow beyond that.
+    decode: a `Window` -> the audio that is to be heard of it. reach: None where that is not known: the whole is decoded
+    at once. most: units decoded at once, beside those that are looked at; memory does not grow beyond that.
     """
 
-    def __init__(self, decode: Callable[[np.ndarray], np.ndarray], reach: int | None, most: int = 512) -> None:
+    def __init__(self, decode: Callable[[Window], np.ndarray], reach: int | None, most: int = 512) -> None:
         self._decode, self._reach, self._most = decode, reach, most
         self._units: list[np.ndarray] = []
         self._dropped = 0  # units before the first that is kept
         self._done = 0  # units whose audio is out
+        self._kept = dict[str, Any]()
 
     def push(self, units: Sequence[np.ndarray], *, final: bool = False) -> np.ndarray:
         """The audio of all units that what they look at is known for, float32 [n]. units: [C] each."""
@@ -67,20 +101,71 @@ class Lookahead:
         audio = [np.zeros(0, np.float32)]
         while self._done < ready:
             until = ready if self._reach is None else min(ready, self._done + self._most)
-            audio.append(self._window(until))
+            audio.append(self._window(until, final=final and until + (self._reach or 0) >= end))
         return np.concatenate(audio)
 
-    def _window(self, until: int) -> np.ndarray:
+    def _window(self, until: int, *, final: bool) -> np.ndarray:
         reach = self._reach or 0
         first = max(self._dropped, self._done - reach)
         units = self._units[first - self._dropped : until + reach - self._dropped]
-        audio = self._decode(np.stack(units, axis=1))
-        hop = len(audio) // len(units)
-        cut = audio[(self._done - first) * hop : (until - first) * hop]
+        audio = self._decode(Window(np.stack(units, axis=1), first, self._done, until, final, self._kept))
         self._done, kept = until, max(self._dropped, until - reach)
         del self._units[: kept - self._dropped]
         self._dropped = kept
-        return cut
+        return audio
+
+
+class _Ongoing:
+    """A stream that takes each unit once. stream: has push(units [n], final=...), whose audio may come later."""
+
+    def __init__(self, stream: Any, first: int, hop: int) -> None:
+        self._stream, self._taken, self._hop = stream, first, hop
+        self._audio, self._begins = np.zeros(0, np.float32), first * hop  # what was not heard yet, from which sample on
+        self._ended = False
+
+    def heard(self, window: Window) -> np.ndarray:
+        """Raises BadOutput if the stream owes audio."""
+        new = window.units[0, self._taken - window.first :]
+        self._taken += len(new)
+        if not self._ended:
+            self._audio = np.concatenate([self._audio, self._stream.push(new, final=window.final)])
+            self._ended = window.final
+        start, end = (each * self._hop - self._begins for each in (window.start, window.end))
+        if len(self._audio) < end:
+            raise BadOutput(f"{end - len(self._audio)} samples of audio are missing")
+        audio, self._audio, self._begins = self._audio[start:end], self._audio[end:], self._begins + end
+        return audio
+
+
+def overlapping(decode: Call) -> Call:
+    """A decoder without memory, units [n], more -> audio, as a call that also takes `window`, whose units these are."""
+
+    def call(units: np.ndarray, *more: Any, window: Window | None = None) -> np.ndarray:
+        audio = np.asarray(decode(units, *more))
+        return audio if window is None else window.heard(audio)
+
+    return call
+
+
+def continuing(decode: Any) -> Call:
+    """A decoder with a memory, as a call that also takes `window`: each unit is decoded once, and not again where
+    windows overlap.
+
+    decode: units [n], more -> audio; decode.stream(more) makes an object whose push(units, final=...) goes on where the
+    last one ended; decode.hop: samples of a unit.
+    """
+
+    def call(units: np.ndarray, *more: Any, window: Window | None = None) -> np.ndarray:
+        if window is None:
+            return np.asarray(decode(units, *more))
+        ongoing = window.kept.pop("stream", None)  # dropped if this fails
+        if ongoing is None:
+            ongoing = _Ongoing(decode.stream(*more), window.first, decode.hop)
+        audio = ongoing.heard(window)
+        window.kept["stream"] = ongoing
+        return np.asarray(audio)
+
+    return call
 
 
 def windowed(decode: Call) -> Call:

@@ -16,8 +16,8 @@ from ..export.tracing import trace
 
 __all__ = ["Examples", "traced_module"]
 
-Examples = Callable[[], Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]]
-"""Yields (inputs, PyTorch's answer)."""
+Examples = Callable[[], Iterator[tuple[tuple[np.ndarray, ...], Any]]]
+"""Yields (inputs, PyTorch's answer: an array, or a list of one for each output)."""
 
 
 def traced_module(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from ..export.component import Built, Component
-from ..export.proof import compare_arrays, compare_codes
+from ..export.proof import compare_arrays, compare_codes, worst
 from ..runtime.onnx import Session
-from ..runtime.options import RunOptions
 from .modules import Examples, traced_module
 
 __all__ = ["traced"]
@@ -33,19 +34,22 @@ def traced(
 
     module: makes the torch.nn.Module to trace. inputs: name -> dynamic axes. examples: yields (inputs, PyTorch's
     answer); the first is traced, the others have lengths that the tracer never saw. codes_equal: for parts that answer
-    with codes, the share that must be equal; otherwise answers must agree within `tolerance`. builders: further code
-    that determines the module, beyond what the files of `module` and `examples` import.
+    with codes, the share that must be equal; otherwise answers must agree within `tolerance`, each output by itself
+    where `examples` yields several. builders: further code that determines the module, beyond what the files of
+    `module` and `examples` import.
     """
     build = traced_module(name, module, examples, inputs, outputs)
 
     def prove(built: Built) -> dict[str, Any]:
-        session = Session(built.path / f"{name}.onnx", RunOptions(threads=_PROOF_THREADS))
-        pairs = []
+        session = Session(built.path / f"{name}.onnx", built.options(threads=_PROOF_THREADS))
+        compared: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in outputs]
         for arguments, expected in examples():
-            answer = session.run(dict(zip(session.inputs, arguments, strict=True)))[0]
-            pairs.append((expected, answer))
+            answers = session.run(dict(zip(session.inputs, arguments, strict=True)))
+            several = [expected] if isinstance(expected, np.ndarray) else expected
+            for pairs, *pair in zip(compared, several, answers, strict=True):
+                pairs.append((pair[0], pair[1]))
         if codes_equal is not None:
-            return compare_codes(pairs, codes_equal)
-        return compare_arrays(pairs, tolerance)
+            return compare_codes(compared[0], codes_equal)
+        return worst([compare_arrays(pairs, tolerance) for pairs in compared])
 
     return Component(name, identity, config, ("fp32",), build, prove, (module, examples, *builders), (examples,))

@@ -10,7 +10,7 @@ import numpy as np
 from ...audio.reference import Reference
 from ...errors import InvalidOption
 from ...metrics import current_meter
-from ...parts.decoding import Lookahead
+from ...parts.decoding import Lookahead, Window
 from ...parts.onnx_file import Feed
 from ...parts.part import Call
 from ...speech import SpeechRequest
@@ -107,9 +107,9 @@ class PiperStages:
         own, beside = self._own, self._own.beside(speaker, self._calls[TEXT])
         given = {} if exclusive else {"exclusive": False}
 
-        def decode(latents: np.ndarray) -> np.ndarray:
-            answer = self._calls[DECODER](own.with_latents(latents[None], beside), **given)
-            return np.asarray(answer[0], np.float32).reshape(-1)
+        def decode(window: Window) -> np.ndarray:
+            answer = self._calls[DECODER](own.with_latents(window.units[None], beside), **given)
+            return window.heard(np.asarray(answer[0], np.float32).reshape(-1))
 
         return Lookahead(decode, own.reach)
 

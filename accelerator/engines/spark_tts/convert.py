@@ -6,6 +6,7 @@ The folder also has the language model in this package's own form, its tokenizer
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -30,6 +31,7 @@ from ...runtime.onnx import Session
 from . import examples, prompts
 from .adapter import SparkAdapter
 from .boundaries import GRAPHS, Graph, Values, passage
+from .compiled import FILE, write
 from .folder import DESCRIPTION, LANGUAGE_MODEL, MELS, PROOF, TOKENIZER, TRACE, VERSION
 from .stored import held
 
@@ -200,6 +202,9 @@ class _Conversion:
         spectrum = mel.spectrogram
         np.savez(self.place / MELS, window=spectrum.window.numpy(), filters=mel.mel_scale.fb.numpy())
         np.savez(self.place / PROOF, allow_pickle=False, **self._answers())
+        if self.dynamic:
+            with contextlib.suppress(ExportError):  # then the graphs speak everywhere
+                write(self.adapter.save_decoder, self.place / FILE)
         return {"fft": int(spectrum.n_fft), "hop": int(spectrum.hop_length)}
 
     def rest(self, precision: str, spectrum: Mapping[str, int]) -> None:

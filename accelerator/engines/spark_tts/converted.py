@@ -2,7 +2,7 @@
 
     encoder        wav2vec2, encoder, quantizer_tokenize; the mel spectrogram in NumPy, speaker_tokenize
     text2semantic  the folder LLM
-    decoder        speaker_detokenize, quantizer_detokenize, prenet, decoder
+    decoder        speaker_detokenize, quantizer_detokenize, prenet, decoder; or `detokenizer.safetensors`
 
 Stages, sampling and messages are the wrapped engine's. What the files are worth on this machine is proven by answers
 of PyTorch's that lie among them. Where a backend fails, the same files go on in a plain session of ONNX Runtime.
@@ -30,13 +30,15 @@ from ...hardware.forks import Lock
 from ...hardware.pages import return_freed
 from ...parts.backends import ONNX_RUNTIME, onnx_runtime
 from ...parts.causal import CAUSAL, EMBEDDINGS, causal_backends, load_causal, stored_components
+from ...parts.decoding import overlapping
 from ...parts.language_model import LANGUAGE_MODEL
-from ...parts.part import Call, Part, seconds
+from ...parts.part import Backend, Call, Part, seconds
 from ...runtime.onnx import Session
 from ...runtime.options import RunOptions
 from ...speech import AudioChunk, SamplingParams, SpeechRequest
 from ..base import Bound, Cloning, Job
 from ..options import Option
+from . import compiled
 from . import folder as files
 from .language_model import generating, seconds_a_token
 from .reading import FromFiles
@@ -120,7 +122,10 @@ class ConvertedAdapter:
                 DECODER,
                 "decode",
                 probe=lambda call: seconds(call, decoded(codes()), voice()),
-                backends=(onnx_runtime((self._component(DECODER, self._prove_decoder),), self._load_decoder),),
+                backends=(
+                    *self._compiled_decoder(),
+                    onnx_runtime((self._component(DECODER, self._prove_decoder),), self._load_decoder),
+                ),
                 check=lambda audio: check_audio(audio, self.sample_rate, silent_s=SILENT_S),
             ),
         )
@@ -184,15 +189,33 @@ class ConvertedAdapter:
         identity = functools.cache(lambda: files.digest(self._cache, [*needed, *beside]))
         return Component(name, identity, {}, ("fp32",), _write_nothing, prove, in_torch=False)
 
+    def _compiled_decoder(self) -> tuple[Backend, ...]:
+        """None where the conversion has no weights for it."""
+        file = self.folder / compiled.FILE
+        if not file.is_file():
+            return ()
+        needed = [file, self.folder / files.PROOF]
+        component = Component(
+            compiled.NAME,
+            functools.cache(lambda: files.digest(self._cache, needed)),
+            {},
+            ("fp32",),
+            _write_nothing,
+            lambda built: compiled.proof(file, lambda: self._examples("spoken", "voice", "heard")),
+            kernels=compiled.kind,
+            in_torch=False,
+        )
+        return compiled.backends(component, lambda _: file)
+
     def _prove_encoder(self, built: Built) -> dict[str, Any]:
-        call = self._load_encoder({}, RunOptions(threads=_PROOF_THREADS))
+        call = self._load_encoder({}, built.options(threads=_PROOF_THREADS))
         pairs = list[tuple[np.ndarray, np.ndarray]]()
         for audio, *expected in self._examples("audio", "semantics", "codes"):
             pairs += zip(expected, call(audio, self._clip(audio)), strict=True)
         return compare_codes(pairs, _CODES_EQUAL)
 
     def _prove_decoder(self, built: Built) -> dict[str, Any]:
-        call = self._load_decoder({}, RunOptions(threads=_PROOF_THREADS))
+        call = self._load_decoder({}, built.options(threads=_PROOF_THREADS))
         given = self._examples("spoken", "voice", "heard")
         return compare_arrays([(heard, call(spoken, voice)) for spoken, voice, heard in given], _TOLERANCE)
 
@@ -228,7 +251,7 @@ class ConvertedAdapter:
             hidden = graphs.run("prenet", quantized.transpose(0, 2, 1), voice)
             return graphs.run("decoder", hidden + voice[..., None]).reshape(-1)
 
-        return decode
+        return overlapping(decode)
 
     def _check_codes(self, answer: tuple[np.ndarray, np.ndarray]) -> None:
         check_encoded(answer, self._said["sizes"])
@@ -242,7 +265,7 @@ class ConvertedAdapter:
         with np.load(self.folder / files.PROOF) as recorded:
             return np.asarray(recorded[f"{name}{number}"])
 
-    def _examples(self, *names: str) -> Iterator[list[np.ndarray]]:
+    def _examples(self, *names: str) -> Iterator[Any]:
         with np.load(self.folder / files.PROOF) as recorded:
             for number in range(sum(each.startswith(names[0]) for each in recorded.files)):
                 yield [recorded[f"{name}{number}"] for name in names]

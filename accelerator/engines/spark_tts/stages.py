@@ -14,7 +14,7 @@ import numpy as np
 from ...audio.reference import Reference
 from ...errors import InvalidOption, InvalidText
 from ...metrics import current_meter
-from ...parts.decoding import Lookahead, check_codes
+from ...parts.decoding import Lookahead, Window, check_codes
 from ...parts.language_model import LANGUAGE_MODEL
 from ...parts.part import Call
 from ...speech import SpeechRequest
@@ -42,6 +42,7 @@ __all__ = [
     "style",
     "unspoken",
     "wav",
+    "windows",
 ]
 
 ENCODER, DECODER = "encoder", "decoder"
@@ -150,6 +151,12 @@ def cut(text: str, *, soon: bool = False, whole: bool = False) -> list[Segment]:
     return split(text, comfortable=_COMFORTABLE, longest=_LONGEST, first=_SOON if soon else None)
 
 
+def windows(reach: int | None) -> Sequence[int]:
+    """Tokens of a stream's windows. The first one as soon as there is audio; later ones so large that most of what is
+    decoded is new, even by what has no memory."""
+    return () if reach is None else (reach + 16, 48, 96, 192)
+
+
 class SparkStages:
     """See `base.Stages`. Units are the tokens of a reply, of which only some are speech; voices are `Spoken`."""
 
@@ -158,8 +165,7 @@ class SparkStages:
     def __init__(self, own: Own, calls: Mapping[str, Call]) -> None:
         self._own, self._calls, self._vocabulary = own, calls, own.vocabulary()
         self.unit_s: float | None = own.unit_s
-        # The first one as soon as there is audio; later ones so large that most of what is decoded is new.
-        self.windows: Sequence[int] = () if own.reach is None else (own.reach + 16, 48, 96, 192)
+        self.windows: Sequence[int] = windows(own.reach)
 
     def accepts(self, request: SpeechRequest) -> bool:
         return True
@@ -271,6 +277,6 @@ class _Heard:
             self._found = np.append(self._found, self._vocabulary.globals(units))
         return self._ahead.push(list(self._vocabulary.semantics(units)[:, None]), final=final)
 
-    def _decode(self, semantics: np.ndarray) -> np.ndarray:
+    def _decode(self, window: Window) -> np.ndarray:
         codes = self._found[: self._count] if self._codes is None else self._codes
-        return np.asarray(self._call(semantics[0], codes))
+        return np.asarray(self._call(window.units[0], codes, window=window))

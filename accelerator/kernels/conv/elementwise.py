@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from ...errors import SessionError
-from ..descriptors import Snake
+from ..descriptors import Gelu, Snake
 from ..parallel import in_parts
+from ..units.gelu import GELU
 from ..units.snake import SNAKE
 
-__all__ = ["snake"]
+__all__ = ["gelu", "snake"]
 
 _LITTLE = 20_000  # values that are not worth another thread
+
+
+def gelu(x: int, out: int, rows: int, channels: int, *, room: int = 0, threads: int) -> None:
+    """out = gelu(x) for addresses of float32 [rows, channels], in whole chunks; with `room`, out is the values of a
+    `Mix`. Raises SessionError."""
+    plan = Gelu(x, out, channels, room)
+    parts = min(threads, rows * channels // _LITTLE) or 1
+    in_parts(GELU, plan, [rows * i // parts for i in range(parts + 1)], parts)
 
 
 def snake(
