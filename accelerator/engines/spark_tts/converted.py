@@ -208,14 +208,14 @@ class ConvertedAdapter:
         return compiled.backends(component, lambda _: file)
 
     def _prove_encoder(self, built: Built) -> dict[str, Any]:
-        call = self._load_encoder({}, RunOptions(threads=_PROOF_THREADS))
+        call = self._load_encoder({}, built.options(threads=_PROOF_THREADS))
         pairs = list[tuple[np.ndarray, np.ndarray]]()
         for audio, *expected in self._examples("audio", "semantics", "codes"):
             pairs += zip(expected, call(audio, self._clip(audio)), strict=True)
         return compare_codes(pairs, _CODES_EQUAL)
 
     def _prove_decoder(self, built: Built) -> dict[str, Any]:
-        call = self._load_decoder({}, RunOptions(threads=_PROOF_THREADS))
+        call = self._load_decoder({}, built.options(threads=_PROOF_THREADS))
         given = self._examples("spoken", "voice", "heard")
         return compare_arrays([(heard, call(spoken, voice)) for spoken, voice, heard in given], _TOLERANCE)
 
