@@ -340,7 +340,7 @@ def exported_spec(directory: Path) -> CausalSpec:
 
 def is_float(directory: Path) -> bool:
     """Whether an export's matrices are as the model has them: by its size, as nothing quantized is nearly as large."""
-    size = sum(file.stat().st_size for file in directory.glob(f"{NAME}.onnx*"))
+    size = sum(file.stat().st_size for file in directory.glob(f"{NAME}.*"))
     return size >= exported_spec(directory).weight_bytes
 
 
