@@ -37,7 +37,7 @@ from ..shadow import shadow
 from . import compiled, encoder, examples
 from .folder import digest as files_digest
 from .folder import tokenizer
-from .known import Facts, Memory, code_of
+from .known import Facts, Memory, facts_of
 from .language_model import generating, most_tokens, seconds_a_token
 from .modules import Made
 from .reading import FromFiles, InEngine, Reading, alike
@@ -56,8 +56,8 @@ from .stages import (
     unspoken,
     wav,
 )
-from .stored import Late, OnDisk, Shape, check_folder, held, opened, shape_of
-from .vocabulary import Vocabulary, ranges_of_names
+from .stored import Late, OnDisk, check_folder, held, opened, shape_of
+from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from .multinomial import Multinomial
@@ -68,7 +68,6 @@ _MOST_TOKENS = 3000  # of a reply: the engine's own limit, a minute
 _PROOF_TOKENS = 96
 _OUTSIDE = 1e-6  # of a token's probability, which a head without words may leave out
 _PROBED_CODES, _PROBED_S = 100, 2.0  # two seconds for the codec
-_NAMES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
 class SparkAdapter:
@@ -90,7 +89,7 @@ class SparkAdapter:
         own()
         self._setup(
             own,
-            _facts(engine, engine.model, shape_of(audio.model)),
+            facts_of(engine, engine.model, shape_of(audio.model)),
             InEngine(own),
             lambda: tensors_digest(engine.model.state_dict().items()),
             lambda: tensors_digest(
@@ -118,7 +117,7 @@ class SparkAdapter:
             own, shell, shape = opened(folder)
             engine = Late(lambda: own)
             engine()
-            facts, reading = _facts(own, shell, shape), InEngine(engine)
+            facts, reading = facts_of(own, shell, shape), InEngine(engine)
             with contextlib.suppress(EngineError):
                 files = _from_files(folder, facts)
                 if alike(reading, files, facts.count, facts.sample_rate):
@@ -476,25 +475,6 @@ class _Copy(OnDisk):
             setattr(self.get(), name, value)
 
 
-def _facts(engine: Any, shell: Any, shape: Shape) -> Facts:
-    """shell: the language model, perhaps without weights. Raises UnsupportedEngine."""
-    audio, penalty = engine.audio_tokenizer, getattr(shell.generation_config, "repetition_penalty", None)
-    return Facts(
-        spec=llama.spec_of(shell, _ends(shell), ranges_of_names(engine.tokenizer.get_vocab())),
-        tokens=int(shell.config.vocab_size),
-        dtype=_NAMES.get(str(next(shell.parameters()).dtype), "fp32"),
-        repetition_penalty=None if penalty in (None, 1.0) else float(penalty),
-        sizes=shape.sizes,
-        count=shape.count,
-        reach=shape.reach,
-        sample_rate=int(engine.sample_rate),
-        unit_s=audio.config["latent_hop_length"] / audio.config["sample_rate"],
-        clip=len(audio.get_ref_clip(np.zeros(1))),
-        level=bool(audio.config["volume_normalize"]),
-        code=code_of(engine),
-    )
-
-
 def _from_files(folder: Path, facts: Facts) -> FromFiles:
     """Raises EngineError."""
     return FromFiles(tokenizer(folder), clip=facts.clip, level=facts.level)
@@ -508,11 +488,3 @@ def _sampling(params: SamplingParams) -> dict[str, Any]:
 
 def _trains(module: Any) -> bool:
     return any(each.training for each in module.modules())
-
-
-def _ends(model: Any) -> tuple[int, ...]:
-    """Ids that end a reply. Raises UnsupportedEngine."""
-    ends = model.generation_config.eos_token_id
-    if ends is None:
-        raise UnsupportedEngine("the language model has no token that ends a reply: set its generation_config")
-    return tuple(int(each) for each in (ends if isinstance(ends, (list, tuple)) else (ends,)))

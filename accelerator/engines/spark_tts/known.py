@@ -15,14 +15,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...cache import ContentCache, make_key
+from ...errors import UnsupportedEngine
 from ...export import sources
 from ...export.graph.specs import CausalSpec
+from ...parts import llama
 from .folder import digest
+from .stored import Shape
+from .vocabulary import ranges_of_names
 
-__all__ = ["Facts", "Memory", "code_of"]
+__all__ = ["Facts", "Memory", "code_of", "facts_of"]
 
 _NOTE = "facts"
+_NAMES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 _PACKAGES = ("spark_tts_lib", "sparktts")  # of the package, and of a checkout
 _DESCRIBING = (".json", ".yaml", ".txt")  # files that say what a checkpoint is, beside its weights
 
@@ -115,3 +122,30 @@ def _digest(place: Path) -> str:
 
 def _files(place: Path) -> Iterator[Path]:
     yield from sorted(place.rglob("*.py")) if place.is_dir() else (place,)
+
+
+def facts_of(engine: Any, shell: Any, shape: Shape) -> Facts:
+    """shell: the language model, perhaps without weights. Raises UnsupportedEngine."""
+    audio, penalty = engine.audio_tokenizer, getattr(shell.generation_config, "repetition_penalty", None)
+    return Facts(
+        spec=llama.spec_of(shell, _ends(shell), ranges_of_names(engine.tokenizer.get_vocab())),
+        tokens=int(shell.config.vocab_size),
+        dtype=_NAMES.get(str(next(shell.parameters()).dtype), "fp32"),
+        repetition_penalty=None if penalty in (None, 1.0) else float(penalty),
+        sizes=shape.sizes,
+        count=shape.count,
+        reach=shape.reach,
+        sample_rate=int(engine.sample_rate),
+        unit_s=audio.config["latent_hop_length"] / audio.config["sample_rate"],
+        clip=len(audio.get_ref_clip(np.zeros(1))),
+        level=bool(audio.config["volume_normalize"]),
+        code=code_of(engine),
+    )
+
+
+def _ends(model: Any) -> tuple[int, ...]:
+    """Ids that end a reply. Raises UnsupportedEngine."""
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        raise UnsupportedEngine("the language model has no token that ends a reply: set its generation_config")
+    return tuple(int(each) for each in (ends if isinstance(ends, (list, tuple)) else (ends,)))
