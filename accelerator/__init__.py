@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .export.component import ProgressEvent
     from .optimizer import UniversalOptimizer
     from .speech import AudioChunk, SamplingParams, Speech, SpeechRequest
+    from .voices import VoiceStore
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Speech",
     "SpeechRequest",
     "UniversalOptimizer",
+    "VoiceStore",
     "load",
 ]
 
@@ -44,6 +46,7 @@ _HOMES = {
     "Speech": "speech",
     "SpeechRequest": "speech",
     "UniversalOptimizer": "optimizer",
+    "VoiceStore": "voices",
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from .cache import ContentCache
-from .engines import Adapter, adapter_for, adapter_from_checkpoint
+from .engines import Adapter, adapter_for, adapter_from_checkpoint, checkpoint_options
 from .engines.base import bound_of
 from .errors import EngineError, GenerationError, InvalidOption
 from .export.component import Progress, ignore_progress
@@ -30,6 +30,7 @@ from .pipeline.stream import SpeechStream
 from .pipeline.tuning import SEGMENTS
 from .speech import Speech
 from .text.check import Unspeakable
+from .voices import VoiceStore
 
 __all__ = ["SpeechStream", "UniversalOptimizer"]
 
@@ -59,10 +60,15 @@ class UniversalOptimizer:
     queue_size: requests that may be spoken or waiting at the same time; beyond them `Overloaded` is raised.
     unspeakable: what becomes of letters and digits that the voice cannot speak (another script, say): "error" refuses
     the text, "skip" leaves them out and lists them in `metrics["skipped"]`. A request may choose for itself.
-    voices_dir: where what was made of reference recordings is kept (default: beside the exports).
+    voices: where what was made of reference recordings is kept: "redis://host:6379/0?ttl=86400" on a server that
+    processes and machines share, a directory, or a `voices.VoiceStore` (default: what `ACCELERATOR_VOICES` names, else
+    beside the exports). voices_dir: a directory or `ContentCache` for them, instead.
     prune: the share of channels, attention heads or weights to leave out, as 0.3, of parts that can be pruned: behind
     the same proof as "int8", and only where it is faster, or its file packs smaller. `status()` and the log say for
     each part what became of it. Nothing trains what is left, and so far no trained voice has passed.
+
+    providers: execution providers of ONNX Runtime to try for each part, as ["CUDAExecutionProvider"], or "auto": CUDA
+    and TensorRT. Used where they are installed, proven on this device, and faster (default: the CPU alone).
 
     Requests from several threads share one decode loop: weights are read once for all of them. The same seed gives the
     same audio whatever runs beside it.
@@ -88,6 +94,8 @@ class UniversalOptimizer:
         unspeakable: Unspeakable = "error",
         voices_dir: str | Path | ContentCache | None = None,
         prune: float | None = None,
+        voices: str | VoiceStore | None = None,
+        providers: Sequence[str] | Literal["auto"] | None = None,
     ) -> None:
         receiver = progress or ignore_progress
         settings = Settings(
@@ -102,6 +110,8 @@ class UniversalOptimizer:
             split_text,
             voices_dir,
             prune,
+            voices,
+            providers,
         )
         self._forked()
         self._adapter = adapter if adapter is not None else adapter_for(engine)
@@ -123,9 +133,11 @@ class UniversalOptimizer:
         """Wrap an engine that is still on disk; PyTorch weights are loaded only for a first export and for fallback.
 
         engine: "fish-speech", "piper", "vits", ...; `accelerator engines` lists them. options: those of
-        `UniversalOptimizer`, and those of the adapter's `from_checkpoint`. Raises EngineError, InvalidOption.
+        `UniversalOptimizer`, and those of the adapter's `from_checkpoint`, to which `voices` goes where both have it
+        (Kokoro's file). Raises EngineError, InvalidOption.
         """
-        own = {k: options.pop(k) for k in list(options) if k in inspect.signature(cls).parameters}
+        own_names = {*inspect.signature(cls).parameters} - ({"voices"} & checkpoint_options(engine))
+        own = {k: options.pop(k) for k in list(options) if k in own_names}
         own.setdefault("release_torch", True)
         place = own.get("cache_dir")
         own["cache_dir"] = cache = place if isinstance(place, ContentCache) else ContentCache(place)
@@ -194,14 +206,8 @@ class UniversalOptimizer:
         Raises InvalidText, InvalidReference or InvalidOption for a request that cannot be served, Overloaded when too
         many are waiting, GenerationError if the engine itself fails.
         """
-        options |= {
-            "seed": seed,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "repetition_penalty": repetition_penalty,
-            "max_new_tokens": max_new_tokens,
-        }
+        options |= {"seed": seed, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+        options |= {"repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
         asked = Asked(text, reference_audio, reference_text, voice, unspeakable, False, options)
         return self._blocking(asked)
 
@@ -230,14 +236,8 @@ class UniversalOptimizer:
         on_restart: for who keeps the chunks until the end. When the engine fails, this is called, what came so far is
         to be dropped, and the untouched engine speaks all of the text; otherwise a failure after a chunk is an error.
         """
-        options |= {
-            "seed": seed,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "repetition_penalty": repetition_penalty,
-            "max_new_tokens": max_new_tokens,
-        }
+        options |= {"seed": seed, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+        options |= {"repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
         asked = Asked(text, reference_audio, reference_text, voice, unspeakable, eager, options)
         return self._stream(asked, on_restart)
 
@@ -331,14 +331,8 @@ class UniversalOptimizer:
         **options: Any,
     ) -> Speech:
         """`synthesize` for asyncio: the event loop keeps running meanwhile. Cancelling the task ends the generation."""
-        options |= {
-            "seed": seed,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "repetition_penalty": repetition_penalty,
-            "max_new_tokens": max_new_tokens,
-        }
+        options |= {"seed": seed, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+        options |= {"repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
         asked = Asked(text, reference_audio, reference_text, voice, unspeakable, False, options)
         samples = bytearray()
         stream = await asyncio.to_thread(self._stream, asked, samples.clear)
@@ -353,6 +347,7 @@ class UniversalOptimizer:
     def status(self) -> dict[str, Any]:
         """What runs where and why: per part the backend, precision, proof, timings and reason; JSON-able.
 
+        voices: where encoded recordings are kept, and how often they were found there; None before the first one.
         segments: the same, of whether a feed-forward engine speaks several at once; None for other engines.
         heard: what `accelerator bench quality` said of these exports on these backends, or None.
         """
@@ -360,6 +355,7 @@ class UniversalOptimizer:
             "engine": self._adapter.name,
             **self._runtime.status(self._routes),
             "torch_released": self._dispatcher.released,
+            "voices": self._dispatcher.voices.status(),
             "parts": {name: route.status() for name, route in self._routes.items()},
             "segments": None if (segments := self._dispatcher.pooling) is None else segments.status(),
         }

@@ -25,7 +25,8 @@ from accelerator.kernels import available, snake
 from accelerator.pipeline.fallback import Route
 from accelerator.pipeline.pooled import Workers
 from accelerator.pipeline.selection import Choice
-from accelerator.pipeline.voices import VoiceStore
+from accelerator.pipeline.voices import KnownVoices
+from accelerator.voices import DiskVoices
 from tests.children import WAIT, held, in_child
 from tests.doubles import replica, voice
 from tests.pipeline.utterers import Utterer, segments, speaker, whole
@@ -259,7 +260,7 @@ def test_segments_are_spoken_by_threads_of_the_childs_own() -> None:
 
 
 def test_a_voice_that_is_being_encoded_is_encoded_by_the_child(tmp_path: Path) -> None:
-    store = VoiceStore(ContentCache(tmp_path, lock_timeout=1), "an encoder")
+    store = KnownVoices(DiskVoices(ContentCache(tmp_path, lock_timeout=1)), "an encoder")
     codes = np.arange(6).reshape(2, 3)
 
     def hold(work: Callable[[], Any]) -> None:

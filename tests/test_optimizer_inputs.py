@@ -16,7 +16,8 @@ from accelerator.errors import (
     InvalidReference,
     InvalidText,
 )
-from accelerator.pipeline.voices import VoiceStore
+from accelerator.pipeline.voices import KnownVoices
+from accelerator.voices import DiskVoices
 from tests.doubles import replica
 
 TEXT = "Hello there."
@@ -149,7 +150,9 @@ def test_a_transcript_without_a_voice(fast: UniversalOptimizer) -> None:
 def test_references_of_any_rate_and_shape(
     fast: UniversalOptimizer, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fast._dispatcher.voices, "_store", VoiceStore(ContentCache(tmp_path), "nothing known"))
+    monkeypatch.setattr(
+        fast._dispatcher.voices, "_store", KnownVoices(DiskVoices(ContentCache(tmp_path)), "nothing known")
+    )
     t = np.arange(8000) / 8000
     stereo = np.stack([np.sin(1000 * t), np.sin(1000 * t)], axis=1).astype(np.float32) * 0.3
     audio, _, metrics = fast.synthesize(TEXT, (stereo, 8000), "a voice", temperature=0, **SHORT)

@@ -285,6 +285,7 @@ def _settings(plan: Plan, precision: str) -> dict[str, Any]:
         "proof": options.proof,
         "cache_dir": options.cache_dir,
         "threads": options.threads,
+        "providers": "auto" if options.providers == ("auto",) else options.providers,
     }
 
 

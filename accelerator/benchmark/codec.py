@@ -149,8 +149,7 @@ def _measured(
 
 
 def _codes(adapter: Any, seconds: float) -> tuple[np.ndarray, np.ndarray]:
-    config = adapter.engine.audio_tokenizer.config
-    count = max(1, round(seconds * config["sample_rate"] / config["latent_hop_length"]))
+    count = max(1, round(seconds / adapter.unit_s))
     random = np.random.default_rng(count)
     return random.integers(0, adapter.sizes[0], count), random.integers(0, adapter.sizes[1], adapter.count)
 

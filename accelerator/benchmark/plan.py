@@ -44,8 +44,8 @@ class BenchOptions:
     have its own best. cache_dir: of the exports. quick: the tiny engine, two rounds, short audio; shows that
     everything runs, its figures mean nothing. proof: "warn" also times exports that the proof rejects, which random
     weights may cause. compiled: also PyTorch with a right-sized cache under `torch.compile`, where the adapter knows
-    how (it needs a C++ compiler, and minutes). engine_options: more for the adapter's `from_checkpoint`. Raises
-    InvalidOption.
+    how (it needs a C++ compiler, and minutes). providers: execution providers to try, as `UniversalOptimizer` has them;
+    or ("auto",). engine_options: more for the adapter's `from_checkpoint`. Raises InvalidOption.
     """
 
     engine: str = "reference"
@@ -60,6 +60,7 @@ class BenchOptions:
     quick: bool = False
     proof: Literal["strict", "warn"] = "strict"
     compiled: bool = False
+    providers: tuple[str, ...] = ()
     engine_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any, Literal
 
 from ..errors import InvalidOption
 from ..hardware import detect
+from ..voices.place import is_server
+from ..voices.places import VARIABLE
 from .plan import PRECISIONS, from_json, to_json
 
-__all__ = ["PYTORCH", "SCENARIOS", "Figure", "Scenario", "ServingOptions", "ServingPlan"]
+__all__ = ["ON_A_SERVER", "PYTORCH", "SCENARIOS", "Figure", "Scenario", "ServingOptions", "ServingPlan"]
 
+ON_A_SERVER = "codes on a server"  # measured where `ACCELERATOR_VOICES`, which benchmarks do not write down, names one
 PYTORCH = "pytorch"  # the item that another process measures: the same request in PyTorch with a right-sized cache
 
 
@@ -181,6 +185,10 @@ def _count(item: str) -> int:
     return int(item.split()[0])
 
 
+def _server() -> list[str]:
+    return [ON_A_SERVER] if is_server(os.environ.get(VARIABLE, "")) else []
+
+
 def _words(plan: ServingPlan) -> list[str]:
     return [f"{count} words" for count in plan.words]
 
@@ -220,9 +228,10 @@ SCENARIOS: Mapping[str, Scenario] = {
     "voice": Scenario(
         "A known voice",
         lambda plan: (
-            f"A reference of {plan.reference_s:g} s: time to get its codes, then to fill the prompt and draw a frame."
+            f"A reference of {plan.reference_s:g} s: time to get its codes, then to fill the prompt and draw a frame. "
+            "A server is measured where `ACCELERATOR_VOICES` names one."
         ),
-        lambda plan: ["nothing known", "codes on disk", "key-value prefix in memory"],
+        lambda plan: ["nothing known", "codes on disk", *_server(), "key-value prefix in memory"],
         (
             Figure("codes_s", "codes of the reference"),
             Figure("first_frame_s", "prefill and first frame"),

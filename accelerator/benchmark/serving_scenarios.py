@@ -6,7 +6,7 @@ import contextlib
 import gc
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..optimizer import UniversalOptimizer
 from ..speech import SamplingParams, Speech, SpeechRequest
 from ..text.segments import Segment
 from .machine import _kilobytes
-from .serving_plan import PYTORCH, SCENARIOS, ServingPlan
+from .serving_plan import ON_A_SERVER, PYTORCH, SCENARIOS, ServingPlan
 from .serving_text import SENTENCES, text_of
 
 __all__ = ["Served", "resident", "take", "voice", "warm"]
@@ -179,16 +179,36 @@ def _known_voice(served: Served, item: str, number: int) -> dict[str, float]:
     said = "" if item == "nothing known" else _SAID.format("half")  # other words: another prompt, not prefilled yet
     if item == "codes on disk":
         served.optimizer._dispatcher.voices.forget()  # as in a new process
+    if item == ON_A_SERVER:
+        said = _SAID.format("some")
     request = _request(served, served.reference(2000 + number, said=said))
-    start = served.clock()
-    voice = _voice(served, request)
-    known = served.clock()
+    with _on_the_server(served, request) if item == ON_A_SERVER else contextlib.nullcontext():
+        start = served.clock()
+        voice = _voice(served, request)
+        known = served.clock()
     frames = served.stages.generate(Segment(request.text, 0.0, 0), voice, Job(SamplingParams(max_new_tokens=2)))
     next(frames, None)
     done = served.clock()
     for _ in frames:
         pass
     return {"codes_s": known - start, "first_frame_s": done - known, "both_s": done - start}
+
+
+@contextlib.contextmanager
+def _on_the_server(served: Served, request: SpeechRequest) -> Iterator[None]:
+    """Voices are those of `ACCELERATOR_VOICES`, with the request's among them, as a new process finds them."""
+    runtime, voices = served.optimizer._runtime, served.optimizer._dispatcher.voices
+    before = runtime.settings
+    try:
+        for stored in (False, True):
+            runtime.settings = replace(before, voices_dir=None, voices=None)  # connected anew
+            voices.forget()
+            if not stored:
+                _voice(served, request)
+        yield
+    finally:
+        runtime.settings = before
+        voices.forget()
 
 
 def _long_text(served: Served, item: str, number: int) -> dict[str, float]:

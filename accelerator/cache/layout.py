@@ -4,6 +4,7 @@ v1/<key[:2]>/<key>/    an entry: real files and manifest.json, complete from the
 notes/<key>/           small JSON beside an entry, or for a key of its own (tunings)
 used/<key>             its modification time is when the entry was last used
 digests/               what file_digest has computed
+engines/<key>/         what TensorRT made of an entry's graphs; goes away with it
 tmp/ trash/ locks/     unfinished, removed and locked; swept
 quarantine/            the latest corrupt entries, for inspection
 """
@@ -20,7 +21,7 @@ from . import digest
 
 __all__ = ["changed", "check_key", "children", "entry_path", "note_path", "scan", "tree_bytes"]
 
-VERSION = "v1"
+VERSION, ENGINES = "v1", "engines"
 
 _NOTE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 

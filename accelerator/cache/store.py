@@ -453,7 +453,7 @@ class ContentCache:
         """Removes everything from the primary cache, also what is in use; running builds are not touched."""
         for key, path in layout.scan(self._root):
             self._discard(key, path)
-        for name in ("quarantine", "notes", "used", "digests"):
+        for name in ("quarantine", "notes", "used", "digests", layout.ENGINES):
             disk.remove(layout.children(self._root / name))
         self._sweep()
 
@@ -486,7 +486,7 @@ class ContentCache:
         if removed is None:
             return False
         _in_use.discard(path)
-        disk.remove([removed, self._root / "notes" / key, self._root / "used" / key])
+        disk.remove([removed, *(self._root / name / key for name in ("notes", "used", layout.ENGINES))])
         return True
 
     def _sweep(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ from .options import (
     Debug,
     PrecisionName,
     ProofName,
+    Providers,
     Reference,
     ReferenceText,
     Size,
@@ -101,6 +102,7 @@ def engine_(
     ] = False,
     proof: Proof = ProofName.strict,
     threads: Threads = None,
+    providers: Providers = None,
     cache_dir: CacheDir = None,
     quick: Quick = False,
     json: JsonFile = None,
@@ -115,6 +117,8 @@ def engine_(
     given = _of_an_engine(engine, size, checkpoint, frames, seconds, json, markdown, svg)
     given |= {"rounds": rounds, "proof": proof.value, "threads": threads, "cache_dir": cache_dir, "quick": quick}
     given |= {"precisions": _fixed(precision), "contexts": tuple(context) if context else None, "compiled": compiled}
+    if (asked := engines.split_providers(providers)) is not None:
+        given["providers"] = (asked,) if isinstance(asked, str) else tuple(asked)
     _measure(ctx, benchmark, benchmark.BenchOptions(**_known(given)), json, markdown, svg)
 
 
@@ -274,7 +278,9 @@ def recipes_(
 @app.command("llama-cpp", cls=Command)
 def llama_cpp_(
     ctx: typer.Context,
-    engine: Measured = "reference",
+    engine: Annotated[
+        str, typer.Option("--engine", help="reference, or fish-speech or spark-tts with --checkpoint.")
+    ] = "reference",
     size: TrueSize = None,
     checkpoint: Checkpoint = None,
     precision: Annotated[
@@ -300,7 +306,7 @@ def llama_cpp_(
     """Measure the language model's steps beside llama.cpp (needs llama-cpp-python and gguf)."""
     from ..benchmark import BenchOptions, yardstick
 
-    given = _of_an_engine(engine, size, checkpoint, frames, None, json, markdown)
+    given = _of_an_engine(engine, size, checkpoint, frames, None, json, markdown, also=("spark-tts",))
     given |= {"rounds": rounds, "proof": proof.value, "threads": threads, "cache_dir": cache_dir, "quick": quick}
     given |= {"precisions": _fixed(precision), "contexts": tuple(context) if context else None}
     _measure(ctx, yardstick, BenchOptions(**{**yardstick.DEFAULTS, **_known(given)}), json, markdown)
@@ -415,11 +421,15 @@ def _of_an_engine(
     frames: int | None,
     seconds: float | None,
     *targets: Path | None,
+    also: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What the options that choose an engine, and how much it speaks, say to a benchmark."""
+    """What the options that choose an engine, and how much it speaks, say to a benchmark.
+
+    also: engines with peers that it knows as well.
+    """
     if engine == "vits":
         raise typer.BadParameter("VITS is measured by `bench feed-forward`", param_hint="--engine")
-    if engine in WITH_PEERS:
+    if engine in WITH_PEERS and engine not in also:
         raise typer.BadParameter(f"{engine} is measured by `bench peers`", param_hint="--engine")
     engines.check_choice(engine, size, checkpoint)
     if frames is not None and seconds is not None:

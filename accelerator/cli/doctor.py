@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["doctor"]
 
 _PACKAGES = ("torch", "onnxruntime", "onnx", "onnxscript", "numpy")
-_OPTIONAL = ("openvino",)  # extras that compete in a probe where they are installed
+_OPTIONAL = ("openvino", "redis")  # extras
 _LOW_DISK = 2 << 30  # an export of a half-billion model, with its embeddings
 _LOW_MEMORY = 2 << 30
 
@@ -39,6 +39,7 @@ def doctor(
     """Show the hardware, versions, cache and engines as this package sees them, and what to change."""
     from ..cache import ContentCache
     from ..hardware import choose_tier, describe, detect
+    from ..hardware.accelerators import accelerators
     from ..inference.rows import ROWS
     from ..pipeline.heard import NOTE
 
@@ -48,8 +49,8 @@ def doctor(
     profile = detect(store=cache.root if writable else None)
     tier = choose_tier(profile)
     versions = _versions()
-    providers = _providers()
-    engines, kernels = known_engines(), _kernels()
+    providers, devices = _providers(), list(accelerators())
+    engines, kernels, voices = known_engines(), _kernels(), _voices(cache)
     choices, heard = _choices(cache, profile.fingerprint), cache.notes(NOTE)
     place = {
         "path": cache.root,
@@ -60,13 +61,16 @@ def doctor(
         "parents": list(cache.parents),
     }
     warnings = [*_warnings(profile, tier, place, versions, providers), *_waiting(cache, profile.fingerprint)]
+    warnings += [f"Voices are encoded in each process: {voices['problem']}."] * bool(voices["problem"])
     out.document(
         {
             "hardware": {**profile.to_dict(), "fingerprint": profile.fingerprint},
             "tier": asdict(tier),
             "versions": versions,
             "providers": providers,
+            "accelerators": devices,
             "cache": place,
+            "voices": voices,
             "engines": engines,
             "kernels": kernels,
             "choices": choices,
@@ -76,10 +80,11 @@ def doctor(
     )
     out.rows(_hardware_rows(describe(profile, tier)), title="Hardware")
     out.line()
-    installed = [(name, version or _without(name)) for name, version in versions.items()]
-    out.rows([*installed, ("providers", ", ".join(providers) or "none")], title="Versions")
+    rows = [(name, version or _without(name)) for name, version in versions.items()]
+    rows += [("providers", ", ".join(providers) or "none"), *(("accelerator", " ".join(d.split())) for d in devices)]
+    out.rows(rows, title="Versions")
     out.line()
-    out.rows(_cache_rows(cache, place), title="Cache")
+    out.rows([*_cache_rows(cache, place), ("Voices", _voices_row(voices))], title="Cache")
     out.line()
     out.rows([(e["name"], engine_state(e)) for e in engines], title="Engines")
     out.line()
@@ -207,6 +212,24 @@ def _cache_rows(cache: ContentCache, place: dict[str, Any]) -> list[tuple[str, s
         ("Free", "unknown" if free is None else formats.size(free)),
         *[("Also read", ", ".join(map(str, cache.parents)))] * bool(cache.parents),
     ]
+
+
+def _voices(cache: ContentCache) -> dict[str, str | None]:
+    """Where encoded recordings are kept unless told otherwise, and why they cannot be now."""
+    from ..errors import InvalidOption
+    from ..voices.places import VARIABLE, by_environment
+    from ..voices.redis import RedisVoices
+
+    try:
+        store = by_environment()
+    except InvalidOption as error:
+        return {"store": VARIABLE, "problem": str(error)}
+    problem = store.problem() if isinstance(store, RedisVoices) else None
+    return {"store": str(store or cache.root), "problem": problem and f"of {store} it is known that {problem}"}
+
+
+def _voices_row(voices: dict[str, str | None]) -> str:
+    return f"{voices['store']}{', which cannot be used now' if voices['problem'] else ''}"
 
 
 def _free_bytes(root: Path) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -27,6 +27,7 @@ __all__ = [
     "part_rows",
     "prepare",
     "split_options",
+    "split_providers",
 ]
 
 ENCODER = "encoder"  # the part that only a reference voice needs
@@ -98,24 +99,40 @@ def open_engine(
     size: SizeName | None,
     checkpoint: Path | None,
     models: Mapping[str, Path | None] | None = None,
+    *,
+    voices: str | None = None,
+    providers: str | None = None,
     **options: Any,
 ) -> UniversalOptimizer:
     """The engine, wrapped. models: checkpoint files of an engine that has several, by name. options: those of
     `UniversalOptimizer`. Raises EngineError, BadParameter.
     """
     check_choice(engine, size, checkpoint, models)
+    options["providers"] = split_providers(providers)
+    from ..engines import checkpoint_options
     from ..optimizer import UniversalOptimizer
 
     if engine != "reference":
         assert checkpoint is not None
-        given = {name: file for name, file in (models or {}).items() if file is not None}
+        given: dict[str, Any] = {name: file for name, file in (models or {}).items() if file is not None}
+        if voices is not None:
+            if "voices" in checkpoint_options(engine):  # where they mean a file of the engine's own
+                raise typer.BadParameter(f"{engine} imitates no recordings", param_hint="--voices")
+            given["voices"] = voices
         return UniversalOptimizer.from_checkpoint(checkpoint, engine, **given, **options)
     from ..benchmark.demo import open_voice
 
     voice = open_voice(size.value if size is not None else None, checkpoint)
     if not voice.trained:
         out.note(f"Note: {voice.note}")
-    return UniversalOptimizer(voice.engine, **options)
+    return UniversalOptimizer(voice.engine, voices=voices, **options)
+
+
+def split_providers(given: str | None) -> list[str] | Literal["auto"] | None:
+    """--providers, as `UniversalOptimizer` takes them."""
+    if given is None or given == "auto":
+        return given  # type: ignore[return-value]
+    return [name.strip() for name in given.split(",") if name.strip()]
 
 
 def split_options(given: Sequence[str] | None) -> dict[str, str]:

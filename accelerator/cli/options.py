@@ -25,6 +25,7 @@ __all__ = [
     "Precision",
     "PrecisionName",
     "ProofName",
+    "Providers",
     "Prune",
     "Reference",
     "ReferenceText",
@@ -36,6 +37,7 @@ __all__ = [
     "Verbose",
     "VocoderFile",
     "VoiceName",
+    "Voices",
 ]
 
 
@@ -104,6 +106,16 @@ VoiceName = Annotated[
     str | None,
     typer.Option("--voice", help="A voice that the engine knows by name; `accelerator voices` lists them."),
 ]
+Voices = Annotated[
+    str | None,
+    typer.Option(
+        "--voices",
+        metavar="PLACE",
+        help="Where encoded recordings are kept: a directory, or redis://host:6379/0; an address with a password is "
+        "better given as ACCELERATOR_VOICES. [default: that, else beside the exports]",
+        show_default=False,
+    ),
+]
 Reference = Annotated[
     Path | None,
     typer.Option("--reference", help="A recording of the voice to speak in, 5 to 12 seconds; with --reference-text."),
@@ -154,6 +166,16 @@ Prune = Annotated[
         "--prune",
         help="Share of channels, heads or weights to leave out where the proof allows it and it is faster or smaller; "
         "says what became of it for each part. [default: none]",
+        show_default=False,
+    ),
+]
+Providers = Annotated[
+    str | None,
+    typer.Option(
+        "--providers",
+        metavar="NAMES",
+        help="Execution providers of ONNX Runtime to try for each part, with commas between them, or auto: CUDA and "
+        "TensorRT. Used where installed, proven and faster. [default: the CPU only]",
         show_default=False,
     ),
 ]

@@ -28,6 +28,7 @@ from .options import (
     Json,
     Precision,
     PrecisionName,
+    Providers,
     Prune,
     ReferenceText,
     Size,
@@ -37,6 +38,7 @@ from .options import (
     Verbose,
     VocoderFile,
     VoiceName,
+    Voices,
 )
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ def synth(
         ),
     ] = None,
     reference_text: ReferenceText = None,
+    voices: Voices = None,
     precision: Precision = PrecisionName.auto,
     prune: Prune = None,
     seed: Annotated[
@@ -124,6 +127,7 @@ def synth(
         UnspeakableName, typer.Option(help="Text that the voice cannot speak: refuse all of it, or leave that out.")
     ] = UnspeakableName.error,
     threads: Threads = None,
+    providers: Providers = None,
     cache_dir: CacheDir = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -155,7 +159,8 @@ def synth(
     _check_early(text, output, format, reference, reference_text, sampling)
     if voice is not None and reference is not None:
         raise typer.BadParameter("give --voice or --reference, not both", param_hint="--voice")
-    options = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
+    options: dict[str, Any] = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
+    options |= {"providers": providers, "voices": voices}
     with out.progress() as progress:
         optimizer = engines.open_engine(out, engine, size, checkpoint, models, progress=progress, **options)
         with optimizer:

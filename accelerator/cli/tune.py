@@ -21,6 +21,7 @@ from .options import (
     Json,
     Precision,
     PrecisionName,
+    Providers,
     Prune,
     Size,
     SynthesizerFile,
@@ -44,6 +45,7 @@ def tune(
     precision: Precision = PrecisionName.auto,
     prune: Prune = None,
     threads: Threads = None,
+    providers: Providers = None,
     cache_dir: CacheDir = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -56,8 +58,8 @@ def tune(
     for this command. Run it when nothing else runs: what is measured while others
     are busy does not replace what was measured calmly.
 
-    Give the options that the engine is used with: each --precision, --prune and
-    --threads has a tuning of its own.
+    Give the options that the engine is used with: each --precision, --prune,
+    --threads and --providers has a tuning of its own.
     """
     from ..hardware.busy import BusyClock
     from ..pipeline.tuning import BUSY
@@ -65,7 +67,8 @@ def tune(
     out: Output = ctx.obj
     start = time.perf_counter()
     models = {"encoder": encoder, "synthesizer": synthesizer, "vocoder": vocoder}
-    place = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
+    place: dict[str, Any] = {"precision": precision.value, "prune": prune, "threads": threads, "cache_dir": cache_dir}
+    place["providers"] = providers
     with (
         out.progress() as progress,
         engines.open_engine(out, engine, size, checkpoint, models, progress=progress, **place) as optimizer,

@@ -11,7 +11,17 @@ from typing import Any
 from ..errors import EngineError, UnsupportedEngine
 from .base import Adapter, Bound, Part
 
-__all__ = ["ADAPTERS", "CHECKPOINTS", "DECLINED", "Adapter", "Bound", "Part", "adapter_for", "adapter_from_checkpoint"]
+__all__ = [
+    "ADAPTERS",
+    "CHECKPOINTS",
+    "DECLINED",
+    "Adapter",
+    "Bound",
+    "Part",
+    "adapter_for",
+    "adapter_from_checkpoint",
+    "checkpoint_options",
+]
 
 ADAPTERS = {
     "accelerator.engines.mockingbird.engine.MockingBird": "accelerator.engines.mockingbird:MockingBirdAdapter",
@@ -68,13 +78,21 @@ def adapter_for(engine: Any) -> Adapter:
 
 def adapter_from_checkpoint(engine: str, path: Any, *, cache: Any = None, **options: Any) -> Adapter:
     """The adapter of an engine that is still on disk. cache: offered to adapters that take one. Raises EngineError."""
+    if cache is not None and "cache" in checkpoint_options(engine):
+        options["cache"] = cache
+    adapter: Adapter = _opener(engine)(path, **options)
+    return adapter
+
+
+def checkpoint_options(engine: str) -> frozenset[str]:
+    """What can be said of an engine's checkpoint when it is opened. Raises EngineError."""
+    return frozenset(inspect.signature(_opener(engine)).parameters)
+
+
+def _opener(engine: str) -> Any:
     if engine not in CHECKPOINTS:
         raise EngineError(f"no engine called {engine!r}; choose one of {', '.join(sorted(CHECKPOINTS))}")
-    from_checkpoint = _load(CHECKPOINTS[engine]).from_checkpoint
-    if cache is not None and "cache" in inspect.signature(from_checkpoint).parameters:
-        options["cache"] = cache
-    adapter: Adapter = from_checkpoint(path, **options)
-    return adapter
+    return _load(CHECKPOINTS[engine]).from_checkpoint
 
 
 def _type_names(engine: Any) -> Iterator[str]:

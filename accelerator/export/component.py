@@ -29,6 +29,8 @@ from ..cache import ContentCache, Entry, make_key
 from ..cache.build import Unfinished
 from ..errors import BadOutput, ExportError, ProofFailed
 from ..hardware import detect
+from ..hardware.accelerators import accelerators
+from ..runtime.options import ON_CPU, RunOptions
 from . import sources
 from .graph.specs import OPSET, Weights
 from .tracing import on_one_thread
@@ -114,13 +116,25 @@ class Built:
     """What a proof is about.
 
     path: the export's files, which must not be changed. scratch: a directory for temporary files. beside: the export of
-    the component that this one belongs to, if any.
+    the component that this one belongs to, if any. on: how ONNX Runtime is to run it, but for the number of threads.
     """
 
     path: Path
     precision: str
     scratch: Path
     beside: Export | None = None
+    on: RunOptions = ON_CPU
+    _ran: list[RunOptions] = field(default_factory=list, repr=False, compare=False)
+
+    def options(self, **changes: Any) -> RunOptions:
+        """How to open the export in a proof, for what it proves to be true of where it is to run."""
+        self._ran.append(replace(self.on, **changes))
+        return self._ran[-1]
+
+    @property
+    def ran(self) -> list[str]:
+        """The execution providers on which a proof opened the export; [] if it asked for no `options`."""
+        return list(self.on.providers) if self._ran else []
 
 
 @dataclass(frozen=True)
@@ -152,6 +166,7 @@ class Component:
     weight_bytes: int | None = None  # in float32; helps to guess a precision
     engine: str = ""  # the engine's name, for people who look into the cache
     beside: str = ""
+    runs: bool = True  # whether sessions open it; False for tables
     in_torch: bool = True
 
 
@@ -190,10 +205,13 @@ def key_fields(component: Component, precision: str, beside: Export | None = Non
     }
 
 
-def proof_note(component: Component) -> str:
-    """The name of the note with a proof's result: it covers the code that judges and what is judged."""
+def proof_note(component: Component, on: RunOptions = ON_CPU) -> str:
+    """The name of the note with a proof's result: it covers the code that judges and what is judged, and where."""
     judge = sources.digest(component.prove, *component.judges)
-    here = make_key(isa=sorted(detect().isa), kernels=component.kernels())
+    elsewhere: dict[str, Any] = {}
+    if on.providers != ON_CPU.providers:
+        elsewhere = {"providers": on.providers, "devices": accelerators()}
+    here = make_key(isa=sorted(detect().isa), kernels=component.kernels(), **elsewhere)
     return f"proof-{judge[:_NAMED]}-{here[:_NAMED]}"
 
 
@@ -205,14 +223,17 @@ def export_component(
     proof: Proof = "strict",
     progress: Progress = ignore_progress,
     beside: Export | None = None,
+    on: RunOptions = ON_CPU,
 ) -> Export:
     """The component's export in exactly this precision, from the cache or built, proven and published now.
+
+    on: what it is proven on, beside the CPU alone: the execution providers of these options.
 
     Raises ProofFailed (with its report) when the proof rejects it and `proof` is "strict", ExportError for any other
     failure of the exporter, CacheError when there is nowhere to put it.
     """
     progress(ProgressEvent(component.name, "hash", precision=precision))
-    return _Making(component, precision, cache, proof, progress, beside).export()
+    return _Making(component, precision, cache, proof, progress, beside, on).export()
 
 
 class _Making:
@@ -226,11 +247,12 @@ class _Making:
         proof: Proof,
         progress: Progress,
         beside: Export | None,
+        on: RunOptions,
     ) -> None:
         self._component, self._precision, self._cache = component, precision, cache
-        self._strict, self._progress, self._beside = proof == "strict", progress, beside
+        self._strict, self._progress, self._beside, self._on = proof == "strict", progress, beside, on
         self._fields = key_fields(component, precision, beside)
-        self._key, self._note = make_key(**self._fields), proof_note(component)
+        self._key, self._note = make_key(**self._fields), proof_note(component, on)
         self._report: dict[str, Any] | None = None
 
     def export(self) -> Export:
@@ -269,7 +291,10 @@ class _Making:
         self._progress(ProgressEvent(self._component.name, "prove", precision=self._precision))
         scratch, _ = self._cache.scratch()
         with Unfinished(scratch), self._as_export_error():
-            report = _proven(self._component, Built(directory, self._precision, scratch, self._beside))
+            built = Built(directory, self._precision, scratch, self._beside, self._on)
+            report = _proven(self._component, built)
+        if self._on.providers != ON_CPU.providers:
+            report["providers"] = built.ran
         if not self._cache.write_note(self._key, self._note, report):
             _unwritten[self._cache.root, self._key, self._note] = report
         self._report = report

@@ -37,6 +37,7 @@ class NativeSession:
         self.name = self.path.stem
         self.stack, self._hidden = spec.graph(self.name)
         self._kept: list[np.ndarray] = []
+        self.matrices: list[np.ndarray] = []  # in tiles, in the order in which they were made: what a step reads
         try:
             weights = stored(self.path)
             self._plan, self._layers = self._prepare(weights)
@@ -74,6 +75,7 @@ class NativeSession:
             plan[name] = self._keep(weights[name])
         plan["norm"] = self._keep(weights[f"{self.name}.norm"])
         self._matrix(plan["head"], f"{self.name}.head", weights)
+        self.rows = int(plan["head"]["rows"])  # of the head
         if hidden is not None:
             plan["post_norm"], plan["hidden_width"] = hidden.normed, hidden.width
             if hidden.projected:
@@ -152,6 +154,7 @@ class NativeSession:
         packed[:, :, scales_at:zeros_at] = _by_tile(rest.astype(np.float16), count).view(np.uint8)
         packed[:, :, zeros_at:] = _by_tile(_zero_points(name, weights, rows, blocks, bits)[order], count)
         matrix["weights"], matrix["factors"] = self._keep(packed), self._keep(factors)
+        self.matrices.append(self._kept[-2])
         bias = weights.get(f"{name}.bias")
         if bias is not None:
             matrix["bias"] = self._keep(np.pad(bias.astype(np.float32).reshape(-1), (0, count * LANES - rows)))
@@ -181,6 +184,7 @@ class NativeBinding:
     ) -> None:
         self._session, self._arrays = session, {**inputs, **outputs}
         self.team = session.team
+        assert outputs["logits"].shape[1] == session.rows, "logits have another width than the head"
         self._x, self._ends = inputs["x"], inputs["seqlens_k"]
         self._plan, self._layers = session.records()
         self._batch, self._length = self._x.shape[:2]

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from ..errors import BadOutput
 from ..speech import SamplingParams
 from .sampling import MIN_TEMPERATURE, Noise, penalise, unusable
 
-__all__ = ["TokenSampler", "candidates"]
+__all__ = ["Chance", "TokenSampler", "candidates"]
 
 _BLOCK = 64
 
@@ -31,14 +33,10 @@ def candidates(
     The top_k largest logits stay (and ties with the last one), and of these the likeliest up to the one whose
     cumulative probability reaches top_p, which is kept. Raises BadOutput when the largest logit is not finite.
     """
-    largest = logits.max(initial=-math.inf)  # NaN if any is
-    if not math.isfinite(largest):
-        raise unusable(logits)
-    limit = logits.size if top_k is None else min(top_k, logits.size)
-    least = _ranked(logits, limit) if limit < logits.size else -math.inf
-    kept = np.flatnonzero(logits >= least)
+    kept = _likeliest(logits, logits.size if top_k is None else top_k)
     kept = kept[np.argsort(-logits[kept], kind="stable")]
-    shares = np.exp((logits[kept].astype(np.float64) - largest) / temperature)
+    values = logits[kept].astype(np.float64)
+    shares = np.exp((values - values[0]) / temperature)
     shares /= shares.sum()
     if top_p < 1.0:
         shares = shares[: int(shares.cumsum().searchsorted(top_p, side="left")) + 1]
@@ -46,23 +44,59 @@ def candidates(
     return kept[: len(shares)], shares
 
 
-def _ranked(logits: np.ndarray, rank: int) -> float:
-    """The value of this rank among float32 [n], 1 the largest; a quarter of the time of sorting them out at once.
+def _likeliest(logits: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` largest of float32 [n], and of ties with the last one, ascending. Raises BadOutput.
 
-    Of blocks' largest values, the one of that rank is no larger: only what is at least as large needs to be looked at.
+    Of many logits, each is looked at once: for the largest of each of some blocks, which are taken at equal distances,
+    as processors like it. Those with the `count` largest hold all that is wanted.
     """
     blocks = logits.size // _BLOCK
-    if blocks > 4 * rank:
-        tops = logits[: blocks * _BLOCK].reshape(_BLOCK, blocks).max(axis=0)
-        logits = logits[logits >= np.partition(tops, blocks - rank)[blocks - rank]]
-    return float(np.partition(logits, logits.size - rank)[logits.size - rank])
+    whole = blocks <= 4 * count
+    tops = logits if whole else logits[: blocks * _BLOCK].reshape(_BLOCK, blocks).max(axis=0)
+    rest = logits[blocks * _BLOCK :]
+    if not math.isfinite(np.maximum(tops.max(initial=-math.inf), rest.max(initial=-math.inf))):  # NaN if any is
+        raise unusable(logits)
+    if whole:
+        return _at_least(logits, count)
+    places = np.arange(_BLOCK)[:, None] * blocks + _at_least(tops, count)
+    places = np.concatenate([places.reshape(-1), np.arange(blocks * _BLOCK, logits.size)])
+    return places[_at_least(logits[places], count)]
+
+
+def _at_least(values: np.ndarray, rank: int) -> np.ndarray:
+    """Where values are as large as the one of this rank, 1 the largest; ascending."""
+    if rank >= values.size:
+        return np.arange(values.size)
+    return np.flatnonzero(values >= np.partition(values, values.size - rank)[values.size - rank])
+
+
+class Chance(Protocol):
+    """The random numbers of a sequence's tokens, which depend on its seed and on the token's number only."""
+
+    def seek(self, token: int) -> None:
+        """Go to a token's beginning, 0 the first."""
+
+    def choose(self, ids: np.ndarray, shares: np.ndarray) -> int:
+        """Which of some candidates is drawn, by number: vocabulary ids int64 [k], probabilities float64 [k]."""
+
+
+class _Inverted:
+    """Inverts the cumulative distribution, by one random number (Philox, Salmon et al. 2011)."""
+
+    def __init__(self, seed: int) -> None:
+        self._noise = Noise(seed)
+        self.seek = self._noise.seek
+
+    def choose(self, ids: np.ndarray, shares: np.ndarray) -> int:
+        found = int(shares.cumsum().searchsorted(self._noise.random(), side="right"))
+        return min(found, len(shares) - 1)  # the last sum may be rounded to less than 1
 
 
 class TokenSampler:
     """Draws the tokens of one sequence: `main`, then `push` it. Not for sharing between threads: one per sequence.
 
     `params` must be resolved (temperature and top_p given). The random number of a token depends on the seed and the
-    token's number only (Philox, Salmon et al. 2011), so `resume` continues exactly as the original would have.
+    token's number only, so `resume` continues exactly as the original would have.
     """
 
     def __init__(
@@ -72,9 +106,11 @@ class TokenSampler:
         *,
         allowed: Sequence[tuple[int, int]] | None = None,
         prompt: Iterable[int] = (),
+        chance: Callable[[int], Chance] = _Inverted,
     ) -> None:
         """rows: the exported head's vocabulary ids (`CausalSpec.rows`). allowed: the ranges of ids (begin, end)
-        that may be drawn; None allows all. prompt: ids that a repetition penalty counts as already said.
+        that may be drawn; None allows all. prompt: ids that a repetition penalty counts as already said. chance: a
+        seed's random numbers; greedy tokens need none.
         """
         if params.temperature is None or params.top_p is None:
             raise ValueError("a sampler needs a temperature and a top_p: resolve its params with SamplingParams.over")
@@ -92,7 +128,8 @@ class TokenSampler:
         self._prompt = tuple(prompt)
         self._said = {self._row_of[int(i)] for i in self._prompt if int(i) in self._row_of}
         self.tokens = 0  # pushed so far
-        self._noise = Noise(self.seed)
+        self._make = chance
+        self._chance = None if self._temperature == 0.0 else chance(self.seed)
 
     def main(self, logits: np.ndarray) -> int:
         """A vocabulary id from the exported rows' logits, float32 [n]. Raises BadOutput for a wrong length, or where
@@ -110,14 +147,9 @@ class TokenSampler:
         return int(self._rows[self._draw(logits)])
 
     def _draw(self, logits: np.ndarray) -> int:
-        temperature, greedy = max(self._temperature, MIN_TEMPERATURE), self._temperature == 0.0
-        kept, shares = candidates(
-            logits, temperature=temperature, top_p=self._top_p, top_k=1 if greedy else self._top_k
-        )
-        if greedy:
-            return int(kept[0])
-        found = int(shares.cumsum().searchsorted(self._noise.random(), side="right"))
-        return int(kept[min(found, len(kept) - 1)])  # the last sum may be rounded to less than 1
+        temperature, top_k = max(self._temperature, MIN_TEMPERATURE), 1 if self._chance is None else self._top_k
+        kept, shares = candidates(logits, temperature=temperature, top_p=self._top_p, top_k=top_k)
+        return int(kept[0 if self._chance is None else self._chance.choose(self._rows[kept], shares)])
 
     def code(self, codebook: int, logits: np.ndarray) -> int:
         """Never called: a causal language model has no codebooks."""
@@ -128,13 +160,13 @@ class TokenSampler:
         if (row := self._row_of.get(int(frame[0]))) is not None:
             self._said.add(row)
         self.tokens += 1
-        self._noise.seek(self.tokens)
+        if self._chance is not None:
+            self._chance.seek(self.tokens)
 
     def resume(self, tokens: Iterable[int]) -> TokenSampler:
         """A new sampler positioned after `tokens`, with this one's seed and options."""
-        other = TokenSampler(self.params, self._rows, allowed=self._allowed, prompt=self._prompt)
-        other.seed = self.seed
-        other._noise = Noise(self.seed)
+        params = replace(self.params, seed=self.seed)
+        other = TokenSampler(params, self._rows, allowed=self._allowed, prompt=self._prompt, chance=self._make)
         for token in tokens:
             other.push((token,))
         return other

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .. import kernels
 from ..export.calibration import Calibration
@@ -21,11 +22,14 @@ from .quantized import in_int8
 
 __all__ = [
     "COMPILED",
+    "KERNEL_SLACK",
     "ONNX_RUNTIME",
     "OPENVINO",
     "REWRITTEN",
     "beside_steps",
     "compiled_kernels",
+    "is_compiled",
+    "nearer",
     "onnx_runtime",
     "onnx_runtime_int8",
     "openvino",
@@ -36,6 +40,7 @@ __all__ = [
 ]
 
 ONNX_RUNTIME, OPENVINO, REWRITTEN, COMPILED = "onnxruntime", NAME, "onednn", "native"  # as metrics and tunings say
+KERNEL_SLACK = 1.1  # how much larger the kernels' error may be where the graphs themselves miss the bar
 _ASKING = ("int4", "int8")  # int8 is the next better precision where a part has no int4
 
 Proven = Callable[[RunOptions, Mapping[str, Export]], bool]
@@ -47,13 +52,16 @@ def onnx_runtime(
     """Sessions of one thread, of the tier's guess, and beyond it; several threads also with a short spin.
 
     alike: several only where the proof says that they answer bit for bit as one does, see `onnx_file`; then callers
-    share them, and memory.
+    share them, and memory. And those of the tier's guess on each of the execution providers that are asked for.
     """
 
     def offers(machine: Machine) -> Sequence[RunOptions]:
         spins = (0, SHORT_SPIN_US) if can_bound_spinning() else (0,)
         counts = _threads(machine, most_threads)
-        return [RunOptions(threads=n, spin_us=spin) for n in counts for spin in (spins if n > 1 else spins[:1])]
+        plain = [RunOptions(threads=n, spin_us=spin) for n in counts for spin in (spins if n > 1 else spins[:1])]
+        guess = min(counts, key=lambda n: abs(n - machine.tier.threads))  # for what is left to the processor
+        on = [RunOptions(threads=guess, providers=each, engines=machine.engines) for each in machine.providers]
+        return [*plain, *on]
 
     def proven(options: RunOptions, exports: Mapping[str, Export]) -> bool:
         return not alike or options.threads == 1 or all(each.proof.get("alike") is True for each in exports.values())
@@ -183,14 +191,27 @@ def rewritten(component: Component, load: Load) -> Backend:
     return Backend(REWRITTEN, (component,), offers, load, proven, probed=True, concurrent=False, kinds=kinds)
 
 
-def over_graphs(
-    components: tuple[Component, ...], load: Load, proven: Callable[[Mapping[str, Export]], bool]
-) -> tuple[Backend, ...]:
-    """Compiled kernels and ONNX Runtime, over the same exports of a language model. proven: for the kernels."""
+def over_graphs(components: tuple[Component, ...], load: Load, model: str) -> tuple[Backend, ...]:
+    """Compiled kernels and ONNX Runtime, over the same exports. model: the component whose proof judges the kernels."""
+
+    def proven(options: RunOptions, exports: Mapping[str, Export]) -> bool:
+        return is_compiled(exports[model].proof)
+
     return (
-        compiled_kernels(components, load, available=kernels.available, proven=lambda _, exports: proven(exports)),
+        compiled_kernels(components, load, available=kernels.available, proven=proven),
         onnx_runtime(components, load),
     )
+
+
+def is_compiled(proof: Mapping[str, Any]) -> bool:
+    """Whether compiled kernels answer as they should over the weights of a language model's graphs: by their proof."""
+    return proof.get("compiled", {}).get("usable") is True
+
+
+def nearer(report: Mapping[str, Any], rejected: Mapping[str, Any], slack: float = 1.0) -> bool:
+    """Whether figures that miss the bar are no worse than the main graphs', which miss it too (proof="warn")."""
+    figures = rejected["bar"]
+    return not rejected["passed"] and all(report[each] <= slack * float(rejected[each]) for each in figures)
 
 
 def beside_steps(options: RunOptions) -> tuple[RunOptions, bool] | None:

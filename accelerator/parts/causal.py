@@ -31,7 +31,7 @@ from ..inference.embeddings import Table, write_table
 from ..inference.transformer import Runner, TokenEmbeddings
 from ..runtime.onnx import Session
 from ..runtime.options import RunOptions
-from .backends import COMPILED, beside_steps, over_graphs, wants_prefill
+from .backends import COMPILED, KERNEL_SLACK, beside_steps, nearer, over_graphs, wants_prefill
 from .part import Backend, Call
 
 __all__ = [
@@ -41,14 +41,17 @@ __all__ = [
     "PREFILL",
     "causal_backends",
     "causal_components",
+    "exported_spec",
+    "is_float",
     "load_causal",
     "outside",
     "stored_components",
 ]
 
 EMBEDDINGS, CAUSAL, PREFILL = "embeddings", "causal", "prefill"
-OUTSIDE = 1e-3  # the most probability of a step that a cut head may leave out
+OUTSIDE = 1e-3  # the most probability of a step that a cut head may leave out, unless an engine says otherwise
 _PROOF_THREADS = 2
+_PROVING = RunOptions(threads=_PROOF_THREADS)
 _PREFILL = f"{PREFILL}_{NAME}"  # the same graph, quantized by rows
 _SPEC, _RANGES = "spec.json", "ranges.npy"
 
@@ -62,6 +65,8 @@ def causal_components(
     dtype: str = "fp32",
     prefill: bool | None = None,
     recipes: Mapping[str, Recipe] = RECIPES,
+    witnesses: Callable[[], Sequence[Trace]] | None = None,
+    outside: float = OUTSIDE,
 ) -> tuple[Component, ...]:
     """The embedding table and the graph of a causal language model, and perhaps a graph for prefill.
 
@@ -69,19 +74,29 @@ def causal_components(
     once; its `main_logits` [n, 1, vocabulary] or [n, vocabulary] are over the whole vocabulary, its key-value ranges as
     the model's own cache has them. dtype, prefill, recipes: as for `language_model.language_model_components`.
 
-    The trace settles two things while building. The head is cut to the spec's ranges only if PyTorch never gives more
-    than `OUTSIDE` to all other ids; otherwise it has the whole vocabulary. And where an int8 key-value cache misses the
-    bar (large key biases may saturate it), the same weights get a float32 cache.
+    Traces settle two things while building. The head is cut to the spec's ranges only if PyTorch never gives more than
+    `outside` to all other ids, in the trace and in `witnesses`, those of requests of other kinds, which are asked for
+    only where the spec leaves ids out; otherwise it has the whole vocabulary. And where an int8 key-value cache misses
+    the bar (large key biases may saturate it), the same weights get a float32 cache, unless that misses it as well.
     """
     if prefill is None:
         prefill = wants_prefill()
-    export = _Exporter(spec, weights, cache(trace), dtype, recipes)
-    config = {**spec.to_dict(), "engine_dtype": dtype}
+    export = _Exporter(spec, weights, cache(trace), dtype, recipes, witnesses, outside)
+    config = {**spec.to_dict(), "engine_dtype": dtype, "outside": outside}
     quantized = tuple(precision for precision, recipe in recipes.items() if recipe.kv_bits == 8)
     given = (weights, trace)
+    builders = given if witnesses is None else (*given, witnesses)
     made = (
         Component(
-            EMBEDDINGS, identity, spec.to_dict(), ("fp32",), export.build_table, export.prove_table, given, given
+            EMBEDDINGS,
+            identity,
+            spec.to_dict(),
+            ("fp32",),
+            export.build_table,
+            export.prove_table,
+            given,
+            given,
+            runs=False,
         ),
         Component(
             CAUSAL,
@@ -90,8 +105,8 @@ def causal_components(
             tuple(recipes),
             export.build,
             export.prove,
-            given,
-            given,
+            builders,
+            builders,
             kernels.kind,
             {precision: vars(recipe) for precision, recipe in recipes.items()},
             spec.weight_bytes,
@@ -121,6 +136,8 @@ class _Exporter:
     trace: Callable[[], Trace]
     dtype: str
     recipes: Mapping[str, Recipe]
+    witnesses: Callable[[], Sequence[Trace]] | None = None
+    most: float = OUTSIDE  # probability outside of a cut head
 
     def build_table(self, directory: Path, precision: str, progress: Progress) -> None:
         progress(ProgressEvent(EMBEDDINGS, "build", 0, 1, precision))
@@ -132,14 +149,17 @@ class _Exporter:
         return compare_arrays([(expected[rows], table[rows])], 0.0)
 
     def build(self, directory: Path, precision: str, progress: Progress) -> None:
-        recipe, spec = self.recipes[precision], _settled(self.spec, self.trace())
+        recipe, spec = self.recipes[precision], self._settled
         weights = self._counted(CAUSAL, precision, progress)
         (directory / _SPEC).write_text(json.dumps(spec.to_dict()))
         ranges = self._ranges() if recipe.kv_bits == 8 else None
         build_causal(directory, spec, weights, recipe, ranges)
-        if ranges is not None and not self._compared(directory, self._bar(precision), NAME)["passed"]:
-            ranges = None
+        if ranges is not None and not (narrow := self._compared(directory, self._bar(precision), NAME))["passed"]:
             build_causal(directory, spec, weights, recipe)
+            if nearer(narrow, self._compared(directory, self._bar(precision), NAME), KERNEL_SLACK):
+                build_causal(directory, spec, weights, recipe, ranges)  # it is not the cache that misses the bar
+            else:
+                ranges = None
         if ranges is not None:
             np.save(directory / _RANGES, np.stack([ranges.keys, ranges.values]))
 
@@ -148,31 +168,38 @@ class _Exporter:
         ranges = beside.path / _RANGES
         kept = KVRanges(*np.load(ranges)) if ranges.exists() else None
         weights = self._counted(PREFILL, precision, progress)
-        build_causal(directory, _spec_in(beside.path), weights, BY_ROW, kept, name=_PREFILL)
+        build_causal(directory, exported_spec(beside.path), weights, BY_ROW, kept, name=_PREFILL)
 
     def prove(self, built: Built) -> dict[str, Any]:
         """The graph in ONNX Runtime, and by compiled kernels under "compiled" where there are some."""
         if built.precision == "fp32":
-            return self.proven(built.path, built.precision)
+            return self.proven(built.path, built.precision, built.options(threads=_PROOF_THREADS))
         if not (structure := self._structure)["passed"]:
             return {**structure, "structure": structure}
-        return {**self.proven(built.path, built.precision), "structure": structure}
+        return {
+            **self.proven(built.path, built.precision, built.options(threads=_PROOF_THREADS)),
+            "structure": structure,
+        }
 
-    def proven(self, directory: Path, precision: str) -> dict[str, Any]:
+    def proven(self, directory: Path, precision: str, options: RunOptions = _PROVING) -> dict[str, Any]:
         bar = self._bar(precision)
-        report = self._compared(directory, bar, NAME)
-        report["outside"] = outside(_logits(self.trace()), _spec_in(directory).rows)
+        report = self._compared(directory, bar, NAME, options=options)
+        report["outside"] = self._outside(exported_spec(directory).rows)
         if precision != "fp32" and kernels.available():
-            report["compiled"] = self._prove_compiled(directory, bar)
+            report["compiled"] = self._prove_compiled(directory, bar, report)
         return report
 
     def prove_prefill(self, built: Built) -> dict[str, Any]:
         assert built.beside is not None
-        return self.proven_prefill(built.path, built.beside.path, built.precision)
+        return self.proven_prefill(
+            built.path, built.beside.path, built.precision, built.options(threads=_PROOF_THREADS)
+        )
 
-    def proven_prefill(self, directory: Path, beside: Path, precision: str) -> dict[str, Any]:
+    def proven_prefill(
+        self, directory: Path, beside: Path, precision: str, options: RunOptions = _PROVING
+    ) -> dict[str, Any]:
         """Prompts by this graph and steps by the other; then everything by this one, as in a batch with AMX."""
-        options, bar = RunOptions(threads=_PROOF_THREADS), self._bar(precision)
+        bar = self._bar(precision)
         own = Session(directory / f"{_PREFILL}.onnx", options)
         other = Session(beside / f"{NAME}.onnx", options)
         prompts, everything = (self._judged(beside, graphs, bar) for graphs in ([other, own], [own]))
@@ -191,29 +218,47 @@ class _Exporter:
         return None if keys is None or values is None else KVRanges(keys, values)
 
     @cached_property
+    def _settled(self) -> CausalSpec:
+        """The spec, or the one with a whole head where the cut would change what is drawn."""
+        if self._outside(self.spec.rows) <= self.most:
+            return self.spec
+        return replace(self.spec, ranges=((0, _logits(self.trace()).shape[1]),))
+
+    def _outside(self, rows: np.ndarray) -> float:
+        """The largest share of a step's probability, in all traces, of ids that are not among `rows`."""
+        if len(rows) == _logits(self.trace()).shape[1]:
+            return 0.0
+        return max(outside(_logits(trace), rows) for trace in (self.trace(), *self._others))
+
+    @cached_property
+    def _others(self) -> Sequence[Trace]:
+        return () if self.witnesses is None else self.witnesses()
+
+    @cached_property
     def _structure(self) -> dict[str, Any]:
         """The same graph with float32 weights, free of quantization noise. Built in a temporary directory."""
         with tempfile.TemporaryDirectory(prefix="structure-") as aside:
-            spec = _settled(self.spec, self.trace())
+            spec = self._settled
             (Path(aside) / _SPEC).write_text(json.dumps(spec.to_dict()))
             build_causal(Path(aside), spec, self.weights, RECIPES["fp32"])
             return self._compared(Path(aside), self._bar("fp32"), NAME)
 
-    def _prove_compiled(self, directory: Path, bar: Bar) -> dict[str, Any]:
-        """Compiled kernels over the same weights, held to the same bar."""
+    def _prove_compiled(self, directory: Path, bar: Bar, beside: Mapping[str, Any]) -> dict[str, Any]:
+        """Compiled kernels over the same weights, held to the same bar. usable: whether they may replace the graph."""
         try:
-            report = self._judged(directory, open_graphs(directory, _spec_in(directory), [NAME], _PROOF_THREADS), bar)
+            report = self._judged(
+                directory, open_graphs(directory, exported_spec(directory), [NAME], _PROOF_THREADS), bar
+            )
         except (SessionError, BadOutput) as error:  # unsupported sizes, or answers that cannot be right
-            return {"passed": False, "error": str(error)}
-        return report
+            return {"passed": False, "usable": False, "error": str(error)}
+        return {**report, "usable": report["passed"] or nearer(report, beside, KERNEL_SLACK)}
 
-    def _compared(self, directory: Path, bar: Bar, *names: str) -> dict[str, Any]:
-        options = RunOptions(threads=_PROOF_THREADS)
-        return self._judged(directory, [Session(directory / f"{name}.onnx", options) for name in names], bar)
+    def _compared(self, directory: Path, bar: Bar, name: str, *, options: RunOptions = _PROVING) -> dict[str, Any]:
+        return self._judged(directory, [Session(directory / f"{name}.onnx", options)], bar)
 
     def _judged(self, directory: Path, sessions: Sequence[Runner], bar: Bar) -> dict[str, Any]:
         """The figures of a graph that is fed the trace's tokens; of two graphs the second one runs the prompt."""
-        spec, trace = _spec_in(directory), self.trace()
+        spec, trace = exported_spec(directory), self.trace()
         prompts = (sessions[1], False) if len(sessions) > 1 else None
         decoder = CausalDecoder(spec, sessions[0], TokenEmbeddings(self.weights(EMBEDDINGS)), prefill_graph=prompts)
         expected = replace(trace, main_logits=_logits(trace)[:, spec.rows])
@@ -233,7 +278,7 @@ def stored_components(
     `causal_components`.
     """
     recipes = {precision: RECIPES[precision]}
-    export = _Exporter(_spec_in(directory), lambda name: _table(directory), cache(trace), dtype, recipes)
+    export = _Exporter(exported_spec(directory), lambda name: _table(directory), cache(trace), dtype, recipes)
     stored = _Stored(export, directory)
     config = {"engine_dtype": dtype}
     how: dict[str, Any] = {"recipes": {precision: vars(RECIPES[precision])}, "in_torch": False}
@@ -265,10 +310,11 @@ class _Stored:
         (place / _SPEC).write_text((self.directory / _SPEC).read_text())
 
     def prove(self, built: Built) -> dict[str, Any]:
-        return self.export.proven(self.directory, built.precision)
+        return self.export.proven(self.directory, built.precision, built.options(threads=_PROOF_THREADS))
 
     def prove_prefill(self, built: Built) -> dict[str, Any]:
-        return self.export.proven_prefill(self.directory, self.directory, built.precision)
+        options = built.options(threads=_PROOF_THREADS)
+        return self.export.proven_prefill(self.directory, self.directory, built.precision, options)
 
 
 def _table(directory: Path) -> Any:
@@ -282,31 +328,27 @@ def outside(logits: np.ndarray, rows: np.ndarray) -> float:
     return float(1 - shares[:, rows].sum(axis=1).min()) if len(rows) < logits.shape[1] else 0.0
 
 
-def _settled(spec: CausalSpec, trace: Trace) -> CausalSpec:
-    """The spec, or the one with a whole head where the cut would change what is drawn."""
-    logits = _logits(trace)
-    if outside(logits, spec.rows) <= OUTSIDE:
-        return spec
-    return replace(spec, ranges=((0, logits.shape[1]),))
-
-
 def _logits(trace: Trace) -> np.ndarray:
     """[n, vocabulary]"""
     return trace.main_logits.reshape(len(trace.main_logits), -1)
 
 
-def _spec_in(directory: Path) -> CausalSpec:
+def exported_spec(directory: Path) -> CausalSpec:
     """The spec that an export was built with."""
     return CausalSpec.from_dict(json.loads((directory / _SPEC).read_text()))
+
+
+def is_float(directory: Path) -> bool:
+    """Whether an export's matrices are as the model has them: by its size, as nothing quantized is nearly as large."""
+    size = sum(file.stat().st_size for file in directory.glob(f"{NAME}.*"))
+    return size >= exported_spec(directory).weight_bytes
 
 
 def causal_backends(
     components: tuple[Component, ...], load: Callable[[Mapping[str, Path], RunOptions], Call]
 ) -> tuple[Backend, ...]:
     """Compiled kernels and ONNX Runtime, over the same exports. load: makes the part's call of either."""
-    return over_graphs(
-        components, load, lambda exports: exports[CAUSAL].proof.get("compiled", {}).get("passed") is True
-    )
+    return over_graphs(components, load, CAUSAL)
 
 
 def load_causal(paths: Mapping[str, Path], options: RunOptions) -> CausalDecoder:
@@ -316,7 +358,7 @@ def load_causal(paths: Mapping[str, Path], options: RunOptions) -> CausalDecoder
     Runtime too. Without AMX it is faster only for ONNX Runtime's prompts.
     """
     directory = paths[CAUSAL]
-    spec, embeddings = _spec_in(directory), TokenEmbeddings(Table(paths[EMBEDDINGS] / f"{EMBEDDINGS}.npy"))
+    spec, embeddings = exported_spec(directory), TokenEmbeddings(Table(paths[EMBEDDINGS] / f"{EMBEDDINGS}.npy"))
     prefill = None
     with huge_pages():  # a step reads all weights
         graph: Runner

@@ -101,7 +101,7 @@ def _component(session: Any, speeches: Sequence[Speak], among: str) -> Component
         _write(model_of(session), directory / f"{_NAME}.onnx", among)
 
     def prove(built: Built) -> dict[str, Any]:
-        call = run_session(_NAME, {_NAME: built.path}, RunOptions(threads=_PROOF_THREADS, arena=False))
+        call = run_session(_NAME, {_NAME: built.path}, built.options(threads=_PROOF_THREADS, arena=False))
         return _judged(session, speeches, among, built, call, REWRITTEN_DB)
 
     identity = functools.cache(lambda: model_digest(session))
@@ -116,7 +116,7 @@ def _blocks(session: Any, speeches: Sequence[Speak], among: str) -> Component:
             adaptive_blocks.write(whole, directory)
 
     def prove(built: Built) -> dict[str, Any]:
-        call = adaptive_blocks.Pieces(built.path, RunOptions(threads=_PROOF_THREADS, arena=False))
+        call = adaptive_blocks.Pieces(built.path, built.options(threads=_PROOF_THREADS, arena=False))
         return _judged(session, speeches, among, built, call, SNR_DB)
 
     return Component(

@@ -24,7 +24,7 @@ from ..inference.transformer import Embeddings, Runner
 from ..runtime.onnx import Session
 from ..runtime.options import RunOptions
 from . import graphs
-from .backends import COMPILED, beside_steps, over_graphs, wants_prefill
+from .backends import COMPILED, KERNEL_SLACK, beside_steps, nearer, over_graphs, wants_prefill
 from .graphs import EMBEDDINGS, GRAPHS, LANGUAGE_MODEL, PREFILL, TABLES, prefill_names
 from .part import Backend, Call
 
@@ -32,14 +32,12 @@ __all__ = [
     "EMBEDDINGS",
     "LANGUAGE_MODEL",
     "PREFILL",
-    "is_compiled",
     "language_model_backends",
     "language_model_components",
     "load_language_model",
 ]
 
 _PROOF_THREADS = 2
-_ROUNDING = 1.1  # how much larger the kernels' error may be where the graphs themselves miss the bar
 
 
 def language_model_components(
@@ -75,6 +73,7 @@ def language_model_components(
             proof.of_tables,
             builders=(weights,),
             judges=(weights,),
+            runs=False,
         ),
         Component(
             LANGUAGE_MODEL,
@@ -131,29 +130,29 @@ class _Proof:
     def of_graphs(self, built: Built) -> dict[str, Any]:
         """The graphs in ONNX Runtime, and by compiled kernels under "compiled" where there are some."""
         if built.precision == "fp32":
-            return self._compared(built.path, self._exact)
+            return self._compared(built.path, self._exact, built.options(threads=_PROOF_THREADS))
         if not self._structure:
             self._structure.append(self._of_structure(built.scratch))
         structure = self._structure[0]
         if not structure["passed"]:
             return {**structure, "structure": structure}
-        report = self._compared(built.path, BARS[built.precision])
+        report = self._compared(built.path, BARS[built.precision], built.options(threads=_PROOF_THREADS))
         compiled = {"compiled": self._of_kernels(built.path, report)} if kernels.available() else {}
         return {**report, **compiled, "structure": structure}
 
     def of_prefill(self, built: Built) -> dict[str, Any]:
         """Prompts by the prefill graphs and steps by the others; then everything by the former, as in a batch."""
         assert built.beside is not None
-        beside, options, bar = built.beside, RunOptions(threads=_PROOF_THREADS), BARS[built.precision]
+        beside, options, bar = built.beside, built.options(threads=_PROOF_THREADS), BARS[built.precision]
         own = [Session(built.path / f"{name}.onnx", options) for name in prefill_names()]
         others = [Session(beside.path / f"{name}.onnx", options) for name in GRAPHS]
         prompts, everything = self._judged([*others, *own], bar), self._judged(own, bar)
-        passed = all(r["passed"] or _nearer(r, beside.proof) for r in (prompts, everything))
+        passed = all(r["passed"] or nearer(r, beside.proof) for r in (prompts, everything))
         return {**prompts, "passed": passed, "prompts": prompts, "all": everything}
 
     def _of_structure(self, scratch: Path) -> dict[str, Any]:
         graphs.float32_graphs(scratch, self._spec, self._weights)
-        return self._compared(scratch, self._exact, prepack=False)
+        return self._compared(scratch, self._exact, RunOptions(threads=_PROOF_THREADS, prepack=False))
 
     def _of_kernels(self, directory: Path, beside: Mapping[str, Any]) -> dict[str, Any]:
         """Compiled kernels over the same weights, held to the same bar. usable: whether they may replace the graphs."""
@@ -161,10 +160,9 @@ class _Proof:
             report = self._judged(open_graphs(directory, self._spec, GRAPHS, _PROOF_THREADS), Bar(**beside["bar"]))
         except (SessionError, BadOutput) as error:  # unsupported sizes, or answers that cannot be right
             return {"passed": False, "usable": False, "error": str(error)}
-        return {**report, "usable": report["passed"] or _nearer(report, beside, _ROUNDING)}
+        return {**report, "usable": report["passed"] or nearer(report, beside, KERNEL_SLACK)}
 
-    def _compared(self, directory: Path, bar: Bar, *, prepack: bool = True) -> dict[str, Any]:
-        options = RunOptions(threads=_PROOF_THREADS, prepack=prepack)
+    def _compared(self, directory: Path, bar: Bar, options: RunOptions) -> dict[str, Any]:
         return self._judged([Session(directory / f"{name}.onnx", options) for name in GRAPHS], bar)
 
     def _judged(self, sessions: Sequence[Runner], bar: Bar) -> dict[str, Any]:
@@ -180,22 +178,11 @@ class _Proof:
         return {**compare_logits(pairs, bar), "frames": len(trace.frames)}
 
 
-def _nearer(report: Mapping[str, Any], rejected: Mapping[str, Any], slack: float = 1.0) -> bool:
-    """Whether figures that miss the bar are no worse than the main graphs', which miss it too (proof="warn")."""
-    figures = rejected["bar"]
-    return not rejected["passed"] and all(report[each] <= slack * float(rejected[each]) for each in figures)
-
-
 def language_model_backends(
     components: tuple[Component, ...], load: Callable[[Mapping[str, Path], RunOptions], Call]
 ) -> tuple[Backend, ...]:
     """Compiled kernels and ONNX Runtime, over the same exports. load: makes the part's call of either."""
-    return over_graphs(components, load, lambda exports: is_compiled(exports[LANGUAGE_MODEL].proof))
-
-
-def is_compiled(proof: Mapping[str, Any]) -> bool:
-    """Whether compiled kernels answer as they should over the graphs' weights: by the graphs' proof."""
-    return proof.get("compiled", {}).get("usable") is True
+    return over_graphs(components, load, LANGUAGE_MODEL)
 
 
 def load_language_model(paths: Mapping[str, Path], options: RunOptions) -> DualARDecoder:

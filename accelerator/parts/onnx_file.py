@@ -55,7 +55,7 @@ def onnx_file(
         (directory / f"{name}.onnx").write_bytes(model())
 
     def prove(built: Built) -> dict[str, Any]:
-        call = run_session(name, {name: built.path}, RunOptions(threads=_PROOF_THREADS))
+        call = run_session(name, {name: built.path}, built.options(threads=_PROOF_THREADS))
         found = list(examples())
         answered = [(expected, call(feed)) for feed, expected in found]
         outputs = _by_output(answered)

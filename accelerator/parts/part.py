@@ -23,13 +23,16 @@ class Machine:
     """What a backend would run on: the hardware, and what its owner asks for.
 
     tier: the first guess for a typical model. threads: per session; None lets a probe choose.
-    precision: "auto", or the first one to try.
+    precision: "auto", or the first one to try. providers: chains of ONNX Runtime's execution providers to try beside
+    the CPU alone. engines: where those keep what they make; see `RunOptions`.
     """
 
     profile: HardwareProfile
     tier: Tier
     threads: int | None = None
     precision: str = "auto"
+    providers: tuple[tuple[str, ...], ...] = ()
+    engines: str = ""
 
 
 def _always(options: RunOptions, exports: Mapping[str, Export]) -> bool:

@@ -18,7 +18,6 @@ from ..export.component import Built, Component, Progress, ProgressEvent
 from ..export.proof import compare_arrays, compare_signals
 from ..runtime import quantization
 from ..runtime.onnx import Session
-from ..runtime.options import RunOptions
 
 __all__ = ["as_it_sounds", "in_int8"]
 
@@ -60,7 +59,7 @@ def in_int8(component: Component, given: Calibration) -> Component:
 
 def as_it_sounds(name: str, built: Built, given: Calibration) -> dict[str, Any]:
     """The lowest signal-to-noise ratio over what the calibration has not seen, against the engine's own answers."""
-    session = Session(built.path / f"{name}.onnx", RunOptions(threads=_PROOF_THREADS))
+    session = Session(built.path / f"{name}.onnx", built.options(threads=_PROOF_THREADS))
     pairs = [
         (np.asarray(expected), answer)
         for feed, answers in given.judging()

@@ -10,7 +10,6 @@ import numpy as np
 from ..export.component import Built, Component
 from ..export.proof import compare_arrays, compare_codes, worst
 from ..runtime.onnx import Session
-from ..runtime.options import RunOptions
 from .modules import Examples, traced_module
 
 __all__ = ["traced"]
@@ -42,7 +41,7 @@ def traced(
     build = traced_module(name, module, examples, inputs, outputs)
 
     def prove(built: Built) -> dict[str, Any]:
-        session = Session(built.path / f"{name}.onnx", RunOptions(threads=_PROOF_THREADS))
+        session = Session(built.path / f"{name}.onnx", built.options(threads=_PROOF_THREADS))
         compared: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in outputs]
         for arguments, expected in examples():
             answers = session.run(dict(zip(session.inputs, arguments, strict=True)))

@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from ..cache import ContentCache
+from ..cache import ContentCache, layout, untrusted
 from ..errors import Closed
 from ..hardware import choose_tier, detect
 from ..hardware.forks import renewed_in_children
 from ..parts.part import Machine, Part
+from ..runtime.onnx import available_providers
+from ..runtime.providers import chains
+from ..voices import DiskVoices, VoiceStore
 from . import heard, pruned
 from .fallback import Route
 from .pooled import Workers
@@ -45,9 +49,10 @@ class Runtime:
                 settings, place = self.settings, self.settings.cache_dir
                 cache = place if isinstance(place, ContentCache) else ContentCache(place)
                 profile = detect(store=cache.root)
+                machine = Machine(profile, choose_tier(profile), settings.threads, settings.precision)
                 self._selector = Selector(
                     cache,
-                    Machine(profile, choose_tier(profile), settings.threads, settings.precision),
+                    self._with_providers(machine, cache),
                     proof=settings.proof,
                     probe=settings.probe,
                     progress=settings.progress,
@@ -55,17 +60,29 @@ class Runtime:
                 )
             return self._selector
 
+    def _with_providers(self, machine: Machine, cache: ContentCache) -> Machine:
+        """Also on the execution providers that are asked for and installed."""
+        if not (asked := self.settings.providers):
+            return machine
+        engines = cache.root / layout.ENGINES
+        # What TensorRT keeps there is machine code, as compiled kernels are.
+        kept = str(engines) if cache.writable and untrusted(cache.root) is None else ""
+        return replace(machine, providers=chains(asked, available_providers()), engines=kept)
+
     @property
     def cache(self) -> ContentCache:
         return self.selector.cache
 
     @property
-    def voices(self) -> ContentCache:
-        """The cache for voices: that of the exports, unless `voices_dir` is set."""
-        place = self.settings.voices_dir
+    def voices(self) -> VoiceStore:
+        """Where voices are kept: `voices`, `voices_dir`, what `ACCELERATOR_VOICES` names, or the cache of exports."""
+        settings, place = self.settings, self.settings.voices_dir
+        if settings.voices is not None:
+            assert not isinstance(settings.voices, str)
+            return settings.voices
         if place is None:
-            return self.cache
-        return place if isinstance(place, ContentCache) else ContentCache(place)
+            return DiskVoices(self.cache)
+        return DiskVoices(place if isinstance(place, ContentCache) else ContentCache(place))
 
     @property
     def workers(self) -> Workers:

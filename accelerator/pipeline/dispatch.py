@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 from ..audio.reference import Reference
@@ -21,7 +22,7 @@ from .fallback import Route
 from .pooled import Pooled
 from .pooling import pooling
 from .spoken import check_heard
-from .voices import VoiceStore
+from .voices import KnownVoices
 
 __all__ = ["Dispatcher", "Running"]
 
@@ -223,12 +224,12 @@ class Running:
 
 
 class Voices:
-    """Encoded reference recordings; each is encoded once and kept on disk."""
+    """Encoded reference recordings; each is encoded once and kept in a store."""
 
     def __init__(self, routes: Mapping[str, Route], runtime: Runtime) -> None:
         self._routes = [route for route in routes.values() if route.part.stage == "reference"]
         self._runtime = runtime
-        self._store: VoiceStore | None = None
+        self._store: KnownVoices | None = None
         self._lock = Lock()
 
     def of(self, request: SpeechRequest, stages: Stages, meter: Meter) -> Arrays:
@@ -254,17 +255,21 @@ class Voices:
         store = self._opened()
         return store is not None and _found(store, stages, reference) is not None
 
-    def _opened(self) -> VoiceStore | None:
+    def _opened(self) -> KnownVoices | None:
         """None where encoded recordings cannot be kept."""
         with self._lock:
             if self._store is None and (key := self._key()) is not None:
-                self._store = VoiceStore(self._runtime.voices, key)
+                self._store = KnownVoices(self._runtime.voices, key)
             return self._store
 
     def forget(self) -> None:
-        """Forget what is in memory; entries on disk stay."""
+        """Forget what is in memory; what is stored stays."""
         with self._lock:
             self._store = None
+
+    def status(self) -> dict[str, Any] | None:
+        """Where voices are kept and how often they were found; None before the first one. JSON-able."""
+        return None if self._store is None else {"store": str(self._store.store), **asdict(self._store.stats)}
 
     def _key(self) -> str | None:
         """Identifies the encoder, by the weights of the parts.
@@ -287,7 +292,7 @@ def _names(stages: Stages, reference: Reference) -> tuple[str, ...]:
     return (reference.digest,) if kept_as is None else tuple(kept_as(reference))
 
 
-def _found(store: VoiceStore, stages: Stages, reference: Reference) -> Arrays | None:
+def _found(store: KnownVoices, stages: Stages, reference: Reference) -> Arrays | None:
     names = _names(stages, reference)
     return next((known for name in names if (known := store.get(name)) is not None), None)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..cache import ContentCache, make_key
+from ..runtime.providers import short
 from .fallback import Route
 
 __all__ = ["NOTE", "described", "recalled", "remember"]
@@ -58,4 +59,6 @@ def _key(engine: str, routes: Mapping[str, Route]) -> str | None:
             dtype = None if choice.options is None else choice.options.dtype
             exports = {each: export.entry.key for each, export in choice.exports.items()}
             runs[name] = {"backend": choice.backend, "dtype": dtype, "exports": exports}
+            if choice.options is not None and (on := short(choice.options.providers)):
+                runs[name]["provider"] = on
     return make_key(heard=engine, runs=runs) if runs else None

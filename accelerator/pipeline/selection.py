@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..cache import ContentCache
+from ..cache import ContentCache, make_key
 from ..errors import CorruptEntry, ExportError, SessionError
 from ..export.component import (
     Component,
@@ -28,11 +28,12 @@ from ..export.component import (
     telling,
 )
 from ..hardware import choose_tier
+from ..hardware.accelerators import accelerators
 from ..hardware.busy import BusyClock
 from ..hardware.forks import Lock
 from ..hardware.pages import return_freed
 from ..parts.part import Backend, Call, Machine, Part
-from ..runtime.options import RunOptions
+from ..runtime.options import ON_CPU, RunOptions
 from .tuning import ORIGINAL, Record, Tuning, Way
 
 __all__ = ["Choice", "Selector"]
@@ -144,16 +145,23 @@ class Selector:
         """The record for this choice of backends and settings; choices made among others do not apply."""
         wishes = str(self.machine.threads or "auto"), self.machine.precision
         kinds = {f"{backend.name}-{dtype}" for backend in here for dtype in backend.dtypes(self.machine)}
-        names = self.machine.profile.fingerprint, *wishes, *sorted(kinds)
+        names = self.machine.profile.fingerprint, *wishes, *sorted(kinds), *self._devices()
         backends = [backend.name for backend in here]
         components = here[0].components
         identity = part.identity or (components[-1].identity if components else lambda: part.name)
         return Record.of(self.cache, part.name, identity(), *names, backends=backends, now=self.now)
 
+    def _devices(self) -> list[str]:
+        """What tells tunings with execution providers from those without, and those of other devices."""
+        providers = self.machine.providers
+        return [make_key(providers=providers, devices=accelerators())[:16]] if providers else []
+
     # Exports
 
-    def _candidates(self, part: Part, backends: Sequence[Backend]) -> Iterator[_Candidate]:
-        """All proven settings. Raises the last ExportError if no backend could be exported."""
+    def _candidates(
+        self, part: Part, backends: Sequence[Backend], among: Callable[[Way], bool] = lambda way: True
+    ) -> Iterator[_Candidate]:
+        """All proven settings among some. Raises the last ExportError if no backend could be exported."""
         known: dict[str, Export | None] = {}
         failure, found = None, False
         for backend in backends:
@@ -164,11 +172,30 @@ class Selector:
                 failure = error
                 continue
             for options in backend.offers(self.machine):
-                if backend.proven(options, exports):
+                wanted = among(Way(backend.name, options)) and backend.proven(options, exports)
+                if wanted and self._proven_on(backend, exports, options):
                     found = True
                     yield _Candidate(backend, options, exports)
         if failure is not None and not found:
             raise failure
+
+    def _proven_on(self, backend: Backend, exports: Mapping[str, Export], options: RunOptions) -> bool:
+        """Whether the exports answer as they should on the execution providers of these options, too."""
+        if options.providers == ON_CPU.providers:
+            return True
+        if not self.probe:  # nor would be known whether they are faster there
+            return False
+        for component in (each for each in backend.components if each.runs and each.name in exports):
+            export, beside = exports[component.name], exports.get(component.beside)
+            owned, how = replace(component, engine=self.engine), {"progress": self.progress, "beside": beside}
+            try:
+                there = export_component(owned, export.precision, self.cache, on=options, **how)  # type: ignore[arg-type]
+            except ExportError as error:
+                logger.warning("%s does not run on %s: %s", component.name, options.providers[0], error)
+                return False
+            if there.proof.get("providers") != list(options.providers):  # it opened sessions of its own, on the CPU
+                return False
+        return True
 
     def _exported(self, backend: Backend, known: dict[str, Export | None]) -> dict[str, Export]:
         """A backend's exports in the precision asked for, or in one that suits their size; optional ones may be absent.
@@ -212,7 +239,7 @@ class Selector:
         if tuning.way == ORIGINAL:
             return _stays(tuning)
         backends = [backend for backend in here if backend.name == tuning.way.backend]
-        alike = [c for c in self._candidates(part, backends) if c.way.sound == tuning.way.sound]
+        alike = list(self._candidates(part, backends, lambda way: way.sound == tuning.way.sound))
         exact = [c for c in alike if c.way == tuning.way] or alike
         if not exact:
             raise SessionError(f"{tuning.way.name} is not available here")

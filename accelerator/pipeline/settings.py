@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,10 @@ from typing import Literal
 from ..cache import ContentCache
 from ..errors import InvalidOption
 from ..export.component import PRECISIONS, Progress
+from ..runtime.providers import checked
 from ..text.check import Unspeakable
+from ..voices import VoiceStore
+from ..voices.places import by_environment, opened
 from .request import check_unspeakable
 
 __all__ = ["Settings"]
@@ -31,6 +35,8 @@ class Settings:
     split_text: bool
     voices_dir: str | Path | ContentCache | None = None
     prune: float | None = None
+    voices: str | VoiceStore | None = None  # a store, once this is made
+    providers: Sequence[str] | Literal["auto"] | None = None  # names, once this is made
 
     def __post_init__(self) -> None:
         if self.precision != "auto" and self.precision not in PRECISIONS:
@@ -48,6 +54,16 @@ class Settings:
             place = getattr(self, name)
             if isinstance(place, (str, os.PathLike)):  # relative to the working directory at this time
                 object.__setattr__(self, name, Path(place).absolute())
+        object.__setattr__(self, "voices", self._voices())
+        object.__setattr__(self, "providers", checked(self.providers))
+
+    def _voices(self) -> VoiceStore | None:
+        """The store that is asked for: here, or by the environment unless there is a `voices_dir`."""
+        if self.voices is not None and self.voices_dir is not None:
+            raise InvalidOption("voices and voices_dir both say where voices are kept: give one of them")
+        if self.voices is None and self.voices_dir is None:
+            return by_environment()
+        return None if self.voices is None else opened(self.voices)
 
 
 def _is_number(value: object) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from ..cache import ContentCache, make_key
 from ..runtime.options import RunOptions
+from ..runtime.providers import short
 
 __all__ = ["BUSY", "ORIGINAL", "POOL", "SEGMENTS", "WORTH", "Record", "Tuning", "Way", "known", "waiting"]
 
@@ -48,11 +49,14 @@ class Way(NamedTuple):
 
     @property
     def name(self) -> str:
-        """ "original", "native-2", "onnxruntime-2-spin50", "onednn-bf16-2", "pool-2": a key of `Tuning.seconds`."""
+        """ "original", "native-2", "onnxruntime-2-spin50", "onnxruntime-cuda-2", "onednn-bf16-2", "pool-2": a key of
+        `Tuning.seconds`.
+        """
         options = self.options
         if self == ORIGINAL:
             return self.backend
         dtype = f"-{options.dtype}" if options.backend in ("onednn", "openvino") else ""
+        dtype += f"-{on}" if (on := short(options.providers)) else ""
         return f"{self.backend}{dtype}-{options.threads}{f'-spin{options.spin_us}' if options.spin_us else ''}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""Encoded voices: what an engine needs of a recording, in memory and on disk, found by content.
+"""Encoded voices: what an engine needs of a recording, in memory and in a store, found by content.
 
-    digest of the audio ──> memory (least recently used is evicted first) ──> cache entry (sha256 checked) ──> encode
+    digest of the audio ──> memory (least recently used is evicted first) ──> VoiceStore (digest checked) ──> encode
 
-The cache's guarantees hold for voices too: published in one step, shared by processes, a corrupt file is a miss and is
-replaced, and a disk that cannot be read or written costs an encoding, never a request.
+Nothing that a store does fails a request: what is lost, damaged or cannot be kept costs an encoding.
 """
 
 from __future__ import annotations
@@ -11,37 +10,42 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import zipfile
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
-from ..cache import ContentCache, Entry, make_key
+from ..cache import make_key
 from ..engines.base import Arrays
-from ..errors import BadOutput, CacheError, InvalidOption
+from ..errors import BadOutput, CorruptEntry, InvalidOption
 from ..hardware.forks import renewed_in_children
+from ..voices import VoiceStore
+from ..voices.packed import are_numbers, packed, unpacked
 
-__all__ = ["VoiceStats", "VoiceStore"]
+__all__ = ["KnownVoices", "VoiceStats"]
 
 logger = logging.getLogger(__name__)
 
+Answer = TypeVar("Answer")
 Encode = Callable[[], Arrays]
 
-_FORMAT = 3  # bump when the files of an entry change their meaning
-_FILE = "voice.npz"
+_FORMAT = 4  # bump when what is stored changes its meaning
 
 
 @dataclass(frozen=True)
 class VoiceStats:
-    """How often a voice was found in memory (also by waiting for another thread's), on disk, or had to be encoded."""
+    """How often a voice was found in memory (also by waiting for another thread's), in the store, or was encoded.
+
+    failures: how often the store had, or did, what cannot be used.
+    """
 
     memory: int = 0
-    disk: int = 0
+    stored: int = 0
     misses: int = 0
+    failures: int = 0
     voices: int = 0  # in memory now
     bytes: int = 0  # of them
 
@@ -54,22 +58,23 @@ class _Flight:
     waiting: int = 0
 
 
-class VoiceStore:
+class KnownVoices:
     """Encoded reference recordings, by the sha256 of their audio; safe for any number of threads.
 
-    encoder_key: identifies the encoder; whatever changes its results must change it. `max_bytes` bounds what is kept in
-    memory; on disk, voices are entries of `cache` like any other and pruned with them. Raises InvalidOption for an
-    empty key.
+    store: where they are kept. encoder_key: identifies the encoder; whatever changes its results must change it.
+    `max_bytes` bounds what is kept in memory. Raises InvalidOption for an empty key.
     """
 
-    def __init__(self, cache: ContentCache, encoder_key: str, *, max_bytes: int = 32 << 20) -> None:
+    def __init__(self, store: VoiceStore, encoder_key: str, *, max_bytes: int = 32 << 20) -> None:
         if not encoder_key:
             raise InvalidOption("encoder_key is empty: the voices of two encoders would be taken for each other")
-        self._cache, self._encoder_key, self._max_bytes = cache, encoder_key, max_bytes
+        self.store = store
+        self._encoder_key, self._max_bytes = encoder_key, max_bytes
         self._kept: OrderedDict[str, Arrays] = OrderedDict()
         self._forked()
         renewed_in_children(self)
-        self._counts = {"memory": 0, "disk": 0, "misses": 0}
+        self._counts = {"memory": 0, "stored": 0, "misses": 0, "failures": 0}
+        self._told = set[str]()
 
     def _forked(self) -> None:
         """In a forked child nothing is being encoded; voices in memory stay."""
@@ -84,7 +89,7 @@ class VoiceStore:
             return VoiceStats(**self._counts, voices=len(self._kept), bytes=self._kept_bytes)
 
     def get(self, reference_digest: str) -> Arrays | None:
-        """The voice, the caller's own copy, from memory or disk; None if it is not known."""
+        """The voice, the caller's own copy, from memory or the store; None if it is not known."""
         voice = self._recall(reference_digest)
         if voice is None:
             with self._exclusively(reference_digest):
@@ -108,10 +113,9 @@ class VoiceStore:
             with self._exclusively(reference_digest):
                 voice = self._recall(reference_digest)  # by the caller that was waited for
                 if voice is None:
-                    try:
-                        voice = self._load(reference_digest, encode, keep)
-                    except _NotKept as made:
-                        return made.voice
+                    voice, kept = self._load(reference_digest, encode, keep)
+                    if not kept:
+                        return voice
                     self._keep(reference_digest, voice)
         return _copy(voice)
 
@@ -148,59 +152,62 @@ class VoiceStore:
         with self._lock:
             self._counts[what] += 1
 
-    def _fields(self, digest: str) -> dict[str, Any]:
-        return {"format": _FORMAT, "encoder": self._encoder_key, "reference": digest}
-
     def _key(self, digest: str) -> str:
-        return make_key(kind="voice", **self._fields(digest))
+        return make_key(kind="voice", format=_FORMAT, encoder=self._encoder_key, reference=digest)
 
     def _read(self, key: str) -> Arrays | None:
-        voice = _read(self._cache.get(key))
+        return self._unpacked(key, self._tried(lambda: self.store.get(key)))
+
+    def _load(self, digest: str, encode: Encode, keep: Callable[[], bool]) -> tuple[Arrays, bool]:
+        """From the store, or encoded and stored there; and whether it may be kept."""
+        key = self._key(digest)
+        with self._claimed(key) as value:
+            if (found := self._unpacked(key, value)) is not None:
+                return found, True
+            voice, kept = self._encoded(encode), keep()
+            if kept:
+                about = {"encoder": self._encoder_key, "reference": digest}
+                self._tried(lambda: self.store.put(key, packed(key, voice, about)))
+            return voice, kept
+
+    @contextlib.contextmanager
+    def _claimed(self, key: str) -> Iterator[bytes | None]:
+        """The store's `claim`, whatever becomes of it."""
+        claims = contextlib.ExitStack()
+        value = self._tried(lambda: claims.enter_context(self.store.claim(key)))
+        try:
+            yield value
+        finally:
+            self._tried(claims.close)
+
+    def _unpacked(self, key: str, value: bytes | None) -> Arrays | None:
+        if value is None:
+            return None
+        voice = self._tried(lambda: unpacked(key, value))
         if voice is not None:
-            self._count("disk")
+            self._count("stored")
         return voice
 
-    def _load(self, digest: str, encode: Encode, keep: Callable[[], bool]) -> Arrays:
-        """From the disk, or encoded and stored there if it can be. Raises _NotKept."""
-        key = self._key(digest)
-        if (voice := self._read(key)) is not None:
-            return voice
-        made: list[Arrays] = []
+    def _tried(self, function: Callable[[], Answer]) -> Answer | None:
+        """What it answers; None where it fails, which is said once for each kind of failure."""
+        try:
+            return function()
+        except Exception as error:  # a store may be anybody's, and its errors, too, which may quote what is secret
+            self._count("failures")
+            reason = str(error) if isinstance(error, CorruptEntry) else f"{type(error).__name__} within it"
+            if reason not in self._told:
+                self._told.add(reason)
+                logger.warning("A voice is not shared by %s: %s. It is encoded here; said once.", self.store, reason)
+                logger.debug("It was raised here:\n%s", "".join(traceback.format_tb(error.__traceback__)))
+            return None
 
-        def build(directory: Path) -> None:
-            made.append(self._encoded(encode, keep))
-            with open(directory / _FILE, "xb") as file:
-                np.savez(file, allow_pickle=False, **made[0])
-
-        # Without a disk the cache's temporary entries are of no use: memory serves as well.
-        if self._cache.writable:
-            try:
-                entry = self._cache.get_or_create(key, build, name="voice", fields=self._fields(digest))
-            except CacheError as error:  # a full disk, among others
-                logger.warning("The voice %s cannot be stored: %s", digest[:16], error)
-            else:
-                if not made and (voice := _read(entry)) is not None:  # another process was first
-                    self._count("disk")
-                    return voice
-        return made[0] if made else self._encoded(encode, keep)
-
-    def _encoded(self, encode: Encode, keep: Callable[[], bool]) -> Arrays:
+    def _encoded(self, encode: Encode) -> Arrays:
         self._count("misses")
         voice = {name: np.asarray(array) for name, array in encode().items()}
-        if not _are_numbers(voice):
+        if not are_numbers(voice):
             kinds = ", ".join(f"{name}: {array.dtype} {array.shape}" for name, array in voice.items()) or "nothing"
             raise BadOutput(f"the encoder answered with {kinds} instead of arrays of numbers")
-        if not keep():
-            raise _NotKept(voice)
         return voice
-
-
-class _NotKept(Exception):
-    """Carries a voice that must not be stored out of the cache's `build`, whose results are published."""
-
-    def __init__(self, voice: Arrays) -> None:
-        super().__init__("this voice is not kept")
-        self.voice = voice
 
 
 def _size(voice: Arrays) -> int:
@@ -209,20 +216,3 @@ def _size(voice: Arrays) -> int:
 
 def _copy(voice: Arrays) -> Arrays:
     return {name: array.copy() for name, array in voice.items()}
-
-
-def _are_numbers(voice: Arrays) -> bool:
-    return bool(voice) and all(array.size > 0 and array.dtype.kind in "iuf" for array in voice.values())
-
-
-def _read(entry: Entry | None) -> Arrays | None:
-    """An entry's arrays, whose sha256 has been checked; None if they cannot be read."""
-    if entry is None:
-        return None
-    try:
-        with np.load(entry.file(_FILE), allow_pickle=False) as file:
-            voice = {name: file[name] for name in file.files}
-    except (CacheError, OSError, ValueError, zipfile.BadZipFile) as error:  # removed, or written by something else
-        logger.warning("The voice in %s cannot be used: %s", entry.path, error)
-        return None
-    return voice if _are_numbers(voice) else None

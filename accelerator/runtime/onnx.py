@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import SessionError
 from ..hardware.forks import Lock, renewed_in_children
 from .options import RunOptions
+from .providers import CPU, with_settings
 
 __all__ = ["Binding", "Session", "available_providers", "can_bound_spinning", "runtime_version"]
 
@@ -102,10 +103,15 @@ class Session:
         try:
             # In a separate thread: creating a session changes the denormal mode of the creating thread for good.
             with ThreadPoolExecutor(1) as maker:
-                providers = list(self.options.providers)
-                return maker.submit(ort.InferenceSession, model, settings, providers=providers).result()
+                providers = with_settings(self.options.providers, self.path, self.options.engines)
+                session = maker.submit(ort.InferenceSession, model, settings, providers=providers).result()
         except Exception as error:  # onnxruntime raises its own types and plain RuntimeErrors
             raise SessionError(f"ONNX Runtime cannot load {self.path.name}: {error}") from error
+        if (wanted := self.options.providers[0]) != CPU:
+            if wanted not in session.get_providers():  # its libraries or its device are missing: the CPU would serve
+                raise SessionError(f"ONNX Runtime cannot start {wanted} for {self.path.name}: see its own messages")
+            session.disable_fallback()  # to the CPU, unproven and unmeasured, in the middle of a run
+        return session
 
     def _tuned(self, ort: Any) -> Any:
         options = self.options

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["BF16_FLAGS", "SHORT_SPIN_US", "Dtype", "RunOptions"]
+__all__ = ["BF16_FLAGS", "ON_CPU", "SHORT_SPIN_US", "Dtype", "RunOptions"]
 
 SHORT_SPIN_US = 50
 Dtype = Literal["fp32", "bf16", "int16"]
@@ -25,7 +25,8 @@ class RunOptions:
     dtype: "onednn" is the part rewritten in PyTorch (on PyTorch's threads), which multiplies in `dtype`: "fp32", or
     where accurate enough "bf16", or "int16" on processors without bfloat16; "native" is this package's compiled
     kernels, for which only `threads` applies, and `dtype` where they multiply in less; so it does for "openvino"; the
-    other fields are for "onnxruntime".
+    other fields are for "onnxruntime". providers: execution providers, the one that is meant first. engines: where
+    those keep what they make of a graph, which is no part of how it runs.
     """
 
     threads: int = 1
@@ -36,10 +37,16 @@ class RunOptions:
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     backend: str = "onnxruntime"
     dtype: Dtype = "fp32"
+    engines: str = field(default="", compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "providers": list(self.providers)}
+        found = {**asdict(self), "providers": list(self.providers)}
+        del found["engines"]
+        return found
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunOptions:
         return cls(**{**data, "providers": tuple(data["providers"])})
+
+
+ON_CPU = RunOptions()

@@ -15,8 +15,10 @@ from accelerator.benchmark import BenchOptions, llama_cpp, yardstick
 from accelerator.benchmark.llama_cpp import Graphs, LlamaCpp, compare, write_gguf
 from accelerator.cli import app
 from accelerator.errors import EngineError, ExportError, ProofFailed
+from accelerator.export.graph.causal import build_causal
 from accelerator.export.graph.dual_ar import DualARSpec, TransformerSpec, build_slow
 from accelerator.export.graph.quantize import RECIPES
+from accelerator.export.graph.specs import CausalSpec
 from accelerator.inference.transformer import Transformer
 from accelerator.runtime.onnx import Session
 from accelerator.runtime.options import RunOptions
@@ -28,11 +30,11 @@ STACK = TransformerSpec(
 SPEC = DualARSpec(STACK, replace(STACK, positions=4), 4, 32, 300, 331, 299, 32, "pre_norm", True)
 
 
-def weights(name: str) -> np.ndarray:
+def weights(name: str, stack: TransformerSpec = STACK) -> np.ndarray:
     """Seeded by the name, so that every caller sees the same."""
     rng, part = np.random.default_rng(list(name.encode())), name.split(".")[-1]
-    width = STACK.heads * STACK.head_dim
-    packed = width + 2 * STACK.kv_heads * STACK.head_dim
+    width = stack.heads * stack.head_dim
+    packed = width + 2 * stack.kv_heads * stack.head_dim
     shapes = {
         "qkv": (packed, STACK.dim),
         "bias": (packed,),
@@ -41,8 +43,8 @@ def weights(name: str) -> np.ndarray:
         "up": (STACK.ffn, STACK.dim),
         "down": (STACK.dim, STACK.ffn),
         "head": (len(SPEC.rows), STACK.dim),
-        "q_norm": (STACK.head_dim,),
-        "k_norm": (STACK.head_dim,),
+        "q_norm": (stack.head_dim,),
+        "k_norm": (stack.head_dim,),
     }
     shape = shapes.get(part, (STACK.dim,))
     if len(shape) == 2:
@@ -65,6 +67,29 @@ def test_its_logits_are_ours(tmp_path: Path, changes: dict[str, Any], flash: boo
             expected = slow.step(length)["logits"][0]
             assert np.abs(expected).max() > 0.5, "the bound would say nothing"
             np.testing.assert_allclose(other.step(x), expected, atol=5e-3)  # its key-value cache is float16
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("changes", [{"qkv_bias": True}, {}, {"qk_norm": True}], ids=str)
+def test_a_causal_models_logits_are_ours(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Models of transformers rotate halves; a part of the vocabulary is in the head."""
+    stack = replace(STACK, head_dim=16, qk_norm=False)
+    spec = CausalSpec(replace(stack, **changes), ((20, 50), (90, 100)), (7,), half_split=True)
+
+    def own(name: str) -> np.ndarray:
+        if name.endswith("head"):
+            return np.random.default_rng(1).standard_normal((120, STACK.dim)).astype(np.float32) / 8
+        return weights(name, spec.stack)
+
+    build_causal(tmp_path, spec, own, RECIPES["fp32"])
+    ours = Transformer(Session(tmp_path / "causal.onnx"), spec.stack, {"logits": len(spec.rows)}, 1, 64)
+    with LlamaCpp(spec, own, "f32", threads=1, positions=64) as other:
+        for seed, length in enumerate((11, 1, 4)):
+            x = np.random.default_rng(seed).standard_normal((length, STACK.dim)).astype(np.float32)
+            ours.input(length)[0] = x
+            expected = ours.step(length)["logits"][0]
+            assert np.abs(expected).max() > 0.5, "the bound would say nothing"
+            np.testing.assert_allclose(other.step(x), expected, atol=5e-3)
 
 
 @needs_llama_cpp
@@ -116,7 +141,8 @@ def test_all_arms_are_timed_in_all_measures(tmp_path: Path) -> None:
     figures = compare(SPEC, weights, arms, RunOptions(), kinds=("q4_0",), contexts=(40, 8), rounds=3, steps=2)
     assert set(figures) == {"step_8", "step_40", "prompt_8"}
     for by_arm in figures.values():
-        assert list(by_arm) == ["llama.cpp q4_0", "llama.cpp q4_0, no flash attention", "ours"]
+        names = ("llama.cpp q4_0", "llama.cpp q4_0, q8_0 head")  # the latter as its own tool writes so narrow a model
+        assert list(by_arm) == [*(f"{name}{note}" for name in names for note in ("", ", no flash attention")), "ours"]
         for summary in by_arm.values():
             assert summary["n"] == 3
             assert 0 < summary["min"] <= summary["median"]
@@ -134,24 +160,31 @@ QUICK = ("bench", "llama-cpp", "--quick", "--rounds", "2", "--frames", "2", "--t
 
 @needs_llama_cpp
 def test_the_command_measures_int4_and_int8_at_every_context(exports: Path, tmp_path: Path) -> None:
-    files = [tmp_path / "out.json", tmp_path / "out.md"]
+    written = [tmp_path / "out.json", tmp_path / "out.md"]
     contexts = ("--context", "24", "--context", "48")
-    args = [*QUICK, *contexts, "--cache-dir", exports, "--json", files[0], "--markdown", files[1]]
+    args = [*QUICK, *contexts, "--cache-dir", exports, "--json", written[0], "--markdown", written[1]]
     done = CliRunner().invoke(app, [str(arg) for arg in args])
     assert done.exit_code == 0, done.output
-    result = json.loads(files[0].read_text())
+    result = json.loads(written[0].read_text())
     assert (result["kind"], result["threads"], result["errors"]) == ("accelerator-llama-cpp-benchmark", 1, {})
     assert result["plan"]["contexts"] == [24, 48]
     assert list(result["figures"]) == ["step_24", "step_48", "prompt_24"]
-    arms = [f"llama.cpp {kind}{note}" for kind in ("q4_0", "q8_0") for note in ("", ", no flash attention")]
+    files = ("q4_0", "q4_0, q8_0 head", "q8_0")
+    arms = [f"llama.cpp {file}{note}" for file in files for note in ("", ", no flash attention")]
     for measure, by_arm in result["figures"].items():
-        assert list(by_arm) == [*arms, "int4", "int8"]
+        reading = [f"reading {each}" for each in ("int4", "int8") if f"reading {each}" in by_arm]
+        assert set(by_arm) == {*arms, "int4", "int8", *reading}
         assert all(figures["n"] == 2 and figures["min"] > 0 for figures in by_arm.values())
-        for precision, theirs in (("int4", arms[:2]), ("int8", arms[2:])):
+        for name in reading:
+            precision = name.removeprefix("reading ")
+            shares = [a / b for a, b in zip(by_arm[name]["values"], by_arm[precision]["values"], strict=True)]
+            assert result["shares"][measure][precision]["values"] == pytest.approx(shares)
+        assert set(result["ratios_of_8_bits"][measure]) == {"int4"}
+        for precision, theirs in (("int4", arms[:2]), ("int8", arms[4:])):
             best = min((by_arm[arm] for arm in theirs), key=lambda figures: figures["median"])
             times = [a / b for a, b in zip(best["values"], by_arm[precision]["values"], strict=True)]
             assert result["ratios"][measure][precision]["values"] == pytest.approx(times)
-    table = files[1].read_text()
+    table = written[1].read_text()
     assert done.stdout.strip() == table.strip()
     assert "| step at context 48 |" in table
     assert "| prompt of 24 positions |" in table

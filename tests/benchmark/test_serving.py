@@ -16,7 +16,7 @@ import pytest
 
 from accelerator.benchmark.process import ArmFailed, ArmGone
 from accelerator.benchmark.serving import ServingOptions, compiled, to_markdown, to_svg
-from accelerator.benchmark.serving_plan import PYTORCH, SCENARIOS, ServingPlan
+from accelerator.benchmark.serving_plan import ON_A_SERVER, PYTORCH, SCENARIOS, ServingPlan
 from accelerator.benchmark.serving_scenarios import Served, resident, take, warm
 from accelerator.engines.base import Job
 from accelerator.errors import EngineError
@@ -25,6 +25,7 @@ from accelerator.speech import Speech, SpeechRequest
 from accelerator.text.segments import Segment, split
 from tests.benchmark.workers import FakeProcess, measured
 from tests.doubles import BareStages
+from tests.voices.servers import real_server
 
 SVG = "{http://www.w3.org/2000/svg}"
 QUICK = ServingPlan.of(ServingOptions(quick=True))
@@ -205,6 +206,19 @@ def test_a_known_voice_is_neither_encoded_nor_prefilled_again(served: Served) ->
     assert told[2] > 0
 
 
+def test_a_known_voice_on_a_server(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ON_A_SERVER not in SCENARIOS["voice"].items(QUICK)
+    with real_server(tmp_path) as port:
+        monkeypatch.setenv("ACCELERATOR_VOICES", f"redis://127.0.0.1:{port}?timeout=20")
+        assert SCENARIOS["voice"].items(QUICK)[2] == ON_A_SERVER
+        assert take(served, "voice", ON_A_SERVER, 3)["codes_s"] > 0
+        import redis
+
+        with redis.Redis(port=port) as client:
+            assert client.dbsize() >= 1
+    assert str(served.optimizer._runtime.voices) == str(tmp_path / "voices")
+
+
 def test_mixed_requests_are_of_all_kinds_and_counted(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
@@ -229,7 +243,7 @@ def test_mixed_requests_are_of_all_kinds_and_counted(served: Served, monkeypatch
 
 def test_new_voices_leave_the_users_cache_alone(served: Served, tmp_path: Path) -> None:
     take(served, "first-audio", "new voice", 5)
-    assert list((tmp_path / "voices").rglob("voice.npz"))
+    assert list((tmp_path / "voices").rglob("voice.safetensors"))
 
 
 def test_a_result_is_whole(fake: type[FakeProcess]) -> None:

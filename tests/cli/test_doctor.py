@@ -17,7 +17,8 @@ from tests.cli.commands import answer, run
 
 def test_json(cache: Path):
     found = answer("doctor", "--cache-dir", cache)
-    parts = {"hardware", "tier", "versions", "providers", "cache", "engines", "kernels", "choices", "heard", "warnings"}
+    parts = {"hardware", "tier", "versions", "providers", "cache", "voices", "engines", "kernels", "choices", "heard"}
+    parts |= {"warnings", "accelerators"}
     assert set(found) == parts
     assert found["versions"]["accelerator"] == accelerator.__version__
     assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -169,3 +170,28 @@ def test_what_runs_is_grouped_by_engine_and_said_once(tmp_path: Path):
         "A later start measures again, `accelerator tune` does it now."
     ]
     assert len(answer("doctor", "--cache-dir", tmp_path)["choices"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("place", "store", "says"),
+    [
+        ("redis://:s3cret@127.0.0.1:1/0", "redis://127.0.0.1:1/0", "it cannot be reached"),
+        ("redis://:s3/cret@host", "ACCELERATOR_VOICES", "the address of voices cannot be read"),
+        ("", None, None),
+    ],
+)
+def test_says_where_voices_are_kept(
+    place: str, store: str | None, says: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    if "127" in place:
+        pytest.importorskip("redis", reason="needs redis-py: the extra redis")
+    monkeypatch.setenv("ACCELERATOR_VOICES", place)
+    found = answer("doctor", "--cache-dir", tmp_path)
+    assert found["voices"]["store"] == (store or str(tmp_path))
+    shown = run("doctor", "--cache-dir", tmp_path).stdout
+    assert "s3" not in f"{found}{shown}"
+    if says is not None:
+        assert says in found["voices"]["problem"]
+        assert any("encoded in each process" in warning for warning in found["warnings"])
+    else:
+        assert found["voices"]["problem"] is None

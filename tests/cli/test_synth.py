@@ -105,6 +105,28 @@ def test_speaks_in_a_voice(copied: Path, tmp_path: Path, voice: Path):
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
 
 
+def test_keeps_voices_where_it_is_told(copied: Path, tmp_path: Path, voice: Path):
+    options = ["--reference", voice, "--reference-text", "la", "--precision", "fp32", "--cache-dir", copied]
+    answer("synth", "Hello", "-o", tmp_path / "a.wav", *TINY, *FEW, *options, "--voices", tmp_path / "voices")
+    assert list((tmp_path / "voices").rglob("voice.safetensors"))
+
+
+def test_an_address_of_voices_is_not_repeated(tmp_path: Path):
+    result = run("synth", "Hello", "-o", tmp_path / "a.wav", *TINY, "--voices", "redis://:s3/cret@host", "--debug")
+    assert result.exit_code == 1
+    assert "the address of voices cannot be read" in result.output
+    assert "s3" not in result.output
+
+
+def test_an_engine_whose_voices_are_a_file_takes_no_place_for_recordings(tmp_path: Path):
+    (tmp_path / "model.onnx").write_bytes(b"")
+    options = ["--engine", "kokoro", "--checkpoint", tmp_path, "--voices", tmp_path]
+    assert (
+        "kokoro imitates no recordings"
+        in error("synth", "Hello", "-o", tmp_path / "a.wav", *options, exit_code=2)["message"]
+    )
+
+
 def test_an_engines_own_options(checkpoint: Callable[..., list[str]], tmp_path: Path):
     options = ["-o", tmp_path / "a.wav", *checkpoint(Graph), "--cache-dir", tmp_path / "cache"]
     plain, fast = (answer("synth", "Hello", *options, "--option", f"speed={n}")["samples"] for n in ("1", "1.5"))

@@ -61,7 +61,7 @@ KEPT_THOUGH = {  # where threads are waited for by what `_forked` does not make 
     "hardware.forks Lock.__init__": "it is what makes itself anew",
     "hardware.lease CoreLease._begin": "in a table that `_forked` empties",
     "cache.store ContentCache.single_flight": "in a table that `_forked` empties",
-    "pipeline.voices VoiceStore._exclusively": "in a table that `_forked` empties",
+    "pipeline.voices KnownVoices._exclusively": "in a table that `_forked` empties",
     "cache.store ContentCache._check_later": "a child does not wait for it, and checks itself",
     "optimizer UniversalOptimizer._executor": "forgotten by `_forked`",
     "kernels.parallel _pool": "one for each process, by its number",

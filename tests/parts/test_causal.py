@@ -29,6 +29,8 @@ from accelerator.parts.causal import (
     PREFILL,
     causal_backends,
     causal_components,
+    exported_spec,
+    is_float,
     load_causal,
     outside,
     stored_components,
@@ -152,6 +154,39 @@ def test_a_head_is_cut_only_where_nothing_else_is_likely(exported: Exported) -> 
     with torch.inference_mode():
         logits = bound(input_ids=torch.from_numpy(prompt_of(30))[None]).logits[0, -1].numpy()
     assert drawn(load_causal(paths, RunOptions()), prompt_of(30), 1) == [int(logits.argmax())]
+
+
+def test_requests_of_other_kinds_have_a_say_in_the_cut(exported: Exported) -> None:
+    """Asked for only where the spec leaves ids out; one that says other things keeps the head whole."""
+    bound = made("llama")
+    with torch.no_grad():
+        bound.model.norm.weight.fill_(1.0)
+        bound.lm_head.weight[200:] *= 12
+    cut, asked = spec_of(bound, END, ranges=((200, 318),)), list[str]()
+
+    def witnesses(*models: Any) -> Callable[[], list[Trace]]:
+        def record_all() -> list[Trace]:
+            asked.append("")
+            return [record(model, cut, prompt_of(11), 5) for model in models]
+
+        return record_all
+
+    def rows(spec: CausalSpec, *models: Any, **how: Any) -> tuple[int, float]:
+        paths, proof = exported("fp32", bound, spec, witnesses=witnesses(*models), **how)
+        return len(exported_spec(paths[CAUSAL]).rows), proof["outside"]
+
+    kept, alone = rows(cut, bound)
+    assert (kept, len(asked)) == (120, 1)
+    assert 0 < alone <= 1e-3
+    assert rows(cut, bound, made("llama")) == (VOCABULARY, 0.0)
+    assert rows(cut, bound, outside=alone / 2) == (VOCABULARY, 0.0)
+    asked.clear()
+    assert rows(spec_of(bound, END), made("llama")) == (VOCABULARY, 0.0)
+    assert not asked
+
+
+def test_what_is_quantized_is_known_by_its_size(exported: Exported) -> None:
+    assert [is_float(exported(precision)[0][CAUSAL]) for precision in ("fp32", "int8")] == [True, False]
 
 
 def test_what_is_outside_of_a_head() -> None:

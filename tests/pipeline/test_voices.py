@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import pickle
 import subprocess
 import sys
 import threading
@@ -14,17 +14,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 
 from accelerator.cache import ContentCache, make_key
 from accelerator.errors import BadOutput, InvalidOption
 from accelerator.pipeline import voices
 from accelerator.pipeline.voices import VoiceStats
+from accelerator.voices import DiskVoices
+from accelerator.voices.packed import packed
 
 CODES = np.random.default_rng(0).integers(0, 4096, (10, 215))
 
 
-class VoiceStore(voices.VoiceStore):
-    """Of voices that are one array each."""
+class KnownVoices(voices.KnownVoices):
+    """Of voices that are one array each, on disk."""
+
+    def __init__(self, cache: ContentCache, encoder_key: str, **options: Any) -> None:
+        super().__init__(DiskVoices(cache), encoder_key, **options)
 
     def get_or_encode(self, reference_digest: str, encode: Any, **options: Any) -> Any:  # type: ignore[override]
         return super().get_or_encode(reference_digest, lambda: {"codes": encode()}, **options)["codes"]
@@ -55,11 +61,11 @@ def never() -> np.ndarray:
 
 
 def stored(cache: ContentCache) -> list[Path]:
-    return [info.path / "voice.npz" for info in cache.entries()]
+    return [info.path / "voice.safetensors" for info in cache.entries()]
 
 
 def test_a_voice_is_encoded_once_and_then_found_in_memory(tmp_path: Path) -> None:
-    store, encode = VoiceStore(ContentCache(tmp_path), "encoder"), Encoder()
+    store, encode = KnownVoices(ContentCache(tmp_path), "encoder"), Encoder()
     for _ in range(3):
         codes = store.get_or_encode(name(0), encode)
         assert codes.dtype == np.int64
@@ -70,22 +76,23 @@ def test_a_voice_is_encoded_once_and_then_found_in_memory(tmp_path: Path) -> Non
 
 
 def test_another_store_finds_it_on_disk(tmp_path: Path) -> None:
-    VoiceStore(ContentCache(tmp_path), "encoder").get_or_encode(name(0), Encoder())
-    store = VoiceStore(ContentCache(tmp_path), "encoder")
+    KnownVoices(ContentCache(tmp_path), "encoder").get_or_encode(name(0), Encoder())
+    store = KnownVoices(ContentCache(tmp_path), "encoder")
     assert np.array_equal(store.get_or_encode(name(0), never), CODES)
     assert np.array_equal(store.get_or_encode(name(0), never), CODES)
-    assert store.stats == VoiceStats(memory=1, disk=1, voices=1, bytes=CODES.nbytes)
+    assert store.stats == VoiceStats(memory=1, stored=1, voices=1, bytes=CODES.nbytes)
 
 
 def test_another_process_does_not_encode(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np\n"
         "from accelerator.cache import ContentCache\n"
-        "from accelerator.pipeline.voices import VoiceStore\n"
+        "from accelerator.pipeline.voices import KnownVoices\n"
+        "from accelerator.voices import DiskVoices\n"
         "def encode():\n"
         "    print('encoded')\n"
         "    return {'codes': np.arange(20).reshape(2, 10)}\n"
-        "voice = VoiceStore(ContentCache(sys.argv[1]), 'encoder').get_or_encode(sys.argv[2], encode)\n"
+        "voice = KnownVoices(DiskVoices(ContentCache(sys.argv[1])), 'encoder').get_or_encode(sys.argv[2], encode)\n"
         "print(voice['codes'].sum())\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path), name(0)]
@@ -95,19 +102,19 @@ def test_another_process_does_not_encode(tmp_path: Path) -> None:
 
 def test_voices_and_encoders_are_told_apart(tmp_path: Path) -> None:
     cache, other = ContentCache(tmp_path), Encoder(CODES + 1)
-    store = VoiceStore(cache, "encoder")
+    store = KnownVoices(cache, "encoder")
     store.get_or_encode(name(0), Encoder())
     assert np.array_equal(store.get_or_encode(name(1), other), CODES + 1)
-    assert np.array_equal(VoiceStore(cache, "another").get_or_encode(name(0), other), CODES + 1)
+    assert np.array_equal(KnownVoices(cache, "another").get_or_encode(name(0), other), CODES + 1)
     assert other.calls == 2
     with pytest.raises(InvalidOption, match="encoder_key is empty"):
-        VoiceStore(cache, "")
+        KnownVoices(cache, "")
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "manifest"])
 def test_a_corrupt_voice_is_encoded_again_and_replaced(tmp_path: Path, harm: str) -> None:
     cache = ContentCache(tmp_path)
-    VoiceStore(cache, "encoder").get_or_encode(name(0), Encoder())
+    KnownVoices(cache, "encoder").get_or_encode(name(0), Encoder())
     (path,) = stored(cache)
     data = bytearray(path.read_bytes())
     if harm == "flip":
@@ -120,46 +127,49 @@ def test_a_corrupt_voice_is_encoded_again_and_replaced(tmp_path: Path, harm: str
     else:
         path.with_name("manifest.json").write_text("{}")
     encode = Encoder()
-    assert np.array_equal(VoiceStore(ContentCache(tmp_path), "encoder").get_or_encode(name(0), encode), CODES)
+    assert np.array_equal(KnownVoices(ContentCache(tmp_path), "encoder").get_or_encode(name(0), encode), CODES)
     assert encode.calls == 1
-    assert np.array_equal(VoiceStore(ContentCache(tmp_path), "encoder").get_or_encode(name(0), never), CODES)
+    assert np.array_equal(KnownVoices(ContentCache(tmp_path), "encoder").get_or_encode(name(0), never), CODES)
 
 
-@pytest.mark.parametrize("content", ["pickle", "text", "empty", "names"])
-def test_a_valid_entry_that_holds_no_numbers_is_not_used(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", ["pickle", "text", "empty", "names", "another's"])
+def test_a_valid_entry_that_holds_no_voice_is_not_used(tmp_path: Path, content: str) -> None:
     """What another program may have put under the key, sealed as it should be; nothing is unpickled."""
-    cache = ContentCache(tmp_path)
-    fields = {"format": 3, "encoder": "encoder", "reference": name(0)}
+    cache, key = ContentCache(tmp_path), make_key(kind="voice", format=4, encoder="encoder", reference=name(0))
 
     def build(directory: Path) -> None:
+        file = directory / "voice.safetensors"
         if content == "text":
-            (directory / "voice.npz").write_text("no array")
+            file.write_text("no array")
         elif content == "pickle":
-            np.savez(directory / "voice.npz", codes=np.array([[{"a": 1}]], dtype=object))
+            file.write_bytes(pickle.dumps({"codes": CODES}))
+        elif content == "another's":
+            file.write_bytes(packed("another key", {"codes": CODES}, {}))
         else:
-            np.savez(directory / "voice.npz", codes=np.zeros(0) if content == "empty" else np.array(["a"]))
+            file.write_bytes(packed(key, {"codes": np.zeros(0) if content == "empty" else np.array([True])}, {}))
 
-    cache.get_or_create(make_key(kind="voice", **fields), build, name="voice", fields=fields)
+    cache.get_or_create(key, build, name="voice")
     encode = Encoder()
-    store = VoiceStore(cache, "encoder")
+    store = KnownVoices(cache, "encoder")
     assert np.array_equal(store.get_or_encode(name(0), encode), CODES)
     assert np.array_equal(store.get_or_encode(name(0), never), CODES)
-    assert encode.calls == 1
+    assert encode.calls == store.stats.failures == 1
 
 
 def test_what_is_on_disk_says_what_it_is(tmp_path: Path) -> None:
     cache = ContentCache(tmp_path)
-    VoiceStore(cache, "encoder").get_or_encode(name(0), Encoder())
+    KnownVoices(cache, "encoder").get_or_encode(name(0), Encoder())
     (info,) = cache.entries()
     assert info.name == "voice"
-    manifest = json.loads((info.path / "manifest.json").read_text())
-    assert manifest["fields"] == {"format": 3, "encoder": "encoder", "reference": name(0)}
-    assert np.array_equal(np.load(info.path / "voice.npz", allow_pickle=False)["codes"], CODES)
+    with safetensors.safe_open(info.path / "voice.safetensors", "numpy") as file:
+        metadata = file.metadata()
+        assert (metadata["encoder"], metadata["reference"]) == ("encoder", name(0))
+        assert np.array_equal(file.get_tensor("codes"), CODES)
     assert cache.verify() == []
 
 
 def test_eight_threads_encode_once(tmp_path: Path) -> None:
-    store, encode, begin = VoiceStore(ContentCache(tmp_path), "encoder"), Encoder(seconds=0.2), threading.Barrier(8)
+    store, encode, begin = KnownVoices(ContentCache(tmp_path), "encoder"), Encoder(seconds=0.2), threading.Barrier(8)
 
     def ask() -> np.ndarray:
         begin.wait()
@@ -175,7 +185,7 @@ def test_eight_threads_encode_once(tmp_path: Path) -> None:
 
 
 def test_different_voices_do_not_wait_for_each_other(tmp_path: Path) -> None:
-    store, both = VoiceStore(ContentCache(tmp_path), "encoder"), threading.Barrier(2, timeout=20)
+    store, both = KnownVoices(ContentCache(tmp_path), "encoder"), threading.Barrier(2, timeout=20)
 
     def encode() -> np.ndarray:
         both.wait()  # returns only when the other one is being encoded too
@@ -190,7 +200,7 @@ def test_codes_that_are_not_to_be_kept_are_handed_out_once(tmp_path: Path) -> No
     cache, other = ContentCache(tmp_path / "a"), Encoder(CODES + 1)
     (tmp_path / "file").write_text("not a directory")
     for place in (cache, ContentCache(tmp_path / "file" / "cache")):
-        store, stand_in = VoiceStore(place, "encoder"), Encoder()
+        store, stand_in = KnownVoices(place, "encoder"), Encoder()
         for calls in (1, 2):
             assert np.array_equal(store.get_or_encode(name(0), stand_in, keep=lambda: False), CODES)
             assert (stand_in.calls, store.get(name(0)), store.stats.voices) == (calls, None, 0)
@@ -200,22 +210,22 @@ def test_codes_that_are_not_to_be_kept_are_handed_out_once(tmp_path: Path) -> No
 
 
 def test_a_voice_can_be_asked_for_without_an_encoder(tmp_path: Path) -> None:
-    store = VoiceStore(ContentCache(tmp_path), "encoder")
+    store = KnownVoices(ContentCache(tmp_path), "encoder")
     assert store.get(name(0)) is None
     assert store.stats == VoiceStats()
     store.get_or_encode(name(0), Encoder())
-    other = VoiceStore(ContentCache(tmp_path), "encoder")
+    other = KnownVoices(ContentCache(tmp_path), "encoder")
     for _ in range(2):
         codes = other.get(name(0))
         assert codes is not None
         assert np.array_equal(codes, CODES)
         codes[:] = 0  # the caller's own
-    assert other.stats == VoiceStats(memory=1, disk=1, voices=1, bytes=CODES.nbytes)
+    assert other.stats == VoiceStats(memory=1, stored=1, voices=1, bytes=CODES.nbytes)
 
 
 def test_an_encoder_that_fails_leaves_no_trace_and_is_asked_again(tmp_path: Path) -> None:
     cache = ContentCache(tmp_path)
-    store, begin, failed = VoiceStore(cache, "encoder"), threading.Barrier(3), []
+    store, begin, failed = KnownVoices(cache, "encoder"), threading.Barrier(3), []
 
     def encode() -> np.ndarray:
         if not failed:
@@ -241,8 +251,8 @@ def test_an_encoder_that_fails_leaves_no_trace_and_is_asked_again(tmp_path: Path
 
 def test_a_voice_may_be_several_arrays(tmp_path: Path) -> None:
     made = {"globals": np.arange(32), "embedding": np.ones(256, np.float32)}
-    first = voices.VoiceStore(ContentCache(tmp_path), "encoder").get_or_encode(name(0), lambda: made)
-    again = voices.VoiceStore(ContentCache(tmp_path), "encoder").get(name(0))
+    first = voices.KnownVoices(DiskVoices(ContentCache(tmp_path)), "encoder").get_or_encode(name(0), lambda: made)
+    again = voices.KnownVoices(DiskVoices(ContentCache(tmp_path)), "encoder").get(name(0))
     for found in (first, again):
         assert found is not None
         assert {key: (array.dtype, array.shape) for key, array in found.items()} == {
@@ -255,7 +265,7 @@ def test_a_voice_may_be_several_arrays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("codes", [np.zeros((2, 0), int), np.array(None), np.array(["a"]), np.array([True])])
 def test_an_answer_that_is_no_numbers_is_refused_and_not_stored(tmp_path: Path, codes: np.ndarray) -> None:
     cache = ContentCache(tmp_path)
-    store = VoiceStore(cache, "encoder")
+    store = KnownVoices(cache, "encoder")
     with pytest.raises(BadOutput, match="instead of arrays of numbers"):
         store.get_or_encode(name(0), lambda: codes)
     assert cache.entries() == []
@@ -263,7 +273,7 @@ def test_an_answer_that_is_no_numbers_is_refused_and_not_stored(tmp_path: Path, 
 
 
 def test_memory_is_bounded_and_the_least_recently_used_voice_goes_first(tmp_path: Path) -> None:
-    store = VoiceStore(ContentCache(tmp_path), "encoder", max_bytes=3 * CODES.nbytes)
+    store = KnownVoices(ContentCache(tmp_path), "encoder", max_bytes=3 * CODES.nbytes)
     for number in (0, 1, 2):
         store.get_or_encode(name(number), Encoder())
     store.get_or_encode(name(0), never)
@@ -272,23 +282,23 @@ def test_memory_is_bounded_and_the_least_recently_used_voice_goes_first(tmp_path
     before = store.stats
     for number in (2, 0, 3):
         store.get_or_encode(name(number), never)
-    assert (store.stats.memory, store.stats.disk) == (before.memory + 3, before.disk)
+    assert (store.stats.memory, store.stats.stored) == (before.memory + 3, before.stored)
     store.get_or_encode(name(1), never)
-    assert store.stats.disk == before.disk + 1
+    assert store.stats.stored == before.stored + 1
     assert store.stats.bytes == 3 * CODES.nbytes
 
 
 def test_a_voice_larger_than_the_budget_is_served_from_disk(tmp_path: Path) -> None:
-    store, encode = VoiceStore(ContentCache(tmp_path), "encoder", max_bytes=10), Encoder()
+    store, encode = KnownVoices(ContentCache(tmp_path), "encoder", max_bytes=10), Encoder()
     for _ in range(2):
         assert np.array_equal(store.get_or_encode(name(0), encode), CODES)
-    assert (encode.calls, store.stats.disk, store.stats.bytes) == (1, 1, 0)
+    assert (encode.calls, store.stats.stored, store.stats.bytes) == (1, 1, 0)
 
 
 def test_a_read_only_parent_is_asked_first(tmp_path: Path) -> None:
-    VoiceStore(ContentCache(tmp_path / "shared"), "encoder").get_or_encode(name(0), Encoder())
+    KnownVoices(ContentCache(tmp_path / "shared"), "encoder").get_or_encode(name(0), Encoder())
     before = sorted((tmp_path / "shared").rglob("*"))
-    store = VoiceStore(ContentCache(tmp_path / "own", parents=[tmp_path / "shared"]), "encoder")
+    store = KnownVoices(ContentCache(tmp_path / "own", parents=[tmp_path / "shared"]), "encoder")
     assert np.array_equal(store.get_or_encode(name(0), never), CODES)
     assert sorted((tmp_path / "shared").rglob("*")) == before
 
@@ -299,7 +309,7 @@ def test_a_cache_that_cannot_be_written_only_costs_an_encoding_per_process(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     (tmp_path / "file").write_text("not a directory")
-    store, encode = VoiceStore(ContentCache(tmp_path / "file" / "cache"), "encoder"), Encoder()
+    store, encode = KnownVoices(ContentCache(tmp_path / "file" / "cache"), "encoder"), Encoder()
     for _ in range(3):
         assert np.array_equal(store.get_or_encode(name(0), encode), CODES)
     assert encode.calls == 1
@@ -313,9 +323,9 @@ def test_a_full_disk_costs_nothing_but_the_voice_on_it(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    target = {"write": "numpy.lib.format.write_array", "sync": "os.fsync", "rename": "os.rename"}[where]
+    target = {"write": "pathlib.Path.write_bytes", "sync": "os.fsync", "rename": "os.rename"}[where]
     cache = ContentCache(tmp_path / "cache")
-    store, encode = VoiceStore(cache, "encoder"), Encoder()
+    store, encode = KnownVoices(cache, "encoder"), Encoder()
     with monkeypatch.context() as patch:
         patch.setattr(target, full)
         assert np.array_equal(store.get_or_encode(name(0), encode), CODES)
@@ -328,12 +338,13 @@ def test_processes_encode_a_voice_once_between_them(tmp_path: Path) -> None:
     code = (
         "import sys, time, numpy as np\n"
         "from accelerator.cache import ContentCache\n"
-        "from accelerator.pipeline.voices import VoiceStore\n"
+        "from accelerator.pipeline.voices import KnownVoices\n"
+        "from accelerator.voices import DiskVoices\n"
         "def encode():\n"
         "    time.sleep(0.5)\n"
         "    print('encoded')\n"
         "    return {'codes': np.arange(20).reshape(2, 10)}\n"
-        "voice = VoiceStore(ContentCache(sys.argv[1]), 'encoder').get_or_encode(sys.argv[2], encode)\n"
+        "voice = KnownVoices(DiskVoices(ContentCache(sys.argv[1])), 'encoder').get_or_encode(sys.argv[2], encode)\n"
         "print(voice['codes'].sum())\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path), name(0)]

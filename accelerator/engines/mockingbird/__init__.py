@@ -7,6 +7,7 @@
     traceable   its networks so that they can be traced
     loop        the attention loop, step by step
     reach       how far a vocoder looks to both sides
+    hifigan     HiFi-GAN by compiled kernels and by oneDNN
     examples    what exports are traced and proven with
     adapter     the parts, their proofs and probes
     routed      the copy of the engine that calls the routes

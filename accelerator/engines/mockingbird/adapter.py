@@ -24,7 +24,7 @@ from ...runtime.sessions import opened
 from ...speech import AudioChunk, SpeechRequest, segment_seed
 from ..base import Bound, Cloning, tensors_digest
 from ..options import Option
-from . import examples
+from . import examples, hifigan
 from .engine import MockingBird
 from .loop import Block, InTorch, Sentence, frames, loader
 from .masks import Masks
@@ -225,7 +225,11 @@ class MockingBirdAdapter:
             "decode",
             original=lambda mel: answer(module, mel)[0],
             probe=lambda call: seconds(call, probed),
-            backends=(onnx_runtime((component,), load), openvino(component, load, answered)),
+            backends=(
+                onnx_runtime((component,), load),
+                openvino(component, load, answered),
+                *hifigan.backends(generator, component.identity, component.config),
+            ),
             check=lambda audio: check_audio(audio[0], self.sample_rate),
         )
 

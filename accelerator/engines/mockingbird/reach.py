@@ -10,6 +10,8 @@ from torch import nn
 
 __all__ = ["reach"]
 
+_CONVS = (nn.Conv1d, nn.ConvTranspose1d)  # within which a weight norm may be a module
+
 
 def reach(generator: Any) -> int | None:
     """Of HiFi-GAN or Fre-GAN, in frames; None where that is not known.
@@ -22,13 +24,13 @@ def reach(generator: Any) -> int | None:
         return None
     frames, rate = _half(generator.conv_pre), 1
     for i, up in enumerate(generator.ups):
-        layers = list(up.modules())
-        last = layers[-1]
+        layers = [each for each in up.modules() if isinstance(each, _CONVS) or hasattr(each, "scale_factor")]
+        first, last = layers[0], layers[-1]
         if isinstance(last, nn.ConvTranspose1d):
             frames += Fraction(last.kernel_size[0], last.stride[0] * rate)
             rate *= last.stride[0]
-        elif hasattr(layers[1], "scale_factor"):  # repeats, and then a convolution
-            rate *= int(layers[1].scale_factor)
+        elif hasattr(first, "scale_factor"):  # repeats, and then a convolution
+            rate *= int(first.scale_factor)
             frames += _half(last) / rate
         else:
             return None

@@ -7,7 +7,7 @@ import functools
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,12 +16,13 @@ from ...audio.reference import Reference
 from ...cache import ContentCache
 from ...errors import EngineError, GenerationError, UnsupportedEngine
 from ...export.component import Component
+from ...export.graph.specs import CausalSpec, Weights
 from ...export.trace import Trace
 from ...hardware.forks import Lock
 from ...inference.sequence import Batching
 from ...parts import llama
 from ...parts.backends import onnx_runtime
-from ...parts.causal import causal_backends, causal_components, load_causal
+from ...parts.causal import CAUSAL, causal_backends, causal_components, is_float, load_causal
 from ...parts.decoding import Window, overlapping
 from ...parts.language_model import LANGUAGE_MODEL
 from ...parts.part import Backend, Call, Part, seconds
@@ -56,12 +57,16 @@ from .stages import (
     wav,
 )
 from .stored import Late, OnDisk, Shape, check_folder, held, opened, shape_of
-from .vocabulary import Vocabulary
+from .vocabulary import Vocabulary, ranges_of_names
+
+if TYPE_CHECKING:
+    from .multinomial import Multinomial
 
 __all__ = ["SparkAdapter"]
 
 _MOST_TOKENS = 3000  # of a reply: the engine's own limit, a minute
 _PROOF_TOKENS = 96
+_OUTSIDE = 1e-6  # of a token's probability, which a head without words may leave out
 _PROBED_CODES, _PROBED_S = 100, 2.0  # two seconds for the codec
 _NAMES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
@@ -141,7 +146,7 @@ class SparkAdapter:
         self._identities = {"model": functools.cache(model), "audio": functools.cache(audio)}
         self.sample_rate, self.unit_s = facts.sample_rate, facts.unit_s
         self.spec, self.ends = facts.spec, facts.spec.end_ids
-        self.positions = self.spec.stack.positions
+        self.positions, self.tokens = self.spec.stack.positions, facts.tokens
         self.defaults = SamplingParams(
             temperature=0.8,
             top_k=50,
@@ -270,14 +275,20 @@ class SparkAdapter:
         return bool(modules)
 
     @contextlib.contextmanager
-    def _seeded(self, seed: int | None) -> Iterator[None]:
-        """PyTorch draws by a seed meanwhile, and goes on afterwards as if nothing had been drawn."""
-        import torch
+    def _seeded(self, seed: int | None, token: int = 0, chance: Multinomial | None = None) -> Iterator[None]:
+        """PyTorch draws by a seed meanwhile, and goes on afterwards as if nothing had been drawn.
 
-        with self._drawing, torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
+        token: that is drawn first. chance: where its numbers come from, instead of the seed's own.
+        """
+        if chance is None and seed is not None:
+            chance = self._chance(seed)
+        with self._drawing, contextlib.nullcontext() if chance is None else chance.in_torch(token):
             yield
+
+    def _chance(self, seed: int) -> Multinomial:
+        from .multinomial import Multinomial
+
+        return Multinomial(self.tokens, seed=seed)
 
     def _modules(self) -> tuple[Any, Any, Any]:
         audio = self.engine.audio_tokenizer
@@ -292,12 +303,17 @@ class SparkAdapter:
 
     def language_model(self, trace: Callable[[], Trace]) -> tuple[Component, ...]:
         return causal_components(
-            self.spec,
-            lambda name: llama.weight(self._held(0), name),
+            *self.backbone(),
             self._identities["model"],
             trace,
+            witnesses=functools.partial(self._witnesses, trace),
+            outside=_OUTSIDE,
             dtype=self.dtype,
         )
+
+    def backbone(self) -> tuple[CausalSpec, Weights]:
+        """The language model's dimensions and its weights."""
+        return self.spec, lambda name: llama.weight(self._held(0), name)
 
     @property
     def dtype(self) -> str:
@@ -306,10 +322,22 @@ class SparkAdapter:
 
     def trace(self) -> Trace:
         """PyTorch's answers that the language model is proven with."""
-        return llama.record(self._held(0), self.spec, self._proof_prompt(), _PROOF_TOKENS)
+        return self._answer(self._proof_prompt())
+
+    def _answer(self, prompt: np.ndarray) -> Trace:
+        return llama.record(self._held(0), self.spec, prompt, _PROOF_TOKENS)
 
     def _proof_prompt(self) -> np.ndarray:
         return self.prompt(examples.PROOF_TEXT, Spoken(style=("female", "moderate", "moderate")))
+
+    def _witnesses(self, trace: Callable[[], Trace]) -> Sequence[Trace]:
+        """Answers to the other kinds of requests: in the voice of a reply, and on after what it says."""
+        semantics, voice = self._some_codes(_PROOF_TOKENS)
+        reply, vocabulary, text = trace().frames[:, 0], self.vocabulary(), examples.PROOF_TEXT
+        said, who = vocabulary.semantics(reply), vocabulary.globals(reply)
+        semantics, voice = said if len(said) else semantics, who if len(who) == self.count else voice
+        voices = Spoken(voice), Spoken(voice, semantics, text)
+        return [self._answer(self.prompt(text, each)) for each in voices]
 
     def _generate_in_torch(
         self,
@@ -318,6 +346,7 @@ class SparkAdapter:
         *,
         resume: Sequence[int] = (),
         batching: Batching = "off",
+        chance: Multinomial | None = None,
     ) -> Iterator[int]:
         params = params.over(self.defaults)
         if (left := most_tokens(params, self.positions, prompt) - len(resume)) < 1:
@@ -335,11 +364,13 @@ class SparkAdapter:
         options |= {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": left}
         yield from pytorch.tokens(
             lambda criteria: self.engine.model.generate(stopping_criteria=criteria, **options),
-            lambda: self._seeded(params.seed),
+            lambda: self._seeded(params.seed, len(resume) if params.temperature else 0, chance),
         )
 
     def _load_language_model(self, paths: Mapping[str, Path], options: RunOptions) -> Call:
-        return generating(load_causal(paths, options), self.defaults)
+        """In float32 a seed draws what it draws in PyTorch."""
+        chances = self._chance if is_float(paths[CAUSAL]) else None
+        return generating(load_causal(paths, options), self.defaults, chances)
 
     # Codec
 
@@ -449,7 +480,8 @@ def _facts(engine: Any, shell: Any, shape: Shape) -> Facts:
     """shell: the language model, perhaps without weights. Raises UnsupportedEngine."""
     audio, penalty = engine.audio_tokenizer, getattr(shell.generation_config, "repetition_penalty", None)
     return Facts(
-        spec=llama.spec_of(shell, _ends(shell)),
+        spec=llama.spec_of(shell, _ends(shell), ranges_of_names(engine.tokenizer.get_vocab())),
+        tokens=int(shell.config.vocab_size),
         dtype=_NAMES.get(str(next(shell.parameters()).dtype), "fp32"),
         repetition_penalty=None if penalty in (None, 1.0) else float(penalty),
         sizes=shape.sizes,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ...export.proof import compare_arrays, compare_codes
 from ...export.trace import Trace
 from ...hardware import choose_tier, detect
 from ...hardware.forks import Lock
+from ...hardware.pages import return_freed
 from ...parts.backends import ONNX_RUNTIME, onnx_runtime
 from ...parts.causal import CAUSAL, EMBEDDINGS, causal_backends, load_causal, stored_components
 from ...parts.decoding import overlapping
@@ -206,19 +208,19 @@ class ConvertedAdapter:
         return compiled.backends(component, lambda _: file)
 
     def _prove_encoder(self, built: Built) -> dict[str, Any]:
-        call = self._load_encoder({}, RunOptions(threads=_PROOF_THREADS))
+        call = self._load_encoder({}, built.options(threads=_PROOF_THREADS))
         pairs = list[tuple[np.ndarray, np.ndarray]]()
         for audio, *expected in self._examples("audio", "semantics", "codes"):
             pairs += zip(expected, call(audio, self._clip(audio)), strict=True)
         return compare_codes(pairs, _CODES_EQUAL)
 
     def _prove_decoder(self, built: Built) -> dict[str, Any]:
-        call = self._load_decoder({}, RunOptions(threads=_PROOF_THREADS))
+        call = self._load_decoder({}, built.options(threads=_PROOF_THREADS))
         given = self._examples("spoken", "voice", "heard")
         return compare_arrays([(heard, call(spoken, voice)) for spoken, voice, heard in given], _TOLERANCE)
 
     def _load_encoder(self, _: Mapping[str, Path], options: RunOptions) -> Call:
-        graphs, said = _Graphs(self.folder, _GRAPHS[ENCODER], options), self._said
+        graphs, said = _Closed(self.folder, _GRAPHS[ENCODER], options), self._said
         with np.load(self.folder / files.MELS) as constants:
             window, filters = constants["window"], constants["filters"]
 
@@ -227,10 +229,11 @@ class ConvertedAdapter:
             if audio is not None:
                 features = graphs.run("wav2vec2", self._reading.values(audio))
                 latents = graphs.run("encoder", features.transpose(0, 2, 1))
-                semantics = graphs.run("quantizer_tokenize", latents.transpose(0, 2, 1))
+                semantics = graphs.run("quantizer_tokenize", latents.transpose(0, 2, 1)).reshape(-1)
             mels = magnitudes(clip, window, filters, int(said["fft"]), int(said["hop"]))
             codes = graphs.run("speaker_tokenize", mels[None])
-            return semantics.reshape(-1), codes.reshape(-1).astype(np.int64)
+            return_freed()
+            return semantics, codes.reshape(-1).astype(np.int64)
 
         return encode
 
@@ -279,8 +282,27 @@ class _Graphs:
 
     def run(self, name: str, *given: np.ndarray) -> np.ndarray:
         """A graph's first answer."""
-        session = self._sessions[name]
-        return session.run(dict(zip(session.inputs, map(np.ascontiguousarray, given), strict=True)))[0]
+        return _first(self._sessions[name], given)
+
+
+class _Closed:
+    """Graphs of the folder, each open only while it runs, on weights that stay in the mapped file: see `encoder`."""
+
+    def __init__(self, folder: Path, names: Sequence[str], options: RunOptions) -> None:
+        self._folder, self._options = folder, replace(options, arena=False, prepack=False)
+        for name in names:  # what cannot be opened is to be known now
+            self._open(name)
+
+    def run(self, name: str, *given: np.ndarray) -> np.ndarray:
+        """A graph's first answer."""
+        return _first(self._open(name), given)
+
+    def _open(self, name: str) -> Session:
+        return Session(self._folder / f"{name}.onnx", self._options)
+
+
+def _first(session: Session, given: Sequence[np.ndarray]) -> np.ndarray:
+    return session.run(dict(zip(session.inputs, map(np.ascontiguousarray, given), strict=True)))[0]
 
 
 class _Deferred:

@@ -77,7 +77,7 @@ def components(
             half(directory, precision, progress)
 
     def prove(built: Built) -> dict[str, Any]:
-        options = RunOptions(threads=_PROOF_THREADS, arena=False, prepack=False)
+        options = built.options(threads=_PROOF_THREADS, arena=False, prepack=False)
         return compare_codes([(codes, _said(built.path, values, options)) for (values,), codes in said()], _CODES_EQUAL)
 
     built = (Made("First"), examples.said, traced_module)

@@ -29,11 +29,13 @@ _DESCRIBING = (".json", ".yaml", ".txt")  # files that say what a checkpoint is,
 
 @dataclass(frozen=True)
 class Facts:
-    """Of an engine. sizes: codes in the semantic codebook, and in the voice's. count: codes of a voice. reach: see
-    `reach`. unit_s: seconds of a semantic token. clip: samples that say who speaks. level: whether recordings are
-    brought to one. dtype: what the language model computes in. code: of the engine, see `code_of`."""
+    """Of an engine. tokens: that its language model knows. dtype: what that computes in. sizes: codes in the semantic
+    codebook, and in the voice's. count: codes of a voice. reach: see `reach`. unit_s: seconds of a semantic token.
+    clip: samples that say who speaks. level: whether recordings are brought to one. code: of the engine, see `code_of`.
+    """
 
     spec: CausalSpec
+    tokens: int
     dtype: str
     repetition_penalty: float | None
     sizes: tuple[int, int]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from ...inference.batcher import CausalDecoder
 from ...inference.sequence import Batching
-from ...inference.token_sampling import TokenSampler
+from ...inference.token_sampling import Chance, TokenSampler
 from ...inference.transformer import StepTimes
 from ...parts.part import Call
 from ...speech import SamplingParams
@@ -19,8 +20,13 @@ __all__ = ["generating", "most_tokens", "seconds_a_token"]
 _PROBED = 16  # tokens
 
 
-def generating(decoder: CausalDecoder, defaults: SamplingParams) -> Call:
-    """The part's call, on a decoder. defaults: what the engine does where nothing is asked for."""
+def generating(
+    decoder: CausalDecoder, defaults: SamplingParams, chances: Callable[[int], Chance] | None = None
+) -> Call:
+    """The part's call, on a decoder. defaults: what the engine does where nothing is asked for.
+
+    chances: a seed's random numbers, if they are the engine's: then those of one call may be given instead.
+    """
 
     def generate(
         prompt: np.ndarray,
@@ -29,9 +35,12 @@ def generating(decoder: CausalDecoder, defaults: SamplingParams) -> Call:
         resume: Sequence[int] = (),
         batching: Batching = "off",
         times: StepTimes | None = None,
+        chance: Chance | None = None,
     ) -> Iterator[int]:
-        params = params.over(defaults)
-        sampler = TokenSampler(params, decoder.spec.rows, prompt=prompt.tolist()).resume(resume)
+        params, how = params.over(defaults), dict[str, Any]()
+        if chances is not None:
+            how["chance"] = chances if chance is None else lambda seed: chance
+        sampler = TokenSampler(params, decoder.spec.rows, prompt=prompt.tolist(), **how).resume(resume)
         left = most_tokens(params, decoder.spec.stack.positions, prompt) - len(resume)
         yield from decoder.generate(prompt, sampler, left, tokens=resume, batching=batching, times=times)
 

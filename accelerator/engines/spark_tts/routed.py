@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from ...parts.language_model import LANGUAGE_MODEL
 from ...parts.part import Call
 from ...speech import SamplingParams
 from ..shadow import shadow
+from .multinomial import Multinomial
 from .stages import DECODER, ENCODER
 
 __all__ = ["Wrapped", "routed"]
@@ -29,6 +31,7 @@ class Wrapped(Protocol):
     """What the copy knows of the engine that was wrapped; its adapter says it."""
 
     positions: int  # of the language model
+    tokens: int  # that the language model knows
     sizes: tuple[int, int]  # of the semantic codebook, and of the voice's
     count: int  # codes of a voice
 
@@ -58,10 +61,16 @@ def routed(own: Wrapped, calls: Mapping[str, Call]) -> Any:
         prompt, params = _asked(own, args, options)
         if prompt is None or params is None or not current():  # the engine itself answers, or says what is wrong
             return engine.model.generate(*args, **options)
-        tokens = []
-        for token in calls[LANGUAGE_MODEL](prompt, params):
+        tokens, chance = [], None
+        if params.temperature != 0:
+            chance = Multinomial(own.tokens, state=torch.get_rng_state())
+            # Drawn where the engine would draw: who has seeded PyTorch gets the same speech again.
+            params = replace(params, seed=int(torch.randint(2**62, (1,))))
+        for token in calls[LANGUAGE_MODEL](prompt, params, chance=chance):
             current_meter().add_frames(1)
             tokens.append(token)
+        if chance is not None and chance.drew:
+            torch.set_rng_state(chance.state)
         return torch.tensor([[*prompt.tolist(), *tokens]])
 
     def tokenize(path: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,9 +108,7 @@ def _asked(own: Wrapped, args: Any, options: Mapping[str, Any]) -> tuple[np.ndar
     if not sampled:
         asked["temperature"] = 0.0
     try:
-        # Drawn where the engine would draw: who has seeded PyTorch gets the same speech again.
-        seed = int(torch.randint(2**62, (1,))) if sampled else None
-        return ids[0].numpy().astype(np.int64), SamplingParams(seed=seed, **asked)
+        return ids[0].numpy().astype(np.int64), SamplingParams(**asked)
     except InvalidOption:
         return None, None
 

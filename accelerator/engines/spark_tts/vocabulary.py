@@ -9,8 +9,9 @@ import numpy as np
 
 from ...errors import UnsupportedEngine
 
-__all__ = ["Vocabulary"]
+__all__ = ["Vocabulary", "ranges_of_names"]
 
+_NAME = re.compile(r"<\|.+\|>", re.DOTALL)
 _CODE = re.compile(r"<\|bicodec_(semantic|global)_(\d+)\|>")
 
 
@@ -38,6 +39,14 @@ class Vocabulary:
     def globals(self, tokens: Iterable[int]) -> np.ndarray:
         """The codes of a voice among tokens, in order, int64 [n]."""
         return _codes(self._global, tokens)
+
+
+def ranges_of_names(ids: Mapping[str, int]) -> tuple[tuple[int, int], ...]:
+    """The ranges (begin, end) of tokens with a name, such as <|bicodec_global_7|>: all that a reply is made of."""
+    found = sorted(token for name, token in ids.items() if _NAME.fullmatch(name))
+    begins = [token for i, token in enumerate(found) if not i or found[i - 1] != token - 1]
+    ends = [token + 1 for i, token in enumerate(found) if i + 1 == len(found) or found[i + 1] != token + 1]
+    return tuple(zip(begins, ends, strict=True))
 
 
 def _table(codes: Mapping[int, int], size: int) -> np.ndarray:

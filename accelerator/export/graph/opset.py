@@ -17,16 +17,15 @@ from ...errors import ExportError
 __all__ = ["NEWEST_COMMON", "lower"]
 
 NEWEST_COMMON = 18  # what the exporter's own operators are written for
-_MOST_BYTES = 2**31 - 2**24  # of weights in a file, which protobuf limits
 _SINCE_13 = "ReduceSum"  # its axes have been an input since then; of the other reductions, since 18
 
 
 def lower(path: Path, opset: int) -> None:
-    """Make the model at `path` one of operator set `opset`, in one file with its weights.
+    """Make the model at `path` one of operator set `opset`; weights in a file of their own stay there.
 
     Raises ExportError, which names the lowest set that works where this one does not.
     """
-    model = onnx.load(str(path))
+    model = onnx.load(str(path), load_external_data=False)
     written = next(each for each in model.opset_import if each.domain in ("", "ai.onnx"))
     if opset < written.version:
         lowest = _lowest(model, written.version)
@@ -34,20 +33,17 @@ def lower(path: Path, opset: int) -> None:
             raise ExportError(
                 f"{path.stem} cannot be written in operator set {opset}: the lowest that works is {lowest}"
             )
-        _rewrite(model)
+        _rewrite(model, path.parent)
         written.version = opset
     elif opset > written.version:
         raise ExportError(
             f"{path.stem} cannot be written in operator set {opset}: PyTorch's exporter stays at {written.version}"
         )
-    if (size := sum(len(tensor.raw_data) for tensor in model.graph.initializer)) > _MOST_BYTES:
-        raise ExportError(f"{path.stem} cannot be written as one file: its weights have {size} bytes")
+    path.write_bytes(model.SerializeToString())
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(str(path))  # by its name, since its weights may lie beside it
     except onnx.checker.ValidationError as error:
         raise ExportError(f"{path.stem} is no valid graph of operator set {opset}: {error}") from error
-    path.write_bytes(model.SerializeToString())
-    (path.parent / f"{path.name}.data").unlink(missing_ok=True)
 
 
 def _lowest(model: onnx.ModelProto, version: int) -> int:
@@ -73,7 +69,7 @@ def _rewritable(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) ->
     return False
 
 
-def _rewrite(model: onnx.ModelProto) -> None:
+def _rewrite(model: onnx.ModelProto, place: Path) -> None:
     constants = _constants(model)
     for node in model.graph.node:
         if not _rewritable(node, constants):
@@ -83,7 +79,7 @@ def _rewrite(model: onnx.ModelProto) -> None:
             continue
         _drop(node, "noop_with_empty_axes")
         if any(node.input[1:]):
-            axes = numpy_helper.to_array(constants[node.input[1]]).reshape(-1).tolist()
+            axes = numpy_helper.to_array(constants[node.input[1]], str(place)).reshape(-1).tolist()
             del node.input[1:]
             node.attribute.append(helper.make_attribute("axes", axes))
 

@@ -22,8 +22,9 @@ from accelerator.engines.fish_speech.layouts import HEAD
 from accelerator.engines.fish_speech.pytorch import generate
 from accelerator.errors import Closed, EngineError, InvalidOption, InvalidText
 from accelerator.metrics import Meter, measuring
-from accelerator.pipeline.voices import VoiceStore
+from accelerator.pipeline.voices import KnownVoices
 from accelerator.speech import SamplingParams
+from accelerator.voices import DiskVoices
 from tests.engines.fish_speech.installed import CHECKPOINT, CODEC, TEXT, Fault, break_after, real, tone, tts, wav
 
 GREEDY = SamplingParams(temperature=0.0, top_p=1.0, top_k=1, repetition_penalty=1.0)
@@ -206,9 +207,9 @@ def test_the_language_model_may_fail_at_every_frame(fast: Any, at: int, streamin
 @pytest.mark.parametrize("streaming", [False, True])
 def test_the_codec_may_fail(fast: Any, tmp_path: Path, part: str, streaming: bool) -> None:
     voice = {"reference_audio": (tone(1.1), 44100), "reference_text": "words", "temperature": 0, "max_new_tokens": 12}
-    fast._dispatcher.voices._store = VoiceStore(ContentCache(tmp_path / "1"), "nothing known")
+    fast._dispatcher.voices._store = KnownVoices(DiskVoices(ContentCache(tmp_path / "1")), "nothing known")
     expected = fast.synthesize(TEXT, **voice)
-    fast._dispatcher.voices._store = VoiceStore(ContentCache(tmp_path / "2"), "nothing known")
+    fast._dispatcher.voices._store = KnownVoices(DiskVoices(ContentCache(tmp_path / "2")), "nothing known")
     break_after(fast, part, 0)
     stream = fast.stream(TEXT, **voice)
     if streaming:
@@ -300,14 +301,16 @@ def test_a_voice_is_encoded_once(fast: Any, tmp_path: Path) -> None:
     route = fast._routes["encoder"]
     encode = route._choice.call
     route._choice = replace(route._choice, call=lambda audio: calls.append(1) or encode(audio))
-    fast._dispatcher.voices._store = VoiceStore(ContentCache(tmp_path), "nothing known")
+    fast._dispatcher.voices._store = KnownVoices(DiskVoices(ContentCache(tmp_path)), "nothing known")
     first, second = (fast.synthesize(TEXT, wav(1.2), "words", temperature=0, max_new_tokens=5) for _ in range(2))
     np.testing.assert_array_equal(first.audio, second.audio)
     plain = fast.synthesize(TEXT, temperature=0, max_new_tokens=5)
     assert not np.array_equal(plain.audio, first.audio)
     assert len(calls) == 1
     turns = "<|speaker:0|>" + TEXT  # not spoken in pieces, but in the same voice
-    fast._dispatcher.voices._store = VoiceStore(ContentCache(tmp_path), "nothing known")  # as in another process
+    fast._dispatcher.voices._store = KnownVoices(
+        DiskVoices(ContentCache(tmp_path)), "nothing known"
+    )  # as in another process
     tagged = [fast.synthesize(turns, *voice, temperature=0, max_new_tokens=5) for voice in ((wav(1.2), "words"), ())]
     assert not np.array_equal(tagged[0].audio, tagged[1].audio)
     assert len(calls) == 1

@@ -15,6 +15,7 @@ from accelerator import UniversalOptimizer
 from accelerator.engines import CHECKPOINTS, adapter_for
 from accelerator.engines.spark_tts import SparkAdapter
 from accelerator.errors import EngineError, InvalidOption, UnsupportedEngine
+from accelerator.parts.causal import exported_spec, outside
 from accelerator.speech import SamplingParams, SpeechRequest
 from tests.engines.spark_tts.double import SparkTTS
 
@@ -182,3 +183,14 @@ def test_other_engines_are_refused(tokens: Any, speaking: Any, tmp_path: Path) -
         SparkAdapter(engine)
     with pytest.raises(EngineError, match=r"is not a Spark-TTS checkpoint, it has no config.yaml: give the folder"):
         SparkAdapter.from_checkpoint(tmp_path)
+
+
+def test_words_stay_in_the_head_where_they_have_a_chance(fast: UniversalOptimizer) -> None:
+    """A model that has learnt for some seconds is never sure; replies of all kinds are looked at."""
+    adapter: Any = fast.adapter
+    assert len(adapter.spec.rows) < adapter.tokens
+    export = fast.status()["parts"]["text2semantic"]["exports"]["causal"]
+    assert len(exported_spec(Path(export["path"])).rows) == adapter.tokens
+    controlled, traces = adapter.trace(), adapter._witnesses(adapter.trace)
+    assert len({each.prompt.tobytes() for each in (controlled, *traces)}) == 3
+    assert max(outside(each.main_logits.reshape(len(each.frames), -1), adapter.spec.rows) for each in traces) > 1e-6

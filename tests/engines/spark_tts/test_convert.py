@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_graphs_have_the_engines_boundaries_and_the_operator_set_asked_for(
         path = folder / f"{graph.name}.onnx"
         model = onnx.load(path)
         assert [each.version for each in model.opset_import if each.domain == ""] == [17]
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(str(path), full_check=True)
         session = Session(path)
         given = [each.numpy() for each in graph.given(values)]
         answers = session.run(dict(zip(session.inputs, given, strict=True)))
@@ -173,7 +174,8 @@ def test_a_quantized_language_model_speaks_from_the_folder(
     assert causal.passed
     assert causal.figures["kl"] < 0.02
     for graph in GRAPHS[:-1]:
-        (folder / f"{graph.name}.onnx").symlink_to(converted[0] / f"{graph.name}.onnx")
+        for file in converted[0].glob(f"{graph.name}.onnx*"):
+            shutil.copy(file, folder)
     quantized, exact = (SparkTTSONNX(place, threads=1, probe=False) for place in (folder, converted[0]))
     audio, info = quantized.inference("is this one said", prompt_speech_path=recording, seed=1)
     assert info["tokens"] > 5

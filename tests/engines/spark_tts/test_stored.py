@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from accelerator import UniversalOptimizer
+from accelerator.benchmark import BenchOptions, llama_cpp, yardstick
 from accelerator.engines import adapter_for
 from accelerator.engines.spark_tts import SparkAdapter
 from accelerator.engines.spark_tts.stored import OnDisk
@@ -171,3 +172,14 @@ def test_a_later_process_needs_neither_the_engine_nor_torch(folder: Path, record
     )
     assert said.returncode == 0, said.stderr
     assert said.stdout.split()[-3:] == [str(len(expected.audio)), str(toy.GLOBALS), "99"]
+
+
+@pytest.mark.skipif(llama_cpp.missing() is not None, reason=str(llama_cpp.missing()))
+def test_its_language_model_is_measured_beside_llama_cpp(folder: Path) -> None:
+    options = BenchOptions(
+        engine="spark-tts", checkpoint=folder, precisions=("int8",), contexts=(16,), rounds=1, frames=2, proof="warn"
+    )
+    result = yardstick.run(options, report=lambda text: None)
+    assert result["engine"]["name"] == "spark-tts"
+    assert result["ratios"]["step_16"]["int8"]["median"] > 0
+    assert "The language model of spark-tts in int8" in yardstick.to_markdown(result)

@@ -21,8 +21,19 @@ class Block(nn.Module):
         return x
 
 
+class Single(nn.Module):
+    def __init__(self, width, size):
+        super().__init__()
+        self.convs = nn.ModuleList(same(width, width, size, dilation) for dilation in (1, 3))
+
+    def forward(self, x):
+        for conv in self.convs:
+            x = x + conv(F.leaky_relu(x, 0.1))
+        return x
+
+
 class Generator(nn.Module):
-    def __init__(self, mels=20, width=16, rates=(5, 4)):
+    def __init__(self, mels=20, width=16, rates=(5, 4), block=Block):
         super().__init__()
         self.num_kernels, self.num_upsamples = 2, len(rates)
         self.conv_pre, self.ups, self.resblocks = same(mels, width, 7), nn.ModuleList(), nn.ModuleList()
@@ -32,7 +43,7 @@ class Generator(nn.Module):
                 nn.ConvTranspose1d(width, width // 2, 2 * rate, rate, padding=rate // 2 + odd, output_padding=odd)
             )
             width //= 2
-            self.resblocks.extend(Block(width, size) for size in (3, 5))
+            self.resblocks.extend(block(width, size) for size in (3, 5))
         self.conv_post = same(width, 1, 7)
 
     def forward(self, x):
