@@ -22,6 +22,7 @@ __all__ = ["FILE", "NAME", "Answers", "backends", "exported", "kind", "less", "p
 
 NAME, FILE = "decoder-rewrite", "detokenizer.safetensors"
 _PROOF_THREADS = 2
+_ODD = "there are no kernels for the decoder's sizes, which have to be multiples of 32"
 
 Answers = Callable[[], Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]]
 """Yields tokens int64 [T], codes of who speaks int64 [G], and the engine's own audio float32 [n]."""
@@ -52,9 +53,12 @@ def exported(
 
     def build(directory: Path, precision: str, progress: Progress) -> None:
         progress(ProgressEvent(NAME, "build", 0, 1, precision))
-        write(save, directory / FILE)
+        save(directory / FILE)
 
     def prove(built: Built) -> dict[str, Any]:
+        """A file without kernels is rejected, not refused: that is remembered, and nothing is read for it again."""
+        if not takes(built.path / FILE):
+            return {"passed": False, "bar": None, "error": _ODD}
         return proof(built.path / FILE, answers)
 
     return Component(
@@ -67,7 +71,7 @@ def write(save: Callable[[Path], None], path: Path) -> None:
     save(path)
     if not takes(path):
         path.unlink()
-        raise ExportError("there are no kernels for the decoder's sizes, which have to be multiples of 32")
+        raise ExportError(_ODD)
 
 
 def proof(file: Path, answers: Answers) -> dict[str, Any]:

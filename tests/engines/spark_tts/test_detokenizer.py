@@ -24,6 +24,7 @@ from accelerator.engines.spark_tts.detokenizer import DetokenizeCall, takes
 from accelerator.engines.spark_tts.stages import SparkStages, Spoken
 from accelerator.engines.spark_tts.traceable import Audio, made
 from accelerator.errors import ExportError, SessionError
+from accelerator.export.component import Built
 from accelerator.hardware import detect
 from accelerator.parts.decoding import continuing
 from tests.engines.spark_tts import bicodec, double, toy
@@ -241,9 +242,13 @@ def test_sizes_without_kernels_are_refused(file: Path, tmp_path: Path) -> None:
     weights.save(made(Audio, lambda: narrow), tmp_path / FILE)
     assert not takes(tmp_path / FILE)
     save = functools.partial(weights.save, made(Audio, lambda: narrow))
-    _, exact = compiled.backends(save, str, {}, lambda: iter(()), builders=())
+    component = compiled.exported(save, str, {}, lambda: iter(()), ())
+    component.build(tmp_path, "fp32", lambda _: None)
+    report = component.prove(Built(tmp_path, "fp32", tmp_path))
+    assert not report["passed"], "a rejection is kept, where an error would be found out again by each process"
+    assert "multiples of 32" in report["error"]
     with pytest.raises(ExportError, match="multiples of 32"):
-        exact.components[0].build(tmp_path, "fp32", lambda _: None)
+        compiled.write(save, tmp_path / "converted")
 
 
 @pytest.mark.parametrize("change", ["tanh", "rate", "norm"])

@@ -134,7 +134,7 @@ def test_in_bfloat16_it_is_the_engine_in_bfloat16(folder: Path, tmp_path: Path) 
     assert isinstance(model, OnDisk)
     assert read(adapter) == [False, False, False]
     own = next(model.get().parameters()).dtype
-    assert adapter._language_model()[1].config["engine_dtype"] == {torch.float32: "fp32"}.get(own, "bf16")
+    assert adapter.language_model(adapter.trace)[1].config["engine_dtype"] == {torch.float32: "fp32"}.get(own, "bf16")
     assert model.get().lm_head.weight is model.get().model.embed_tokens.weight
     assert adapter.release()
     assert read(adapter) == [False, False, False]
