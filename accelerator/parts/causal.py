@@ -53,7 +53,7 @@ OUTSIDE = 1e-3  # the most probability of a step that a cut head may leave out, 
 _PROOF_THREADS = 2
 _PROVING = RunOptions(threads=_PROOF_THREADS)
 _PREFILL = f"{PREFILL}_{NAME}"  # the same graph, quantized by rows
-_SPEC, _RANGES = "spec.json", "ranges.npy"
+_SPEC, _RANGES, _FLOAT = "spec.json", "ranges.npy", "float32"
 
 
 def causal_components(
@@ -152,6 +152,8 @@ class _Exporter:
         recipe, spec = self.recipes[precision], self._settled
         weights = self._counted(CAUSAL, precision, progress)
         (directory / _SPEC).write_text(json.dumps(spec.to_dict()))
+        if recipe.bits == recipe.head_bits == 32:
+            (directory / _FLOAT).write_text("nothing is quantized\n")
         ranges = self._ranges() if recipe.kv_bits == 8 else None
         build_causal(directory, spec, weights, recipe, ranges)
         if ranges is not None and not (narrow := self._compared(directory, self._bar(precision), NAME))["passed"]:
@@ -339,9 +341,8 @@ def exported_spec(directory: Path) -> CausalSpec:
 
 
 def is_float(directory: Path) -> bool:
-    """Whether an export's matrices are as the model has them: by its size, as nothing quantized is nearly as large."""
-    size = sum(file.stat().st_size for file in directory.glob(f"{NAME}.*"))
-    return size >= exported_spec(directory).weight_bytes
+    """Whether an export's matrices are as the model has them."""
+    return (directory / _FLOAT).exists()
 
 
 def causal_backends(

@@ -185,7 +185,7 @@ def test_requests_of_other_kinds_have_a_say_in_the_cut(exported: Exported) -> No
     assert not asked
 
 
-def test_what_is_quantized_is_known_by_its_size(exported: Exported) -> None:
+def test_what_is_quantized_is_known_of_an_export(exported: Exported) -> None:
     assert [is_float(exported(precision)[0][CAUSAL]) for precision in ("fp32", "int8")] == [True, False]
 
 
