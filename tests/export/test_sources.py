@@ -229,7 +229,7 @@ def test_foreign_files_count_where_they_are_named(tmp_path: Path, monkeypatch: p
 
 
 UNITS = {file.stem for file in (PACKAGE / "kernels" / "units").glob("*.py")} - {"__init__"}
-LAYERS = {"filter", "mix", "dense", "quantize", "single", "snake", "order"}
+LAYERS = {"filter", "mix", "dense", "quantize", "single", "snake", "gelu", "order"}
 KERNELS: dict[str, set[str]] = {
     "kernels/compiler.py": UNITS,
     "kernels/features.py": UNITS,
@@ -253,6 +253,7 @@ KERNELS: dict[str, set[str]] = {
     "kernels/conv/dots.py": {"dots"},
     "kernels/conv/dense.py": {"dense", "quantize", "single"},
     "kernels/conv/filtering.py": {"filter", "mix"},
+    "kernels/conv/gaussian.py": {"gelu"},
     "kernels/conv/ordering.py": {"order"},
     "kernels/units/mix.py": {"mix"},
     "kernels/llm/team.py": set(),  # threads are no machine code

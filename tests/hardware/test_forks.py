@@ -67,6 +67,8 @@ KEPT_THOUGH = {  # where threads are waited for by what `_forked` does not make 
     "kernels.parallel _pool": "one for each process, by its number",
     "optimizer UniversalOptimizer._stream": "a flag of one stream, which raises in a child; nobody waits for it",
     "engines.fish_speech.routed _Request": "a flag of one request, which its parent speaks; nobody waits for it",
+    "engines.spark_tts.pytorch tokens": "flags of one reply, which its parent speaks; nobody waits for them",
+    "benchmark.reading Reader.__init__": "of a benchmark, which does not fork",
     "cli.progress Bars.__init__": "of the command, which does not fork",
     "reference.training.loop _termination": "of a program that does not fork",
 }

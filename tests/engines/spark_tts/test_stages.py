@@ -16,6 +16,7 @@ from accelerator.engines.base import Job
 from accelerator.engines.spark_tts import SparkAdapter, prompts
 from accelerator.engines.spark_tts.stages import SparkStages, Spoken
 from accelerator.errors import InvalidText
+from accelerator.parts.decoding import Window
 from accelerator.speech import SamplingParams, SpeechRequest
 from accelerator.text.segments import Segment
 from tests.engines.spark_tts import toy
@@ -43,9 +44,9 @@ def test_all_segments_are_spoken_by_the_voice_of_the_first(adapter: SparkAdapter
     parts = {part.name: part.original for part in adapter.parts()}
     decode = parts["decoder"]
 
-    def listen(semantics: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    def listen(semantics: np.ndarray, codes: np.ndarray, *, window: Window | None = None) -> np.ndarray:
         heard.append(codes)
-        return np.asarray(decode(semantics, codes))
+        return np.asarray(decode(semantics, codes, window=window))
 
     stages = stages_of(adapter, **{**parts, "decoder": listen})
     request = SpeechRequest(LONG, options=STYLE, sampling=SamplingParams(seed=3))
