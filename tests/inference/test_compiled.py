@@ -23,7 +23,7 @@ from accelerator.inference.batcher import DualARDecoder
 from accelerator.inference.compiled import NativeBinding
 from accelerator.inference.frame_loop import CodeLoop
 from accelerator.inference.sampling import Sampler, SamplingRule
-from accelerator.parts import language_model
+from accelerator.parts import backends
 from accelerator.parts.language_model import LANGUAGE_MODEL, language_model_components, load_language_model
 from accelerator.runtime.options import RunOptions
 from accelerator.speech import SamplingParams
@@ -54,7 +54,7 @@ def test_an_export_is_proven_with_them_too(found: dict[str, Export]) -> None:
     assert report["compiled"]["passed"] is True
     assert report["compiled"]["frames"] == report["frames"] > 0
     assert report["compiled"]["kl"] != report["kl"], "other rounding"
-    assert language_model.is_compiled(report)
+    assert backends.is_compiled(report)
 
 
 def test_kernels_that_answer_otherwise_are_not_used(
@@ -69,7 +69,7 @@ def test_kernels_that_answer_otherwise_are_not_used(
     monkeypatch.setattr(NativeBinding, "run", wrong)
     report = exported(adapter, tmp_path)[LANGUAGE_MODEL].proof
     assert (report["passed"], report["compiled"]["passed"]) == (True, False)
-    assert not language_model.is_compiled(report)
+    assert not backends.is_compiled(report)
 
 
 def test_where_there_are_none_the_same_export_runs_as_before(
@@ -79,14 +79,14 @@ def test_where_there_are_none_the_same_export_runs_as_before(
         patch.setattr(kernels, "available", lambda: False)
         without = exported(adapter, tmp_path)
     assert "compiled" not in without[LANGUAGE_MODEL].proof
-    assert not language_model.is_compiled(without[LANGUAGE_MODEL].proof)
+    assert not backends.is_compiled(without[LANGUAGE_MODEL].proof)
     assert without[LANGUAGE_MODEL].entry.key == found[LANGUAGE_MODEL].entry.key
     paths = {name: export.path for name, export in without.items()}
     assert len(spoken(load_language_model(paths, RunOptions()), adapter, [1])[0]) == 6
 
 
 def test_float32_has_none(adapter: ReferenceAdapter, tmp_path: Path) -> None:
-    assert not language_model.is_compiled(exported(adapter, tmp_path, "fp32")[LANGUAGE_MODEL].proof)
+    assert not backends.is_compiled(exported(adapter, tmp_path, "fp32")[LANGUAGE_MODEL].proof)
 
 
 def spoken(decoder: DualARDecoder, adapter: Any, seeds: list[int], batching: Any = "invariant") -> list[np.ndarray]:

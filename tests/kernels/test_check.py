@@ -18,7 +18,7 @@ compiled = pytest.mark.skipif(not kernels.available(), reason="compiled kernels 
 def test_without_a_name_it_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert check.main([]) == 0
     assert capsys.readouterr().out.split() == list(check.CHECKS)
-    known = {"step", "draw", "pack", "filter", "mix", "dense", "quantize", "single", "snake", "order"}
+    known = {"step", "draw", "pack", "filter", "mix", "dense", "quantize", "single", "snake", "gelu", "order"}
     assert known | ({"chain"} if kernels.multiplies_chains() else set()) == set(check.CHECKS)
 
 

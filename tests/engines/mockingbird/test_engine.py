@@ -40,6 +40,7 @@ def users(files: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("vocoder", VOCODERS)
 def test_it_is_opened_from_files(opened: Any, layout: str, vocoder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    opened(vocoder, layout)  # the first time writes the files, with random weights
     state, modules = torch.random.get_rng_state(), set(sys.modules)
     engine = opened(vocoder, layout)
     assert type(engine.generator).__name__ == VOCODERS[vocoder]
